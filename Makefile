@@ -1,0 +1,41 @@
+# The commands of this repository. Only python3 (3.11 or newer), a C++17 compiler and make are needed.
+#
+#   make venv          .venv with the pinned packages of constraints.txt and the C++ extension
+#   make test          the whole test suite
+#   make check         format, lint, types, layers and the fast tests: what every commit must pass
+#   make quickstart    from text to a trained pair of models (QUICKSTART_SHORT=1: fewer steps)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CPP := $(wildcard csrc/*.h csrc/*.cc)
+
+.PHONY: venv test check quickstart
+
+venv: $(INSTALLED)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; make PYTHON=/path/to/python3 names one")'
+	$(PYTHON) -m venv $(VENV)
+
+# The build needs pinned setuptools and pybind11 at hand, because it runs without pip's isolated
+# environment: what compiles the extension is then what constraints.txt says.
+$(INSTALLED): constraints.txt pyproject.toml setup.py $(CPP) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools pybind11
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+test: venv
+	$(BIN)/python -m pytest
+
+check: venv
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/python -m pytest -m "not slow" tests/unit tests/native
+
+quickstart: venv
+	PATH="$(abspath $(BIN)):$$PATH" bash examples/quickstart.sh $(if $(QUICKSTART_SHORT),--short)
