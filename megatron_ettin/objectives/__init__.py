@@ -1,0 +1,7 @@
+"""What a model predicts and how it attends: all that an encoder and its twin differ in."""
+
+from megatron_ettin.objectives.base import Batch, Objective, Rows, Specials, TokenIds
+from megatron_ettin.objectives.causal_lm import CausalLM
+from megatron_ettin.objectives.masked_lm import MaskedLM
+
+__all__ = ["Batch", "CausalLM", "MaskedLM", "Objective", "Rows", "Specials", "TokenIds"]
