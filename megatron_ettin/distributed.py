@@ -1,0 +1,166 @@
+"""Process groups of torch.distributed and Megatron-Core; the only user of `parallel_state`.
+
+NCCL where there is a GPU, gloo on CPU, chosen by what is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+
+from megatron_ettin import cpu
+from megatron_ettin.config import HardwareConfig
+
+#: Long enough for a checkpoint of a large model, short enough that a dead rank is noticed.
+TIMEOUT = timedelta(minutes=30)
+
+
+def device() -> torch.device:
+    """Return the device of this rank."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+@contextmanager
+def process_groups(hardware: HardwareConfig) -> Iterator[None]:
+    """Run the body inside initialised process groups and destroy them afterwards.
+
+    Under torchrun the world comes from its environment; without it the world is this process.
+
+    Raises:
+        ValueError: the world size is not a multiple of the tensor x pipeline layout.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    layout = hardware.tensor_parallel_size * hardware.pipeline_parallel_size
+    if world_size % layout:
+        raise ValueError(
+            f"{world_size} processes cannot be laid out as tensor_parallel_size "
+            f"{hardware.tensor_parallel_size} x pipeline_parallel_size "
+            f"{hardware.pipeline_parallel_size}: start a multiple of {layout} with torchrun"
+        )
+    if hardware.threads_per_rank is not None:
+        torch.set_num_threads(hardware.threads_per_rank)
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
+    else:
+        cpu.adapt_megatron()
+    _init_process_group(world_size)
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=hardware.tensor_parallel_size,
+            pipeline_model_parallel_size=hardware.pipeline_parallel_size,
+        )
+        # Megatron-Core forks this generator for TP-dependent randomness. Nothing of ours draws
+        # from it (all randomness is counters), but its modules insist that it exists.
+        tensor_parallel.model_parallel_cuda_manual_seed(1)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
+
+
+def _init_process_group(world_size: int) -> None:
+    backend = "nccl" if device().type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group(backend, timeout=TIMEOUT)
+    else:
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=world_size)
+
+
+def rank() -> int:
+    """Return the global rank."""
+    return torch.distributed.get_rank()
+
+
+def is_main_rank() -> bool:
+    """Tell whether this rank logs and writes."""
+    return rank() == 0
+
+
+def data_parallel() -> tuple[int, int]:
+    """Return (rank, size) along the data-parallel axis."""
+    return (
+        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_world_size(),
+    )
+
+
+def data_parallel_group() -> torch.distributed.ProcessGroup:
+    """Return the group of ranks that hold the same weights."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def data_parallel_group_gloo() -> torch.distributed.ProcessGroup:
+    """Return the gloo twin of `data_parallel_group`."""
+    return parallel_state.get_data_parallel_group_gloo(with_context_parallel=True)
+
+
+def world_group() -> torch.distributed.ProcessGroup:
+    """Return the group of all ranks."""
+    group = torch.distributed.group.WORLD
+    assert group is not None, "process groups are not initialised"
+    return group
+
+
+def stage_group() -> torch.distributed.ProcessGroup:
+    """Return the ranks of one pipeline stage: they hold the shards of the same tensors."""
+    return parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+
+
+def model_parallel_rank() -> int:
+    """Return this rank's index within the model-parallel (tensor x pipeline) group."""
+    return torch.distributed.get_rank(parallel_state.get_model_parallel_group())
+
+
+def tensor_parallel_rank() -> int:
+    """Return this rank's index along the tensor-parallel axis."""
+    return parallel_state.get_tensor_model_parallel_rank()
+
+
+def tensor_parallel_size() -> int:
+    """Return the number of ranks that share each layer."""
+    return parallel_state.get_tensor_model_parallel_world_size()
+
+
+def tensor_parallel_group() -> torch.distributed.ProcessGroup:
+    """Return the ranks that share each layer."""
+    return parallel_state.get_tensor_model_parallel_group()
+
+
+def pipeline_parallel_rank() -> int:
+    """Return this rank's stage."""
+    return parallel_state.get_pipeline_model_parallel_rank()
+
+
+def is_first_stage() -> bool:
+    """Tell whether this rank holds the embedding."""
+    return parallel_state.is_pipeline_first_stage()
+
+
+def is_last_stage() -> bool:
+    """Tell whether this rank holds the head and computes the loss."""
+    return parallel_state.is_pipeline_last_stage()
+
+
+def counts_rows() -> bool:
+    """Tell whether this rank counts in sums over rows: one rank of each model replica does."""
+    return is_last_stage() and tensor_parallel_rank() == 0
+
+
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of `values` over all ranks (int64 sums wrap modulo 2^64)."""
+    total = values.to(device(), copy=True)
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    torch.distributed.barrier()

@@ -1,0 +1,1 @@
+"""The Ettin architecture out of Megatron-Core's parts."""

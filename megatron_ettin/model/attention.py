@@ -1,0 +1,163 @@
+"""Core attention over a packed stream on CPU: SDPA per document, or in blocks of a window."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
+
+
+@dataclass
+class PackedRows(PackedSeqParams):  # type: ignore[misc]
+    """Layout of a micro-batch of t slots, handed unchanged to every layer.
+
+    Megatron-Core treats the stream as one sequence of t slots ([t, 1, hidden]): `qkv_format` is not
+    "thd", because the rotary table is gathered by `position_ids` and needs no per-segment work.
+    """
+
+    position_ids: torch.Tensor | None = None
+    """[t] int64, restarting per segment."""
+    g: torch.Tensor | None = None
+    """[m] int64 global row numbers, for counter-based randomness inside layers."""
+    masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
+    """Block masks by (window to the left, to the right, slots), made by the first local layer."""
+
+    @classmethod
+    def of(
+        cls, cu_seqlens: torch.Tensor, max_seqlen: int, position_ids: torch.Tensor, g: torch.Tensor
+    ) -> PackedRows:
+        """Describe a stream with segment borders `cu_seqlens` [n + 1] int32."""
+        return cls(
+            qkv_format="sbhd",
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_kv=cu_seqlens,
+            max_seqlen_q=max_seqlen,
+            max_seqlen_kv=max_seqlen,
+            position_ids=position_ids,
+            g=g,
+        )
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Return (begin, end) of the segments that hold slots."""
+        borders = self.cu_seqlens_q.tolist()
+        return [(a, b) for a, b in itertools.pairwise(borders) if a < b]
+
+    def block_mask(self, left: int, right: int, slots: int) -> torch.Tensor:
+        """Return [blocks, 1, w, keys] additive mask: same segment, key in [i - left, i + right].
+
+        A block is w = left queries; its keys are the block before, its own and, if right > 0, the
+        block after. Slots past the stream form a segment of their own.
+        """
+        key = (left, right, slots)
+        if key not in self.masks:
+            lengths = self.cu_seqlens_q.diff().long()
+            segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+            segment = F.pad(segment, (0, slots - len(segment)), value=-1)
+            blocks = segment.view(-1, left)
+            keys = _neighbours(blocks, with_next=right > 0, value=-2)
+            i = torch.arange(left)[:, None] + left
+            j = torch.arange(keys.shape[1])[None, :]
+            visible = (j >= i - left) & (j <= i + right) & (blocks[:, :, None] == keys[:, None, :])
+            mask = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
+            self.masks[key] = mask[:, None]
+        return self.masks[key]
+
+
+class SdpaCoreAttention(MegatronModule):  # type: ignore[misc]
+    """Scaled dot-product attention within segments; full or windowed by layer.
+
+    Global layers loop over the documents. Local layers take blocks of `window` queries against the
+    neighbouring blocks of keys, so their cost is linear in t and free of any loop.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        **_: Any,
+    ) -> None:
+        """Build the attention of layer `layer_number`, counted from 1."""
+        super().__init__(config=config)
+        self.is_causal = attn_mask_type == AttnMaskType.causal
+        self.scale = softmax_scale
+        self.window: tuple[int, int] | None = None
+        if is_layer_window_attention(
+            config.window_size, config.window_attn_skip_freq, layer_number
+        ):
+            self.window = config.window_size
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        packed_seq_params: PackedRows,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Attend: query, key, value [t, 1, heads, head_size] -> [t, 1, heads * head_size]."""
+        slots = query.shape[0]
+        q, k, v = (x.squeeze(1).transpose(0, 1) for x in (query, key, value))
+        attend = self._within_documents if self.window is None else self._within_windows
+        out = attend(q, k, v, packed_seq_params)
+        return out.transpose(0, 1).reshape(slots, 1, -1)
+
+    def _within_documents(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
+    ) -> torch.Tensor:
+        outs = [
+            F.scaled_dot_product_attention(
+                query[None, :, a:b],
+                key[None, :, a:b],
+                value[None, :, a:b],
+                is_causal=self.is_causal,
+                scale=self.scale,
+            )[0]
+            for a, b in packed.spans()
+        ]
+        return torch.cat(outs, dim=1)
+
+    def _within_windows(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
+    ) -> torch.Tensor:
+        assert self.window is not None
+        left, right = self.window
+        heads, slots, size = query.shape
+        padded = -(-slots // left) * left
+
+        def blocks(x: torch.Tensor) -> torch.Tensor:
+            return F.pad(x, (0, 0, 0, padded - slots)).view(heads, -1, left, size).transpose(0, 1)
+
+        mask = packed.block_mask(left, right, padded).to(query.dtype)
+        out = F.scaled_dot_product_attention(
+            blocks(query),
+            _neighbours(blocks(key), with_next=right > 0),
+            _neighbours(blocks(value), with_next=right > 0),
+            attn_mask=mask,
+            scale=self.scale,
+        )
+        return out.transpose(0, 1).reshape(heads, padded, size)[:, :slots]
+
+
+def _neighbours(blocks: torch.Tensor, *, with_next: bool, value: int = 0) -> torch.Tensor:
+    """Return each block with the one before it and, if asked, the one after, along the slots.
+
+    [blocks, w] -> [blocks, 2w or 3w]; [blocks, heads, w, size] -> [blocks, heads, 2w or 3w, size].
+    """
+    edge = torch.full_like(blocks[:1], value)
+    parts = [torch.cat([edge, blocks[:-1]]), blocks]
+    if with_next:
+        parts.append(torch.cat([blocks[1:], edge]))
+    return torch.cat(parts, dim=1 if blocks.dim() == 2 else 2)

@@ -1,0 +1,79 @@
+"""The layer recipe as a Megatron-Core spec: norms, gated MLP, local/global, RoPE per kind."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_ettin.model.attention import SdpaCoreAttention
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """LayerNorm without bias, as Megatron-Core builds norms (its own always carry one)."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any) -> None:
+        """Build the norm over the last dimension [..., hidden_size]."""
+        super().__init__(hidden_size, eps=eps, bias=False, dtype=config.params_dtype)
+        # Under sequence parallelism Megatron-Core all-reduces gradients of parameters marked so.
+        cast(Any, self.weight).sequence_parallel = config.sequence_parallel
+
+
+class EttinLayer(TransformerLayer):  # type: ignore[misc]
+    """A pre-norm layer that picks the rotary table of its kind."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, *, rotary_pos_emb: torch.Tensor, **kwargs: Any
+    ) -> Any:
+        """Run the layer; `rotary_pos_emb` is [2 (global, local), t, 1, 1, head_size]."""
+        is_local = self.config.window_attn_skip_freq[self.layer_number - 1]
+        return super().forward(hidden_states, rotary_pos_emb=rotary_pos_emb[is_local], **kwargs)
+
+
+def block_spec(
+    config: TransformerConfig, mask_type: AttnMaskType, layers: range
+) -> TransformerBlockSubmodules:
+    """Return the spec of the layers `layers` (counted from 0) that a pipeline stage holds."""
+    return TransformerBlockSubmodules(
+        layer_specs=[_layer_spec(mask_type, has_input_norm=layer > 0) for layer in layers],
+        layer_norm=LayerNorm,
+    )
+
+
+def _layer_spec(mask_type: AttnMaskType, *, has_input_norm: bool) -> ModuleSpec:
+    # Layer 0 has no attention norm: the embedding is normalised already (ModernBERT's
+    # skip_first_prenorm).
+    return ModuleSpec(
+        module=EttinLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=LayerNorm if has_input_norm else IdentityOp,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": mask_type},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=SdpaCoreAttention,
+                    linear_proj=RowParallelLinear,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=LayerNorm,
+            mlp=ModuleSpec(
+                module=MLP,
+                submodules=MLPSubmodules(
+                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
+                ),
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )

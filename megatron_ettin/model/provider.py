@@ -1,0 +1,141 @@
+"""The Ettin model provider: ModelConfig + attention -> module, in Megatron-Core's terms."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from megatron_ettin import distributed
+from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.model import weight_map
+from megatron_ettin.model.ettin_model import EttinModel
+from megatron_ettin.model.initialize import initial_tensor, local_shard
+from megatron_ettin.model.layer_spec import block_spec
+
+Attention = Literal["bidirectional", "causal"]
+
+
+def build_model(
+    model: ModelConfig, attention: Attention, hardware: HardwareConfig, *, init_seed: int
+) -> EttinModel:
+    """Return this rank's stage of the model, with initial weights, on this rank's device.
+
+    Needs process groups (`distributed.process_groups`).
+    """
+    config = transformer_config(model, attention, hardware)
+    pp_rank = distributed.pipeline_parallel_rank()
+    first = get_transformer_layer_offset(config, None, pp_rank)
+    layers = range(first, first + get_num_layers_to_build(config, None, pp_rank))
+    mask_type = AttnMaskType.causal if attention == "causal" else AttnMaskType.padding
+    stage = EttinModel(
+        config,
+        model,
+        block_spec(config, mask_type, layers),
+        pre_process=distributed.is_first_stage(),
+        post_process=distributed.is_last_stage(),
+    )
+    initialize_weights(stage, init_seed)
+    return stage.to(distributed.device())
+
+
+def initialize_weights(stage: EttinModel, seed: int) -> None:
+    """Fill every parameter of the stage from counters; a parameter without an entry is an error."""
+    entries = weight_map.entries(stage.model_config.num_layers)
+    rank, size = distributed.tensor_parallel_rank(), distributed.tensor_parallel_size()
+    for name, parameter in logical_parameters(stage):
+        whole = initial_tensor(entries[name], stage.model_config, seed)
+        with torch.no_grad():
+            parameter.copy_(local_shard(whole, parameter, rank, size))
+
+
+def logical_parameters(stage: EttinModel) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the stage's parameters by their names in the whole model.
+
+    Layers are counted over all stages, and the last stage's copy of the tied embedding goes by the
+    embedding's name.
+    """
+    first = stage.decoder.layers[0].layer_number - 1 if len(stage.decoder.layers) else 0
+    named = []
+    for name, parameter in stage.named_parameters():
+        if name.startswith("decoder.layers."):
+            layer, rest = name.removeprefix("decoder.layers.").split(".", 1)
+            name = f"decoder.layers.{int(layer) + first}.{rest}"
+        if name == "output_layer.weight":
+            name = "embedding.word_embeddings.weight"
+        named.append((name, parameter))
+    return named
+
+
+def transformer_config(
+    model: ModelConfig, attention: Attention, hardware: HardwareConfig
+) -> TransformerConfig:
+    """Translate our configuration to Megatron-Core's.
+
+    Raises:
+        ValueError: `model.megatron_overrides` names no field of TransformerConfig.
+    """
+    known = {field.name for field in dataclasses.fields(TransformerConfig)}
+    unknown = sorted(set(model.megatron_overrides) - known)
+    if unknown:
+        raise ValueError(f"model.megatron_overrides: TransformerConfig has no field {unknown}")
+    local = [not model.is_global(layer) for layer in range(model.num_layers)]
+    dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
+    right = model.sliding_window if attention == "bidirectional" else 0
+    fields = {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "layernorm_epsilon": model.layernorm_epsilon,
+        "add_bias_linear": False,
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.gelu,  # exact erf, as in ModernBERT
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "window_size": (model.sliding_window, right),
+        # A list: as an integer n it would make layers n, 2n, ... (from 1) global.
+        "window_attn_skip_freq": [int(is_local) for is_local in local],
+        # Layer 0 lacks a norm, so that layers cannot be stacked into one tensor per name.
+        "hetereogenous_dist_checkpoint": True,
+        "tensor_model_parallel_size": hardware.tensor_parallel_size,
+        "pipeline_model_parallel_size": hardware.pipeline_parallel_size,
+        **_uneven_stages(model.num_layers, hardware.pipeline_parallel_size),
+        "pipeline_dtype": dtype,
+        "params_dtype": dtype,
+        "bf16": hardware.precision == "bf16",
+        "use_cpu_initialization": True,
+        # Megatron-Core marks sharded parameters only when it initialises them; the values are ours.
+        "init_method": _leave_as_is,
+        "output_layer_init_method": _leave_as_is,
+        "embedding_init_method": _leave_as_is,
+        "calculate_per_token_loss": True,
+        # These need apex or Transformer Engine, or (bias fusions) compute the tanh GELU.
+        "gradient_accumulation_fusion": False,
+        "persist_layer_norm": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "apply_rope_fusion": False,
+    }
+    return TransformerConfig(**{**fields, **model.megatron_overrides})
+
+
+def _leave_as_is(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def _uneven_stages(num_layers: int, stages: int) -> dict[str, int]:
+    """Return how many layers the last stage holds when they do not divide evenly."""
+    if num_layers % stages == 0:
+        return {}
+    rounded_up = -(-num_layers // stages)
+    last = num_layers - rounded_up * (stages - 1)
+    if last < 1:
+        last = num_layers - (num_layers // stages) * (stages - 1)
+    return {"num_layers_in_last_pipeline_stage": last}
