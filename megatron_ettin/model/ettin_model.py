@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.distributed import ProcessGroup
 
 from megatron_ettin.config import ModelConfig
 from megatron_ettin.model.attention import PackedRows
@@ -28,7 +29,9 @@ from megatron_ettin.model.layer_spec import LayerNorm
 class EttinEmbedding(MegatronModule):  # type: ignore[misc]
     """Token embedding followed by a norm; positions come in by rotation only."""
 
-    def __init__(self, config: TransformerConfig, padded_vocab_size: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, padded_vocab_size: int, tp_group: ProcessGroup
+    ) -> None:
         """Build the vocabulary-parallel table [padded_vocab_size, hidden] and its norm."""
         super().__init__(config=config)
         self.word_embeddings = VocabParallelEmbedding(
@@ -36,6 +39,7 @@ class EttinEmbedding(MegatronModule):  # type: ignore[misc]
             embedding_dim=config.hidden_size,
             init_method=config.init_method,
             config=config,
+            tp_group=tp_group,
         )
         self.norm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon)
 
@@ -82,7 +86,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         # Megatron-Core's gradient finalisation asks every model for this.
         self.model_type = None
         if pre_process:
-            self.embedding = EttinEmbedding(config, model.padded_vocab_size)
+            self.embedding = EttinEmbedding(config, model.padded_vocab_size, self.tp_group)
         self.decoder = TransformerBlock(
             config=config, spec=spec, pre_process=pre_process, post_process=post_process
         )
@@ -97,6 +101,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
                 skip_bias_add=False,
                 gather_output=False,
                 skip_weight_param_allocation=pre_process,
+                tp_group=self.tp_group,
             )
         self.set_rotary_bases(10_000.0, 10_000.0)
         if pre_process or post_process:
@@ -149,7 +154,9 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
             hidden = hidden.index_select(0, scored)
         logits = self._logits(hidden)
         if labels is None:
-            gathered: torch.Tensor = gather_from_tensor_model_parallel_region(logits)
+            gathered: torch.Tensor = gather_from_tensor_model_parallel_region(
+                logits, group=self.tp_group
+            )
             return gathered[:, 0, : self.model_config.vocab_size]
         loss: torch.Tensor = vocab_parallel_cross_entropy(logits.float(), labels[:, None])
         return loss[:, 0]
@@ -164,7 +171,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         weight = self.shared_embedding_or_output_weight()
         logits, _ = self.output_layer(self.head(hidden), weight=weight)
         columns = logits.shape[-1]
-        first = self.pg_collection.tp.rank() * columns
+        first = self.tp_group.rank() * columns
         real = min(max(self.model_config.vocab_size - first, 0), columns)
         if real < columns:
             logits = torch.cat(

@@ -19,6 +19,7 @@ from megatron_ettin.model.initialize import initial_tensor, local_shard
 from megatron_ettin.model.layer_spec import block_spec
 
 Attention = Literal["bidirectional", "causal"]
+ATTENTION_MASKS = {"bidirectional": AttnMaskType.padding, "causal": AttnMaskType.causal}
 
 
 def build_model(
@@ -28,20 +29,24 @@ def build_model(
 
     Needs process groups (`distributed.process_groups`).
     """
+    stage = build_stage(model, attention, hardware)
+    initialize_weights(stage, init_seed)
+    return stage.to(distributed.device())
+
+
+def build_stage(model: ModelConfig, attention: Attention, hardware: HardwareConfig) -> EttinModel:
+    """Return this rank's stage on the CPU with weights that mean nothing yet."""
     config = transformer_config(model, attention, hardware)
     pp_rank = distributed.pipeline_parallel_rank()
     first = get_transformer_layer_offset(config, None, pp_rank)
     layers = range(first, first + get_num_layers_to_build(config, None, pp_rank))
-    mask_type = AttnMaskType.causal if attention == "causal" else AttnMaskType.padding
-    stage = EttinModel(
+    return EttinModel(
         config,
         model,
-        block_spec(config, mask_type, layers),
+        block_spec(config, ATTENTION_MASKS[attention], layers),
         pre_process=distributed.is_first_stage(),
         post_process=distributed.is_last_stage(),
     )
-    initialize_weights(stage, init_seed)
-    return stage.to(distributed.device())
 
 
 def initialize_weights(stage: EttinModel, seed: int) -> None:

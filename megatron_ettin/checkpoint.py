@@ -1,0 +1,304 @@
+"""Save, resume (same run, all state) and initialise (new run, weights only).
+
+A checkpoint is a folder: Megatron-Core's layout-free `torch_dist` shards, plus `model.json` (what
+the weights are), `config.yaml` (the run) and `state.json` (where it stood), written under a
+temporary name and renamed when complete. There is no random state in it: all randomness is a
+function of (seed, g).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.transformer.module import MegatronModule
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_ettin import config as configuration
+from megatron_ettin import distributed
+from megatron_ettin.config import ModelConfig, RunConfig
+
+STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
+#: What Megatron-Core writes besides the shards.
+SHARD_INDEX = (".metadata", "common.pt", "metadata.json")
+#: Packages whose versions a checkpoint records.
+PACKAGES = ("megatron-ettin", "torch", "megatron-core", "numpy", "tokenizers")
+#: Fields of ModelConfig that shape or rename tensors: two models that differ in one are not alike.
+ARCHITECTURE = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "vocab_size",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run stands: everything but weights and optimizer state."""
+
+    g: int = 0
+    """Rows consumed: the next step starts at row g."""
+    step: int = 0
+    """Optimizer steps taken."""
+    consumed_tokens: int = 0
+    """Tokens consumed, special tokens counted, padding not."""
+    phase: str = ""
+    """Name of the phase of the last step."""
+    phase_tokens: int = 0
+    """Tokens consumed in that phase."""
+    token_digest: tuple[int, int] = (0, 0)
+    """Sum of the consumed rows' digests, low lane first."""
+    phase_ids: tuple[str, ...] = ()
+    """Chained order ids of the phases."""
+    tokenizer_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """What the weights of a checkpoint are, whether a run or a conversion made them."""
+
+    model: ModelConfig
+    """The architecture."""
+    attention: Literal["bidirectional", "causal"]
+    """How positions see each other."""
+    rotary_base_global: float
+    """RoPE base of the global layers, in the phase last trained."""
+    rotary_base_local: float
+    """RoPE base of the local layers, in the phase last trained."""
+    max_seq_length: int
+    """Longest rows the model is made for."""
+    tokenizer: str | None
+    """Tokenizer folder, as an absolute path; None if the model came without one."""
+
+    @classmethod
+    def of_run(cls, config: RunConfig, state: RunState) -> SavedModel:
+        """Describe the model of a run that stands at `state`."""
+        phases = {phase.name: phase for phase in config.phases}
+        phase = phases[state.phase] if state.phase else config.phases[0]
+        return cls(
+            model=config.model,
+            attention=config.objective.attention,
+            rotary_base_global=phase.rotary_base_global,
+            rotary_base_local=phase.rotary_base_local,
+            max_seq_length=max(phase.seq_length for phase in config.phases),
+            tokenizer=str(Path(config.data.tokenizer).absolute()),
+        )
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the folder and the reason."""
+
+
+def save(
+    folder: Path,
+    stage: MegatronModule,
+    optimizer: DistributedOptimizer | None,
+    *,
+    config: RunConfig,
+    state: RunState,
+) -> None:
+    """Write a checkpoint to `folder`, which appears only when it is complete. All ranks call this.
+
+    `stage` is the unwrapped module (a DDP wrapper would prefix every name).
+    """
+    _write(
+        folder,
+        _sharded_state(stage, optimizer, is_loading=False),
+        saved=SavedModel.of_run(config, state),
+        config_yaml=configuration.to_yaml(config),
+        state=state,
+    )
+
+
+def save_weights(
+    folder: Path,
+    stage: MegatronModule,
+    *,
+    saved: SavedModel,
+    config_yaml: str,
+    tokenizer_sha256: str,
+) -> None:
+    """Write a checkpoint of weights that no run has trained: `initialize_from` takes it.
+
+    `config_yaml` holds the sections of a run that the weights decide.
+    """
+    _write(
+        folder,
+        _sharded_state(stage, None, is_loading=False),
+        saved=saved,
+        config_yaml=config_yaml,
+        state=RunState(tokenizer_sha256=tokenizer_sha256),
+    )
+
+
+def _write(
+    folder: Path, shards: dict[str, Any], *, saved: SavedModel, config_yaml: str, state: RunState
+) -> None:
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    if distributed.is_main_rank():
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    distributed.barrier()
+    dist_checkpointing.save(shards, str(unfinished), sharded_strategy=_single_writer())
+    if distributed.is_main_rank():
+        (unfinished / CONFIG_FILE).write_text(config_yaml)
+        (unfinished / MODEL_FILE).write_text(json.dumps(dataclasses.asdict(saved), indent=2) + "\n")
+        document = {"versions": versions(), **dataclasses.asdict(state)}
+        (unfinished / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n")
+        _publish(unfinished, folder)
+    distributed.barrier()
+
+
+def load(
+    folder: Path, stage: MegatronModule, optimizer: DistributedOptimizer | None, model: ModelConfig
+) -> RunState:
+    """Load weights, and the optimizer's state if it is given, into this rank's layout.
+
+    Raises:
+        CheckpointError: no checkpoint, an incomplete one, or one of another architecture.
+    """
+    check_architecture(folder, model)
+    state = read_state(folder)
+    loaded = _read_shards(folder, _sharded_state(stage, optimizer, is_loading=True))
+    stage.load_state_dict(loaded["model"])
+    if optimizer is not None:
+        optimizer.load_state_dict(loaded["optimizer"])
+    return state
+
+
+def check_architecture(folder: Path, model: ModelConfig) -> None:
+    """Raise CheckpointError if `folder` holds a model of another shape than `model`."""
+    saved = read_model(folder).model
+    differing = [
+        f"{name} {getattr(saved, name)} (here {getattr(model, name)})"
+        for name in ARCHITECTURE
+        if getattr(saved, name) != getattr(model, name)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{folder}: a checkpoint of another architecture: {', '.join(differing)}"
+        )
+
+
+def read_state(folder: Path) -> RunState:
+    """Return where the run stood when `folder` was saved."""
+    document = _read_json(folder / STATE_FILE)
+    document.pop("versions")
+    for name in ("token_digest", "phase_ids"):
+        document[name] = tuple(document[name])
+    return RunState(**document)
+
+
+def read_model(folder: Path) -> SavedModel:
+    """Return what the weights in `folder` are."""
+    if not (folder / MODEL_FILE).is_file():
+        raise CheckpointError(f"{folder}: no checkpoint here ({MODEL_FILE} is missing)")
+    document = _read_json(folder / MODEL_FILE)
+    try:
+        return SavedModel(**{**document, "model": ModelConfig(**document["model"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / MODEL_FILE}: not a saved model: {error}") from error
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Return the configuration of the run that saved `folder`."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder}: no checkpoint here ({CONFIG_FILE} is missing)")
+    return configuration.load_config(folder / CONFIG_FILE)
+
+
+def newest(run_dir: Path) -> Path | None:
+    """Return the complete checkpoint of `run_dir` with the most steps, if there is one."""
+    complete = [
+        path
+        for path in (run_dir / "checkpoints").glob("step_*")
+        if path.is_dir() and (path / STATE_FILE).is_file() and path.suffix == ""
+    ]
+    return max(complete, key=lambda path: int(path.name.removeprefix("step_")), default=None)
+
+
+def folder_of(run_dir: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after `step`."""
+    return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide numbers, as installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _sharded_state(
+    stage: MegatronModule, optimizer: DistributedOptimizer | None, *, is_loading: bool
+) -> dict[str, Any]:
+    sharding = {
+        # The default type writes flattened ranges, which 0.16.1 refuses to load.
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": distributed.data_parallel_group(),
+    }
+    state = {"model": stage.sharded_state_dict(metadata=sharding)}
+    if optimizer is not None:
+        state["optimizer"] = optimizer.sharded_state_dict(
+            state["model"], is_loading=is_loading, metadata=sharding
+        )
+    return state
+
+
+def _read_shards(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    missing = [name for name in SHARD_INDEX if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder}: an incomplete checkpoint: {', '.join(missing)} missing")
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(folder))
+    except CheckpointException as error:  # a BaseException, with one cause for each rank
+        cause = next(iter(error.failures.values()))[0]
+        raise CheckpointError(f"{folder}: incomplete or damaged: {cause}") from error
+    except CheckpointingException as error:
+        raise CheckpointError(f"{folder}: incomplete or damaged: {error}") from error
+    return loaded
+
+
+def _single_writer() -> TorchDistSaveShardedStrategy:
+    strategy = get_default_save_sharded_strategy("torch_dist")
+    # Two writers a rank gain nothing for models of these sizes and cost another process each.
+    strategy.thread_count = 1
+    return strategy
+
+
+def _publish(unfinished: Path, folder: Path) -> None:
+    for path in [*unfinished.iterdir(), unfinished]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
+    parent = os.open(folder.parent, os.O_RDONLY)
+    os.fsync(parent)
+    os.close(parent)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: unreadable checkpoint state: {error}") from error
+    return document

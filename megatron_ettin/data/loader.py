@@ -1,0 +1,52 @@
+"""From rows to batches: which rows a data-parallel rank sees, and as what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_ettin.objectives import Batch, Objective, TokenIds
+from megatron_ettin.order import SampleOrder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """Batches of any step on any rank, computed from g: nothing is broadcast, no state kept."""
+
+    order: SampleOrder
+    objective: Objective
+    ids: TokenIds
+    mask_seed: int
+    micro_batch_tokens: int
+    data_parallel_rank: int
+    data_parallel_size: int
+
+    def num_micro_batches(self, begin: int, end: int) -> int:
+        """Return how many micro-batches each rank runs for rows [begin, end)."""
+        per_micro_batch = self._micro_batch_rows(begin) * self.data_parallel_size
+        return -(-(end - begin) // per_micro_batch)
+
+    def micro_batches(self, begin: int, end: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches of rows [begin, end), which lie in one phase.
+
+        Micro-batch m of rank r takes rows begin + (m * DP + r) * micro_batch_rows onward; slots
+        past `end` are idle rows (g = -1): padding that is not scored.
+        """
+        phase_index = self.order.spec.phase_index(begin)
+        rows = self._micro_batch_rows(begin)
+        for m in range(self.num_micro_batches(begin, end)):
+            first = begin + (m * self.data_parallel_size + self.data_parallel_rank) * rows
+            g = np.arange(first, first + rows, dtype=np.int64)
+            g[g >= end] = -1
+            yield self.objective.make_batch(
+                self.order.rows(phase_index, g),
+                phase=self.order.spec.phases[phase_index].name,
+                mask_seed=self.mask_seed,
+                ids=self.ids,
+            )
+
+    def _micro_batch_rows(self, g: int) -> int:
+        phase = self.order.spec.phases[self.order.spec.phase_index(g)]
+        return self.micro_batch_tokens // phase.seq_length

@@ -1,0 +1,109 @@
+"""`order.json`: the identity of a sample order, phase by phase.
+
+It knows no objective, no mask seed and no code version: twins share it. `order_id` chains over the
+phases, so appending a phase keeps the earlier ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_ettin.objectives import Specials
+
+FORMAT = "order/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSpec:
+    """The documents of one source that a phase may draw, and their packing into rows."""
+
+    source: str
+    documents_in_file: int
+    tokens_in_file: int
+    lengths_sha256: str
+    first_document: int
+    end_document: int
+    specials: Specials
+    min_doc_tokens: int
+    quota: int
+    """Rows of the source in one period of the blend table."""
+    rows: int
+    """Rows of one epoch."""
+    tokens: int
+    """Tokens of one epoch, special tokens counted."""
+    drawn: int
+    """Rows that earlier phases drew from the same pool and packing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSpec:
+    """Rows [start_g, start_g + num_rows)."""
+
+    name: str
+    start_g: int
+    num_rows: int
+    seq_length: int
+    max_segments_per_row: int
+    pack: Literal["bfd"]
+    pools: tuple[PoolSpec, ...]
+
+    @property
+    def end_g(self) -> int:
+        """First row after the phase."""
+        return self.start_g + self.num_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderSpec:
+    """A whole order: header and phases."""
+
+    seed: int
+    tokenizer_sha256: str
+    phases: tuple[PhaseSpec, ...]
+
+    def phase_ids(self) -> list[str]:
+        """Return the chained id after each phase: the n-th depends on the first n phases only."""
+        link = _sha256({"format": FORMAT, "seed": self.seed, "tokenizer": self.tokenizer_sha256})
+        ids = []
+        for phase in self.phases:
+            link = _sha256({"previous": link, "phase": dataclasses.asdict(phase)})
+            ids.append(link)
+        return ids
+
+    @property
+    def order_id(self) -> str:
+        """Identity of the whole order."""
+        return self.phase_ids()[-1]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all phases."""
+        return self.phases[-1].end_g
+
+    def phase_index(self, g: int) -> int:
+        """Return the phase that row `g` belongs to; the last one for g == num_rows."""
+        for index, phase in enumerate(self.phases):
+            if g < phase.end_g:
+                return index
+        if g == self.num_rows:
+            return len(self.phases) - 1
+        raise ValueError(f"row {g} is beyond the order's {self.num_rows} rows")
+
+    def to_json(self) -> str:
+        """Return the text of `order.json`."""
+        document = {
+            "format": FORMAT,
+            "order_id": self.order_id,
+            "phase_ids": self.phase_ids(),
+            **dataclasses.asdict(self),
+        }
+        return json.dumps(document, indent=2) + "\n"
+
+
+def _sha256(value: dict[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,70 @@
+"""Pre-train an encoder or a decoder: `torchrun -m megatron_ettin.pretrain --config ...`.
+
+The table of contents of a run: configuration -> process groups -> order and loader -> model ->
+optimizer -> checkpoint -> loop. Heavy imports come after the configuration has been accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+
+from megatron_ettin.config import RunConfig, parse_args
+
+
+def main() -> None:
+    """Run what the command line says; errors in the input end in one message and exit code 1."""
+    try:
+        config = parse_args()
+        _set_up_logging()
+        pretrain(config)
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
+def pretrain(config: RunConfig) -> None:
+    """Train `config` to its end, or from its newest checkpoint with `checkpoint.resume`."""
+    from megatron_ettin import distributed
+    from megatron_ettin.training import set_up
+    from megatron_ettin.training.loop import train
+
+    with distributed.process_groups(config.hardware):
+        order = set_up.sample_order(config)
+        state = set_up.starting_state(config, order)
+        run = set_up.training(config, order, state)
+        state = set_up.restore(run, state)
+        with run.reporter:
+            train(run, state)
+
+
+def _set_up_logging() -> None:
+    is_main = os.environ.get("RANK", "0") == "0"
+    # Megatron-Core reports every bucket at INFO and warns of optional packages and its own defaults.
+    logging.getLogger("megatron").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    logging.basicConfig(
+        level=logging.INFO if is_main else logging.ERROR,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+
+
+def _fail(error: Exception) -> None:
+    """Print `error` once per machine and exit.
+
+    The ranks of a machine mostly fail alike; torchrun ends them all as soon as one is gone. So the
+    others hold their message back, and print it only if the first rank is still alive after that.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(3.0)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    # Without the interpreter's shutdown, which would wait for collectives the others never join.
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

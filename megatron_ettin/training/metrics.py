@@ -1,0 +1,133 @@
+"""What a run reports: console, progress bar, metrics.jsonl (always), Weights & Biases by flag."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from megatron_ettin import distributed
+from megatron_ettin.checkpoint import RunState
+from megatron_ettin.config import RunConfig
+from megatron_ettin.order.digest import format_digest
+from megatron_ettin.training.validation import HeldOutLoss
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Writes on the main rank, and nowhere else."""
+
+    def __init__(
+        self, config: RunConfig, config_yaml: str, state: RunState, total_tokens: int
+    ) -> None:
+        """Open run_dir/metrics.jsonl, dropping lines after `state` (of a run that was cut off)."""
+        self._is_main = distributed.is_main_rank()
+        self._wandb: Any = None
+        if not self._is_main:
+            return
+        path = Path(config.run_dir) / "metrics.jsonl"
+        kept = _lines_up_to(path, state.step)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text("".join(kept))
+        unfinished.replace(path)
+        self._file = path.open("a")
+        self._bar = tqdm(
+            total=total_tokens,
+            initial=state.consumed_tokens,
+            unit="tok",
+            unit_scale=True,
+            disable=None,
+            desc="training",
+        )
+        if config.logging.wandb:
+            import wandb
+
+            self._wandb = wandb.init(
+                dir=config.run_dir, name=Path(config.run_dir).name, config={"yaml": config_yaml}
+            )
+
+    def __enter__(self) -> Reporter:
+        """Return the reporter; it is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file, the bar and the W&B run."""
+        if not self._is_main:
+            return
+        self._bar.close()
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if kind is None else 1)
+
+    def advance(self, tokens: int) -> None:
+        """Move the progress bar by a step's tokens."""
+        if self._is_main:
+            self._bar.update(tokens)
+
+    def training(
+        self, state: RunState, *, loss: float, lr: float, tokens: int, seconds: float
+    ) -> None:
+        """Report the steps since the last line: mean loss, last rate, tokens and wall seconds."""
+        self._write(
+            {
+                "kind": "train",
+                "step": state.step,
+                "g": state.g,
+                "phase": state.phase,
+                "tokens": state.consumed_tokens,
+                "loss": loss,
+                "lr": lr,
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds,
+                "token_digest": format_digest(state.token_digest),
+            },
+            f"loss {loss:.4f} · lr {lr:.3e} · {tokens / seconds:,.0f} tok/s",
+        )
+
+    def validation(self, state: RunState, held_out: HeldOutLoss) -> None:
+        """Report a held-out loss."""
+        self._write(
+            {
+                "kind": "validation",
+                "step": state.step,
+                "phase": state.phase,
+                "tokens": state.consumed_tokens,
+                "heldout_loss": held_out.loss,
+                "heldout_standard_error": held_out.standard_error,
+                "scored_tokens": held_out.scored_tokens,
+            },
+            f"held-out loss {held_out.loss:.4f} ± {held_out.standard_error:.4f} "
+            f"({held_out.scored_tokens:,} tokens)",
+        )
+
+    def _write(self, record: dict[str, Any], text: str) -> None:
+        if not self._is_main:
+            return
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        where = f"{record['phase']} step {record['step']} · {record['tokens'] / 1e6:,.2f}M tokens"
+        logger.info("%s · %s", where, text)
+        if self._wandb is not None:
+            numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
+            self._wandb.log(numbers, step=record["step"])
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """Return the complete lines of an earlier session that belong to steps up to `step`."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    return [line for line in whole if json.loads(line)["step"] <= step]

@@ -1,0 +1,172 @@
+"""Build the parts of a run from its configuration, each in one function."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+
+from megatron_ettin import checkpoint, distributed
+from megatron_ettin import config as configuration
+from megatron_ettin.checkpoint import CheckpointError, RunState
+from megatron_ettin.config import PhaseConfig, RunConfig, SourceConfig
+from megatron_ettin.data.loader import Loader
+from megatron_ettin.data.tokenize import load_tokenizer
+from megatron_ettin.model.provider import build_model
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.training.loop import Training
+from megatron_ettin.training.metrics import Reporter
+from megatron_ettin.training.optimizer import build_optimizer
+from megatron_ettin.training.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+
+def sample_order(config: RunConfig) -> SampleOrder:
+    """Open the corpora and fix the order of the whole run."""
+    tokenizer = load_tokenizer(Path(config.data.tokenizer))
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"{config.data.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids but "
+            f"model.vocab_size is {config.model.vocab_size}"
+        )
+    return SampleOrder(
+        phases=config.phases,
+        sources=config.data.sources,
+        blend=config.data.blend,
+        pools=config.data.pools,
+        seed=config.seeds.order,
+        tokenizer_sha256=tokenizer.digest,
+        ids=tokenizer.ids,
+    )
+
+
+def held_out_order(config: RunConfig) -> SampleOrder:
+    """Fix the held-out rows: an order of its own over `data.validation`, in equal shares."""
+    settings = config.validation
+    phase = PhaseConfig(
+        name="validation",
+        train_tokens=settings.num_rows * settings.seq_length,
+        seq_length=settings.seq_length,
+        global_batch_size=settings.num_rows,
+    )
+    sources = {prefix: SourceConfig(prefix=prefix) for prefix in config.data.validation}
+    data = dataclasses.replace(
+        config.data,
+        sources=sources,
+        blend={phase.name: dict.fromkeys(sources, 1.0)},
+        pools={},
+    )
+    return sample_order(dataclasses.replace(config, phases=[phase], data=data))
+
+
+def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
+    """Return where the run starts: at the newest checkpoint with `resume`, else at the beginning.
+
+    Raises:
+        CheckpointError: run_dir holds a run already, or one with another order.
+    """
+    found = checkpoint.newest(Path(config.run_dir))
+    if found is None:
+        return RunState(
+            phase_ids=tuple(order.spec.phase_ids()), tokenizer_sha256=order.spec.tokenizer_sha256
+        )
+    if not config.checkpoint.resume:
+        raise CheckpointError(
+            f"{config.run_dir}: holds checkpoints of a run already ({found.name}): give "
+            f"--checkpoint.resume true to go on from there, or another run_dir"
+        )
+    state = checkpoint.read_state(found)
+    begun = order.spec.phase_index(max(state.g - 1, 0)) + 1
+    if tuple(order.spec.phase_ids()[:begun]) != state.phase_ids[:begun]:
+        raise CheckpointError(
+            f"{found}: was trained in another sample order: its phases up to {state.phase!r} "
+            f"differ from this configuration's in data, blend, pools, seq_length, train_tokens, "
+            f"seed or tokenizer; change only phases that have not begun"
+        )
+    return dataclasses.replace(state, phase_ids=tuple(order.spec.phase_ids()))
+
+
+def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training:
+    """Build model, optimizer, loaders and reports for this rank."""
+    stage = build_model(
+        config.model, config.objective.attention, config.hardware, init_seed=config.seeds.init
+    )
+    ddp = DistributedDataParallel(
+        stage.config,
+        DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
+        stage,
+    )
+    stage.config.finalize_model_grads_func = finalize_model_grads
+    _write_run_files(config, order)
+    return Training(
+        config=config,
+        stage=stage,
+        ddp=ddp,
+        optimizer=build_optimizer(ddp, config.optimizer, config.hardware),
+        loader=_loader(config, order),
+        validation=_validation(config),
+        reporter=Reporter(
+            config,
+            configuration.to_yaml(config),
+            state,
+            sum(phase.train_tokens for phase in config.phases),
+        ),
+    )
+
+
+def restore(run: Training, state: RunState) -> RunState:
+    """Load the weights that the run starts from, if any, and return `state`."""
+    if state.step:
+        folder = checkpoint.folder_of(Path(run.config.run_dir), state.step)
+        checkpoint.load(folder, run.stage, run.optimizer, run.config.model)
+        logger.info("resumed from %s at row %d", folder, state.g)
+    elif run.config.checkpoint.initialize_from is not None:
+        folder = Path(run.config.checkpoint.initialize_from)
+        checkpoint.load(folder, run.stage, None, run.config.model)
+        run.optimizer.reload_model_params()
+        logger.info("weights from %s, fresh optimizer", folder)
+    return state
+
+
+def _loader(config: RunConfig, order: SampleOrder) -> Loader:
+    rank, size = distributed.data_parallel()
+    return Loader(
+        order=order,
+        objective=config.objective,
+        ids=order.ids,
+        mask_seed=config.seeds.mask,
+        micro_batch_tokens=config.hardware.micro_batch_tokens,
+        data_parallel_rank=rank,
+        data_parallel_size=size,
+    )
+
+
+def _validation(config: RunConfig) -> Validation | None:
+    if not config.data.validation:
+        return None
+    return Validation(
+        loader=_loader(config, held_out_order(config)), num_rows=config.validation.num_rows
+    )
+
+
+def _write_run_files(config: RunConfig, order: SampleOrder) -> None:
+    """Write run_dir/config.yaml and run_dir/order.json, on the main rank."""
+    if not distributed.is_main_rank():
+        return
+    folder = Path(config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        ("config.yaml", configuration.to_yaml(config)),
+        ("order.json", order.spec.to_json()),
+    ):
+        unfinished = folder / f"{name}.unfinished"
+        unfinished.write_text(text)
+        os.replace(unfinished, folder / name)

@@ -1,0 +1,160 @@
+"""The model: published parameter counts, layout of layers, initial weights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from megatron_ettin import distributed
+from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.model import weight_map
+from megatron_ettin.model.initialize import initial_tensor, local_shard
+from megatron_ettin.model.provider import (
+    Attention,
+    build_model,
+    build_stage,
+    logical_parameters,
+    transformer_config,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "model"
+#: Paper Table 1, with the head: encoder and decoder alike.
+PUBLISHED = {
+    "17m": 16_913_600,
+    "32m": 32_081_344,
+    "68m": 68_457_664,
+    "150m": 149_655_232,
+    "400m": 395_881_664,
+    "1b": 1_031_314_112,
+}
+TINY = ModelConfig(
+    num_layers=3, hidden_size=32, ffn_hidden_size=48, num_attention_heads=2, vocab_size=100
+)
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    with distributed.process_groups(HardwareConfig()):
+        yield
+
+
+def example(size: str) -> ModelConfig:
+    return ModelConfig(**yaml.safe_load((EXAMPLES / f"{size}.yaml").read_text())["model"])
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("size", sorted(PUBLISHED))
+@pytest.mark.usefixtures("one_process")
+def test_published_sizes_have_the_published_parameters(size: str, attention: Attention) -> None:
+    with torch.device("meta"):
+        stage = build_stage(example(size), attention, HardwareConfig())
+    assert sum(parameter.numel() for parameter in stage.parameters()) == PUBLISHED[size]
+
+
+@pytest.mark.parametrize("size", sorted(PUBLISHED))
+def test_the_weight_map_has_the_published_parameters(size: str) -> None:
+    model = example(size)
+    shapes = [
+        weight_map.huggingface_shape(entry, model)
+        for entry in weight_map.entries(model.num_layers).values()
+    ]
+    assert sum(torch.Size(shape).numel() for shape in shapes) == PUBLISHED[size]
+
+
+@pytest.mark.usefixtures("one_process")
+def test_every_parameter_has_one_entry_and_its_shape() -> None:
+    stage = build_stage(TINY, "causal", HardwareConfig())
+    entries = weight_map.entries(TINY.num_layers)
+    named = dict(logical_parameters(stage))
+    assert sorted(named) == sorted(entries)
+    for name, parameter in named.items():
+        assert initial_tensor(entries[name], TINY, seed=0).shape == parameter.shape
+
+
+@pytest.mark.usefixtures("one_process")
+def test_layers_0_3_6_are_global_and_windows_follow_the_objective() -> None:
+    model = example("17m")
+    for attention, window in (("bidirectional", (64, 64)), ("causal", (64, 0))):
+        stage = build_stage(model, attention, HardwareConfig())  # type: ignore[arg-type]
+        cores = [layer.self_attention.core_attention for layer in stage.decoder.layers]
+        assert [core.window for core in cores] == [
+            None if layer % 3 == 0 else window for layer in range(7)
+        ]
+
+
+@pytest.mark.usefixtures("one_process")
+def test_twins_start_from_the_same_weights() -> None:
+    encoder = build_model(TINY, "bidirectional", HardwareConfig(), init_seed=5)
+    decoder = build_model(TINY, "causal", HardwareConfig(), init_seed=5)
+    other = build_model(TINY, "causal", HardwareConfig(), init_seed=6)
+    for (name, one), (_, two) in zip(
+        logical_parameters(encoder), logical_parameters(decoder), strict=True
+    ):
+        assert torch.equal(one, two), name
+    assert not torch.equal(
+        encoder.embedding.word_embeddings.weight, other.embedding.word_embeddings.weight
+    )
+
+
+def test_initial_weights_have_the_published_spread() -> None:
+    model = example("17m")
+    entries = weight_map.entries(model.num_layers)
+    # A normal cut at two standard deviations has 0.8796 of its spread.
+    for name, std in (
+        ("embedding.word_embeddings.weight", 0.02),
+        ("decoder.layers.4.mlp.linear_fc1.weight", 0.02),
+        ("decoder.layers.4.mlp.linear_fc2.weight", 0.02 / (2 * 7) ** 0.5),
+        ("decoder.layers.4.self_attention.linear_proj.weight", 0.02 / (2 * 7) ** 0.5),
+    ):
+        values = initial_tensor(entries[name], model, seed=0)
+        assert values.abs().max() <= 2 * std
+        assert float(values.std()) == pytest.approx(0.8796 * std, rel=0.01)
+    bias = initial_tensor(entries["output_layer.bias"], model, seed=0)
+    assert bias.abs().max() <= 1 / 16
+    assert float(bias.std()) == pytest.approx(1 / 16 / 3**0.5, rel=0.02)
+    assert (initial_tensor(entries["embedding.norm.weight"], model, seed=0) == 1).all()
+
+
+def test_tensor_parallel_shards_make_up_the_whole() -> None:
+    whole = torch.arange(48.0).view(12, 4)
+    for dim, stride in ((0, 1), (0, 2), (1, 1)):
+        parameter = torch.nn.Parameter(torch.empty(0))
+        parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+        parameter.partition_dim = dim  # type: ignore[attr-defined]
+        parameter.partition_stride = stride  # type: ignore[attr-defined]
+        shards = [local_shard(whole, parameter, rank, 2) for rank in range(2)]
+        halves = [torch.chunk(shard, stride, dim) for shard in shards]
+        together = [half for part in zip(*halves, strict=True) for half in part]
+        assert torch.equal(torch.cat(together, dim), whole)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_padded_columns_never_win() -> None:
+    model = build_model(TINY, "causal", HardwareConfig(), init_seed=1)
+    assert model.model_config.padded_vocab_size == 128
+    logits = model._logits(torch.randn(4, 1, 32))
+    assert logits.shape == (4, 1, 128)
+    assert torch.isinf(logits[..., 100:]).all()
+    assert torch.isfinite(logits[..., :100]).all()
+
+
+def test_unknown_megatron_overrides_are_named() -> None:
+    model = ModelConfig(
+        num_layers=1,
+        hidden_size=32,
+        ffn_hidden_size=32,
+        num_attention_heads=1,
+        megatron_overrides={"hiden_size": 3},
+    )
+    with pytest.raises(ValueError, match="hiden_size"):
+        transformer_config(model, "causal", HardwareConfig())
+
+
+def test_uneven_pipeline_stages_hold_all_layers() -> None:
+    model = example("17m")
+    config = transformer_config(model, "causal", HardwareConfig(pipeline_parallel_size=2))
+    assert config.num_layers_in_last_pipeline_stage == 3
+    config = transformer_config(example("400m"), "causal", HardwareConfig(pipeline_parallel_size=8))
+    assert config.num_layers_in_last_pipeline_stage == 7

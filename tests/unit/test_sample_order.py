@@ -1,0 +1,149 @@
+"""The order over real files: nothing repeats, nothing is lost, the past does not change."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_ettin.config import PhaseConfig, SourceConfig
+from megatron_ettin.data.tokenize import load_tokenizer
+from megatron_ettin.native import TokenFile
+from megatron_ettin.objectives import TokenIds
+from megatron_ettin.order import SampleOrder
+from tests.conftest import TinyCorpus
+
+BLEND = {"alpha": 0.7, "beta": 0.3}
+FIRST = PhaseConfig(name="first", train_tokens=30_000, seq_length=128, global_batch_size=8)
+SECOND = PhaseConfig(name="second", train_tokens=9_000, seq_length=256, global_batch_size=4)
+
+
+def make_order(corpus: TinyCorpus, *phases: PhaseConfig, **settings: Any) -> SampleOrder:
+    folder = corpus.folder
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    arguments: dict[str, Any] = {
+        "phases": phases,
+        "sources": {name: SourceConfig(prefix=str(folder / name)) for name in BLEND},
+        "blend": {phase.name: BLEND for phase in phases},
+        "pools": {"second": (0.6, 1.0), "first": (0.0, 0.6)},
+        "seed": 21,
+        "tokenizer_sha256": tokenizer.digest,
+        "ids": tokenizer.ids,
+        **settings,
+    }
+    return SampleOrder(**arguments)
+
+
+def test_an_epoch_holds_every_token_of_the_pool_once(tiny_corpus: TinyCorpus) -> None:
+    longer = dataclasses.replace(FIRST, train_tokens=80_000)
+    order = make_order(tiny_corpus, longer, blend={"first": {"alpha": 1.0}}, pools={})
+    pool = order.spec.phases[0].pools[0]
+    assert order.spec.num_rows > pool.rows, "the phase must be longer than an epoch"
+    rows = order.rows(0, np.arange(pool.rows))
+    specials = set(order.ids.special)
+    seen = Counter(t for t in rows.tokens.tolist() if t not in specials)
+    file = TokenFile(str(tiny_corpus.folder / "alpha"))
+    held = Counter(
+        t for document in range(file.num_documents) for t in file.tokens(document).tolist()
+    )
+    assert seen == held
+    assert rows.num_tokens.sum() == pool.tokens == order.count_tokens(0, pool.rows)
+
+
+def test_rows_do_not_depend_on_their_neighbours(tiny_corpus: TinyCorpus) -> None:
+    order = make_order(tiny_corpus, FIRST)
+    together = order.rows(0, np.arange(12))
+    length = FIRST.seq_length
+    for g in (0, 7, 11):
+        alone = order.rows(0, np.array([g]))
+        assert np.array_equal(alone.tokens, together.tokens[g * length : (g + 1) * length])
+        assert alone.num_tokens[0] == together.num_tokens[g]
+
+
+def test_an_idle_slot_is_padding(tiny_corpus: TinyCorpus) -> None:
+    order = make_order(tiny_corpus, FIRST)
+    rows = order.rows(0, np.array([3, -1]))
+    assert (rows.tokens[128:] == order.ids.pad).all()
+    assert rows.num_tokens[1] == 0
+    assert not rows.segment_kind[len(rows.segment_kind) // 2 :].any()
+
+
+def test_the_blend_is_realised_and_a_phase_has_the_tokens_asked_for(
+    tiny_corpus: TinyCorpus,
+) -> None:
+    order = make_order(tiny_corpus, FIRST)
+    phase = order.spec.phases[0]
+    assert sum(pool.quota for pool in phase.pools) == 65_536
+    assert phase.pools[0].quota / 65_536 == pytest.approx(0.7, abs=1e-4)
+    trained = order.count_tokens(0, phase.num_rows)
+    assert trained == pytest.approx(FIRST.train_tokens, rel=0.01)
+
+
+def test_appending_a_phase_keeps_the_past(tiny_corpus: TinyCorpus) -> None:
+    short, long = make_order(tiny_corpus, FIRST), make_order(tiny_corpus, FIRST, SECOND)
+    assert long.spec.phase_ids()[0] == short.spec.order_id
+    assert long.spec.order_id != short.spec.order_id
+    g = np.arange(20)
+    assert np.array_equal(long.rows(0, g).tokens, short.rows(0, g).tokens)
+
+
+def test_a_phase_with_the_same_packing_goes_on_where_the_last_stopped(
+    tiny_corpus: TinyCorpus,
+) -> None:
+    half = dataclasses.replace(FIRST, train_tokens=10_000)
+    more = dataclasses.replace(half, name="more")
+    pools = {"first": (0.0, 0.6), "more": (0.0, 0.6)}
+    cut = make_order(tiny_corpus, half, more, pools=pools)
+    drawn = [pool.drawn for pool in cut.spec.phases[1].pools]
+    assert sum(drawn) == cut.spec.phases[0].num_rows
+    assert all(count > 0 for count in drawn)
+    begin = cut.spec.phases[1].start_g
+    first = cut.rows(0, np.arange(begin))
+    second = cut.rows(1, np.arange(begin, cut.spec.num_rows))
+    length = FIRST.seq_length
+    rows = {bytes(first.tokens[i * length : (i + 1) * length]) for i in range(begin)}
+    epoch = min(pool.rows - pool.drawn for pool in cut.spec.phases[1].pools)
+    fresh = [bytes(second.tokens[i * length : (i + 1) * length]) for i in range(epoch)]
+    assert not rows & set(fresh)
+
+
+def test_another_packing_of_the_same_documents_is_refused(tiny_corpus: TinyCorpus) -> None:
+    with pytest.raises(ValueError, match=r"second.*alpha.*allow_repeats"):
+        make_order(tiny_corpus, FIRST, SECOND, pools={})
+    repeats = dataclasses.replace(SECOND, allow_repeats=True)
+    assert len(make_order(tiny_corpus, FIRST, repeats, pools={}).spec.phases) == 2
+
+
+def test_the_identity_knows_content_and_seed_but_no_path(tiny_corpus: TinyCorpus) -> None:
+    order = make_order(tiny_corpus, FIRST)
+    assert make_order(tiny_corpus, FIRST, seed=22).spec.order_id != order.spec.order_id
+    other_source = make_order(
+        tiny_corpus,
+        FIRST,
+        sources={
+            "alpha": SourceConfig(prefix=str(tiny_corpus.folder / "held_out")),
+            "beta": SourceConfig(prefix=str(tiny_corpus.folder / "beta")),
+        },
+    )
+    assert other_source.spec.order_id != order.spec.order_id
+    assert str(tiny_corpus.folder) not in order.spec.to_json()
+
+
+def test_a_token_beyond_the_vocabulary_names_file_and_document(tiny_corpus: TinyCorpus) -> None:
+    ids = load_tokenizer(tiny_corpus.folder / "tokenizer").ids
+    small = TokenIds(**{**vars(ids), "vocab_size": 300})
+    order = make_order(tiny_corpus, FIRST, ids=small)
+    with pytest.raises(ValueError, match=r"alpha\.bin: document \d+ holds token id \d+.*300"):
+        order.rows(0, np.arange(40))
+
+
+def test_rows_outside_the_phase_are_refused(tiny_corpus: TinyCorpus) -> None:
+    order = make_order(tiny_corpus, FIRST, SECOND)
+    with pytest.raises(ValueError, match="leave phase 'first'"):
+        order.rows(0, np.array([order.spec.phases[1].start_g]))
+
+
+def test_an_empty_pool_is_named(tiny_corpus: TinyCorpus) -> None:
+    with pytest.raises(ValueError, match=r"phase 'first': source 'alpha'.*no documents"):
+        make_order(tiny_corpus, FIRST, pools={"first": (0.0, 0.001)})
