@@ -1,0 +1,58 @@
+"""Train one run under several parallel layouts and compare the losses step by step.
+
+python tools/compare_losses.py --output runs/layouts --config A.yaml --config B.yaml ...
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from megatron_ettin.evaluation.layouts import LAYOUTS, Curve, run_layout
+
+
+def main() -> None:
+    """Run every layout and print how far its losses are from the first one's."""
+    args = parse_arguments()
+    curves: dict[str, Curve] = {}
+    for name in tqdm(args.layouts, desc="layouts", disable=None):
+        run_dir = args.output / name
+        if run_dir.exists():
+            raise SystemExit(f"error: {run_dir} exists; remove it or give another --output")
+        try:
+            curves[name] = run_layout(
+                LAYOUTS[name], [f"--config={c}" for c in args.config], run_dir
+            )
+        except RuntimeError as error:
+            raise SystemExit(f"error: {error}") from None
+    reference = curves[args.layouts[0]]
+    print("layout  processes  steps  last loss   largest relative difference  token digest")
+    worst = 0.0
+    for name, curve in curves.items():
+        difference = curve.largest_relative_difference(reference)
+        worst = max(worst, difference)
+        same = "same" if curve.token_digest == reference.token_digest else "DIFFERENT"
+        print(
+            f"{name:7} {LAYOUTS[name].processes:9}  {len(curve.losses):5}  {curve.losses[-1]:9.6f}   "
+            f"{difference:27.1e}  {same}"
+        )
+    if worst > args.tolerance or any(
+        c.token_digest != reference.token_digest for c in curves.values()
+    ):
+        sys.exit(f"error: layouts differ by more than {args.tolerance:.0e}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--config", action="append", required=True, help="YAML of the run, as for pretrain; repeat")
+    add("--output", type=Path, required=True, help="folder for the runs")
+    add("--layouts", nargs="+", default=["tp1", "tp2", "pp2", "dp2"], choices=sorted(LAYOUTS))
+    add("--tolerance", type=float, default=1e-5, help="largest relative difference allowed")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
