@@ -1,0 +1,154 @@
+"""Batches of texts to batches of tokens, on one process or several, always in the same order."""
+
+import functools
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
+
+
+class EncodedPart(NamedTuple):
+    """Documents of one corpus, in order."""
+
+    tokens: NDArray[np.int32]
+    """Ids of all documents, end to end."""
+    lengths: NDArray[np.int64]
+    """Tokens of each document, none of them 0."""
+
+
+class EncodedField(NamedTuple):
+    """One field of a batch of documents."""
+
+    parts: dict[str, EncodedPart]
+    dropped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """How a batch becomes tokens; small, because each task of a worker carries it."""
+
+    folder: Path
+    digest: str
+    append_eod: bool
+    validation_share: float
+
+    def encode(self, tokenizer: Tokenizer, batch: list[tuple[str, ...]]) -> list[EncodedField]:
+        """Return each field of the batch as tokens."""
+        return [self._encode_field(tokenizer, texts) for texts in zip(*batch, strict=True)]
+
+    def encode_in_worker(self, batch: list[tuple[str, ...]]) -> list[EncodedField]:
+        """Do the same with the tokenizer that this process has loaded."""
+        return self.encode(_worker_tokenizer(self.folder, self.digest), batch)
+
+    def _encode_field(self, tokenizer: Tokenizer, texts: Sequence[str]) -> EncodedField:
+        end = [np.array([tokenizer.ids.sep], dtype=np.int32)] if self.append_eod else []
+        documents: dict[str, list[NDArray[np.int32]]] = {"document": [], "validation": []}
+        lengths: dict[str, list[int]] = {"document": [], "validation": []}
+        dropped = 0
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            if not len(ids):
+                dropped += 1
+                continue
+            part = "validation" if in_validation(text, self.validation_share) else "document"
+            documents[part] += [ids, *end]
+            lengths[part].append(len(ids) + len(end))
+        parts = {
+            part: EncodedPart(
+                np.concatenate([np.empty(0, dtype=np.int32), *arrays]),
+                np.array(lengths[part], dtype=np.int64),
+            )
+            for part, arrays in documents.items()
+        }
+        return EncodedField(parts, dropped)
+
+
+def in_validation(text: str, share: float) -> bool:
+    """Say whether a document belongs to the validation set: a function of its text only.
+
+    True where the first 8 bytes of SHA-256 of the UTF-8 text, as a big-endian fraction of 2^64,
+    are below the share; so copies of a text are on the same side, and a larger share keeps all
+    documents of a smaller one.
+    """
+    if not share:
+        return False
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
+
+
+def encode_in_order(
+    batches: Iterable[tuple[list[tuple[str, ...]], int]],
+    tokenizer: Tokenizer,
+    *,
+    workers: int,
+    append_eod: bool,
+    validation_share: float,
+) -> Generator[tuple[list[EncodedField], int], None, None]:
+    """Encode (batch, position) pairs in their order, with a bounded number of them under way.
+
+    One worker is this process, on the library's own threads. More are processes of one thread
+    each, which end with the generator: close it. ChildProcessError where one of them dies.
+    """
+    encoder = Encoder(
+        folder=tokenizer.folder,
+        digest=tokenizer.digest,
+        append_eod=append_eod,
+        validation_share=validation_share,
+    )
+    if workers == 1:
+        for batch, position in batches:
+            yield encoder.encode(tokenizer, batch), position
+        return
+    # Not forked: the libraries of the readers have threads, and a fork copies their locks.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pending: deque[tuple[Future[list[EncodedField]], int]] = deque()
+    try:
+        for batch, position in batches:
+            pending.append((pool.submit(encoder.encode_in_worker, batch), position))
+            if len(pending) > 2 * workers:
+                future, reached = pending.popleft()
+                yield future.result(), reached
+        for future, reached in pending:
+            yield future.result(), reached
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a tokenising process died, perhaps for want of memory; try fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # The processes are the parallelism; threads of the library would fight over the cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # The parent gets Ctrl-C too and ends its workers; theirs would only print tracebacks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """End a worker whose parent was killed: it would wait for its next task for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@functools.cache
+def _worker_tokenizer(folder: Path, digest: str) -> Tokenizer:
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.digest != digest:
+        raise ValueError(f"{folder}: tokenizer.json was changed while it was in use")
+    return tokenizer

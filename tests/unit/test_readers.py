@@ -1,0 +1,260 @@
+"""Readers against text written with the standard library, and every way a raw file can be bad."""
+
+import csv
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from megatron_ettin.data.readers import READERS, expand_inputs, read_files
+
+TEXTS = [
+    "plain",
+    'quotes "inside", and a comma',
+    "two\nlines",
+    "ünïcödé 漢字 🎬",
+    "line separator \u2028 and form feed \x0c inside",
+    "  spaces around  ",
+]
+
+
+def read_texts(path: Path, *fields: str) -> list[tuple[str, ...]]:
+    return [record.texts for record in read_files([path], fields or ("text",))]
+
+
+def write_lines(path: Path, *lines: str | bytes) -> Path:
+    path.write_bytes(b"".join(x.encode() if isinstance(x, str) else x for x in lines))
+    return path
+
+
+def jsonl_bytes() -> bytes:
+    return "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS).encode()
+
+
+def write_corpus(folder: Path, suffix: str) -> Path:
+    """Write TEXTS in the format of the suffix with a library that is not under test."""
+    path = folder / f"corpus{suffix}"
+    if suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("id", "text"), *(("1", text) for text in TEXTS)])
+    elif suffix == ".parquet":
+        pq.write_table(pa.table({"id": [1] * len(TEXTS), "text": TEXTS}), path, row_group_size=2)
+    elif suffix == ".txt":
+        path.write_text("\n\n".join(text.replace("\n", " ") for text in TEXTS), encoding="utf-8")
+    else:
+        data = jsonl_bytes()
+        packed = {".gz": gzip.compress(data), ".zst": zstandard.compress(data)}
+        path.write_bytes(packed.get(path.suffix, data))
+    return path
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_every_format_gives_the_same_texts(tmp_path: Path, suffix: str) -> None:
+    path = write_corpus(tmp_path, suffix)
+    records = list(read_files([path], ["text"]))
+    expected = [text.replace("\n", " ") if suffix == ".txt" else text for text in TEXTS]
+    assert [record.texts for record in records] == [(text,) for text in expected]
+    assert records[-1].position == path.stat().st_size
+    assert all(record.location.startswith(f"{path}:") for record in records)
+
+
+def test_locations_name_the_first_line_of_a_document(tmp_path: Path) -> None:
+    paths = [write_corpus(tmp_path, suffix) for suffix in (".jsonl", ".csv", ".parquet", ".txt")]
+    last = [[r.location for r in read_files([path], ["text"])][-1] for path in paths]
+    # The header and the quoted newline of the third text are lines of the CSV file.
+    expected = [":6", ":8", ": row 6", ":11"]
+    assert last == [f"{path}{place}" for path, place in zip(paths, expected, strict=True)]
+
+
+def test_positions_run_over_all_files(tmp_path: Path) -> None:
+    paths = [write_corpus(tmp_path, suffix) for suffix in (".jsonl", ".parquet", ".csv")]
+    positions = [record.position for record in read_files(paths, ["text"])]
+    assert positions == sorted(positions)
+    assert positions[-1] == sum(path.stat().st_size for path in paths)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_several_fields_in_the_order_asked_for(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"two{suffix}"
+    if suffix == ".jsonl":
+        write_lines(path, '{"title": "a", "n": 1, "text": "b"}\n')
+    elif suffix == ".csv":
+        write_lines(path, "title,n,text\n", "a,1,b\n")
+    else:
+        pq.write_table(pa.table({"title": ["a"], "n": [1], "text": ["b"]}), path)
+    assert read_texts(path, "text", "title") == [("b", "a")]
+
+
+def test_byte_order_mark_crlf_and_blank_lines_are_no_text(tmp_path: Path) -> None:
+    bom = b"\xef\xbb\xbf"
+    jsonl = write_lines(tmp_path / "a.jsonl", bom, '{"text": "a"}\r\n', "\r\n", '{"text": "b"}')
+    table = write_lines(tmp_path / "a.csv", bom, "text\r\n", '"a"\r\n', "\r\n", "b")
+    text = write_lines(tmp_path / "a.txt", bom, "a\r\n", " \r\n", "b")
+    for path in (jsonl, table, text):
+        assert read_texts(path) == [("a",), ("b",)]
+
+
+def test_csv_field_larger_than_the_library_allows_by_default(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.csv", "text\n", '"' + "long\n" * 100_000 + '"\n')
+    assert read_texts(path) == [("long\n" * 100_000,)]
+
+
+def test_parquet_dictionary_and_large_strings(tmp_path: Path) -> None:
+    columns = [pa.array(["a", "b", "a"]).dictionary_encode(), pa.array(list("aba"), "large_string")]
+    for number, column in enumerate(columns):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"text": column}), path)
+        assert read_texts(path) == [("a",), ("b",), ("a",)]
+
+
+def test_several_compressed_members_and_frames_are_one_file(tmp_path: Path) -> None:
+    skippable = (0x184D2A50).to_bytes(4, "little") + (4).to_bytes(4, "little") + b"skip"
+    lines = jsonl_bytes().splitlines(keepends=True)
+    half = [b"".join(lines[:3]), b"".join(lines[3:])]
+    gz = write_lines(tmp_path / "a.jsonl.gz", *map(gzip.compress, half))
+    zst = write_lines(tmp_path / "a.jsonl.zst", skippable, *map(zstandard.compress, half))
+    for path in (gz, zst):
+        assert read_texts(path) == [(text,) for text in TEXTS]
+
+
+def test_zstd_with_a_large_window(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    data = compressor.compress(jsonl_bytes()) + compressor.flush()
+    assert len(read_texts(write_lines(tmp_path / "a.jsonl.zst", data))) == len(TEXTS)
+
+
+def test_inputs_keep_their_order_and_globs_are_sorted(tmp_path: Path) -> None:
+    names = ["z.jsonl", "b/2.jsonl", "b/1.jsonl", "b/[x].txt"]
+    (tmp_path / "b").mkdir()
+    for name in names:
+        write_lines(tmp_path / name, "a")
+    patterns = ["z.jsonl", "b/*.jsonl", "b/[x].txt"]
+    found = expand_inputs([str(tmp_path / pattern) for pattern in patterns])
+    expected = ["z.jsonl", "b/1.jsonl", "b/2.jsonl", "b/[x].txt"]
+    assert found == tuple(tmp_path / name for name in expected)
+
+
+def test_inputs_that_cannot_be_meant(tmp_path: Path) -> None:
+    good = write_lines(tmp_path / "a.jsonl", "{}")
+    other = write_lines(tmp_path / "a.json", "{}")
+    cases = [
+        ([tmp_path / "b.jsonl"], f"no such file: {tmp_path}/b.jsonl"),
+        ([tmp_path / "*.csv"], f"no file matches '{tmp_path}/*.csv'"),
+        ([tmp_path], f"{tmp_path}: is a folder; name its files or a glob"),
+        ([other], f"{other}: no reader for this suffix; known are .jsonl, .jsonl.gz"),
+        ([good, tmp_path / "*.jsonl"], f"{good}: given twice"),
+    ]
+    for patterns, message in cases:
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+            expand_inputs([str(pattern) for pattern in patterns])
+
+
+GOOD = '{"text": "good"}\n'
+BAD_LINES = {
+    "json": (b'{"text": "x"\n', ":2: invalid JSON at column 13: Expecting ',' delimiter"),
+    "utf-8": (b'{"text": "\xff"}\n', ":2: invalid UTF-8 at byte 11 of the line (0xff: invalid"),
+    "field": (b'{"id": 1, "body": ""}\n', ':2: no field "text"; there are "id", "body". Name'),
+    "no fields": (b"{}\n", ':2: no field "text"; there are no fields at all'),
+    "number": (b'{"text": 1}\n', ':2: field "text" is a number, not a string'),
+    "null": (b'{"text": null}\n', ':2: field "text" is null, not a string'),
+    "list": (b'{"text": ["a"]}\n', ':2: field "text" is an array, not a string'),
+    "no object": (b'"text"\n', ":2: a JSON object is needed, found a string"),
+    "two records": (b'{"text": "a"}{"text": "b"}\n', ":2: invalid JSON at column 14: Extra data"),
+    "surrogate": (
+        b'{"text": "ab\\ud83d"}\n',
+        ':2: field "text" holds half a surrogate pair (\\ud83d) at character 3',
+    ),
+    "deep": (b"[" * 200_000 + b"\n", ":2: JSON that cannot be read: maximum recursion depth"),
+    "digits": (b'{"n": ' + b"9" * 5000 + b"}\n", ":2: JSON that cannot be read: Exceeds the limit"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_bad_line_is_named(tmp_path: Path, name: str) -> None:
+    line, message = BAD_LINES[name]
+    path = write_lines(tmp_path / "a.jsonl", GOOD, line, GOOD)
+    with pytest.raises(ValueError, match="^" + re.escape(f"{path}{message}")):
+        read_texts(path)
+
+
+BAD_CSV = {
+    "field": ("id,body\n1,2\n", ':1: no field "text"; there are "id", "body"'),
+    "columns": ("id,text\n1,a\n\n2,b,c\n", ":4: 3 columns where the header has 2"),
+    "open quote": (
+        'id,text\n1,a\n2,"b\nc\nd',
+        ":3: invalid CSV in the record that begins on this line, noticed on line 5: unexpected end",
+    ),
+    "stray quote": ('id,text\n1,"a"b\n', ":2: invalid CSV"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CSV)
+def test_bad_csv_is_named(tmp_path: Path, name: str) -> None:
+    content, message = BAD_CSV[name]
+    path = write_lines(tmp_path / "a.csv", content)
+    with pytest.raises(ValueError, match="^" + re.escape(f"{path}{message}")):
+        read_texts(path)
+
+
+def test_bad_utf8_in_csv_and_txt(tmp_path: Path) -> None:
+    for suffix in (".csv", ".txt"):
+        path = write_lines(tmp_path / f"a{suffix}", "text\n", b"caf\xe9\n")
+        with pytest.raises(ValueError, match=re.escape(f"{path}:2: invalid UTF-8 at byte 4")):
+            read_texts(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_truncated_and_damaged_compression(tmp_path: Path, suffix: str) -> None:
+    path = write_corpus(tmp_path, suffix)
+    whole = path.read_bytes()
+    read_texts(path)
+    for data in (whole[:-9], whole[: len(whole) // 2], whole + b"rubbish", b"\x00" * 50):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=re.escape(f"{path}: compressed data truncated or")):
+            read_texts(path)
+
+
+def test_bad_parquet(tmp_path: Path) -> None:
+    invalid = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
+    )
+    cases = [
+        ({"body": ["a"]}, ': no field "text"; there are "body"'),
+        ({"text": [1]}, ': field "text" is int64, not a string'),
+        ({"text": pa.array([b"a"])}, ': field "text" is binary, not a string'),
+        ({"text": ["a", None]}, ': row 2: field "text" is null, not a string'),
+        ({"text": invalid}, ': row 1: field "text": invalid UTF-8 at byte 2'),
+    ]
+    path = tmp_path / "a.parquet"
+    for columns, message in cases:
+        pq.write_table(pa.table(columns), path)
+        with pytest.raises(ValueError, match="^" + re.escape(f"{path}{message}")):
+            read_texts(path)
+    pq.write_table(pa.table({"text": TEXTS}), path)
+    whole = path.read_bytes()
+    for data in (whole[:-20], b"", whole[:4] + b"\xff" * 100 + whole[104:]):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=re.escape(f"{path}: cannot be read as parquet")):
+            read_texts(path)
+
+
+def test_plain_text_has_one_field(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.txt", "a\n")
+    with pytest.raises(ValueError, match=re.escape(f"{path}: plain text has one field, not 2")):
+        read_texts(path, "title", "text")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "text\n"])
+def test_a_corpus_without_documents_is_an_error_a_file_is_not(tmp_path: Path, content: str) -> None:
+    suffix = ".csv" if content == "text\n" else ".txt"
+    empty = write_lines(tmp_path / f"empty{suffix}", content)
+    with pytest.raises(ValueError, match=re.escape(f"empty corpus: no document in {empty}")):
+        read_texts(empty)
+    other = write_lines(tmp_path / "a.jsonl", GOOD)
+    assert [record.texts for record in read_files([empty, other], ["text"])] == [("good",)]

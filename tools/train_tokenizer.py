@@ -1,0 +1,47 @@
+"""Train a byte-level BPE tokenizer on raw text and write a folder that transformers loads."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from megatron_ettin.data.readers import READERS, expand_inputs, read_files
+from megatron_ettin.data.tokenize import train_tokenizer, write_tokenizer
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, train, write."""
+    args = parse_arguments(arguments)
+    try:
+        texts = read_texts(expand_inputs(args.input), args.json_keys)
+        write_tokenizer(train_tokenizer(texts, args.vocab_size), args.output)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{args.output}: byte-level BPE, {args.vocab_size:,} tokens")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    formats = ", ".join(READERS)
+    add("--input", nargs="+", required=True, metavar="FILE", help=f"files or globs: {formats}")
+    add("--output", type=Path, required=True, metavar="FOLDER")
+    add("--json-keys", nargs="+", default=["text"], metavar="FIELD", help="default: text")
+    size_help = "tokens, with the five special ones; default: 8192"
+    add("--vocab-size", type=int, default=8192, metavar="N", help=size_help)
+    return parser.parse_args(arguments)
+
+
+def read_texts(paths: Sequence[Path], fields: Sequence[str]) -> Iterator[str]:
+    """Yield every field of every document under a progress bar over the bytes read."""
+    total = sum(path.stat().st_size for path in paths)
+    with tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=None) as bar:
+        for record in read_files(paths, fields):
+            yield from record.texts
+            bar.update(record.position - bar.n)
+
+
+if __name__ == "__main__":
+    main()
