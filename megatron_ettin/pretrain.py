@@ -42,7 +42,7 @@ def pretrain(config: RunConfig) -> None:
 
 def _set_up_logging() -> None:
     is_main = os.environ.get("RANK", "0") == "0"
-    # Megatron-Core reports every bucket at INFO and warns of optional packages and its own defaults.
+    # Megatron-Core reports every bucket at INFO, and warns of missing options and its own defaults.
     logging.getLogger("megatron").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     logging.basicConfig(

@@ -119,4 +119,4 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
         for ids in tokenizer.encode_batch(batch):
             builder.add(ids)
         builder.commit()
-    return TinyCorpus(folder=folder, vocab_size=tokenizer.vocab_size)
+    return TinyCorpus(folder=folder, vocab_size=tokenizer.ids.vocab_size)

@@ -32,7 +32,7 @@ class Reporter:
         if not self._is_main:
             return
         path = Path(config.run_dir) / "metrics.jsonl"
-        kept = _lines_up_to(path, state.step)
+        kept = lines_up_to(path, state.step)
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text("".join(kept))
         unfinished.replace(path)
@@ -124,7 +124,7 @@ class Reporter:
             self._wandb.log(numbers, step=record["step"])
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
+def lines_up_to(path: Path, step: int) -> list[str]:
     """Return the complete lines of an earlier session that belong to steps up to `step`."""
     if not path.exists():
         return []

@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 def sample_order(config: RunConfig) -> SampleOrder:
     """Open the corpora and fix the order of the whole run."""
     tokenizer = load_tokenizer(Path(config.data.tokenizer))
-    if tokenizer.vocab_size > config.model.vocab_size:
+    if tokenizer.ids.vocab_size > config.model.vocab_size:
         raise ValueError(
-            f"{config.data.tokenizer}: the tokenizer has {tokenizer.vocab_size} ids but "
+            f"{config.data.tokenizer}: the tokenizer has {tokenizer.ids.vocab_size} ids but "
             f"model.vocab_size is {config.model.vocab_size}"
         )
     return SampleOrder(

@@ -1,0 +1,121 @@
+"""Bad input on two ranks: one clear message, a non-zero exit, no hang, nothing half-written."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import TinyCorpus
+
+#: Far above what a failing start takes, far below the collectives' timeout.
+SECONDS = 240
+
+
+def fail(config: Path, *overrides: str) -> list[str]:
+    """Run on two ranks, expect a failure, and return the error lines."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "megatron_ettin.pretrain"),
+            f"--config={config}",
+            *overrides,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    assert done.returncode != 0
+    lines = done.stderr.splitlines()
+    assert not any(line.startswith("[rank") for line in lines), done.stderr
+    return [line for line in lines if line.startswith("error: ")]
+
+
+@pytest.fixture
+def run(tiny_corpus: TinyCorpus, tmp_path: Path) -> Any:
+    """Return a run's YAML sections over a copy of the corpus that a test may damage."""
+    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
+    copy = TinyCorpus(tmp_path / "corpus", tiny_corpus.vocab_size)
+    path = copy.write_config(
+        tmp_path / "run.yaml", objective="CausalLM", run_dir=str(tmp_path / "run")
+    )
+    return copy, path
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("--model.hiden_size=3", "hiden_size"),
+        ("--hardware.tensor_parallel_size=4", "hardware.tensor_parallel_size: 4"),
+    ],
+)
+def test_a_configuration_error(run: Any, override: str, named: str, tmp_path: Path) -> None:
+    (message,) = fail(run[1], override)
+    assert named in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_missing_corpus(run: Any, tmp_path: Path) -> None:
+    corpus, config = run
+    (corpus.folder / "beta.idx").unlink()
+    (message,) = fail(config)
+    assert "beta.idx" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_truncated_bin(run: Any, tmp_path: Path) -> None:
+    corpus, config = run
+    content = (corpus.folder / "alpha.bin").read_bytes()
+    (corpus.folder / "alpha.bin").write_bytes(content[:-10])
+    (message,) = fail(config)
+    assert "alpha.bin" in message
+    assert str(len(content) - 10) in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_corpus_of_another_tokenizer(run: Any, tmp_path: Path) -> None:
+    """The id shows up only when the row that holds it is assembled, on whichever rank that is."""
+    corpus, config = run
+    content = bytearray((corpus.folder / "alpha.bin").read_bytes())
+    for at in range(0, len(content) // 2, 100):
+        content[2 * at : 2 * at + 2] = (60_000).to_bytes(2, "little")
+    (corpus.folder / "alpha.bin").write_bytes(content)
+    message = fail(config)[0]
+    assert "alpha.bin: document" in message
+    assert "60000" in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_world_that_does_not_fit_the_layout(run: Any) -> None:
+    (message,) = fail(run[1], "--hardware.pipeline_parallel_size=3")
+    assert "start a multiple of 3" in message
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_architecture(run: Any, tmp_path: Path) -> None:
+    _, config = run
+    phases = [{"name": "short", "train_tokens": 500, "seq_length": 128, "global_batch_size": 2}]
+    first = yaml.safe_load(config.read_text()) | {"phases": phases}
+    first["run_dir"] = str(tmp_path / "first")
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(first))
+    subprocess.run(
+        [sys.executable, "-m", "megatron_ettin.pretrain", f"--config={tmp_path / 'first.yaml'}"],
+        check=True,
+        capture_output=True,
+    )
+    (saved,) = (tmp_path / "first" / "checkpoints").iterdir()
+    (message,) = fail(
+        config, f"--checkpoint.initialize_from={saved}", "--model.ffn_hidden_size=128"
+    )
+    assert str(saved) in message
+    assert "ffn_hidden_size 96 (here 128)" in message
+    (message,) = fail(config, f"--checkpoint.initialize_from={tmp_path / 'nowhere'}")
+    assert "nowhere" in message

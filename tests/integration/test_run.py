@@ -1,0 +1,180 @@
+"""Whole runs through torchrun: resuming, killing, initialising, reporting."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_ettin.evaluation.layouts import LAYOUTS, Curve, read_curve, run_layout
+from tests.conftest import TinyCorpus
+
+SAVE_EVERY = "--checkpoint.save_every_tokens=8000"
+RESUME = "--checkpoint.resume=true"
+
+
+@pytest.fixture(scope="module")
+def whole_run(
+    tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Curve]:
+    """Return (configuration, run folder, curve) of an uninterrupted run that saved on its way."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = tiny_corpus.write_config(folder / "run.yaml", objective="MaskedLM")
+    curve = run_layout(LAYOUTS["tp1"], [f"--config={config}", SAVE_EVERY], folder / "run")
+    return config, folder / "run", curve
+
+
+def steps_saved(run_dir: Path) -> list[int]:
+    names = [path.name for path in (run_dir / "checkpoints").iterdir()]
+    return sorted(int(name.removeprefix("step_")) for name in names)
+
+
+def cut_off(run_dir: Path, copy: Path, keep: int) -> Path:
+    """Copy a run as if it had been cut off some steps after its `keep`-th checkpoint."""
+    subprocess.run(["cp", "-r", run_dir, copy], check=True)
+    for step in steps_saved(run_dir)[keep:]:
+        subprocess.run(["rm", "-r", copy / "checkpoints" / f"step_{step:08d}"], check=True)
+    return copy
+
+
+@pytest.mark.slow
+def test_checkpoints_follow_the_token_clock(whole_run: tuple[Path, Path, Curve]) -> None:
+    _, run_dir, curve = whole_run
+    states = {
+        step: json.loads((run_dir / "checkpoints" / f"step_{step:08d}" / "state.json").read_text())
+        for step in steps_saved(run_dir)
+    }
+    tokens = [state["consumed_tokens"] for state in states.values()]
+    order = json.loads((run_dir / "order.json").read_text())
+    ends = [phase["start_g"] + phase["num_rows"] for phase in order["phases"]]
+    assert {state["g"] for state in states.values()} >= set(ends)
+    crossed = {count // 8000 for count in tokens}
+    assert crossed >= set(range(1, max(tokens) // 8000 + 1))
+    last = states[max(states)]
+    assert last["g"] == ends[-1]
+    assert last["step"] == len(curve.losses)
+    assert last["phase"] == "long"
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    whole_run: tuple[Path, Path, Curve], tmp_path: Path
+) -> None:
+    config, run_dir, expected = whole_run
+    copy = cut_off(run_dir, tmp_path / "run", keep=1)
+    curve = run_layout(LAYOUTS["tp1"], [f"--config={config}", SAVE_EVERY, RESUME], copy)
+    assert curve == expected
+    assert steps_saved(copy) == steps_saved(run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "dp2"])
+def test_a_run_resumes_under_another_layout(
+    whole_run: tuple[Path, Path, Curve], layout: str, tmp_path: Path
+) -> None:
+    config, run_dir, expected = whole_run
+    copy = cut_off(run_dir, tmp_path / "run", keep=1)
+    curve = run_layout(LAYOUTS[layout], [f"--config={config}", SAVE_EVERY, RESUME], copy)
+    assert curve.largest_relative_difference(expected) <= 1e-5
+    assert curve.token_digest == expected.token_digest
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(whole_run: tuple[Path, Path, Curve], tmp_path: Path) -> None:
+    config, _, expected = whole_run
+    arguments = [f"--config={config}", SAVE_EVERY]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "1", "-m", "megatron_ettin.pretrain", *arguments),
+            f"--run_dir={tmp_path / 'run'}",
+        ],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not metrics.exists() or metrics.read_text().count("\n") < 7:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run never got to its seventh step"
+        time.sleep(0.02)
+    # The whole session: torchrun, its rank, and the rank's checkpoint writer.
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    curve = run_layout(LAYOUTS["tp1"], [*arguments, RESUME], tmp_path / "run")
+    assert curve == expected
+
+
+@pytest.mark.slow
+def test_another_order_is_refused(whole_run: tuple[Path, Path, Curve]) -> None:
+    config, run_dir, _ = whole_run
+    with pytest.raises(RuntimeError, match=r"error: .*another sample order"):
+        run_layout(LAYOUTS["tp1"], [f"--config={config}", RESUME, "--seeds.order=4"], run_dir)
+    with pytest.raises(RuntimeError, match=r"error: .*resume true"):
+        run_layout(LAYOUTS["tp1"], [f"--config={config}"], run_dir)
+
+
+@pytest.mark.slow
+def test_a_decoder_starts_from_an_encoder_and_reports_to_wandb(
+    whole_run: tuple[Path, Path, Curve], tmp_path: Path
+) -> None:
+    config, run_dir, encoder = whole_run
+    newest = max((run_dir / "checkpoints").iterdir())
+    arguments = [
+        f"--config={config}",
+        "--objective=CausalLM",
+        f"--checkpoint.initialize_from={newest}",
+        "--logging.wandb=true",
+        "--optimizer.warmup_tokens=0",
+    ]
+    curve = run_layout(LAYOUTS["tp1"], arguments, tmp_path / "decoder")
+    assert len(curve.losses) == len(encoder.losses)
+    assert curve.token_digest == encoder.token_digest, "twins consume the same tokens"
+    assert curve.losses[0] < encoder.losses[0] - 0.5, "the encoder's weights are of use"
+    (log,) = (tmp_path / "decoder" / "wandb").glob("offline-run-*/*.wandb")
+    assert logged_losses(log) == curve.losses
+
+
+def logged_losses(log: Path) -> list[float]:
+    """Read the training losses back from an offline Weights & Biases run."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(log))
+    losses = []
+    while (content := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(content)
+        items = {
+            (item.key or "/".join(item.nested_key)): json.loads(item.value_json)
+            for item in record.history.item
+        }
+        if "loss" in items:
+            losses.append(items["loss"])
+    return losses
+
+
+def test_a_torn_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
+    from megatron_ettin.training.metrics import lines_up_to
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    assert lines_up_to(path, 2) == ['{"step": 1}\n', '{"step": 2}\n']
+    assert lines_up_to(tmp_path / "none.jsonl", 2) == []
+
+
+def test_a_curve_is_read_back(tmp_path: Path) -> None:
+    records = [
+        {"kind": "train", "loss": 2.0, "token_digest": "a"},
+        {"kind": "validation", "heldout_loss": 3.0},
+        {"kind": "train", "loss": 1.0, "token_digest": "b"},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    curve = read_curve(tmp_path)
+    assert curve == Curve([2.0, 1.0], "b", [3.0])
+    assert curve.largest_relative_difference(Curve([2.0, 0.8], "b", [3.0])) == pytest.approx(0.25)
