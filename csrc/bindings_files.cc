@@ -1,0 +1,147 @@
+// Python classes TokenFileBuilder and TokenFile.
+#include <pybind11/stl/filesystem.h>
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "bindings.h"
+#include "token_file.h"
+#include "token_file_builder.h"
+
+namespace py = pybind11;
+
+namespace megatron_ettin {
+namespace {
+
+TokenType ParseTokenType(const std::string& dtype) {
+  if (dtype == "uint16") return TokenType::kUint16;
+  if (dtype == "int32") return TokenType::kInt32;
+  throw std::invalid_argument("dtype is '" + dtype + "'; it must be 'uint16' or 'int32'");
+}
+
+template <typename T>
+void AddTyped(TokenFileBuilder& builder, const py::array& tokens,
+              const std::vector<int64_t>& lengths) {
+  const auto typed = Input<T>::ensure(tokens);
+  if (!typed) throw py::type_error("tokens cannot be read as a contiguous array");
+  const T* data = Values(typed, "tokens");
+  const int64_t size = typed.size();
+  const py::gil_scoped_release release;
+  builder.AddMany(data, size, lengths.data(), static_cast<int64_t>(lengths.size()));
+}
+
+void AddDocuments(TokenFileBuilder& builder, const py::array& tokens,
+                  const std::vector<int64_t>& lengths) {
+  const char kind = tokens.dtype().kind();
+  const py::ssize_t size = tokens.itemsize();
+  if (kind == 'u' && size == 2) return AddTyped<uint16_t>(builder, tokens, lengths);
+  if (kind == 'i' && size == 4) return AddTyped<int32_t>(builder, tokens, lengths);
+  if (kind == 'u' && size == 4) return AddTyped<uint32_t>(builder, tokens, lengths);
+  if (kind == 'i' && size == 8) return AddTyped<int64_t>(builder, tokens, lengths);
+  throw py::type_error("tokens must be uint16, int32, uint32 or int64, not " +
+                       py::cast<std::string>(py::str(tokens.dtype())));
+}
+
+py::array TokenFileLengths(const py::object& self) {
+  const auto& file = self.cast<const TokenFile&>();
+  if (file.one_sequence_per_document()) {
+    return ReadOnlyView(reinterpret_cast<const int32_t*>(file.raw_lengths()), file.num_documents(),
+                        self);
+  }
+  return ReadOnlyView(file.document_lengths().data(), file.num_documents(), self);
+}
+
+py::array_t<int64_t> DocumentTokens(const TokenFile& file, int64_t document, int64_t offset,
+                                    std::optional<int64_t> length) {
+  if (document < 0 || document >= file.num_documents()) {
+    throw std::out_of_range(file.prefix() + ": document " + std::to_string(document) + " of " +
+                            std::to_string(file.num_documents()));
+  }
+  const int64_t available = file.DocumentLength(document);
+  const int64_t count = length.value_or(available - offset);
+  if (offset < 0 || count < 0 || offset > available || count > available - offset) {
+    throw std::out_of_range(file.prefix() + ": document " + std::to_string(document) + " has " +
+                            std::to_string(available) + " tokens; there are no " +
+                            std::to_string(count) + " at offset " + std::to_string(offset));
+  }
+  auto tokens = NewArray<int64_t>(count);
+  file.CopyTokens(file.DocumentBegin(document) + offset, count, tokens.mutable_data());
+  return tokens;
+}
+
+void BindBuilder(py::module_& module) {
+  py::class_<TokenFileBuilder>(
+      module, "TokenFileBuilder",
+      "Write a Megatron .bin/.idx pair, streaming, in constant memory.\n\n"
+      "PREFIX.bin.tmp and PREFIX.idx.tmp are written; commit() renames them, the .idx last. An\n"
+      "object that is destroyed uncommitted removes them. dtype: 'uint16' or 'int32'. For one\n"
+      "thread at a time. Raises OSError for the file system, ValueError if another writer holds\n"
+      "the prefix.")
+      .def(py::init([](const std::filesystem::path& prefix, const std::string& dtype) {
+             return std::make_unique<TokenFileBuilder>(prefix.string(), ParseTokenType(dtype));
+           }),
+           py::arg("prefix"), py::arg("dtype"))
+      .def(
+          "add",
+          [](TokenFileBuilder& builder, const py::array& tokens) {
+            AddDocuments(builder, tokens, {static_cast<int64_t>(tokens.size())});
+          },
+          py::arg("tokens"),
+          "Add one document: 1-D uint16, int32, uint32 or int64 token ids.\n\n"
+          "Raises ValueError naming document, position and id if an id does not fit the dtype;\n"
+          "nothing is added then.")
+      .def(
+          "add_many",
+          [](TokenFileBuilder& builder, const py::array& tokens, const Input<int64_t>& lengths) {
+            const int64_t* values = Values(lengths, "lengths");
+            AddDocuments(builder, tokens, std::vector<int64_t>(values, values + lengths.size()));
+          },
+          py::arg("tokens"), py::arg("lengths"),
+          "Add documents stored end to end: ids as in add(), lengths that sum to their number.")
+      .def("commit", &TokenFileBuilder::Commit, py::call_guard<py::gil_scoped_release>(),
+           "Publish the pair durably, the .idx last; replaces an existing pair.")
+      .def("abort", &TokenFileBuilder::Abort, py::call_guard<py::gil_scoped_release>(),
+           "Remove what was written; no effect after commit() or a second time.")
+      .def_property_readonly("num_documents", &TokenFileBuilder::num_documents)
+      .def_property_readonly("num_tokens", &TokenFileBuilder::num_tokens);
+}
+
+void BindReader(py::module_& module) {
+  py::class_<TokenFile>(
+      module, "TokenFile",
+      "Read a Megatron .bin/.idx pair through memory maps.\n\n"
+      "Opening checks the index against itself and the size of the .bin. Raises OSError if a file\n"
+      "cannot be opened, ValueError naming file, byte and remedy if the pair is not valid.")
+      .def(py::init([](const std::filesystem::path& prefix) {
+             const py::gil_scoped_release release;
+             return std::make_unique<TokenFile>(prefix.string());
+           }),
+           py::arg("prefix"))
+      .def_property_readonly("prefix", &TokenFile::prefix)
+      .def_property_readonly("num_documents", &TokenFile::num_documents)
+      .def_property_readonly("num_tokens", &TokenFile::num_tokens)
+      .def_property_readonly(
+          "dtype", [](const TokenFile& file) { return std::string(TypeName(file.type())); })
+      .def_property_readonly(
+          "lengths", &TokenFileLengths,
+          "Tokens per document, read-only: an int32 view of the .idx if each document is one\n"
+          "sequence, else int64 sums.")
+      .def("tokens", &DocumentTokens, py::arg("document"), py::arg("offset") = 0,
+           py::arg("length") = py::none(),
+           "Copy tokens of one document as int64; IndexError outside of it.")
+      .def("check_tokens", &TokenFile::CheckTokens, py::arg("vocab_size"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Read the whole .bin; ValueError naming file, byte, document, position and id of the\n"
+           "first id outside [0, vocab_size).");
+}
+
+}  // namespace
+
+void BindTokenFiles(py::module_& module) {
+  BindBuilder(module);
+  BindReader(module);
+}
+
+}  // namespace megatron_ettin

@@ -1,0 +1,43 @@
+// A periodic table that says from which source each row of a blend comes. Integer quotas per
+// period, spread as evenly as integers allow. Specified in docs/order.md, section 3.
+#ifndef MEGATRON_ETTIN_BLEND_TABLE_H_
+#define MEGATRON_ETTIN_BLEND_TABLE_H_
+
+#include <cstdint>
+#include <vector>
+
+namespace megatron_ettin {
+
+class BlendTable {
+ public:
+  static constexpr int64_t kMaxPeriod = int64_t{1} << 20;
+
+  // The period is the sum of the quotas. Throws std::invalid_argument unless every quota is >= 1
+  // and the period is a power of two <= kMaxPeriod.
+  explicit BlendTable(std::vector<int64_t> quotas);
+
+  int64_t period() const { return static_cast<int64_t>(source_.size()); }
+  int64_t num_sources() const { return static_cast<int64_t>(quotas_.size()); }
+  int64_t quota(int64_t source) const { return quotas_[source]; }
+
+  // Source of slot j, and how many earlier slots of the period have that source.
+  int32_t SourceAt(int64_t j) const { return source_[j]; }
+  int32_t RankAt(int64_t j) const { return rank_[j]; }
+
+  // The slot that holds the rank-th row of the source: the inverse of (SourceAt, RankAt).
+  int64_t SlotOf(int64_t source, int64_t rank) const { return slots_[slot_begin_[source] + rank]; }
+
+  // How many of the slots [0, j) belong to the source.
+  int64_t CountBefore(int64_t source, int64_t j) const;
+
+ private:
+  std::vector<int64_t> quotas_;
+  std::vector<int32_t> source_;
+  std::vector<int32_t> rank_;
+  std::vector<int32_t> slots_;       // slots of source 0 ascending, then of source 1, ...
+  std::vector<int64_t> slot_begin_;  // first entry of a source in slots_, plus the end
+};
+
+}  // namespace megatron_ettin
+
+#endif  // MEGATRON_ETTIN_BLEND_TABLE_H_

@@ -1,0 +1,24 @@
+// Dropout of activations as a function of (dropout seed, layer, row number g, position, channel).
+// Specified in docs/order.md, section 7.
+#ifndef MEGATRON_ETTIN_DROPOUT_H_
+#define MEGATRON_ETTIN_DROPOUT_H_
+
+#include <cstdint>
+
+namespace megatron_ettin {
+
+struct DropoutRules {
+  uint64_t seed;
+  int64_t layer;  // counted from 0
+  double rate;    // share of the channels that is dropped; rounded up to a multiple of 2^-16
+};
+
+// Writes the factors of num_rows * seq_length positions of `channels` each: 0 for a dropped
+// channel, 1 / (1 - rounded rate) for a kept one, 1 throughout an idle row (g < 0). Throws
+// std::invalid_argument that names a bad rule.
+void DropoutFactors(const int64_t* g, int64_t num_rows, int64_t seq_length, int64_t channels,
+                    const DropoutRules& rules, float* factors);
+
+}  // namespace megatron_ettin
+
+#endif  // MEGATRON_ETTIN_DROPOUT_H_

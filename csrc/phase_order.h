@@ -1,0 +1,65 @@
+// The order of rows inside one phase: row number n of the phase -> (source, epoch, row of the
+// source's pool), and back. Specified in docs/order.md, section 4.
+#ifndef MEGATRON_ETTIN_PHASE_ORDER_H_
+#define MEGATRON_ETTIN_PHASE_ORDER_H_
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "blend_table.h"
+#include "permutation.h"
+
+namespace megatron_ettin {
+
+class PhaseOrder {
+ public:
+  struct Source {
+    uint64_t id;    // enters the permutation key
+    int64_t quota;  // rows per blend period
+    int64_t rows;   // rows of the source's pool
+    int64_t drawn;  // rows drawn from that pool before this phase
+  };
+
+  // Throws std::invalid_argument that names the source and the field.
+  PhaseOrder(uint64_t seed, std::vector<Source> sources);
+
+  int64_t num_sources() const { return blend_.num_sources(); }
+  int64_t period() const { return blend_.period(); }
+
+  // For each n[i] >= 0 writes the source slot, the epoch and the row. Thread-safe.
+  void Locate(const int64_t* n, int64_t count, int32_t* source_slot, int64_t* epoch,
+              int64_t* row) const;
+
+  // The inverse: the n at which (source slot, epoch, row) is drawn, or -1 if that was before this
+  // phase began. Thread-safe.
+  void Find(const int32_t* source_slot, const int64_t* epoch, const int64_t* row, int64_t count,
+            int64_t* n) const;
+
+  // Rows drawn from each source's pool once the first n rows of this phase are consumed.
+  std::vector<int64_t> DrawnAfter(int64_t n) const;
+
+ private:
+  using SharedPermutation = std::shared_ptr<const Permutation>;
+  struct CachedPermutation {
+    int64_t epoch = -1;
+    SharedPermutation permutation;
+  };
+
+  std::vector<CachedPermutation> CopyCache() const;
+  void StoreCache(std::vector<CachedPermutation> cache) const;
+  const Permutation& PermutationOf(int64_t source, int64_t epoch,
+                                   std::vector<CachedPermutation>& cache) const;
+
+  uint64_t seed_;
+  std::vector<Source> sources_;
+  BlendTable blend_;
+  // The last permutation of each source: small pools use tables that are not free to build.
+  mutable std::mutex cache_mutex_;
+  mutable std::vector<CachedPermutation> cache_;
+};
+
+}  // namespace megatron_ettin
+
+#endif  // MEGATRON_ETTIN_PHASE_ORDER_H_

@@ -1,0 +1,304 @@
+"""docs/order.md once more, slow and obvious, in pure Python: the oracle of the C++ extension."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+WORD = 1 << 64
+GAMMA = 0x9E3779B97F4A7C15
+PERMUTATION, MASK, NORMAL_WEIGHTS, UNIFORM_WEIGHTS, DROPOUT = 1, 2, 3, 4, 5
+
+
+# 1. Counters
+
+
+def mix64(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % WORD
+    return z ^ (z >> 31)
+
+
+def unmix64(z: int) -> int:
+    """Undo mix64, for tests that need a draw which chance would hardly bring."""
+    for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+        unshifted = z
+        for _ in range(64 // shift):
+            unshifted = z ^ (unshifted >> shift)
+        z = unshifted * pow(factor, -1, WORD) % WORD
+    return z
+
+
+def counter_key(seed: int, purpose: int, words: Sequence[int]) -> int:
+    key = mix64((seed + GAMMA) % WORD)
+    for word in (purpose, *words):
+        key = mix64(((key ^ word) + GAMMA) % WORD)
+    return key
+
+
+def draw(key: int, index: int) -> int:
+    return mix64((key + (index + 1) * GAMMA) % WORD)
+
+
+def below(value: int, n: int) -> int:
+    return value * n // WORD
+
+
+def open_unit(value: int) -> float:
+    return (value // 2**12 + 0.5) / 2**52
+
+
+# 2. Permutation
+
+
+def fold(a: int, b: int) -> int:
+    product = a * b
+    return product % WORD ^ product // WORD
+
+
+def round_function(x: int, round_key: int, size: int) -> int:
+    return below(fold(fold(x ^ round_key, 0x6A09E667F3BCC909), 0xBB67AE8584CAA73B), size)
+
+
+def fisher_yates(n: int, key: int) -> list[int]:
+    table = list(range(n))
+    for i in range(n - 1, 0, -1):
+        j = below(draw(key, i), i + 1)
+        table[i], table[j] = table[j], table[i]
+    return table
+
+
+def permute(n: int, key: int, index: int) -> int:
+    if n <= 65_536:
+        return fisher_yates(n, key)[index]
+    s = (n - 1).bit_length() // 2
+    a = -(-n // 2**s)
+    while True:
+        left, right = divmod(index, 2**s)
+        for r in range(8):
+            if r % 2 == 0:
+                left = (left + round_function(right, draw(key, r), a)) % a
+            else:
+                right = (right + round_function(left, draw(key, r), 2**s)) % 2**s
+        index = left * 2**s + right
+        if index < n:
+            return index
+
+
+# 3. Blend
+
+
+def blend_table(quotas: Sequence[int]) -> tuple[list[int], list[int]]:
+    period = sum(quotas)
+    count = [0] * len(quotas)
+    sources, ranks = [], []
+    for j in range(period):
+        deficits = [q * (j + 1) - period * c for q, c in zip(quotas, count, strict=True)]
+        source = deficits.index(max(deficits))
+        sources.append(source)
+        ranks.append(count[source])
+        count[source] += 1
+    return sources, ranks
+
+
+# 4. Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    id: int
+    quota: int
+    rows: int
+    drawn: int
+
+
+def locate(seed: int, sources: Sequence[Source], n: int) -> tuple[int, int, int]:
+    """Count the draws of each source one by one: no ranks, no division by the period."""
+    table, _ = blend_table([source.quota for source in sources])
+    slots = [table[i % len(table)] for i in range(n + 1)]
+    source = sources[slots[n]]
+    drawn = source.drawn + slots[:n].count(slots[n])
+    epoch, index = divmod(drawn, source.rows)
+    key = counter_key(seed, PERMUTATION, [source.id, epoch])
+    return slots[n], epoch, permute(source.rows, key, index)
+
+
+# 5. Rows
+
+
+@dataclass(frozen=True)
+class Piece:
+    document: int
+    offset: int
+    length: int
+    ends_document: bool
+
+
+def plan_block(
+    lengths: Sequence[int],
+    documents: range,
+    seq_length: int,
+    specials: str,
+    min_doc_tokens: int,
+    max_segments: int,
+) -> list[list[Piece]]:
+    added = 2 if specials == "add" else 0
+    capacity = seq_length - added
+    full: list[list[Piece]] = []
+    tails: list[Piece] = []
+    for document in documents:
+        length = lengths[document]
+        if length < max(min_doc_tokens, 1):
+            continue
+        for offset in range(0, length, capacity):
+            size = min(capacity, length - offset)
+            piece = Piece(document, offset, size, offset + size == length)
+            if size == capacity:
+                full.append([piece])
+            else:
+                tails.append(piece)
+
+    tails.sort(key=lambda piece: -piece.length)  # stable: equal lengths stay by document
+    bins: list[list[Piece]] = []
+    free: list[int] = []
+    touched: list[int] = []  # when the bin last received a piece
+    for time, piece in enumerate(tails):
+        fitting = [
+            i
+            for i in range(len(bins))
+            if free[i] >= piece.length + added and len(bins[i]) < max_segments
+        ]
+        if fitting:
+            best = min(fitting, key=lambda i: (free[i], -touched[i]))
+        else:
+            best = len(bins)
+            bins.append([])
+            free.append(seq_length)
+            touched.append(0)
+        bins[best].append(piece)
+        free[best] -= piece.length + added
+        touched[best] = time
+    return full + [sorted(pieces, key=lambda piece: piece.document) for pieces in bins]
+
+
+def plan_rows(
+    lengths: Sequence[int],
+    first: int,
+    end: int,
+    seq_length: int,
+    *,
+    specials: str,
+    min_doc_tokens: int,
+    max_segments: int,
+    block: int = 65_536,
+) -> list[list[Piece]]:
+    rows: list[list[Piece]] = []
+    for begin in range(first, end, block):
+        documents = range(begin, min(begin + block, end))
+        rows += plan_block(lengths, documents, seq_length, specials, min_doc_tokens, max_segments)
+    return rows
+
+
+# 6. Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    tokens: list[int]
+    position_ids: list[int]
+    cu_seqlens: list[int]
+    segment_kind: list[int]
+    num_tokens: list[int]
+
+
+def assemble(
+    rows: Sequence[Sequence[tuple[list[int], bool]]],
+    seq_length: int,
+    max_segments: int,
+    pad_id: int,
+) -> Stream:
+    """rows: for each row its pieces as (slots with specials, ends_document); [] is idle."""
+    stream = Stream(tokens=[], position_ids=[], cu_seqlens=[0], segment_kind=[], num_tokens=[])
+    for pieces in rows:
+        used = sum(len(slots) for slots, _ in pieces)
+        segments = [(slots, 2 if ends else 1) for slots, ends in pieces]
+        segments.append(([pad_id] * (seq_length - used), 0))
+        segments += [([], 0)] * (max_segments + 1 - len(segments))
+        for slots, kind in segments:
+            stream.tokens.extend(slots)
+            stream.position_ids.extend(range(len(slots)))
+            stream.cu_seqlens.append(len(stream.tokens))
+            stream.segment_kind.append(kind)
+        stream.num_tokens.append(used)
+    return stream
+
+
+# 7. Masks
+
+
+def mask_row(
+    tokens: Sequence[int],
+    g: int,
+    *,
+    mask_seed: int,
+    mask_rate: float,
+    mask_id: int,
+    vocab_size: int,
+    special_ids: Sequence[int],
+) -> tuple[list[int], list[bool]]:
+    masked, selected = list(tokens), [False] * len(tokens)
+    if g < 0:
+        return masked, selected
+    key = counter_key(mask_seed, MASK, [g])
+    for p, token in enumerate(tokens):
+        share = Fraction(draw(key, 3 * p) // 2**11, 2**53)
+        if token in special_ids or not share < Fraction(mask_rate):
+            continue
+        selected[p] = True
+        tenth = below(draw(key, 3 * p + 1), 10)
+        if tenth < 8:
+            masked[p] = mask_id
+        elif tenth == 8:
+            masked[p] = below(draw(key, 3 * p + 2), vocab_size)
+    return masked, selected
+
+
+def dropout_row(
+    g: int, *, seed: int, layer: int, seq_length: int, channels: int, rate: float
+) -> list[Fraction]:
+    key = counter_key(seed, DROPOUT, [layer, g])
+    threshold = min(-(-Fraction(rate) * 65536 // 1), 65535)
+    factors = []
+    for e in range(seq_length * channels):
+        lane = draw(key, e // 4) >> 16 * (e % 4) & 0xFFFF
+        factors.append(Fraction(0) if lane < threshold else Fraction(65536, 65536 - threshold))
+    return factors
+
+
+# 8. Weights
+
+
+def hash_name(name: str) -> int:
+    value = 0xCBF29CE484222325
+    for byte in name.encode():
+        value = (value ^ byte) * 0x100000001B3 % WORD
+    return mix64(value)
+
+
+def uniforms(name: str, seed: int, purpose: int, begin: int, count: int) -> NDArray[np.float64]:
+    key = counter_key(seed, purpose, [hash_name(name)])
+    return np.array([open_unit(draw(key, i)) for i in range(begin, begin + count)])
+
+
+# The .idx file of documents of one sequence each
+
+
+def index_bytes(lengths: Sequence[int], dtype_code: int, item_size: int) -> bytes:
+    n = len(lengths)
+    offsets = [item_size * sum(lengths[:i]) for i in range(n)]
+    header = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, dtype_code, n, n + 1)
+    body = struct.pack(f"<{n}i", *lengths) + struct.pack(f"<{n}q", *offsets)
+    return header + body + struct.pack(f"<{n + 1}q", *range(n + 1))

@@ -1,0 +1,93 @@
+"""The test vectors of docs/order.md: the specification and the extension cannot drift apart."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_ettin import native
+from tests.native import reference
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "order.md"
+
+
+@pytest.fixture(scope="module")
+def vectors() -> dict[str, Any]:
+    block = re.search(r"```json\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert block is not None
+    parsed: dict[str, Any] = json.loads(block.group(1))
+    return parsed
+
+
+def test_draws_are_splitmix64(vectors: dict[str, Any]) -> None:
+    vector = vectors["splitmix64"]
+    # The published first outputs of SplitMix64 for this seed.
+    assert vector["key"] == "1234567"
+    assert vector["draws"][:2] == ["6457827717110365317", "3203168211198807973"]
+    draws = native.counter_draws(int(vector["key"]), 0, len(vector["draws"]))
+    assert [str(value) for value in draws] == vector["draws"]
+
+
+def test_counter(vectors: dict[str, Any]) -> None:
+    for vector in vectors["counter"]:
+        words = [int(word) for word in vector["words"]]
+        key = native.counter_key(int(vector["seed"]), vector["purpose"], words)
+        assert str(key) == vector["key"]
+        assert [str(value) for value in native.counter_draws(key, 0, 3)] == vector["draws"]
+
+
+def test_permutation(vectors: dict[str, Any]) -> None:
+    for vector in vectors["permutation"]:
+        key = native.permutation_key(vector["seed"], vector["source"], vector["epoch"])
+        assert str(key) == vector["key"]
+        assert native.permute(vector["n"], key, vector["index"]).tolist() == vector["value"]
+        assert native.unpermute(vector["n"], key, vector["value"]).tolist() == vector["index"]
+
+
+def test_blend(vectors: dict[str, Any]) -> None:
+    for vector in vectors["blend"]:
+        assert native.blend_table(vector["quotas"])[0].tolist() == vector["source"]
+
+
+def test_rows(vectors: dict[str, Any]) -> None:
+    for vector in vectors["rows"]:
+        plan = native.RowPlan(
+            np.array(vector["lengths"]),
+            0,
+            len(vector["lengths"]),
+            vector["seq_length"],
+            specials=vector["specials"],
+            min_doc_tokens=vector["min_doc_tokens"],
+            max_segments_per_row=vector["max_segments_per_row"],
+            block_documents=vector["block_documents"],
+        )
+        rows = [np.stack(plan.segments(row)[:3], axis=1).tolist() for row in range(plan.num_rows)]
+        assert rows == vector["rows"]
+
+
+def test_mask(vectors: dict[str, Any]) -> None:
+    vector = vectors["mask"]
+    masked, selected = native.mask_tokens(
+        np.arange(100, 132),
+        np.array([vector["g"]]),
+        seq_length=32,
+        mask_seed=vector["mask_seed"],
+        mask_rate=vector["mask_rate"],
+        mask_id=vector["mask_id"],
+        vocab_size=vector["vocab_size"],
+        special_ids=vector["special_ids"],
+    )
+    assert masked.tolist() == vector["masked"]
+    assert np.flatnonzero(selected).tolist() == vector["selected"]
+
+
+def test_weights(vectors: dict[str, Any]) -> None:
+    normal, uniform = vectors["normal"], vectors["uniform"]
+    weights = native.initial_weights(normal["name"], normal["seed"], 0, 4, std=0.02)
+    np.testing.assert_allclose(weights, np.float32(normal["weights"]), rtol=2e-7)
+    assert str(reference.hash_name(uniform["name"])) == uniform["hash"]
+    weights = native.uniform_weights(uniform["name"], uniform["seed"], 0, 4, -0.125, 0.125)
+    np.testing.assert_array_equal(weights, np.float32(uniform["weights"]))

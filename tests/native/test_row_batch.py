@@ -1,0 +1,189 @@
+"""The packed stream of a micro-batch, against slots laid out one by one."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from megatron_ettin import native
+from tests.native import reference
+
+CLS, SEP, PAD = 60_001, 60_002, 60_003
+L, S = 24, 4
+
+
+def write(prefix: Path, documents: list[list[int]], dtype: str) -> native.TokenFile:
+    builder = native.TokenFileBuilder(prefix, dtype)
+    for document in documents:
+        builder.add(np.array(document, np.int64))
+    builder.commit()
+    return native.TokenFile(prefix)
+
+
+def plan_of(file: native.TokenFile, specials: str, max_segments: int = S) -> native.RowPlan:
+    return native.RowPlan(
+        file.lengths,
+        0,
+        file.num_documents,
+        L,
+        specials=specials,
+        min_doc_tokens=1,
+        max_segments_per_row=max_segments,
+    )
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> list[list[list[int]]]:
+    rng = np.random.default_rng(5)
+    # Ids of the second corpus need int32; every token is distinct, so a wrong copy shows.
+    sizes = rng.integers(0, 3 * L, 60)
+    sizes[:6] = [0, 1, L - 2, L - 1, L, 10 * L]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    narrow = [list(range(a, b)) for a, b in itertools.pairwise(starts)]
+    wide = [[token + 100_000 for token in document] for document in narrow]
+    return [narrow, wide]
+
+
+@pytest.fixture(scope="module")
+def sources(
+    corpora: list[list[list[int]]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[native.TokenFile], list[native.RowPlan]]:
+    folder = tmp_path_factory.mktemp("corpora")
+    files = [
+        write(folder / "narrow", corpora[0], "uint16"),
+        write(folder / "wide", corpora[1], "int32"),
+    ]
+    return files, [plan_of(files[0], "add"), plan_of(files[1], "present")]
+
+
+def expected_rows(
+    corpora: list[list[list[int]]],
+    plans: list[native.RowPlan],
+    source_slot: list[int],
+    row: list[int],
+) -> list[list[tuple[list[int], bool]]]:
+    rows = []
+    for source, number in zip(source_slot, row, strict=True):
+        pieces: list[tuple[list[int], bool]] = []
+        if source >= 0:
+            for document, offset, length, ends in zip(*plans[source].segments(number), strict=True):
+                tokens = corpora[source][document][offset : offset + length]
+                slots = [CLS, *tokens, SEP] if source == 0 else tokens
+                pieces.append((slots, bool(ends)))
+        rows.append(pieces)
+    return rows
+
+
+def assemble(
+    files: list[native.TokenFile],
+    plans: list[native.RowPlan],
+    source_slot: list[int],
+    row: list[int],
+    **change: int,
+) -> tuple[NDArray[np.int64], ...]:
+    shape = {"seq_length": L, "max_segments_per_row": S, **change}
+    return native.assemble_rows(
+        files,
+        plans,
+        np.array(source_slot, np.int32),
+        np.array(row, np.int64),
+        cls_id=CLS,
+        sep_id=SEP,
+        pad_id=PAD,
+        **shape,
+    )  # type: ignore[return-value]
+
+
+def test_stream_equals_the_reference(
+    corpora: list[list[list[int]]],
+    sources: tuple[list[native.TokenFile], list[native.RowPlan]],
+) -> None:
+    files, plans = sources
+    rng = np.random.default_rng(2)
+    slots = [s for s in (0, 1) for _ in range(plans[s].num_rows)] + [-1] * 5
+    rows = [r for plan in plans for r in range(plan.num_rows)] + [-1] * 5
+    shuffle = rng.permutation(len(rows))
+    slots, rows = [slots[i] for i in shuffle], [rows[i] for i in shuffle]
+    tokens, position_ids, cu_seqlens, kind, num_tokens = assemble(files, plans, slots, rows)
+    expected = reference.assemble(expected_rows(corpora, plans, slots, rows), L, S, PAD)
+    assert tokens.tolist() == expected.tokens
+    assert position_ids.tolist() == expected.position_ids
+    assert cu_seqlens.tolist() == expected.cu_seqlens
+    assert kind.tolist() == expected.segment_kind
+    assert num_tokens.tolist() == expected.num_tokens
+    dtypes = [array.dtype.name for array in (tokens, position_ids, cu_seqlens, kind, num_tokens)]
+    assert dtypes == ["int64", "int64", "int32", "uint8", "int64"]
+
+
+def test_rows_of_a_plan_hold_each_token_once(
+    corpora: list[list[list[int]]],
+    sources: tuple[list[native.TokenFile], list[native.RowPlan]],
+) -> None:
+    files, plans = sources
+    for source in (0, 1):
+        count = plans[source].num_rows
+        tokens, *_ = assemble(files, plans, [source] * count, list(range(count)))
+        ordinary = tokens[~np.isin(tokens, [CLS, SEP, PAD])]
+        assert sorted(ordinary.tolist()) == sorted(t for d in corpora[source] for t in d)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(
+    sources: tuple[list[native.TokenFile], list[native.RowPlan]],
+) -> None:
+    files, plans = sources
+    tokens, *_ = assemble(files, plans, [0, 1, -1, 0], [3, 2, -1, 0])
+    for place, (source, row) in enumerate([(0, 3), (1, 2), (-1, -1), (0, 0)]):
+        alone, *_ = assemble(files, plans, [source], [row])
+        np.testing.assert_array_equal(tokens[place * L : (place + 1) * L], alone)
+
+
+def test_several_sequences_per_document(tmp_path: Path) -> None:
+    """A document that others wrote as several sequences is their concatenation."""
+    document = list(range(30))
+    write(tmp_path / "one", [document], "uint16")
+    header = b"MMIDIDX\0\0" + np.uint64(1).tobytes() + b"\x08"
+    header += np.array([2, 2], np.uint64).tobytes() + np.array([12, 18], np.int32).tobytes()
+    header += np.array([0, 24], np.int64).tobytes() + np.array([0, 2], np.int64).tobytes()
+    (tmp_path / "one.idx").write_bytes(header)
+    file = native.TokenFile(tmp_path / "one")
+    assert file.lengths.tolist() == [30]
+    plan = plan_of(file, "present")
+    tokens, *_ = assemble([file], [plan], [0, 0], [0, 1])
+    assert tokens[:30].tolist() == document
+
+
+def test_plan_and_file_must_agree(
+    sources: tuple[list[native.TokenFile], list[native.RowPlan]], tmp_path: Path
+) -> None:
+    files, plans = sources
+    shorter = write(tmp_path / "shorter", [[1, 2]], "uint16")
+    with pytest.raises(ValueError, match=r"plans\[0\] was made for more documents than .*shorter"):
+        assemble([shorter], [plans[0]], [0], [0])
+    other = write(tmp_path / "other", [[1, 2]] * 60, "uint16")
+    with pytest.raises(ValueError, match=r"other: document \d+ has another length"):
+        assemble([other], [plans[0]], [0], [0])
+    with pytest.raises(ValueError, match=r"plans\[0\] has rows of 24 slots, not 32"):
+        assemble(files, plans, [0], [0], seq_length=32)
+    with pytest.raises(ValueError, match=r"plans\[0\] has up to 4 segments"):
+        assemble(files, plans, [0], [0], max_segments_per_row=3)
+    with pytest.raises(ValueError, match="one entry per source"):
+        assemble(files, plans[:1], [0], [0])
+
+
+@pytest.mark.parametrize(("slot", "row"), [(2, 0), (-2, 0), (-1, 0)])
+def test_unknown_source_is_refused(
+    sources: tuple[list[native.TokenFile], list[native.RowPlan]], slot: int, row: int
+) -> None:
+    with pytest.raises(ValueError, match=f"row 1 of the batch: no source slot {slot}"):
+        assemble(*sources, [0, slot], [0, row])
+
+
+def test_unknown_row_is_refused(
+    sources: tuple[list[native.TokenFile], list[native.RowPlan]],
+) -> None:
+    with pytest.raises(IndexError, match="row 100000 of a plan"):
+        assemble(*sources, [0], [100_000])
+    with pytest.raises(ValueError, match="row has 2 values, expected 1"):
+        assemble(*sources, [0], [0, 1])
