@@ -289,7 +289,7 @@ def _publish(unfinished: Path, folder: Path) -> None:
         os.fsync(descriptor)
         os.close(descriptor)
     if folder.exists():
-        shutil.rmtree(folder)
+        raise CheckpointError(f"{folder}: exists already; a checkpoint is never replaced")
     unfinished.rename(folder)
     parent = os.open(folder.parent, os.O_RDONLY)
     os.fsync(parent)

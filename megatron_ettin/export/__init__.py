@@ -1,0 +1,1 @@
+"""Checkpoints to other formats and back; one subject per module, huggingface.py is the door."""

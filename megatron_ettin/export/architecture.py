@@ -1,0 +1,235 @@
+"""ModernBERT configurations <-> ours: kinds of model, windows, RoPE bases, layer patterns.
+
+Both directions keep what is *computed* equal to transformers' (sdpa), which is not always what a
+field's name says: see `_local_attention`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    ModernBertConfig,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
+    ModernBertForMaskedLM,
+)
+
+from megatron_ettin.checkpoint import SavedModel
+from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.model.provider import Attention
+from megatron_ettin.model.weight_map import Architecture
+from megatron_ettin.objectives import CausalLM, MaskedLM, Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One of the two kinds of model, on both sides."""
+
+    attention: Attention
+    architecture: Architecture
+    objective: type[Objective]
+    """What such a model is trained with, when a run continues from it."""
+    config_class: Any
+    model_class: Any
+
+
+KINDS = (
+    Kind(
+        attention="bidirectional",
+        architecture="encoder",
+        objective=MaskedLM,
+        config_class=ModernBertConfig,
+        model_class=ModernBertForMaskedLM,
+    ),
+    Kind(
+        attention="causal",
+        architecture="decoder",
+        objective=CausalLM,
+        config_class=ModernBertDecoderConfig,
+        model_class=ModernBertDecoderForCausalLM,
+    ),
+)
+#: Fields that have one value in the Ettin model, by their names in transformers.
+FIXED_FIELDS: dict[str, Any] = {
+    "hidden_activation": "gelu",
+    "classifier_activation": "gelu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "norm_bias": False,
+    "classifier_bias": False,
+    "decoder_bias": True,
+    "tie_word_embeddings": True,
+}
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
+
+def kind_of(attention: Attention) -> Kind:
+    """Return the kind of model that attends in this way."""
+    (kind,) = (kind for kind in KINDS if kind.attention == attention)
+    return kind
+
+
+def huggingface_config(saved: SavedModel, special_ids: dict[str, int]) -> Any:
+    """Return the transformers configuration that computes what `saved` computes.
+
+    `special_ids` are the fields pad_token_id, bos_token_id, eos_token_id, cls_token_id and
+    sep_token_id.
+    """
+    model, kind = saved.model, kind_of(saved.attention)
+    config = kind.config_class(
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.ffn_hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        max_position_embeddings=saved.max_seq_length,
+        initializer_range=model.init_std,
+        norm_eps=model.layernorm_epsilon,
+        local_attention=_local_attention(kind, model.sliding_window),
+        layer_types=_layer_types(model.num_layers, model.global_attention_every),
+        rope_parameters={
+            GLOBAL: {"rope_type": "default", "rope_theta": saved.rotary_base_global},
+            LOCAL: {"rope_type": "default", "rope_theta": saved.rotary_base_local},
+        },
+        **FIXED_FIELDS,
+        **special_ids,
+    )
+    # transformers 4 reads these names only, and takes 160,000 / 10,000 where they are missing.
+    config.global_attn_every_n_layers = model.global_attention_every
+    config.global_rope_theta = saved.rotary_base_global
+    config.local_rope_theta = saved.rotary_base_local
+    return config
+
+
+def read_huggingface_config(folder: Path, sliding_window: int | None) -> SavedModel:
+    """Return what the model in a ModernBERT-shaped folder is; its tokenizer is not looked at.
+
+    `sliding_window` replaces the window that transformers computes with.
+
+    Raises:
+        ValueError: no config.json, another type of model, or a field that the Ettin model cannot
+            represent; the message names the field.
+    """
+    path = folder / "config.json"
+    kind, config = _load_config(path)
+    _check_fixed_fields(path, config)
+    if sliding_window is None:
+        sliding_window = _sliding_window(path, kind, config.local_attention)
+    try:
+        model = ModelConfig(
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            ffn_hidden_size=config.intermediate_size,
+            num_attention_heads=config.num_attention_heads,
+            vocab_size=config.vocab_size,
+            sliding_window=sliding_window,
+            global_attention_every=_global_attention_every(path, config),
+            layernorm_epsilon=config.norm_eps,
+            init_std=config.initializer_range,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return SavedModel(
+        model=model,
+        attention=kind.attention,
+        rotary_base_global=_rotary_base(path, config, GLOBAL),
+        rotary_base_local=_rotary_base(path, config, LOCAL),
+        max_seq_length=config.max_position_embeddings,
+        tokenizer=None,
+    )
+
+
+def check_layout(model: ModelConfig, hardware: HardwareConfig) -> None:
+    """Raise ValueError if the model cannot be laid out over tensor- and pipeline-parallel ranks."""
+    tensor_parallel, stages = hardware.tensor_parallel_size, hardware.pipeline_parallel_size
+    for what, size in (
+        ("num_attention_heads", model.num_attention_heads),
+        ("intermediate_size", model.ffn_hidden_size),
+        ("vocab_size, padded to a multiple of 64,", model.padded_vocab_size),
+    ):
+        if size % tensor_parallel:
+            raise ValueError(
+                f"--tensor-parallel-size {tensor_parallel} does not divide {what} {size}"
+            )
+    if stages > model.num_layers:
+        raise ValueError(
+            f"--pipeline-parallel-size {stages} exceeds num_hidden_layers {model.num_layers}"
+        )
+
+
+def _local_attention(kind: Kind, sliding_window: int) -> int:
+    """Return the field `local_attention` with which transformers sees `sliding_window` keys away.
+
+    The encoder sees local_attention // 2 keys on each side. The decoder sees one key fewer to the
+    left: its window counts the query's own key.
+    """
+    if kind.architecture == "encoder":
+        return 2 * sliding_window
+    return 2 * (sliding_window + 1)
+
+
+def _sliding_window(path: Path, kind: Kind, local_attention: int | None) -> int:
+    """Invert `_local_attention`."""
+    half = (local_attention or 0) // 2
+    window = half if kind.architecture == "encoder" else half - 1
+    if window < 1:
+        raise ValueError(
+            f"{path}: local_attention: {local_attention} lets local layers see no other key"
+        )
+    return window
+
+
+def _layer_types(num_layers: int, global_attention_every: int) -> list[str]:
+    return [LOCAL if layer % global_attention_every else GLOBAL for layer in range(num_layers)]
+
+
+def _global_attention_every(path: Path, config: Any) -> int:
+    found, num_layers = list(config.layer_types), config.num_hidden_layers
+    # 3 first: where the model is too shallow to tell, it is what its deeper relatives have.
+    for period in (3, *range(1, num_layers + 1)):
+        if found == _layer_types(num_layers, period):
+            return int(period)
+    raise ValueError(
+        f"{path}: layer_types: {found} is not one {GLOBAL} at layers 0, n, 2n, ... of "
+        f"{num_layers} and {LOCAL} between"
+    )
+
+
+def _rotary_base(path: Path, config: Any, layer_type: str) -> float:
+    rope = config.rope_parameters[layer_type]
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError(
+            f"{path}: rope_parameters.{layer_type}.rope_type: {rope['rope_type']!r} has no "
+            f"equivalent here; only 'default' has"
+        )
+    return float(rope["rope_theta"])
+
+
+def _load_config(path: Path) -> tuple[Kind, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: no Hugging Face model here ({path.name} is missing)")
+    try:
+        document = json.loads(path.read_text())
+        found = document.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not a JSON object: {error}") from error
+    kinds = {kind.config_class.model_type: kind for kind in KINDS}
+    if found not in kinds:
+        raise ValueError(f"{path}: model_type: {found!r}; only {' and '.join(kinds)} convert")
+    try:
+        return kinds[found], kinds[found].config_class.from_dict(document)
+    except Exception as error:  # the library raises nothing narrower for a field of a wrong type
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _check_fixed_fields(path: Path, config: Any) -> None:
+    for name, value in FIXED_FIELDS.items():
+        found = getattr(config, name)
+        if found != value:
+            raise ValueError(
+                f"{path}: {name}: {found!r} has no equivalent here; only {value!r} has"
+            )

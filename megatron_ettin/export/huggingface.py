@@ -1,0 +1,180 @@
+"""Checkpoints -> folders that transformers loads, and such folders -> checkpoints of weights.
+
+Both run in one process: a checkpoint is layout-free, so any TP x PP layout is read as a whole
+model, and one written here is read into any layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from transformers.utils.logging import disable_progress_bar
+
+from megatron_ettin import checkpoint, distributed
+from megatron_ettin.checkpoint import SavedModel
+from megatron_ettin.config import HardwareConfig, SeedConfig
+from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
+from megatron_ettin.export import architecture, weights
+from megatron_ettin.export.architecture import Kind, kind_of
+from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
+from megatron_ettin.model.provider import build_model
+
+logger = logging.getLogger(__name__)
+
+WHOLE = HardwareConfig()
+CONFIG_HEADER = """\
+# What a converted model decides of a run that continues from it. Pass it with --config, before the
+# files that add phases, data and optimizer, and give the folder to --checkpoint.initialize_from.
+"""
+
+
+def to_huggingface(folder: Path, output: Path) -> SavedModel:
+    """Convert the checkpoint in `folder` to a ModernBERT folder, which appears when complete.
+
+    A tokenizer that is gone or changed is left out, with a notice in the log.
+
+    Raises:
+        ValueError: no usable checkpoint, or something is at `output` already.
+    """
+    _check_free(output)
+    saved, state = checkpoint.read_model(folder), checkpoint.read_state(folder)
+    kind = kind_of(saved.attention)
+    if saved.model.megatron_overrides:
+        logger.warning(
+            "notice: model.megatron_overrides %s are not converted: check that they leave what is "
+            "computed alone",
+            saved.model.megatron_overrides,
+        )
+    tokenizer = matching_tokenizer(saved.tokenizer, state.tokenizer_sha256)
+    tensors = _read_weights(folder, saved, kind)
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    _write_model(unfinished, kind, saved, tensors, tokenizer)
+    if tokenizer is not None:
+        write_tokenizer(
+            tokenizer,
+            unfinished,
+            architecture=kind.architecture,
+            max_length=saved.max_seq_length,
+        )
+    _publish(unfinished, output)
+    return saved
+
+
+def from_huggingface(
+    folder: Path,
+    output: Path,
+    *,
+    tensor_parallel_size: int = 1,
+    pipeline_parallel_size: int = 1,
+    sliding_window: int | None = None,
+) -> SavedModel:
+    """Convert a ModernBERT-shaped folder to a checkpoint of weights, which appears when complete.
+
+    The sizes are checked against the model and written to the checkpoint's config.yaml; its tensors
+    fit any layout. `sliding_window` replaces the window that transformers computes with.
+
+    Raises:
+        ValueError: naming the field, file or tensor that does not convert, or the size that does
+            not fit; or something is at `output` already.
+    """
+    _check_free(output)
+    saved = architecture.read_huggingface_config(folder, sliding_window)
+    kind = kind_of(saved.attention)
+    hardware = HardwareConfig(
+        tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size
+    )
+    architecture.check_layout(saved.model, hardware)
+    files = weights.find_tensors(folder, saved.model, kind.architecture)
+    tokenizer = _own_tokenizer(folder)
+    if tokenizer is not None:
+        saved = dataclasses.replace(saved, tokenizer=str(folder.absolute()))
+    with distributed.process_groups(WHOLE):
+        stage = build_model(saved.model, saved.attention, WHOLE, SeedConfig())
+        weights.fill_parameters(stage, files, kind.architecture)
+        checkpoint.save_weights(
+            output,
+            stage,
+            saved=saved,
+            config_yaml=_run_sections(kind, saved, hardware),
+            tokenizer_sha256=tokenizer.digest if tokenizer is not None else "",
+        )
+    return saved
+
+
+def _read_weights(folder: Path, saved: SavedModel, kind: Kind) -> dict[str, torch.Tensor]:
+    with distributed.process_groups(WHOLE):
+        stage = build_model(saved.model, saved.attention, WHOLE, SeedConfig())
+        checkpoint.load(folder, stage, None, saved.model)
+        return weights.huggingface_tensors(stage, kind.architecture)
+
+
+def _write_model(
+    folder: Path,
+    kind: Kind,
+    saved: SavedModel,
+    tensors: dict[str, torch.Tensor],
+    tokenizer: Tokenizer | None,
+) -> None:
+    ids = special_ids(tokenizer, saved.model.vocab_size)
+    if tokenizer is None:
+        logger.warning("notice: without a tokenizer, special token ids are assumed: %s", ids)
+    with torch.device("meta"):
+        model = kind.model_class(architecture.huggingface_config(saved, ids))
+    model.load_state_dict(tensors, assign=True)
+    model.tie_weights()
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        # safetensors writes for the owner's eyes only, whatever the umask.
+        path.chmod((folder / "config.json").stat().st_mode)
+
+
+def _own_tokenizer(folder: Path) -> Tokenizer | None:
+    try:
+        return load_tokenizer(folder)
+    except (ValueError, OSError) as error:
+        logger.warning("notice: converted without a tokenizer: %s", error)
+        return None
+
+
+def _run_sections(kind: Kind, saved: SavedModel, hardware: HardwareConfig) -> str:
+    objective = kind.objective
+    sections = {
+        "objective": {"class_path": f"{objective.__module__}.{objective.__qualname__}"},
+        "model": dataclasses.asdict(saved.model),
+        "hardware": {
+            "tensor_parallel_size": hardware.tensor_parallel_size,
+            "pipeline_parallel_size": hardware.pipeline_parallel_size,
+        },
+    }
+    return CONFIG_HEADER + yaml.safe_dump(sections, sort_keys=False)
+
+
+def _check_free(output: Path) -> None:
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists():
+        raise ValueError(f"{output}: exists already; name another folder or remove it")
+
+
+def _publish(unfinished: Path, output: Path) -> None:
+    for path in [*unfinished.iterdir(), unfinished]:
+        _sync(path)
+    unfinished.rename(output)
+    _sync(output.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,123 @@
+"""Tensors of a ModernBERT folder <-> parameters of a whole (not sharded) model here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from megatron_ettin.config import ModelConfig
+from megatron_ettin.model import weight_map
+from megatron_ettin.model.ettin_model import EttinModel
+from megatron_ettin.model.provider import logical_parameters
+from megatron_ettin.model.weight_map import Architecture
+
+#: The tied output: on our side and in most files it is the embedding and nothing else.
+TIED, TIED_TO = "decoder.weight", "model.embeddings.tok_embeddings.weight"
+FLOATING_POINT = ("F16", "BF16", "F32", "F64")
+#: Names that a message lists; a folder of another model would fill screens.
+MAX_NAMES = 5
+
+
+def huggingface_tensors(stage: EttinModel, architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Return the model's weights in float32 by Hugging Face name, the tied output included."""
+    model = stage.model_config
+    table = weight_map.entries(model.num_layers)
+    tensors = {}
+    for ours, parameter in logical_parameters(stage):
+        entry = table[ours]
+        names = weight_map.huggingface_names(entry, architecture)
+        whole = weight_map.to_huggingface(entry, parameter.detach().float().cpu(), model)
+        for name, part in zip(names, whole.chunk(len(names)), strict=True):
+            # A copy: safetensors refuses tensors that share memory.
+            tensors[name] = part.clone()
+    tensors[TIED] = tensors[TIED_TO]
+    return tensors
+
+
+def find_tensors(folder: Path, model: ModelConfig, architecture: Architecture) -> dict[str, Path]:
+    """Return the safetensors file of each tensor of the model, after checking all but the values.
+
+    Raises:
+        ValueError: naming the file that is missing or damaged, or the tensor that is missing,
+            unexpected, misshapen, not of floating point, or untied.
+    """
+    shapes = _expected_shapes(model, architecture)
+    files = {}
+    for path in _safetensors_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    view = file.get_slice(name)
+                    if name in shapes:
+                        _check_tensor(f"{path}: tensor {name}", view, shapes[name])
+                    files[name] = path
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: damaged: {error}") from error
+    missing = [name for name in shapes if name not in files]
+    if missing:
+        raise ValueError(f"{folder}: missing {_listing(missing)}")
+    unexpected = sorted(set(files) - set(shapes) - {TIED})
+    if unexpected:
+        raise ValueError(f"{folder}: unexpected {_listing(unexpected)}")
+    if TIED in files and not torch.equal(_read(files, TIED), _read(files, TIED_TO)):
+        raise ValueError(
+            f"{files[TIED]}: tensor {TIED} differs from {TIED_TO}: untied outputs have no "
+            f"equivalent here"
+        )
+    return files
+
+
+def fill_parameters(stage: EttinModel, files: dict[str, Path], architecture: Architecture) -> None:
+    """Copy the tensors that `find_tensors` found to the parameters of a whole model."""
+    model = stage.model_config
+    table = weight_map.entries(model.num_layers)
+    for ours, parameter in tqdm(
+        logical_parameters(stage), desc="reading", unit=" tensors", disable=None
+    ):
+        names = weight_map.huggingface_names(table[ours], architecture)
+        whole = torch.cat([_read(files, name) for name in names]).float()
+        with torch.no_grad():
+            parameter.copy_(weight_map.from_huggingface(table[ours], whole, model))
+
+
+def _safetensors_files(folder: Path) -> list[Path]:
+    whole = folder / "model.safetensors"
+    paths = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+    if not paths:
+        raise ValueError(
+            f"{folder}: no model.safetensors (pickled weights are not read: load them with "
+            f"transformers and save them again)"
+        )
+    return paths
+
+
+def _expected_shapes(model: ModelConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for entry in weight_map.entries(model.num_layers).values():
+        rows, *columns = weight_map.huggingface_shape(entry, model)
+        names = weight_map.huggingface_names(entry, architecture)
+        shapes.update(dict.fromkeys(names, (rows // len(names), *columns)))
+    return shapes
+
+
+def _check_tensor(where: str, view: Any, shape: tuple[int, ...]) -> None:
+    found = tuple(view.get_shape())
+    if found != shape:
+        raise ValueError(f"{where} has shape {found}; config.json says {shape}")
+    if view.get_dtype() not in FLOATING_POINT:
+        raise ValueError(f"{where} has type {view.get_dtype()}; only {FLOATING_POINT} are read")
+
+
+def _read(files: dict[str, Path], name: str) -> torch.Tensor:
+    with safe_open(files[name], framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _listing(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"tensor {', '.join(names[:MAX_NAMES])}{more}"

@@ -1,0 +1,169 @@
+"""What is written in either direction, from any layout, and that nothing is lost on the way."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from megatron_ettin import checkpoint
+from megatron_ettin.config import parse_args
+from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
+from tests.parity.conftest import Case
+from tests.parity.references import (
+    KINDS,
+    NANO,
+    TOLERANCE,
+    difference,
+    make_reference,
+    reference_logits,
+)
+from tests.parity.runs import OBJECTIVES, load_parameters, make_run, save_run
+
+AUTO = {"encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_equal_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def computing_fields(folder: Path) -> dict[str, Any]:
+    """Return the configuration as transformers reads it, but for names and special token ids."""
+    fields: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
+    assert fields.pop("_name_or_path") == str(folder)
+    fields.pop("global_attn_every_n_layers", None)  # of version 4; layer_types says it too
+    return {name: fields[name] for name in fields if not name.endswith("_token_id")}
+
+
+def test_round_trip_keeps_every_bit(case: Case, tmp_path: Path) -> None:
+    to_huggingface(case.checkpoint, tmp_path / "hf")
+    assert_equal_bits(tensors(tmp_path / "hf"), tensors(case.huggingface))
+    assert computing_fields(tmp_path / "hf") == computing_fields(case.huggingface)
+
+
+def test_loaded_by_plain_transformers(nano: Case, tmp_path: Path) -> None:
+    to_huggingface(nano.checkpoint, tmp_path / "hf")
+    model, report = AUTO[nano.kind].from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert {kind: names for kind, names in report.items() if names} == {}
+    assert difference(reference_logits(model.eval(), nano.packed), nano.logits) <= TOLERANCE
+    assert model.decoder.weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(("layout", "ranks"), [("tp2", 2), ("tp2pp2", 4)])
+def test_layouts_of_several_processes(
+    layout: str, ranks: int, case: Case, layouts: Path, tmp_path: Path
+) -> None:
+    """One process reads what two tensor ranks, and TP=2 x PP=2 ranks, have written."""
+    assert len(list((layouts / layout / case.name).glob("*.distcp"))) == ranks
+    to_huggingface(layouts / layout / case.name, tmp_path / "hf")
+    assert_equal_bits(tensors(tmp_path / "hf"), tensors(case.huggingface))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_run_converts_and_comes_back(kind: str, tmp_path: Path) -> None:
+    """An uneven pattern, a padded vocabulary, and the RoPE bases of the phase last trained."""
+    config = make_run(
+        kind, tmp_path / "none", vocab_size=1000, global_attention_every=2, sliding_window=16
+    )
+    parameters = save_run(tmp_path / "c", config, "extension", "")
+    saved = to_huggingface(tmp_path / "c", tmp_path / "hf")
+    found = AutoConfig.from_pretrained(tmp_path / "hf")
+    assert found.local_attention == {"encoder": 32, "decoder": 34}[kind]
+    assert found.layer_types == ["full_attention", "sliding_attention"] * 2
+    assert found.rope_parameters["full_attention"]["rope_theta"] == 160_000.0
+    assert found.rope_parameters["sliding_attention"]["rope_theta"] == 20_000.0
+    assert found.max_position_embeddings == 512
+    assert found.vocab_size == 1000
+    assert tensors(tmp_path / "hf")["decoder.bias"].shape == (1000,)
+    again = from_huggingface(tmp_path / "hf", tmp_path / "again")
+    assert again.model == saved.model
+    assert_equal_bits(load_parameters(tmp_path / "again"), parameters)
+
+
+@pytest.mark.parametrize(
+    ("phase", "bases"), [("", (10_000.0, 10_000.0)), ("extension", (160_000.0, 20_000.0))]
+)
+def test_rotary_bases_are_those_of_the_phase(
+    phase: str, bases: tuple[float, float], tmp_path: Path
+) -> None:
+    save_run(tmp_path / "c", make_run("encoder", tmp_path / "none"), phase, "")
+    saved = checkpoint.read_model(tmp_path / "c")
+    assert (saved.rotary_base_global, saved.rotary_base_local) == bases
+
+
+def test_older_transformers_finds_its_names(nano: Case, tmp_path: Path) -> None:
+    """Version 4 does not know rope_parameters and would take its defaults without a word."""
+    to_huggingface(nano.checkpoint, tmp_path / "hf")
+    text = yaml.safe_load((tmp_path / "hf" / "config.json").read_text())
+    assert text["global_rope_theta"] == 160_000.0
+    assert text["local_rope_theta"] == 10_000.0
+    assert text["global_attn_every_n_layers"] == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_read_to_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    reference = make_reference("encoder", NANO).to(dtype)
+    reference.save_pretrained(tmp_path / "hf")
+    from_huggingface(tmp_path / "hf", tmp_path / "c")
+    parameters = load_parameters(tmp_path / "c")
+    expected = reference.model.final_norm.weight.float()
+    assert parameters["decoder.final_layernorm.weight"].dtype == torch.float32
+    assert torch.equal(parameters["decoder.final_layernorm.weight"], expected)
+
+
+def test_bf16_run_is_written_as_float32(tmp_path: Path) -> None:
+    config = make_run("decoder", tmp_path / "none")
+    parameters = save_run(tmp_path / "c", config, "extension", "", precision="bf16")
+    to_huggingface(tmp_path / "c", tmp_path / "hf")
+    found = tensors(tmp_path / "hf")["model.embeddings.tok_embeddings.weight"]
+    expected = parameters["embedding.word_embeddings.weight"]
+    assert (found.dtype, expected.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(found, expected.float())
+
+
+def test_sharded_folder_with_the_tied_output_written_out(nano: Case, tmp_path: Path) -> None:
+    """As older releases saved large models: several files, and the output beside the embedding."""
+    weights = tensors(nano.huggingface)
+    weights["decoder.weight"] = weights["model.embeddings.tok_embeddings.weight"].clone()
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((nano.huggingface / "config.json").read_bytes())
+    names = sorted(weights)
+    for part, some in enumerate((names[:9], names[9:]), start=1):
+        chosen = {name: weights[name] for name in some}
+        save_file(chosen, folder / f"model-{part:05d}-of-00002.safetensors")
+    from_huggingface(folder, tmp_path / "c")
+    assert_equal_bits(load_parameters(tmp_path / "c"), load_parameters(nano.checkpoint))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_run_continues_from_a_converted_model(
+    kind: str, cases: dict[str, Case], tmp_path: Path
+) -> None:
+    """The written config.yaml is the part of a run's configuration that the weights decide."""
+    case = cases[f"nano-{kind}"]
+    from_huggingface(
+        case.huggingface, tmp_path / "c", tensor_parallel_size=2, pipeline_parallel_size=4
+    )
+    rest = {
+        "phases": [{"name": "a", "train_tokens": 9, "seq_length": 64, "global_batch_size": 1}],
+        "data": {"tokenizer": "t", "sources": {"s": {"prefix": "p"}}, "blend": {"a": {"s": 1.0}}},
+        "optimizer": {"lr": 1e-3, "weight_decay": 0.0},
+        "run_dir": "r",
+    }
+    (tmp_path / "rest.yaml").write_text(yaml.safe_dump(rest))
+    run = parse_args(
+        ["--config", str(tmp_path / "c" / "config.yaml"), "--config", str(tmp_path / "rest.yaml")]
+    )
+    assert run.objective == OBJECTIVES[kind]
+    assert run.model == checkpoint.read_model(tmp_path / "c").model
+    assert run.hardware.tensor_parallel_size == 2
+    assert run.hardware.pipeline_parallel_size == 4

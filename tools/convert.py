@@ -1,0 +1,54 @@
+"""Convert checkpoints to Hugging Face model folders and back (docs/conversion.md)."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, convert, print one line."""
+    args = vars(parse_arguments(arguments))
+    if not sys.warnoptions:
+        # What Megatron-Core says while it is imported would bury a one-line error.
+        warnings.filterwarnings("ignore", module=r"megatron\.")
+    from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    command, output = args.pop("command"), args["output"]
+    try:
+        if command == "to-hf":
+            saved = to_huggingface(args["checkpoint"], output)
+        else:
+            saved = from_huggingface(args.pop("input"), **args)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(
+        f"{output}: {saved.attention} attention, {saved.model.num_layers} layers of"
+        f" {saved.model.hidden_size}, window {saved.model.sliding_window}, RoPE bases"
+        f" {saved.rotary_base_global:g} (global) and {saved.rotary_base_local:g} (local)"
+    )
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command and its options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("to-hf", help="checkpoint to ModernBERT folder").add_argument
+    add("--checkpoint", type=Path, required=True, metavar="DIR", help="run_dir/checkpoints/step_N")
+    add("--output", type=Path, required=True, metavar="DIR", help="new folder")
+    add = commands.add_parser("from-hf", help="ModernBERT folder to checkpoint").add_argument
+    add("--input", type=Path, required=True, metavar="DIR", help="has config.json, safetensors")
+    add("--output", type=Path, required=True, metavar="DIR", help="new folder")
+    layout = "checked and written to config.yaml; the tensors fit any layout; default: 1"
+    add("--tensor-parallel-size", type=int, default=1, metavar="N", help=layout)
+    add("--pipeline-parallel-size", type=int, default=1, metavar="N", help=layout)
+    window = "keys a local layer sees on each side (decoder: to the left); default: as transformers"
+    add("--sliding-window", type=int, metavar="N", help=window + " computes (decoder: 128 is 63)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
