@@ -47,8 +47,8 @@ class ModelConfig:
     """Of the bias-free LayerNorms (the released code's value; the paper's table has 1e-12)."""
     init_std: float = 0.02
     """Standard deviation of the input-side weights (full_megatron)."""
-    attention_output_dropout: float = 0.0
-    """Dropout of the attention output while training; 0.1 in the released recipe."""
+    attention_output_dropout: float = 0.1
+    """Dropout of the attention output while training (the released recipe's; nowhere else)."""
     megatron_overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of Megatron-Core's TransformerConfig to set as they are: the one escape hatch."""
 

@@ -14,6 +14,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 
+from megatron_ettin.model.dropout import OutputDropout
+
 
 @dataclass
 class PackedRows(PackedSeqParams):  # type: ignore[misc]
@@ -26,7 +28,9 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
     position_ids: torch.Tensor | None = None
     """[t] int64, restarting per segment."""
     g: torch.Tensor | None = None
-    """[m] int64 global row numbers, for counter-based randomness inside layers."""
+    """[m] int64 global row numbers, for the counters of the dropout."""
+    dropout: OutputDropout | None = None
+    """Dropout of the attention outputs; None while nothing is trained."""
     masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
     """Block masks by (window to the left, to the right, slots), made by the first local layer."""
 
@@ -44,6 +48,12 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
             position_ids=position_ids,
             g=g,
         )
+
+    def dropout_factors(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the factors like `hidden` [t, 1, hidden] that drop the output of `layer`."""
+        assert self.dropout is not None
+        assert self.g is not None
+        return self.dropout.factors(self.g, layer, hidden)
 
     def spans(self) -> list[tuple[int, int]]:
         """Return (begin, end) of the segments that hold slots."""

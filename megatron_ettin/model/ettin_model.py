@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.distributed import ProcessGroup
 
 from megatron_ettin.config import ModelConfig
 from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.model.dropout import OutputDropout
 from megatron_ettin.model.layer_spec import LayerNorm
 
 
@@ -76,6 +78,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         *,
         pre_process: bool,
         post_process: bool,
+        dropout_seed: int,
     ) -> None:
         """Build the stage; the first holds the embedding, the last the head and the tied output."""
         super().__init__(config=config)
@@ -83,6 +86,8 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         self.pre_process = pre_process
         self.post_process = post_process
         self.share_embeddings_and_output_weights = True
+        rate = model.attention_output_dropout
+        self.output_dropout = OutputDropout(rate, dropout_seed) if rate else None
         # Megatron-Core's gradient finalisation asks every model for this.
         self.model_type = None
         if pre_process:
@@ -142,6 +147,8 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
             Not the last stage: hidden states [t, 1, hidden]. Last stage: the loss [n] float32 if
             `labels` is given, else logits [n, vocab_size] gathered over tensor-parallel ranks.
         """
+        if self.training:
+            packed = dataclasses.replace(packed, dropout=self.output_dropout)
         hidden = self.decoder(
             hidden_states=self.embedding(tokens) if self.pre_process else None,
             attention_mask=None,

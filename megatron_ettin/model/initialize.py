@@ -29,9 +29,7 @@ def initial_tensor(entry: weight_map.Entry, model: ModelConfig, seed: int) -> to
         values = native.uniform_weights(entry.encoder, seed, 0, count, -bound, bound)
     else:
         shrink = math.sqrt(2.0 * model.num_layers) if entry.init == "out" else 1.0
-        values = native.initial_weights(
-            entry.encoder, seed, count, 0, count, std=model.init_std / shrink
-        )
+        values = native.initial_weights(entry.encoder, seed, 0, count, std=model.init_std / shrink)
     return weight_map.from_huggingface(entry, torch.from_numpy(values).view(shape), model)
 
 

@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_ettin.model.attention import SdpaCoreAttention
+from megatron_ettin.model.attention import PackedRows, SdpaCoreAttention
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -27,6 +27,26 @@ class LayerNorm(torch.nn.LayerNorm):
         super().__init__(hidden_size, eps=eps, bias=False, dtype=config.params_dtype)
         # Under sequence parallelism Megatron-Core all-reduces gradients of parameters marked so.
         cast(Any, self.weight).sequence_parallel = config.sequence_parallel
+
+
+class EttinSelfAttention(SelfAttention):  # type: ignore[misc]
+    """Self-attention whose output is dropped by counters while training."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        packed_seq_params: PackedRows,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Attend and project: [t, 1, hidden] -> ([t, 1, hidden], no bias)."""
+        output, bias = super().forward(
+            hidden_states, attention_mask, packed_seq_params=packed_seq_params, **kwargs
+        )
+        if packed_seq_params.dropout is not None:
+            output = output * packed_seq_params.dropout_factors(self.layer_number - 1, output)
+        return output, bias
 
 
 class EttinLayer(TransformerLayer):  # type: ignore[misc]
@@ -58,7 +78,7 @@ def _layer_spec(mask_type: AttnMaskType, *, has_input_norm: bool) -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=LayerNorm if has_input_norm else IdentityOp,
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=EttinSelfAttention,
                 params={"attn_mask_type": mask_type},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,

@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron_ettin import distributed
-from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model import weight_map
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.initialize import initial_tensor, local_shard
@@ -23,18 +23,20 @@ ATTENTION_MASKS = {"bidirectional": AttnMaskType.padding, "causal": AttnMaskType
 
 
 def build_model(
-    model: ModelConfig, attention: Attention, hardware: HardwareConfig, *, init_seed: int
+    model: ModelConfig, attention: Attention, hardware: HardwareConfig, seeds: SeedConfig
 ) -> EttinModel:
     """Return this rank's stage of the model, with initial weights, on this rank's device.
 
     Needs process groups (`distributed.process_groups`).
     """
-    stage = build_stage(model, attention, hardware)
-    initialize_weights(stage, init_seed)
+    stage = build_stage(model, attention, hardware, seeds)
+    initialize_weights(stage, seeds.init)
     return stage.to(distributed.device())
 
 
-def build_stage(model: ModelConfig, attention: Attention, hardware: HardwareConfig) -> EttinModel:
+def build_stage(
+    model: ModelConfig, attention: Attention, hardware: HardwareConfig, seeds: SeedConfig
+) -> EttinModel:
     """Return this rank's stage on the CPU with weights that mean nothing yet."""
     config = transformer_config(model, attention, hardware)
     pp_rank = distributed.pipeline_parallel_rank()
@@ -46,6 +48,7 @@ def build_stage(model: ModelConfig, attention: Attention, hardware: HardwareConf
         block_spec(config, ATTENTION_MASKS[attention], layers),
         pre_process=distributed.is_first_stage(),
         post_process=distributed.is_last_stage(),
+        dropout_seed=seeds.dropout,
     )
 
 

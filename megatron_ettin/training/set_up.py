@@ -83,6 +83,7 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
             f"{config.run_dir}: holds checkpoints of a run already ({found.name}): give "
             f"--checkpoint.resume true to go on from there, or another run_dir"
         )
+    _check_same_run(config, found)
     state = checkpoint.read_state(found)
     begun = order.spec.phase_index(max(state.g - 1, 0)) + 1
     if tuple(order.spec.phase_ids()[:begun]) != state.phase_ids[:begun]:
@@ -94,11 +95,24 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
     return dataclasses.replace(state, phase_ids=tuple(order.spec.phase_ids()))
 
 
+def _check_same_run(config: RunConfig, found: Path) -> None:
+    """Raise CheckpointError if `found` is of a run that computes something else than `config`."""
+    saved = checkpoint.read_config(found)
+    differing = [
+        name
+        for name in ("objective", "model", "seeds")
+        if getattr(saved, name) != getattr(config, name)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{found}: was trained with another {' and '.join(differing)}: resume with the same, "
+            f"or start a new run_dir with --checkpoint.initialize_from"
+        )
+
+
 def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training:
     """Build model, optimizer, loaders and reports for this rank."""
-    stage = build_model(
-        config.model, config.objective.attention, config.hardware, init_seed=config.seeds.init
-    )
+    stage = build_model(config.model, config.objective.attention, config.hardware, config.seeds)
     ddp = DistributedDataParallel(
         stage.config,
         DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from megatron_ettin import distributed
-from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model import weight_map
 from megatron_ettin.model.initialize import initial_tensor, local_shard
 from megatron_ettin.model.provider import (
@@ -49,7 +49,7 @@ def example(size: str) -> ModelConfig:
 @pytest.mark.usefixtures("one_process")
 def test_published_sizes_have_the_published_parameters(size: str, attention: Attention) -> None:
     with torch.device("meta"):
-        stage = build_stage(example(size), attention, HardwareConfig())
+        stage = build_stage(example(size), attention, HardwareConfig(), SeedConfig())
     assert sum(parameter.numel() for parameter in stage.parameters()) == PUBLISHED[size]
 
 
@@ -65,7 +65,7 @@ def test_the_weight_map_has_the_published_parameters(size: str) -> None:
 
 @pytest.mark.usefixtures("one_process")
 def test_every_parameter_has_one_entry_and_its_shape() -> None:
-    stage = build_stage(TINY, "causal", HardwareConfig())
+    stage = build_stage(TINY, "causal", HardwareConfig(), SeedConfig())
     entries = weight_map.entries(TINY.num_layers)
     named = dict(logical_parameters(stage))
     assert sorted(named) == sorted(entries)
@@ -77,7 +77,7 @@ def test_every_parameter_has_one_entry_and_its_shape() -> None:
 def test_layers_0_3_6_are_global_and_windows_follow_the_objective() -> None:
     model = example("17m")
     for attention, window in (("bidirectional", (64, 64)), ("causal", (64, 0))):
-        stage = build_stage(model, attention, HardwareConfig())  # type: ignore[arg-type]
+        stage = build_stage(model, attention, HardwareConfig(), SeedConfig())  # type: ignore[arg-type]
         cores = [layer.self_attention.core_attention for layer in stage.decoder.layers]
         assert [core.window for core in cores] == [
             None if layer % 3 == 0 else window for layer in range(7)
@@ -86,9 +86,9 @@ def test_layers_0_3_6_are_global_and_windows_follow_the_objective() -> None:
 
 @pytest.mark.usefixtures("one_process")
 def test_twins_start_from_the_same_weights() -> None:
-    encoder = build_model(TINY, "bidirectional", HardwareConfig(), init_seed=5)
-    decoder = build_model(TINY, "causal", HardwareConfig(), init_seed=5)
-    other = build_model(TINY, "causal", HardwareConfig(), init_seed=6)
+    encoder = build_model(TINY, "bidirectional", HardwareConfig(), SeedConfig(init=5))
+    decoder = build_model(TINY, "causal", HardwareConfig(), SeedConfig(init=5))
+    other = build_model(TINY, "causal", HardwareConfig(), SeedConfig(init=6))
     for (name, one), (_, two) in zip(
         logical_parameters(encoder), logical_parameters(decoder), strict=True
     ):
@@ -132,7 +132,7 @@ def test_tensor_parallel_shards_make_up_the_whole() -> None:
 
 @pytest.mark.usefixtures("one_process")
 def test_padded_columns_never_win() -> None:
-    model = build_model(TINY, "causal", HardwareConfig(), init_seed=1)
+    model = build_model(TINY, "causal", HardwareConfig(), SeedConfig(init=1))
     assert model.model_config.padded_vocab_size == 128
     logits = model._logits(torch.randn(4, 1, 32))
     assert logits.shape == (4, 1, 128)
