@@ -1,0 +1,51 @@
+"""What a checkpoint folder says of itself, and what is said of one that is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_ettin import checkpoint
+from megatron_ettin.checkpoint import CheckpointError, RunState
+
+
+def make(run_dir: Path, name: str) -> Path:
+    folder = run_dir / "checkpoints" / name
+    folder.mkdir(parents=True)
+    state = {"versions": {}, "g": 7, "step": 2, "token_digest": [1, 2], "phase_ids": ["a"]}
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) is None
+    for name in ("step_00000009", "step_00000100", "step_00000200.unfinished"):
+        make(tmp_path, name)
+    (tmp_path / "checkpoints" / "step_00000300").mkdir()
+    assert checkpoint.newest(tmp_path) == checkpoint.folder_of(tmp_path, 100)
+
+
+def test_a_state_reads_back(tmp_path: Path) -> None:
+    folder = make(tmp_path, "step_00000002")
+    assert checkpoint.read_state(folder) == RunState(
+        g=7, step=2, token_digest=(1, 2), phase_ids=("a",)
+    )
+
+
+@pytest.mark.parametrize("read", [checkpoint.read_model, checkpoint.read_config])
+def test_a_folder_without_a_checkpoint_is_named(read: object, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: no checkpoint here"):
+        read(tmp_path / "nowhere")  # type: ignore[operator]
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    folder = make(tmp_path, "step_00000002")
+    (folder / "state.json").write_text('{"g": 7,')
+    with pytest.raises(CheckpointError, match=r"state\.json: unreadable"):
+        checkpoint.read_state(folder)
+
+
+def test_versions_name_what_decides_numbers() -> None:
+    found = checkpoint.versions()
+    assert found["megatron-core"][0].isdigit()
+    assert found["torch"].startswith("2.")
