@@ -30,8 +30,6 @@ from megatron_ettin import distributed
 from megatron_ettin.config import ModelConfig, RunConfig
 
 STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
-#: What Megatron-Core writes besides the shards.
-SHARD_INDEX = (".metadata", "common.pt", "metadata.json")
 #: Packages whose versions a checkpoint records.
 PACKAGES = ("megatron-ettin", "torch", "megatron-core", "numpy", "tokenizers")
 #: Fields of ModelConfig that shape or rename tensors: two models that differ in one are not alike.
@@ -153,9 +151,11 @@ def _write(
     distributed.barrier()
     dist_checkpointing.save(shards, str(unfinished), sharded_strategy=_single_writer())
     if distributed.is_main_rank():
+        # Which files Megatron-Core writes beside the shards differs between its versions.
+        files = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
         (unfinished / CONFIG_FILE).write_text(config_yaml)
         (unfinished / MODEL_FILE).write_text(json.dumps(dataclasses.asdict(saved), indent=2) + "\n")
-        document = {"versions": versions(), **dataclasses.asdict(state)}
+        document = {"versions": versions(), "files": files, **dataclasses.asdict(state)}
         (unfinished / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n")
         _publish(unfinished, folder)
     distributed.barrier()
@@ -196,6 +196,7 @@ def read_state(folder: Path) -> RunState:
     """Return where the run stood when `folder` was saved."""
     document = _read_json(folder / STATE_FILE)
     document.pop("versions")
+    document.pop("files")
     for name in ("token_digest", "phase_ids"):
         document[name] = tuple(document[name])
     return RunState(**document)
@@ -263,9 +264,14 @@ def _sharded_state(
 
 
 def _read_shards(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    missing = [name for name in SHARD_INDEX if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{folder}: an incomplete checkpoint: {', '.join(missing)} missing")
+    for name, size in _read_json(folder / STATE_FILE)["files"].items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "missing" if found is None else f"of {found} bytes"
+            raise CheckpointError(
+                f"{path}: is {state}, but {size} bytes were written; copy it again"
+            )
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(folder))
     except CheckpointException as error:  # a BaseException, with one cause for each rank

@@ -42,8 +42,8 @@ def pretrain(config: RunConfig) -> None:
 
 def _set_up_logging() -> None:
     is_main = os.environ.get("RANK", "0") == "0"
-    # Megatron-Core reports every bucket at INFO, and warns of missing options and its own defaults.
-    logging.getLogger("megatron").setLevel(logging.WARNING)
+    # Megatron-Core reports every bucket, and warns of missing packages and of its own defaults.
+    logging.getLogger("megatron").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     logging.basicConfig(
         level=logging.INFO if is_main else logging.ERROR,

@@ -162,7 +162,7 @@ def test_output_that_exists(nano: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["model.json", "state.json", "common.pt", ".metadata", "__0_0.distcp"]
+    "missing", ["model.json", "state.json", "metadata.json", ".metadata", "__0_0.distcp"]
 )
 def test_incomplete_checkpoint(missing: str, nano: Case, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(nano.checkpoint, tmp_path / "c"))

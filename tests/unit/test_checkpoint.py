@@ -12,7 +12,14 @@ from megatron_ettin.checkpoint import CheckpointError, RunState
 def make(run_dir: Path, name: str) -> Path:
     folder = run_dir / "checkpoints" / name
     folder.mkdir(parents=True)
-    state = {"versions": {}, "g": 7, "step": 2, "token_digest": [1, 2], "phase_ids": ["a"]}
+    state = {
+        "versions": {},
+        "files": {},
+        "g": 7,
+        "step": 2,
+        "token_digest": [1, 2],
+        "phase_ids": ["a"],
+    }
     (folder / "state.json").write_text(json.dumps(state))
     return folder
 
