@@ -1,4 +1,4 @@
-"""Core attention over a packed stream on CPU: SDPA per document, or in blocks of a window."""
+"""Core attention over a packed stream by SDPA: per document, or in blocks of a window."""
 
 from __future__ import annotations
 
@@ -69,14 +69,16 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
         key = (left, right, slots)
         if key not in self.masks:
             lengths = self.cu_seqlens_q.diff().long()
-            segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+            numbers = torch.arange(len(lengths), device=lengths.device)
+            segment = torch.repeat_interleave(numbers, lengths)
             segment = F.pad(segment, (0, slots - len(segment)), value=-1)
             blocks = segment.view(-1, left)
             keys = _neighbours(blocks, with_next=right > 0, value=-2)
-            i = torch.arange(left)[:, None] + left
-            j = torch.arange(keys.shape[1])[None, :]
+            i = torch.arange(left, device=keys.device)[:, None] + left
+            j = torch.arange(keys.shape[1], device=keys.device)[None, :]
             visible = (j >= i - left) & (j <= i + right) & (blocks[:, :, None] == keys[:, None, :])
-            mask = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
+            mask = torch.zeros(visible.shape, device=keys.device)
+            mask.masked_fill_(~visible, float("-inf"))
             self.masks[key] = mask[:, None]
         return self.masks[key]
 
