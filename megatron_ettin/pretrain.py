@@ -37,7 +37,7 @@ def pretrain(config: RunConfig) -> None:
         run = set_up.training(config, order, state)
         state = set_up.restore(run, state)
         with run.reporter:
-            train(run, state)
+            run.reporter.end(train(run, state))
 
 
 def _set_up_logging() -> None:

@@ -41,7 +41,7 @@ class Training:
     reporter: Reporter
 
 
-class DivergedError(RuntimeError):
+class DivergedError(ValueError):
     """The loss is no number any more; nothing was saved after it."""
 
 

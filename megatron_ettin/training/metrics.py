@@ -111,6 +111,12 @@ class Reporter:
             f"({held_out.scored_tokens:,} tokens)",
         )
 
+    def end(self, state: RunState) -> None:
+        """Say what the run has consumed: a twin's digest is the same."""
+        if self._is_main:
+            digest = format_digest(state.token_digest)
+            logger.info("%s tokens consumed, digest %s", f"{state.consumed_tokens:,}", digest)
+
     def _write(self, record: dict[str, Any], text: str) -> None:
         if not self._is_main:
             return
