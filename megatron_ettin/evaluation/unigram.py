@@ -1,0 +1,61 @@
+"""Unigram loss: what the held-out loss would be if a model knew the tokens' frequencies alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_ettin.config import RunConfig, SourceConfig
+from megatron_ettin.data.loader import Loader
+from megatron_ettin.indexed import IndexedReader
+from megatron_ettin.objectives import TokenIds
+from megatron_ettin.training.set_up import held_out_order
+from megatron_ettin.training.validation import HeldOutLoss, mean_over_rows
+
+CHUNK_DOCUMENTS = 4096
+
+
+def unigram_loss(config: RunConfig) -> HeldOutLoss:
+    """Return the loss of the training corpora's token frequencies on a run's held-out labels.
+
+    The rows, the masks and so the scored tokens are those of the run's own held-out loss. Each
+    token of the vocabulary is counted once more than it occurs (add-one smoothing).
+    """
+    order = held_out_order(config)
+    counts = token_counts(config.data.sources, order.ids) + 1
+    nats = np.log(counts.sum()) - np.log(counts)
+    loader = Loader(
+        order=order,
+        objective=config.objective,
+        ids=order.ids,
+        mask_seed=config.seeds.mask,
+        micro_batch_tokens=config.hardware.micro_batch_tokens,
+        data_parallel_rank=0,
+        data_parallel_size=1,
+    )
+    num_rows = config.validation.num_rows
+    rows = torch.zeros(num_rows, 2, dtype=torch.float64)
+    for batch in loader.micro_batches(0, num_rows):
+        scored = np.flatnonzero(batch.loss_mask)
+        row = torch.from_numpy(batch.rows.g[scored // batch.rows.seq_length])
+        losses = torch.from_numpy(nats[batch.labels[scored]])
+        rows.index_add_(0, row, torch.stack([losses, torch.ones_like(losses)], dim=1))
+    return mean_over_rows(rows)
+
+
+def token_counts(sources: Mapping[str, SourceConfig], ids: TokenIds) -> NDArray[np.int64]:
+    """Return [vocab_size] counts over corpora, with one [SEP] for each document that lacks it."""
+    counts = np.zeros(ids.vocab_size, dtype=np.int64)
+    for source in sources.values():
+        corpus = IndexedReader(source.prefix)
+        corpus.check_tokens(ids.vocab_size)
+        for begin in range(0, len(corpus), CHUNK_DOCUMENTS):
+            end = min(begin + CHUNK_DOCUMENTS, len(corpus))
+            tokens = np.concatenate([corpus[document] for document in range(begin, end)])
+            counts += np.bincount(tokens, minlength=ids.vocab_size)
+        if source.specials == "add":
+            counts[ids.sep] += len(corpus)
+    return counts
