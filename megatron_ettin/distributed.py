@@ -5,6 +5,7 @@ NCCL where there is a GPU, gloo on CPU, chosen by what is there.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,6 +160,17 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     total = values.to(device(), copy=True)
     torch.distributed.all_reduce(total)
     return total
+
+
+def require_equal(what: str, text: str) -> None:
+    """Raise ValueError on all ranks unless all of them were given the same `text`."""
+    digests: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(digests, hashlib.sha256(text.encode()).hexdigest())
+    if differing := [other for other, digest in enumerate(digests) if digest != digests[0]]:
+        raise ValueError(
+            f"{what} differs between rank 0 and ranks {differing}: was a file changed while the "
+            f"run started, or does another machine have another copy?"
+        )
 
 
 def barrier() -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 
-from megatron_ettin.config import RunConfig, parse_args
+from megatron_ettin.config import RunConfig, parse_args, to_yaml
 
 
 def main() -> None:
@@ -32,6 +32,7 @@ def pretrain(config: RunConfig) -> None:
     from megatron_ettin.training.loop import train
 
     with distributed.process_groups(config.hardware):
+        distributed.require_equal("the configuration", to_yaml(config))
         order = set_up.sample_order(config)
         state = set_up.starting_state(config, order)
         run = set_up.training(config, order, state)

@@ -17,11 +17,10 @@ STYLE = """
   --background: #ffffff; --raised: #f6f8fa; }
 @media (prefers-color-scheme: dark) { :root { --text: #d5dbe3; --faint: #949fac;
   --line: #363e49; --background: #15191f; --raised: #1e242c; } }
-body { margin: 0 auto; max-width: 54rem; padding: 2.5rem 1.25rem 4rem; color: var(--text);
+body { margin: 0 auto; max-width: 50rem; padding: 2.5rem 1.25rem 4rem; color: var(--text);
   background: var(--background); font: 1rem/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
-p, li { max-width: 46rem; }
 .lead, figcaption, .notes { color: var(--faint); }
 figcaption, .notes { font-size: .9rem; }
 figure { margin: 1.6rem 0; }
@@ -63,7 +62,7 @@ def page(comparison: Comparison) -> str:
 </head>
 <body>
 <h1>{title}</h1>
-<p class="lead">{html.escape(_lead(comparison.encoder))}</p>
+<p class="lead">{html.escape(_lead(comparison))}</p>
 {_figure(comparison)}
 <h2>Numbers</h2>
 {_table(comparison)}
@@ -81,13 +80,14 @@ def page(comparison: Comparison) -> str:
 """
 
 
-def _lead(twin: Twin) -> str:
-    model, phases = twin.run.model.model, twin.run.config.phases
+def _lead(comparison: Comparison) -> str:
+    run = comparison.encoder.run
+    model, phases = run.model.model, run.config.phases
     lengths = ", ".join(f"{phase.name} (rows of {phase.seq_length:,} tokens)" for phase in phases)
     return (
         f"{model.num_layers} layers of width {model.hidden_size}, a vocabulary of "
-        f"{model.vocab_size:,}, {twin.run.state.consumed_tokens:,} tokens in {len(phases)} phases: "
-        f"{lengths}. The two runs differ in their objective alone."
+        f"{model.vocab_size:,}, {run.state.consumed_tokens:,} tokens in {len(phases)} phases: "
+        f"{lengths}. What differs between the two runs: {', '.join(comparison.differing)}."
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -27,6 +28,8 @@ from megatron_ettin.evaluation.probe import (
 )
 from megatron_ettin.evaluation.samples import Sample, decoder_samples, encoder_samples
 from megatron_ettin.evaluation.unigram import unigram_loss
+from megatron_ettin.export.architecture import kind_of
+from megatron_ettin.model.provider import Attention
 from megatron_ettin.training.validation import HeldOutLoss
 
 Record = dict[str, Any]
@@ -87,6 +90,18 @@ class Comparison:
     versions: dict[str, str]
 
     @property
+    def differing(self) -> list[str]:
+        """Return the sections of the configuration that differ, where and when to save aside."""
+        sections = [field.name for field in dataclasses.fields(RunConfig)]
+        configs = self.encoder.run.config, self.decoder.run.config
+        return [
+            name
+            for name in sections
+            if name not in {"run_dir", "checkpoint", "logging"}
+            and getattr(configs[0], name) != getattr(configs[1], name)
+        ]
+
+    @property
     def twins(self) -> dict[str, Twin]:
         """Return both by name."""
         return {"encoder": self.encoder, "decoder": self.decoder}
@@ -104,6 +119,8 @@ def compare(encoder: tuple[Path, Path], decoder: tuple[Path, Path], labelled: Pa
     disable_progress_bar()
     texts = read_labelled_texts(labelled)
     runs = read_run(encoder[0], "bidirectional"), read_run(decoder[0], "causal")
+    check_exported(encoder[1], "bidirectional")
+    check_exported(decoder[1], "causal")
     return Comparison(
         encoder=_measure(runs[0], encoder[1], texts, encoder_samples(encoder[1])),
         decoder=_measure(runs[1], decoder[1], texts, decoder_samples(decoder[1])),
@@ -113,7 +130,7 @@ def compare(encoder: tuple[Path, Path], decoder: tuple[Path, Path], labelled: Pa
     )
 
 
-def read_run(run_dir: Path, attention: Literal["bidirectional", "causal"]) -> Run:
+def read_run(run_dir: Path, attention: Attention) -> Run:
     """Read a finished run's newest checkpoint and metrics.
 
     Raises:
@@ -130,7 +147,7 @@ def read_run(run_dir: Path, attention: Literal["bidirectional", "causal"]) -> Ru
         raise ValueError(
             f"{run_dir}: not finished: {state.g} of {end} rows; resume it with --checkpoint.resume"
         )
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    records = _read_json_lines(run_dir / "metrics.jsonl")
     training = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation"]
     if not validation:
@@ -144,10 +161,33 @@ def read_run(run_dir: Path, attention: Literal["bidirectional", "causal"]) -> Ru
     )
 
 
+def check_exported(folder: Path, attention: Attention) -> None:
+    """Raise ValueError unless `folder` holds an exported model of this kind and its tokenizer."""
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: {name} is missing; write it with tools/convert.py to-hf")
+    expected = kind_of(attention).config_class.model_type
+    found = json.loads((folder / "config.json").read_text()).get("model_type")
+    if found != expected:
+        raise ValueError(
+            f"{folder / 'config.json'}: model_type is {found!r}, expected {expected!r}"
+        )
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide the numbers."""
     evaluating = {name: metadata.version(name) for name in ("transformers", "scikit-learn")}
     return {"python": platform.python_version(), **checkpoint.versions(), **evaluating}
+
+
+def _read_json_lines(path: Path) -> list[Record]:
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+    return records
 
 
 def _measure(run: Run, folder: Path, texts: LabelledTexts, samples: list[Sample]) -> Twin:

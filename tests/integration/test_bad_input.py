@@ -94,6 +94,31 @@ def test_a_corpus_of_another_tokenizer(run: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_configuration_that_differs_between_ranks(run: Any, tmp_path: Path) -> None:
+    """As when a file is edited while a run starts; ranks would silently train different models."""
+    program = tmp_path / "start.py"
+    program.write_text(
+        "import os, sys\n"
+        "from megatron_ettin.pretrain import main\n"
+        "sys.argv.append(f'--optimizer.lr=0.00{1 + int(os.environ[\"RANK\"])}')\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(program), f"--config={run[1]}"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    assert done.returncode != 0
+    assert "error: the configuration differs between rank 0 and ranks [1]" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_a_world_that_does_not_fit_the_layout(run: Any) -> None:
     (message,) = fail(run[1], "--hardware.pipeline_parallel_size=3")
     assert "start a multiple of 3" in message

@@ -12,14 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ettin import checkpoint
+from megatron_ettin import checkpoint, distributed
 from megatron_ettin.checkpoint import RunState, SavedModel
-from megatron_ettin.config import RunConfig, load_config, to_yaml
+from megatron_ettin.config import RunConfig, SeedConfig, load_config
 from megatron_ettin.evaluation import figure, table
 from megatron_ettin.evaluation.probe import Accuracy
 from megatron_ettin.evaluation.report import page, write_report
 from megatron_ettin.evaluation.samples import Sample
-from megatron_ettin.evaluation.twins import Comparison, Run, Twin, read_run
+from megatron_ettin.evaluation.twins import (
+    Comparison,
+    Run,
+    Twin,
+    check_exported,
+    read_run,
+)
+from megatron_ettin.model.provider import build_model
+from megatron_ettin.training.set_up import sample_order
 from megatron_ettin.training.validation import HeldOutLoss
 from tests.conftest import TinyCorpus
 from tools import report as tool
@@ -151,6 +159,15 @@ def test_page_has_every_number_and_needs_nothing(comparison: Comparison) -> None
     assert "prefers-color-scheme: dark" in source
 
 
+def test_page_says_what_differs(comparison: Comparison) -> None:
+    assert "between the two runs: objective." in page(comparison)
+    run = comparison.decoder.run
+    config = replace(run.config, seeds=SeedConfig(mask=5), run_dir="elsewhere")
+    decoder = replace(comparison.decoder, run=replace(run, config=config))
+    text = page(replace(comparison, decoder=decoder))
+    assert "between the two runs: objective, seeds." in text
+
+
 def test_figure(comparison: Comparison) -> None:
     image = figure.png(comparison)
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
@@ -194,46 +211,68 @@ def test_files(comparison: Comparison, tmp_path: Path) -> None:
     assert summary["decoder"]["unigram_loss"] == 7.25
 
 
-def write_run(folder: Path, config: RunConfig, lines: list[dict[str, Any]], g: int) -> None:
-    """Write what a run leaves, without weights."""
-    state = RunState(g=g, step=STEPS, phase="long")
-    saved = checkpoint.folder_of(folder, STEPS)
-    saved.mkdir(parents=True)
-    model = SavedModel.of_run(config, state)
-    for name, text in (
-        ("state.json", json.dumps({"versions": {}, **vars(state)})),
-        ("model.json", json.dumps({**vars(model), "model": vars(model.model)})),
-        ("config.yaml", to_yaml(config)),
-    ):
-        (saved / name).write_text(text)
-    phases = [{"name": "short", "num_rows": 200}, {"name": "long", "num_rows": 100}]
-    (folder / "order.json").write_text(json.dumps({"phases": phases}))
+def write_run(
+    folder: Path, config: RunConfig, lines: list[dict[str, Any]], rows_missing: int = 0
+) -> int:
+    """Write what a run leaves, and return the rows of its order."""
+    order = sample_order(config)
+    state = RunState(g=order.spec.num_rows - rows_missing, step=STEPS, phase="long")
+    with distributed.process_groups(config.hardware):
+        attention = config.objective.attention
+        stage = build_model(config.model, attention, config.hardware, config.seeds)
+        checkpoint.save(
+            checkpoint.folder_of(folder, STEPS), stage, None, config=config, state=state
+        )
+    (folder / "order.json").write_text(order.spec.to_json())
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return order.spec.num_rows
 
 
 def test_run_is_read(comparison: Comparison, tmp_path: Path) -> None:
     config = comparison.decoder.run.config
-    write_run(tmp_path / "run", config, records(0.0), 300)
+    rows = write_run(tmp_path / "run", config, records(0.0))
     run = read_run(tmp_path / "run", "causal")
     assert (len(run.training), len(run.validation), run.seconds) == (STEPS, 4, 6.0)
     assert run.held_out.loss == pytest.approx(6.7)
-    assert run.config == config
+    assert (run.config, run.state.g) == (config, rows)
 
 
-@pytest.mark.parametrize(
-    ("lines", "g", "attention", "message"),
-    [
-        (records(0.0), 299, "causal", "run: not finished: 299 of 300 rows; resume it"),
-        (records(0.0)[:2], 300, "causal", "run: reports no held-out loss"),
-        (records(0.0), 300, "bidirectional", "run: the attention is causal, expected bidirect"),
-    ],
-)
-def test_bad_run_is_refused(
-    comparison: Comparison, tmp_path: Path, lines: Any, g: int, attention: Any, message: str
-) -> None:
-    write_run(tmp_path / "run", comparison.decoder.run.config, lines, g)
-    with pytest.raises(ValueError, match=message):
-        read_run(tmp_path / "run", attention)
+def test_unfinished_run_is_refused(comparison: Comparison, tmp_path: Path) -> None:
+    rows = write_run(tmp_path / "run", comparison.decoder.run.config, records(0.0), rows_missing=1)
+    with pytest.raises(ValueError, match=f"run: not finished: {rows - 1} of {rows} rows; resume"):
+        read_run(tmp_path / "run", "causal")
+
+
+def test_run_without_held_out_loss_is_refused(comparison: Comparison, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", comparison.decoder.run.config, records(0.0)[:2])
+    with pytest.raises(ValueError, match="run: reports no held-out loss"):
+        read_run(tmp_path / "run", "causal")
+
+
+def test_run_of_the_other_kind_is_refused(comparison: Comparison, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", comparison.decoder.run.config, records(0.0))
+    with pytest.raises(ValueError, match="run: the attention is causal, expected bidirectional"):
+        read_run(tmp_path / "run", "bidirectional")
+
+
+def test_damaged_metrics_are_located(comparison: Comparison, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", comparison.decoder.run.config, records(0.0))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tr')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:17: not JSON"):
+        read_run(tmp_path / "run", "causal")
+
+
+def test_model_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json is missing; write it with tools/convert"):
+        check_exported(tmp_path, "causal")
+    (tmp_path / "config.json").write_text('{"model_type": "modernbert"}')
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
+        check_exported(tmp_path, "causal")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    check_exported(tmp_path, "bidirectional")
+    with pytest.raises(ValueError, match="'modernbert', expected 'modernbert-decoder'"):
+        check_exported(tmp_path, "causal")
 
 
 def test_tool_says_what_is_missing(tmp_path: Path) -> None:
