@@ -2,6 +2,7 @@
 #
 #   make venv          .venv with the pinned packages of constraints.txt and the C++ extension
 #   make test          the whole test suite
+#   make test-long     random tests with ten thousand cases or more, which `make test` leaves out
 #   make check         format, lint, types, layers and the fast tests: what every commit must pass
 #   make quickstart    from text to a trained pair of models (QUICKSTART_SHORT=1: fewer steps)
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CPP := $(wildcard csrc/*.h csrc/*.cc)
 
-.PHONY: venv test check quickstart
+.PHONY: venv test test-long check quickstart
 
 venv: $(INSTALLED)
 
@@ -29,6 +30,9 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py $(CPP) | $(BIN)/python
 test: venv
 	$(BIN)/python -m pytest
 
+test-long: venv
+	$(BIN)/python -m pytest -m long
+
 check: venv
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -36,7 +40,7 @@ check: venv
 	$(BIN)/python -m mypy.stubtest megatron_ettin._native
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/python -m pytest -m "not slow" tests/unit tests/native
+	$(BIN)/python -m pytest -m "not slow and not long" tests/unit tests/native
 
 quickstart: venv
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/quickstart.sh $(if $(QUICKSTART_SHORT),--short)

@@ -17,8 +17,15 @@ os.environ["WANDB_MODE"] = "offline"
 DEVICES_NEEDED = {"gpu": 1, "multi_gpu": 2}
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Skip tests that need more CUDA devices than there are; torch is imported only for them."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests that need more CUDA devices than there are; torch is imported only for them.
+
+    Long ones run only where `-m` asks for them.
+    """
+    if "long" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     for mark, needed in DEVICES_NEEDED.items():
         marked = [item for item in items if item.get_closest_marker(mark)]
         if marked and count_devices() < needed:
