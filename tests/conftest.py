@@ -1,7 +1,6 @@
 """Rules for every test (no network, skips where a mark cannot be honoured) and a tiny corpus."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
