@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from megatron_ettin.data.encoding import encode_in_order
 from megatron_ettin.data.readers import Record, file_format, read_files
-from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer, publish_text
+from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.indexed import IndexedWriter, optimal_dtype
+from megatron_ettin.order.corpus_identity import corpus_identity
+from megatron_ettin.publication import publish_text
 
 # A batch is what a worker gets at a time: large enough to hide the cost of sending it.
 BATCH_CHARACTERS = 2**20
@@ -136,7 +138,12 @@ def preprocess(options: PreprocessOptions) -> PreprocessResult:
             sizes={path.name: path.stat().st_size for path in _corpus_files(options, json_key)},
         )
         publish_text(_summary_path(prefix), json.dumps(asdict(corpora[prefix]), indent=2) + "\n")
-    return PreprocessResult(corpora, time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    for json_key in options.json_keys:
+        for part in options.parts:
+            # Hashed now, while the pages are in memory, and not when a run starts.
+            corpus_identity(str(options.prefix(json_key, part)))
+    return PreprocessResult(corpora, seconds)
 
 
 def content_key(

@@ -6,7 +6,6 @@ The one module of the data path that knows the `tokenizers` library. A folder is
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from megatron_ettin.objectives import TokenIds
+from megatron_ettin.publication import publish_text
 
 SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 """In the order of Ettin's ids 50280 to 50284: the last five of a vocabulary trained here."""
@@ -149,16 +149,3 @@ def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     publish_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
     publish_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
-
-
-def publish_text(path: Path, content: str) -> None:
-    """Write a small file so that it is there whole or not at all, also after a crash."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,9 +8,9 @@ import json
 import os
 from pathlib import Path
 
-from megatron_ettin.data.tokenize import publish_text
 from megatron_ettin.evaluation import figure, table
 from megatron_ettin.evaluation.twins import Comparison, Twin
+from megatron_ettin.publication import publish_text
 
 STYLE = """
 :root { color-scheme: light dark; --text: #24292f; --faint: #59636e; --line: #d8dee4;

@@ -19,6 +19,7 @@ from megatron_ettin.data.encoding import in_validation
 from megatron_ettin.data.preprocess import PreprocessOptions, preprocess, read_summary
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
 from megatron_ettin.indexed import IndexedWriter
+from megatron_ettin.order.corpus_identity import corpus_identity
 
 WORDS = ["the", "film", "was", "good", "bad", "long", "short", "plot", "never", "again", "why"]
 
@@ -54,7 +55,9 @@ def read_corpus(prefix: Path) -> list[list[int]]:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("**/*") if path.is_file()}
+    """Return the files by name, without identities: those hold times."""
+    paths = [path for path in folder.glob("**/*") if path.is_file()]
+    return {path.name: path.read_bytes() for path in paths if ".identity." not in path.name}
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +144,15 @@ def test_validation_documents_are_chosen_by_their_text(
     assert len(decoded["validation"]) > len(set(decoded["validation"]))  # copies are in it
     larger = {text for text in texts() if in_validation(text, 0.5)}
     assert {text for text in texts() if in_validation(text, 0.25)} < larger
+
+
+def test_each_corpus_gets_its_identity(options: PreprocessOptions, out: Path) -> None:
+    preprocess(replace(options, validation_share=0.25))
+    for part in ("document", "validation"):
+        prefix = out / f"corpus_text_{part}"
+        made = Path(f"{prefix}.identity.json").stat().st_mtime_ns
+        assert corpus_identity(str(prefix)).documents == len(read_corpus(prefix))
+        assert Path(f"{prefix}.identity.json").stat().st_mtime_ns == made
 
 
 def test_a_large_vocabulary_is_stored_as_int32(

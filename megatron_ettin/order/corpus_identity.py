@@ -1,0 +1,152 @@
+"""What a tokenised corpus holds, as two hashes that are computed once and kept beside it.
+
+`PREFIX.identity.json` carries the sizes and times of the .bin and .idx that were hashed. While
+those agree, the hashes stand and opening a corpus of any size takes no time; else they are computed
+anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from megatron_ettin.native import TokenFile
+from megatron_ettin.publication import publish_text
+
+FORMAT = "megatron-ettin-corpus-identity/1"
+CHUNK_BYTES = 2**22
+CHUNK_DOCUMENTS = 2**20
+STAMPS = ("idx_bytes", "idx_mtime_ns", "bin_bytes", "bin_mtime_ns")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusIdentity:
+    """The content of a .bin/.idx pair, and which files it was read from."""
+
+    idx_bytes: int
+    idx_mtime_ns: int
+    bin_bytes: int
+    bin_mtime_ns: int
+    documents: int
+    tokens: int
+    lengths_sha256: str
+    """SHA-256 of the lengths of all documents in tokens, as little-endian i64, hexadecimal."""
+    tokens_sha256: str
+    """SHA-256 of the .bin, hexadecimal."""
+
+    @property
+    def content(self) -> tuple[str, str]:
+        """(lengths_sha256, tokens_sha256): two corpora with equal ones hold the same documents."""
+        return self.lengths_sha256, self.tokens_sha256
+
+
+def corpus_identity(prefix: str, *, folder: Path | None = None) -> CorpusIdentity:
+    """Return the identity of PREFIX.bin and PREFIX.idx, hashing them only where nobody has yet.
+
+    An identity found beside the corpus or in `folder` is taken if the sizes and times of both
+    files are still those that it names. Else the pair is opened with all checks and hashed, with a
+    bar on a terminal, and the identity is published in `folder`, by default beside the corpus.
+    Processes may do so at the same time: all publish the same bytes.
+
+    Raises:
+        FileNotFoundError: if the pair is not there.
+        ValueError: naming file and byte if the pair is not valid, or if it changes meanwhile.
+        PermissionError: before any hashing, if the identity cannot be written where it belongs.
+    """
+    stamps = _stamps(prefix)
+    places = [_path(prefix, None), *([] if folder is None else [_path(prefix, folder)])]
+    for path in places:
+        known = _read(path)
+        if known is not None and all(getattr(known, name) == stamps[name] for name in STAMPS):
+            return known
+    path = places[-1]
+    _require_writable(path.parent)
+    file = TokenFile(prefix)
+    identity = CorpusIdentity(
+        **stamps,
+        documents=file.num_documents,
+        tokens=file.num_tokens,
+        lengths_sha256=_hash_lengths(file),
+        tokens_sha256=_hash_tokens(prefix, stamps["bin_bytes"]),
+    )
+    if _stamps(prefix) != stamps:
+        raise ValueError(
+            f"{prefix}.bin or .idx: changed while its identity was computed; start again when its"
+            " writer has finished"
+        )
+    publish_text(path, _to_json(identity))
+    return identity
+
+
+def _path(prefix: str, folder: Path | None) -> Path:
+    if folder is None:
+        return Path(f"{prefix}.identity.json")
+    # Corpora of one name in two folders must not share a file here.
+    absolute = Path(prefix).absolute()
+    place = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:16]
+    return folder / f"{absolute.name}-{place}.identity.json"
+
+
+def _stamps(prefix: str) -> dict[str, int]:
+    idx, data = os.stat(f"{prefix}.idx"), os.stat(f"{prefix}.bin")
+    values = (idx.st_size, idx.st_mtime_ns, data.st_size, data.st_mtime_ns)
+    return dict(zip(STAMPS, values, strict=True))
+
+
+def _to_json(identity: CorpusIdentity) -> str:
+    content = {"format": FORMAT, **asdict(identity)}
+    return json.dumps({**content, "sha256": _seal(content)}, indent=2) + "\n"
+
+
+def _seal(content: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> CorpusIdentity | None:
+    """Return an identity that is whole, None where there is none that can be trusted."""
+    try:
+        content = json.loads(path.read_bytes())
+        seal = content.pop("sha256")
+        whole = seal == _seal(content) and content.pop("format") == FORMAT
+        return CorpusIdentity(**content) if whole else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError):
+        # Damaged, or not ours: hashing again is always right.
+        return None
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Leaves no name behind, whatever happens.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"{folder}: the identity of a corpus cannot be written here ({error.strerror}); set"
+            " data.plan_dir to a folder that can be written"
+        ) from error
+
+
+def _hash_lengths(file: TokenFile) -> str:
+    content = hashlib.sha256()
+    lengths = file.lengths
+    for begin in range(0, len(lengths), CHUNK_DOCUMENTS):
+        content.update(lengths[begin : begin + CHUNK_DOCUMENTS].astype("<i8").data)
+    return content.hexdigest()
+
+
+def _hash_tokens(prefix: str, total: int) -> str:
+    content = hashlib.sha256()
+    name = f"hashing {Path(prefix).name}.bin"
+    bar = tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None)
+    with bar, open(f"{prefix}.bin", "rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            content.update(chunk)
+            bar.update(len(chunk))
+    return content.hexdigest()
