@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_ettin import config as configuration
 from megatron_ettin import distributed
 from megatron_ettin.config import ModelConfig, RunConfig
+from megatron_ettin.order.ledger_format import Head
 
 STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
 #: Packages whose versions a checkpoint records.
@@ -56,11 +57,24 @@ class RunState:
     """Name of the phase of the last step."""
     phase_tokens: int = 0
     """Tokens consumed in that phase."""
+    order_digest: tuple[int, int] = (0, 0)
+    """Sum of the consumed rows' order digests, low lane first."""
     token_digest: tuple[int, int] = (0, 0)
-    """Sum of the consumed rows' digests, low lane first."""
+    """Sum of the consumed rows' token digests, low lane first."""
     phase_ids: tuple[str, ...] = ()
     """Chained order ids of the phases."""
+    phase_ends: tuple[int, ...] = ()
+    """First row after each phase."""
+    ledger_seq: int = 0
+    """The ledger's record of this checkpoint."""
+    ledger_chain: str = ""
+    """Chain hash up to that record, hexadecimal; empty before the first step."""
     tokenizer_sha256: str = ""
+
+    @property
+    def ledger_head(self) -> Head | None:
+        """Where the ledger stood; None where no step has been taken."""
+        return Head(self.ledger_seq, self.ledger_chain) if self.ledger_chain else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +211,14 @@ def read_state(folder: Path) -> RunState:
     document = _read_json(folder / STATE_FILE)
     document.pop("versions")
     document.pop("files")
-    for name in ("token_digest", "phase_ids"):
-        document[name] = tuple(document[name])
-    return RunState(**document)
+    try:
+        for name in ("order_digest", "token_digest", "phase_ids", "phase_ends"):
+            document[name] = tuple(document[name])
+        return RunState(**document)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / STATE_FILE}: not the state of a run of this version: {error}"
+        ) from error
 
 
 def read_model(folder: Path) -> SavedModel:

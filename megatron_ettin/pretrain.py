@@ -28,12 +28,13 @@ def main() -> None:
 def pretrain(config: RunConfig) -> None:
     """Train `config` to its end, or from its newest checkpoint with `checkpoint.resume`."""
     from megatron_ettin import distributed
+    from megatron_ettin.data.orders import sample_order
     from megatron_ettin.training import set_up
     from megatron_ettin.training.loop import train
 
     with distributed.process_groups(config.hardware):
         distributed.require_equal("the configuration", to_yaml(config))
-        order = set_up.sample_order(config)
+        order = sample_order(config)
         state = set_up.starting_state(config, order)
         run = set_up.training(config, order, state)
         state = set_up.restore(run, state)

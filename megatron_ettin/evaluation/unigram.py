@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from megatron_ettin.config import RunConfig, SourceConfig
 from megatron_ettin.data.loader import Loader
+from megatron_ettin.data.orders import held_out_order
 from megatron_ettin.indexed import IndexedReader
 from megatron_ettin.objectives import TokenIds
-from megatron_ettin.training.set_up import held_out_order
 from megatron_ettin.training.validation import HeldOutLoss, mean_over_rows
 
 CHUNK_DOCUMENTS = 4096

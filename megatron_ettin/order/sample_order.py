@@ -1,48 +1,19 @@
-"""The order at work: from a row number g to its source, its documents and its tokens."""
+"""The order at work: from a row number g to its source, its documents and its tokens, and back."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin import native
-from megatron_ettin.config import PhaseConfig, SourceConfig
+from megatron_ettin.config import DataConfig, PhaseConfig
 from megatron_ettin.objectives import Rows, Specials, TokenIds
+from megatron_ettin.order.pieces import Pieces, concatenate
+from megatron_ettin.order.pools import Pool, Pools
 from megatron_ettin.order.spec import OrderSpec, PhaseSpec, PoolSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pool:
-    """A pool that has been packed: its identity without the phase's quota, and its rows."""
-
-    source: str
-    first_document: int
-    end_document: int
-    seq_length: int
-    max_segments_per_row: int
-
-    @property
-    def source_id(self) -> int:
-        """Key of the pool's permutation: stable when sources are added, moved or dropped."""
-        text = (
-            f"{self.source}:{self.first_document}:{self.end_document}"
-            f":{self.seq_length}:{self.max_segments_per_row}"
-        )
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-    def overlaps(self, other: _Pool) -> bool:
-        """Tell whether the two pack some of the same documents differently."""
-        return (
-            self != other
-            and self.source == other.source
-            and self.first_document < other.end_document
-            and other.first_document < self.end_document
-        )
 
 
 class SampleOrder:
@@ -52,9 +23,7 @@ class SampleOrder:
         self,
         *,
         phases: Sequence[PhaseConfig],
-        sources: Mapping[str, SourceConfig],
-        blend: Mapping[str, Mapping[str, float]],
-        pools: Mapping[str, tuple[float, float]],
+        data: DataConfig,
         seed: int,
         tokenizer_sha256: str,
         ids: TokenIds,
@@ -62,36 +31,54 @@ class SampleOrder:
         """Open the sources, pack the pools and fix the length of every phase.
 
         Raises:
-            ValueError: naming the phase and source when a pool is empty, or when a phase would
-                silently repeat another's documents.
+            OSError: a corpus or a plan that cannot be read or written.
+            ValueError: naming the phase and source when a pool is empty, when a source is drawn
+                more often than its max_epochs, or when a phase would silently repeat another's
+                documents.
         """
         self.ids = ids
-        self._sources = dict(sources)
-        self._files = {name: native.TokenFile(source.prefix) for name, source in sources.items()}
-        self._lengths_sha256 = {
-            name: hashlib.sha256(file.lengths.astype("<i8").tobytes()).hexdigest()
-            for name, file in self._files.items()
-        }
-        self._plans: dict[_Pool, native.RowPlan] = {}
-        self._drawn: dict[_Pool, int] = {}
-        self._phase_pools: list[list[_Pool]] = []
+        self._pools = Pools(data)
+        self._drawn: dict[Pool, int] = {}
+        self._phase_pools: list[list[Pool]] = []
         self._phase_orders: list[native.PhaseOrder] = []
         specs: list[PhaseSpec] = []
         for phase in phases:
             start_g = specs[-1].end_g if specs else 0
-            specs.append(
-                self._add_phase(phase, blend[phase.name], pools.get(phase.name), seed, start_g)
-            )
+            specs.append(self._add_phase(phase, data.blend[phase.name], seed, start_g))
         self.spec = OrderSpec(seed=seed, tokenizer_sha256=tokenizer_sha256, phases=tuple(specs))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all phases."""
+        return self.spec.num_rows
+
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the sources; `Pieces.source` counts in this list."""
+        return list(self._pools.files)
+
+    def prefix(self, source: str) -> str:
+        """Return the path of a source's corpus, without suffix."""
+        return self._pools.data.sources[source].prefix
+
+    def file(self, source: str) -> native.TokenFile:
+        """Return a source's corpus."""
+        return self._pools.files[source]
+
+    def plans(self, phase_index: int) -> Iterator[tuple[PoolSpec, native.RowPlan]]:
+        """Yield the pools of a phase with their row plans."""
+        pools = self._phase_pools[phase_index]
+        for spec, pool in zip(self.spec.phases[phase_index].pools, pools, strict=True):
+            yield spec, self._pools.plans[pool]
 
     def rows(self, phase_index: int, g: NDArray[np.int64]) -> Rows:
         """Return the rows `g` [m] of one phase, with -1 for idle slots."""
         phase = self.spec.phases[phase_index]
         pools = self._phase_pools[phase_index]
-        slots, rows = self._locate(phase_index, g)
+        slots, _, rows = self._locate(phase_index, g)
         tokens, position_ids, cu_seqlens, kinds, num_tokens = native.assemble_rows(
-            [self._files[pool.source] for pool in pools],
-            [self._plans[pool] for pool in pools],
+            [self._pools.files[pool.source] for pool in pools],
+            [self._pools.plans[pool] for pool in pools],
             slots,
             rows,
             seq_length=phase.seq_length,
@@ -113,23 +100,131 @@ class SampleOrder:
             specials=self._specials(phase_index),
         )
 
-    def count_tokens(self, begin: int, end: int) -> int:
-        """Return the tokens of rows [begin, end) of one phase, without reading them."""
-        phase_index = self.spec.phase_index(begin)
-        slots, rows = self._locate(phase_index, np.arange(begin, end, dtype=np.int64))
-        total = 0
-        for slot, pool in enumerate(self._phase_pools[phase_index]):
-            total += int(self._plans[pool].row_tokens[rows[slots == slot]].sum())
-        return total
+    def row_tokens(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Return the tokens of each of the rows [begin, end), padding left out, from the plans."""
+        counts = np.zeros(end - begin, dtype=np.int64)
+        for phase_index, g in self._by_phase(begin, end):
+            slots, _, rows = self._locate(phase_index, g)
+            for slot, pool in enumerate(self._phase_pools[phase_index]):
+                here = np.flatnonzero(slots == slot)
+                counts[g[here] - begin] = self._pools.plans[pool].row_tokens(rows[here])
+        return counts
 
-    def fill(self, phase_index: int) -> float:
-        """Return the share of a phase's slots that hold tokens, expected from its blend."""
-        phase = self.spec.phases[phase_index]
-        return float(_mean_row_tokens(phase.pools) / phase.seq_length)
+    def pieces(self, begin: int, end: int) -> Pieces:
+        """Return which tokens of which documents make up the rows [begin, end)."""
+        parts = [self._pieces(index, g) for index, g in self._by_phase(begin, end)]
+        return concatenate(parts)
+
+    def tokens(self, begin: int, end: int) -> list[NDArray[np.int64]]:
+        """Return the unmasked tokens of each of the rows [begin, end), padding left out."""
+        found = []
+        for phase_index, g in self._by_phase(begin, end):
+            rows = self.rows(phase_index, g)
+            for slots, count in zip(
+                rows.tokens.reshape(len(g), rows.seq_length), rows.num_tokens, strict=True
+            ):
+                found.append(slots[:count])
+        return found
+
+    def where(self, source: str, document: int) -> NDArray[np.int64]:
+        """Return every row of the run, ascending, that holds a part of a document.
+
+        Raises:
+            IndexError: the source has no such document.
+        """
+        if not 0 <= document < self._pools.files[source].num_documents:
+            raise IndexError(
+                f"source {source!r} has documents 0 to "
+                f"{self._pools.files[source].num_documents - 1}, not {document}"
+            )
+        found = [np.empty(0, dtype=np.int64)]
+        for phase_index, phase in enumerate(self.spec.phases):
+            for slot, pool in enumerate(self._phase_pools[phase_index]):
+                if pool.source != source:
+                    continue
+                if pool.first_document <= document < pool.end_document:
+                    rows = self._pools.plans[pool].find(document)
+                    found.append(phase.start_g + self._drawn_at(phase_index, slot, rows))
+        return np.sort(np.concatenate(found))
+
+    def order_digests(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """Return [m, 2]: the order digest of each of the rows [begin, end), low lane first."""
+        parts = [self.order_digests_of(i, g) for i, g in self._by_phase(begin, end)]
+        return np.concatenate(parts)
+
+    def order_digests_of(self, phase_index: int, g: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return [m, 2]: the order digests of the rows `g` [m] of one phase, 0 where idle."""
+        pools = self._phase_pools[phase_index]
+        slots, epochs, rows = self._locate(phase_index, g)
+        return native.order_digests(
+            [self._pools.plans[pool] for pool in pools],
+            g,
+            np.array([pool.source_id for pool in pools], dtype=np.uint64),
+            slots,
+            epochs,
+            rows,
+        )
+
+    def token_digests(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """Return [m, 2]: the token digest of each of the rows [begin, end), read from disk."""
+        parts = []
+        for phase_index, g in self._by_phase(begin, end):
+            rows = self.rows(phase_index, g)
+            parts.append(
+                native.token_digests(
+                    g,
+                    rows.tokens,
+                    rows.cu_seqlens,
+                    rows.num_tokens,
+                    seq_length=rows.seq_length,
+                )
+            )
+        return np.concatenate(parts)
+
+    def _by_phase(self, begin: int, end: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        if not 0 <= begin < end <= self.num_rows:
+            raise ValueError(f"rows [{begin}, {end}) are not within the order's {self.num_rows}")
+        for phase_index, phase in enumerate(self.spec.phases):
+            first, last = max(begin, phase.start_g), min(end, phase.end_g)
+            if first < last:
+                yield phase_index, np.arange(first, last, dtype=np.int64)
+
+    def _pieces(self, phase_index: int, g: NDArray[np.int64]) -> Pieces:
+        pools = self._phase_pools[phase_index]
+        names = self.source_names
+        slots, epochs, rows = self._locate(phase_index, g)
+        parts = []
+        for slot, pool in enumerate(pools):
+            here = np.flatnonzero(slots == slot)
+            splits, document, offset, length, cls, sep, ends = self._pools.plans[pool].segments(
+                rows[here]
+            )
+            counts = np.diff(splits)
+            occupied = (length + cls + sep).astype(np.int32)
+            before = np.cumsum(occupied, dtype=np.int64) - occupied
+            begins = np.repeat(before[splits[:-1][counts > 0]], counts[counts > 0])
+            of_row = np.repeat(here, counts)
+            parts.append(
+                Pieces(
+                    g=g[of_row],
+                    source=np.full(len(of_row), names.index(pool.source), dtype=np.int32),
+                    epoch=epochs[of_row],
+                    row=rows[of_row],
+                    position=(before - begins).astype(np.int32),
+                    document=document,
+                    offset=offset,
+                    length=length,
+                    slots=occupied,
+                    ends_document=ends,
+                )
+            )
+        together = concatenate(parts)
+        by_row = np.argsort(together.g, kind="stable")
+        return Pieces(*(column[by_row] for column in together))
 
     def _locate(
         self, phase_index: int, g: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
         phase = self.spec.phases[phase_index]
         used = g >= 0
         if np.any(used & ((g < phase.start_g) | (g >= phase.end_g))):
@@ -138,14 +233,28 @@ class SampleOrder:
                 f"[{phase.start_g}, {phase.end_g})"
             )
         slots = np.full(len(g), -1, dtype=np.int32)
+        epochs = np.full(len(g), -1, dtype=np.int64)
         rows = np.full(len(g), -1, dtype=np.int64)
-        slots[used], _, rows[used] = self._phase_orders[phase_index].locate(g[used] - phase.start_g)
-        return slots, rows
+        slots[used], epochs[used], rows[used] = self._phase_orders[phase_index].locate(
+            g[used] - phase.start_g
+        )
+        return slots, epochs, rows
+
+    def _drawn_at(self, phase_index: int, slot: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row numbers of a phase at which rows of one of its pools are drawn."""
+        order, phase = self._phase_orders[phase_index], self.spec.phases[phase_index]
+        pool = phase.pools[slot]
+        end = int(order.drawn_after(phase.num_rows)[slot])
+        epochs = np.arange(pool.drawn // pool.rows, -(-end // pool.rows), dtype=np.int64)
+        every_row = np.tile(rows, len(epochs))
+        slots = np.full(len(every_row), slot, dtype=np.int32)
+        n = order.find(slots, np.repeat(epochs, len(rows)), every_row)
+        return n[(n >= 0) & (n < phase.num_rows)]
 
     def _refuse_token(
         self,
         phase: PhaseSpec,
-        pools: Sequence[_Pool],
+        pools: Sequence[Pool],
         slots: NDArray[np.int32],
         rows: NDArray[np.int64],
         tokens: NDArray[np.int64],
@@ -154,51 +263,48 @@ class SampleOrder:
         position = int(np.argmax(tokens >= self.ids.vocab_size))
         slot = position // phase.seq_length
         pool = pools[slots[slot]]
-        file = self._files[pool.source]
-        documents = self._plans[pool].segments(int(rows[slot]))[0]
+        file = self._pools.files[pool.source]
+        documents = self._pools.plans[pool].segments(rows[slot : slot + 1])[1]
         for document in documents.tolist():
             ids = file.tokens(document)
             if ids.max() >= self.ids.vocab_size:
                 raise ValueError(
-                    f"{self._sources[pool.source].prefix}.bin: document {document} holds token id "
+                    f"{self.prefix(pool.source)}.bin: document {document} holds token id "
                     f"{int(ids.max())}, but the tokenizer has {self.ids.vocab_size} ids; "
                     f"preprocess the corpus with this tokenizer"
                 )
 
     def _specials(self, phase_index: int) -> Specials:
-        rules = {self._sources[p.source].specials for p in self._phase_pools[phase_index]}
+        rules = {pool.specials for pool in self.spec.phases[phase_index].pools}
         (rule,) = rules
         return rule
 
     def _add_phase(
-        self,
-        phase: PhaseConfig,
-        weights: Mapping[str, float],
-        share: tuple[float, float] | None,
-        seed: int,
-        start_g: int,
+        self, phase: PhaseConfig, weights: Mapping[str, float], seed: int, start_g: int
     ) -> PhaseSpec:
-        names = list(weights)
-        if len({self._sources[name].specials for name in names}) > 1:
+        sources = self._pools.data.sources
+        if len({sources[name].specials for name in weights}) > 1:
             raise ValueError(
                 f"phase {phase.name!r}: its sources disagree on `specials`; a phase needs one rule"
             )
-        pools = [self._pack(phase, name, share or (0.0, 1.0)) for name in names]
-        quotas = native.blend_quotas([weights[name] for name in names])
+        pools = [self._pools.add(phase, name) for name in weights]
+        quotas = native.blend_quotas(list(weights.values()))
         drawn = [self._drawn.get(pool, 0) for pool in pools]
         order = native.PhaseOrder(
             seed=seed,
             source_ids=[pool.source_id for pool in pools],
             quotas=quotas,
-            rows=[self._plans[pool].num_rows for pool in pools],
+            rows=[self._pools.plans[pool].num_rows for pool in pools],
             drawn=drawn,
         )
         specs = tuple(
-            self._pool_spec(pool, quota, count)
+            self._pools.describe(pool, quota, count)
             for pool, quota, count in zip(pools, quotas, drawn, strict=True)
         )
-        num_rows = -(-phase.train_tokens // _mean_row_tokens(specs))
-        for pool, count in zip(pools, order.drawn_after(num_rows).tolist(), strict=True):
+        num_rows = phase.train_rows or -(-phase.train_tokens // _mean_row_tokens(specs))
+        drawn_after = order.drawn_after(num_rows).tolist()
+        for pool, spec, count in zip(pools, specs, drawn_after, strict=True):
+            _check_epochs(phase.name, spec, count, sources[pool.source].max_epochs)
             self._drawn[pool] = count
         self._phase_pools.append(pools)
         self._phase_orders.append(order)
@@ -208,62 +314,17 @@ class SampleOrder:
             num_rows=num_rows,
             seq_length=phase.seq_length,
             max_segments_per_row=phase.segments_per_row,
-            pack="bfd",
+            pack=phase.pack,
             pools=specs,
         )
 
-    def _pack(self, phase: PhaseConfig, name: str, share: tuple[float, float]) -> _Pool:
-        file = self._files[name]
-        pool = _Pool(
-            source=name,
-            first_document=int(Fraction(str(share[0])) * file.num_documents),
-            end_document=int(Fraction(str(share[1])) * file.num_documents),
-            seq_length=phase.seq_length,
-            max_segments_per_row=phase.segments_per_row,
-        )
-        if not phase.allow_repeats:
-            for other in self._plans:
-                if pool.overlaps(other):
-                    raise ValueError(
-                        f"phase {phase.name!r} packs documents [{pool.first_document}, "
-                        f"{pool.end_document}) of source {name!r} into rows of "
-                        f"{pool.seq_length}, but documents [{other.first_document}, "
-                        f"{other.end_document}) were packed into rows of {other.seq_length} "
-                        f"before: declare disjoint `data.pools`, or `allow_repeats: true`"
-                    )
-        if pool not in self._plans:
-            self._plans[pool] = native.RowPlan(
-                file.lengths,
-                pool.first_document,
-                pool.end_document,
-                pool.seq_length,
-                specials=self._sources[name].specials,
-                min_doc_tokens=self._sources[name].min_doc_tokens,
-                max_segments_per_row=pool.max_segments_per_row,
-            )
-        if self._plans[pool].num_rows == 0:
-            raise ValueError(
-                f"phase {phase.name!r}: source {name!r} ({self._sources[name].prefix}) has no "
-                f"documents in [{pool.first_document}, {pool.end_document}) of its "
-                f"{file.num_documents}"
-            )
-        return pool
 
-    def _pool_spec(self, pool: _Pool, quota: int, drawn: int) -> PoolSpec:
-        file, source, plan = self._files[pool.source], self._sources[pool.source], self._plans[pool]
-        return PoolSpec(
-            source=pool.source,
-            documents_in_file=file.num_documents,
-            tokens_in_file=file.num_tokens,
-            lengths_sha256=self._lengths_sha256[pool.source],
-            first_document=pool.first_document,
-            end_document=pool.end_document,
-            specials=source.specials,
-            min_doc_tokens=source.min_doc_tokens,
-            quota=quota,
-            rows=plan.num_rows,
-            tokens=plan.num_tokens,
-            drawn=drawn,
+def _check_epochs(phase: str, pool: PoolSpec, drawn: int, max_epochs: float | None) -> None:
+    if max_epochs is not None and drawn > Fraction(str(max_epochs)) * pool.rows:
+        raise ValueError(
+            f"phase {phase!r}: source {pool.source!r} would be drawn {drawn / pool.rows:.3f} times "
+            f"({drawn} rows of {pool.rows}), more than its max_epochs {max_epochs}: train on fewer "
+            f"tokens, lower its weight, or add documents"
         )
 
 

@@ -1,7 +1,8 @@
 """`order.json`: the identity of a sample order, phase by phase.
 
 It knows no objective, no mask seed and no code version: twins share it. `order_id` chains over the
-phases, so appending a phase keeps the earlier ids.
+phases. A phase's id covers its rule and where it starts, not where it ends: appending a phase and
+training a longer last one keep the ids of what came before.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from megatron_ettin.config.data import Packing
 from megatron_ettin.objectives import Specials
 
 FORMAT = "order/1"
@@ -25,6 +27,7 @@ class PoolSpec:
     documents_in_file: int
     tokens_in_file: int
     lengths_sha256: str
+    tokens_sha256: str
     first_document: int
     end_document: int
     specials: Specials
@@ -48,7 +51,7 @@ class PhaseSpec:
     num_rows: int
     seq_length: int
     max_segments_per_row: int
-    pack: Literal["bfd"]
+    pack: Packing
     pools: tuple[PoolSpec, ...]
 
     @property
@@ -66,11 +69,13 @@ class OrderSpec:
     phases: tuple[PhaseSpec, ...]
 
     def phase_ids(self) -> list[str]:
-        """Return the chained id after each phase: the n-th depends on the first n phases only."""
+        """Return each phase's chained id, of its rule and of all rows before it."""
         link = _sha256({"format": FORMAT, "seed": self.seed, "tokenizer": self.tokenizer_sha256})
         ids = []
         for phase in self.phases:
-            link = _sha256({"previous": link, "phase": dataclasses.asdict(phase)})
+            rule = dataclasses.asdict(phase)
+            del rule["num_rows"]
+            link = _sha256({"previous": link, "phase": rule})
             ids.append(link)
         return ids
 
@@ -83,6 +88,10 @@ class OrderSpec:
     def num_rows(self) -> int:
         """Rows of all phases."""
         return self.phases[-1].end_g
+
+    def phase_ends(self) -> list[int]:
+        """Return the first row after each phase."""
+        return [phase.end_g for phase in self.phases]
 
     def phase_index(self, g: int) -> int:
         """Return the phase that row `g` belongs to; the last one for g == num_rows."""

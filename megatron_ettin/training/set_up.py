@@ -16,55 +16,18 @@ from megatron.core.distributed import (
 from megatron_ettin import checkpoint, distributed
 from megatron_ettin import config as configuration
 from megatron_ettin.checkpoint import CheckpointError, RunState
-from megatron_ettin.config import PhaseConfig, RunConfig, SourceConfig
+from megatron_ettin.config import RunConfig
 from megatron_ettin.data.loader import Loader
-from megatron_ettin.data.tokenize import load_tokenizer
+from megatron_ettin.data.orders import held_out_order
 from megatron_ettin.model.provider import build_model
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import OrderSpec, SampleOrder
 from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.optimizer import build_optimizer
+from megatron_ettin.training.recorder import Recorder
 from megatron_ettin.training.validation import Validation
 
 logger = logging.getLogger(__name__)
-
-
-def sample_order(config: RunConfig) -> SampleOrder:
-    """Open the corpora and fix the order of the whole run."""
-    tokenizer = load_tokenizer(Path(config.data.tokenizer))
-    if tokenizer.ids.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"{config.data.tokenizer}: the tokenizer has {tokenizer.ids.vocab_size} ids but "
-            f"model.vocab_size is {config.model.vocab_size}"
-        )
-    return SampleOrder(
-        phases=config.phases,
-        sources=config.data.sources,
-        blend=config.data.blend,
-        pools=config.data.pools,
-        seed=config.seeds.order,
-        tokenizer_sha256=tokenizer.digest,
-        ids=tokenizer.ids,
-    )
-
-
-def held_out_order(config: RunConfig) -> SampleOrder:
-    """Fix the held-out rows: an order of its own over `data.validation`, in equal shares."""
-    settings = config.validation
-    phase = PhaseConfig(
-        name="validation",
-        train_tokens=settings.num_rows * settings.seq_length,
-        seq_length=settings.seq_length,
-        global_batch_size=settings.num_rows,
-    )
-    sources = {prefix: SourceConfig(prefix=prefix) for prefix in config.data.validation}
-    data = dataclasses.replace(
-        config.data,
-        sources=sources,
-        blend={phase.name: dict.fromkeys(sources, 1.0)},
-        pools={},
-    )
-    return sample_order(dataclasses.replace(config, phases=[phase], data=data))
 
 
 def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
@@ -75,9 +38,7 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
     """
     found = checkpoint.newest(Path(config.run_dir))
     if found is None:
-        return RunState(
-            phase_ids=tuple(order.spec.phase_ids()), tokenizer_sha256=order.spec.tokenizer_sha256
-        )
+        return RunState(tokenizer_sha256=order.spec.tokenizer_sha256)
     if not config.checkpoint.resume:
         raise CheckpointError(
             f"{config.run_dir}: holds checkpoints of a run already ({found.name}): give "
@@ -85,14 +46,31 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
         )
     _check_same_run(config, found)
     state = checkpoint.read_state(found)
-    begun = order.spec.phase_index(max(state.g - 1, 0)) + 1
-    if tuple(order.spec.phase_ids()[:begun]) != state.phase_ids[:begun]:
+    _check_same_order(config, order.spec, found, state)
+    return state
+
+
+def _check_same_order(config: RunConfig, spec: OrderSpec, found: Path, state: RunState) -> None:
+    """Raise CheckpointError if the past differs, or the future without `amend_order`."""
+    begun = sum(phase.start_g < state.g for phase in spec.phases)
+    if tuple(spec.phase_ids()[:begun]) != state.phase_ids[:begun] or state.g > spec.num_rows:
         raise CheckpointError(
             f"{found}: was trained in another sample order: its phases up to {state.phase!r} "
-            f"differ from this configuration's in data, blend, pools, seq_length, train_tokens, "
-            f"seed or tokenizer; change only phases that have not begun"
+            f"differ from this configuration's in data, blend, pools, seq_length, pack, "
+            f"train_tokens, seed or tokenizer; change only rows from {state.g} on"
         )
-    return dataclasses.replace(state, phase_ids=tuple(order.spec.phase_ids()))
+    if differs(spec, state) and not config.checkpoint.amend_order:
+        raise CheckpointError(
+            f"{found}: had planned other rows from row {state.g} on; give "
+            f"--checkpoint.amend_order true to go on with this configuration's, which the ledger "
+            f"then records, or restore the phases in {found / checkpoint.CONFIG_FILE}"
+        )
+
+
+def differs(spec: OrderSpec, state: RunState) -> bool:
+    """Tell whether an order is in any row another than a checkpoint's run had planned."""
+    planned = state.phase_ids, state.phase_ends
+    return planned != (tuple(spec.phase_ids()), tuple(spec.phase_ends()))
 
 
 def _check_same_run(config: RunConfig, found: Path) -> None:
@@ -133,11 +111,14 @@ def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training
             state,
             sum(phase.train_tokens for phase in config.phases),
         ),
+        recorder=Recorder(
+            config, order.spec, state, is_amended=bool(state.step) and differs(order.spec, state)
+        ),
     )
 
 
 def restore(run: Training, state: RunState) -> RunState:
-    """Load the weights that the run starts from, if any, and return `state`."""
+    """Load the weights that the run starts from, if any; return `state` with this run's order."""
     if state.step:
         folder = checkpoint.folder_of(Path(run.config.run_dir), state.step)
         checkpoint.load(folder, run.stage, run.optimizer, run.config.model)
@@ -147,7 +128,10 @@ def restore(run: Training, state: RunState) -> RunState:
         checkpoint.load(folder, run.stage, None, run.config.model)
         run.optimizer.reload_model_params()
         logger.info("weights from %s, fresh optimizer", folder)
-    return state
+    spec = run.loader.order.spec
+    return dataclasses.replace(
+        state, phase_ids=tuple(spec.phase_ids()), phase_ends=tuple(spec.phase_ends())
+    )
 
 
 def _loader(config: RunConfig, order: SampleOrder) -> Loader:

@@ -21,13 +21,13 @@ from transformers import (
 from megatron_ettin import native
 from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import ModelConfig, RunConfig, SeedConfig, SourceConfig, load_config
+from megatron_ettin.data.orders import held_out_order
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.evaluation import probe
 from megatron_ettin.evaluation.probe import Accuracy, LabelledTexts
 from megatron_ettin.evaluation.unigram import token_counts, unigram_loss
 from megatron_ettin.export.tokenizer import write_tokenizer
 from megatron_ettin.indexed import IndexedReader, IndexedWriter
-from megatron_ettin.training.set_up import held_out_order
 from tests.conftest import TinyCorpus
 
 KINDS = {

@@ -15,6 +15,7 @@ import pytest
 from megatron_ettin import checkpoint, distributed
 from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.config import RunConfig, SeedConfig, load_config
+from megatron_ettin.data.orders import sample_order
 from megatron_ettin.evaluation import figure, table
 from megatron_ettin.evaluation.probe import Accuracy
 from megatron_ettin.evaluation.report import page, write_report
@@ -27,7 +28,6 @@ from megatron_ettin.evaluation.twins import (
     read_run,
 )
 from megatron_ettin.model.provider import build_model
-from megatron_ettin.training.set_up import sample_order
 from megatron_ettin.training.validation import HeldOutLoss
 from tests.conftest import TinyCorpus
 from tools import report as tool

@@ -1,0 +1,35 @@
+"""Every knob of a run, in one place: typed sections, YAML by axis, command-line overrides.
+
+Neither torch nor megatron is imported here, so that `--help` and a typo answer at once.
+"""
+
+from megatron_ettin.config.command_line import ConfigError, load_config, parse_args, to_yaml
+from megatron_ettin.config.data import DataConfig, PhaseConfig, SourceConfig
+from megatron_ettin.config.model import ModelConfig
+from megatron_ettin.config.run import (
+    CheckpointConfig,
+    HardwareConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    RunConfig,
+    SeedConfig,
+    ValidationConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "ConfigError",
+    "DataConfig",
+    "HardwareConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PhaseConfig",
+    "RunConfig",
+    "SeedConfig",
+    "SourceConfig",
+    "ValidationConfig",
+    "load_config",
+    "parse_args",
+    "to_yaml",
+]

@@ -1,0 +1,73 @@
+"""RunConfig from YAML files and a command line, and back to YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jsonargparse
+
+from megatron_ettin.config.run import RunConfig
+from megatron_ettin.objectives import Objective
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message names the field, and the file if there is one."""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> RunConfig:
+    """Return the run that the command line describes (`--help` exits).
+
+    Raises:
+        ConfigError: naming the field that is unknown, of the wrong type, or contradicts another.
+    """
+    parser = _parser()
+    try:
+        return _instantiate(parser, parser.parse_args(argv))
+    except (jsonargparse.ArgumentError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the resolved configuration as YAML that `load_config` reads back identically."""
+    parser = _parser()
+    values = dataclasses.asdict(config)
+    values["objective"] = {
+        "class_path": f"{type(config.objective).__module__}.{type(config.objective).__qualname__}",
+        "init_args": dataclasses.asdict(config.objective),
+    }
+    return str(parser.dump(parser.parse_object(values)))
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a configuration that `to_yaml` wrote.
+
+    Raises:
+        ConfigError: naming the file and the field.
+    """
+    parser = _parser()
+    try:
+        return _instantiate(parser, parser.parse_path(str(path)))
+    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    jsonargparse.set_parsing_settings(
+        subclasses_enabled=[Objective], docstring_parse_attribute_docstrings=True
+    )
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m megatron_ettin.pretrain",
+        description="Pre-train an Ettin encoder or decoder.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file; repeat, later ones win.")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def _instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace) -> RunConfig:
+    sections = vars(parser.instantiate(parsed))
+    sections.pop("config")
+    return RunConfig(**sections)

@@ -1,0 +1,161 @@
+"""The `phases` and `data` sections: how long, in which rows, from which documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_ettin.config.checks import positive
+from megatron_ettin.objectives import Specials
+
+Packing = Literal["bfd", "concat", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """One phase of training: tokens, row length, learning rates, RoPE bases."""
+
+    name: str
+    """Name by which `data.blend`, `data.pools` and `mask_rate_by_phase` refer to the phase."""
+    train_tokens: int
+    """Tokens to train on: special tokens counted, padding not."""
+    seq_length: int
+    """Slots of a row (L)."""
+    global_batch_size: int
+    """Rows of an optimizer step."""
+    batch_ramp_start: int | None = None
+    """Rows of the phase's first step, if the batch grows; Ettin's released runs did not ramp."""
+    batch_ramp_tokens: int | None = None
+    """Tokens of the phase over which the batch grows linearly to global_batch_size."""
+    train_rows: int | None = None
+    """Length in rows, in place of the one that train_tokens gives: ends a phase at a row that a
+    checkpoint has reached. train_tokens still sets the learning rate."""
+    pack: Packing = "bfd"
+    """How documents share rows: best-fit decreasing; concat, as Megatron; none, a row a piece."""
+    max_segments_per_row: int | None = None
+    """Pieces a bfd row may hold; seq_length / 16 if not given."""
+    lr_start: float = 1.0
+    """Learning rate at the start of the phase, as a share of `optimizer.lr`."""
+    lr_end: float = 1.0
+    """Learning rate at the end of the phase, as a share of `optimizer.lr`."""
+    lr_decay: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
+    """Curve from lr_start to lr_end."""
+    lr_decay_tokens: int | None = None
+    """Length of that curve, at the end of the phase; the whole phase if not given."""
+    rotary_base_global: float = 10_000.0
+    """RoPE base of the global layers."""
+    rotary_base_local: float = 10_000.0
+    """RoPE base of the local layers."""
+    allow_repeats: bool = False
+    """Let the phase draw documents that a phase with another row length has drawn too."""
+
+    def __post_init__(self) -> None:
+        """Refuse phases that cannot be run."""
+        for name in ("train_tokens", "seq_length", "global_batch_size"):
+            positive(f"phase {self.name!r}", name, getattr(self, name))
+        if self.train_rows is not None:
+            positive(f"phase {self.name!r}", "train_rows", self.train_rows)
+        self._check_ramp()
+        if self.pack != "bfd" and self.max_segments_per_row is not None:
+            raise ValueError(
+                f"phase {self.name!r}: max_segments_per_row goes with pack: bfd, not {self.pack}"
+            )
+        if self.segments_per_row < 1:
+            raise ValueError(f"phase {self.name!r}: max_segments_per_row must be at least 1")
+        if self.lr_decay_tokens is not None and not 0 < self.lr_decay_tokens <= self.train_tokens:
+            raise ValueError(
+                f"phase {self.name!r}: lr_decay_tokens {self.lr_decay_tokens} is not between 1 and "
+                f"train_tokens {self.train_tokens}"
+            )
+
+    def _check_ramp(self) -> None:
+        start, tokens = self.batch_ramp_start, self.batch_ramp_tokens
+        if start is None and tokens is None:
+            return
+        if start is None or tokens is None:
+            raise ValueError(
+                f"phase {self.name!r}: batch_ramp_start and batch_ramp_tokens go together"
+            )
+        positive(f"phase {self.name!r}", "batch_ramp_tokens", tokens)
+        if not 1 <= start <= self.global_batch_size:
+            raise ValueError(
+                f"phase {self.name!r}: batch_ramp_start {start} is not between 1 and "
+                f"global_batch_size {self.global_batch_size}"
+            )
+
+    def batch_rows(self, phase_tokens: int) -> int:
+        """Return the rows of a step that begins after `phase_tokens` tokens of the phase."""
+        start, tokens = self.batch_ramp_start, self.batch_ramp_tokens
+        if start is None or tokens is None or phase_tokens >= tokens:
+            return self.global_batch_size
+        return start + (self.global_batch_size - start) * phase_tokens // tokens
+
+    @property
+    def segments_per_row(self) -> int:
+        """Segments of tokens that a row may have (default seq_length / 16, at least 1)."""
+        if self.pack != "bfd":
+            return 1
+        if self.max_segments_per_row is not None:
+            return self.max_segments_per_row
+        return max(1, self.seq_length // 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One tokenised corpus."""
+
+    prefix: str
+    """Path of the `.bin` and `.idx` without the suffix."""
+    specials: Specials = "add"
+    """Whether [CLS] and [SEP] are added to each piece or are in the files already."""
+    min_doc_tokens: int = 1
+    """Shorter documents are dropped, and counted."""
+    max_epochs: float | None = None
+    """Times that its rows may be drawn over the whole run, in each packing; no limit if not given.
+    A run that would draw more is refused before it starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The corpora, their blend by phase, and the tokenizer they were made with."""
+
+    tokenizer: str
+    """Tokenizer folder (tokenizer.json)."""
+    sources: dict[str, SourceConfig]
+    """Training corpora by name."""
+    blend: dict[str, dict[str, float]]
+    """For each phase, the share of rows that each source gives."""
+    pools: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """For each phase, the share [from, to) of every source's documents it may draw; default all."""
+    validation: list[str] = field(default_factory=list)
+    """Prefixes of held-out corpora, drawn from equally."""
+    plans: Literal["stored", "recomputed"] = "stored"
+    """Keep on disk which documents make up each row (about 4 bytes a row), or only a table of
+    blocks of 65,536 documents, which are packed again when they are needed."""
+    plan_dir: str | None = None
+    """Folder of the plans and of the corpora's identities; beside each corpus if not given."""
+    skip_rows: list[tuple[int, int]] = field(default_factory=list)
+    """Rows [first, end) that are never trained on; the ledger records them as skipped."""
+    allow_duplicates: bool = False
+    """Accept two sources with the same documents."""
+
+    def __post_init__(self) -> None:
+        """Refuse blends of unknown sources and pools that are not shares."""
+        for phase, blend in self.blend.items():
+            for name in blend:
+                if name not in self.sources:
+                    raise ValueError(
+                        f"data.blend.{phase}: unknown source {name!r}; "
+                        f"data.sources has {sorted(self.sources)}"
+                    )
+        for phase, (low, high) in self.pools.items():
+            if not 0.0 <= low < high <= 1.0:
+                raise ValueError(f"data.pools.{phase}: [{low}, {high}) is no range within [0, 1]")
+        last = 0
+        for first, end in self.skip_rows:
+            if not last <= first < end:
+                raise ValueError(
+                    f"data.skip_rows: [{first}, {end}) is empty, or begins before the range ahead "
+                    f"of it ends"
+                )
+            last = end

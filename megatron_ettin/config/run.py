@@ -1,0 +1,169 @@
+"""A whole run: the remaining sections, and RunConfig with what must hold between sections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_ettin.config.checks import positive
+from megatron_ettin.config.data import DataConfig, PhaseConfig
+from megatron_ettin.config.model import ModelConfig
+from megatron_ettin.objectives import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """StableAdamW with decoupled weight decay (Ettin's settings as defaults)."""
+
+    lr: float
+    """Peak learning rate; phases give shares of it."""
+    weight_decay: float
+    """Fully decoupled: a step shrinks weights by weight_decay * (current lr / peak lr)."""
+    warmup_tokens: int = 0
+    """Linear warm-up from zero, from the first token a fresh optimizer sees."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.98
+    """Decay of the second moment."""
+    epsilon: float = 1e-6
+    """Added to the root of the second moment."""
+    clip_grad: float = 0.0
+    """Gradient-norm clipping; 0 (no clipping) in the recipe."""
+
+    def __post_init__(self) -> None:
+        """Refuse a learning rate that trains nothing."""
+        positive("optimizer", "lr", self.lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """How the work is laid out over the machine; never changes what is computed."""
+
+    tensor_parallel_size: int = 1
+    """Ranks that share each layer."""
+    pipeline_parallel_size: int = 1
+    """Ranks that share the layers; the rest of the world is data-parallel."""
+    micro_batch_tokens: int = 8192
+    """Slots of a micro-batch; a multiple of every phase's seq_length."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward and backward pass; the optimizer always keeps fp32 weights."""
+    threads_per_rank: int | None = None
+    """CPU threads of a rank; torch's own choice if not given."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one."""
+        for name in ("tensor_parallel_size", "pipeline_parallel_size", "micro_batch_tokens"):
+            positive("hardware", name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept and where a run starts from."""
+
+    save_every_tokens: int | None = None
+    """Save whenever this many tokens have been consumed, and at the end of every phase."""
+    resume: bool = False
+    """Go on from the newest checkpoint of run_dir (from the start if there is none)."""
+    amend_order: bool = False
+    """Accept, on resuming, that rows which have not been trained on yet are other ones than the
+    checkpoint's run had planned (phases added, cut, re-weighted); the ledger records it."""
+    initialize_from: str | None = None
+    """Checkpoint folder to take the weights from, with a fresh optimizer and order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What a run reports; run_dir/metrics.jsonl is always written."""
+
+    log_every_steps: int = 10
+    """Steps between console and metrics lines."""
+    wandb: bool = False
+    """Also log to Weights & Biases (its own environment variables choose project and mode)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Held-out loss on a fixed set of rows."""
+
+    every_tokens: int | None = None
+    """Measure whenever this many tokens have been consumed; always at the end of a run."""
+    num_rows: int = 64
+    """Rows of the fixed set."""
+    seq_length: int = 256
+    """Slots of those rows, the same in all phases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedConfig:
+    """Seeds of the four counters; twins share all of them."""
+
+    order: int = 21
+    """Of the sample order (the original's shuffle seed)."""
+    mask: int = 21
+    """Of the masks."""
+    init: int = 21
+    """Of the initial weights."""
+    dropout: int = 21
+    """Of the attention-output dropout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run."""
+
+    objective: Objective
+    """MaskedLM (an encoder) or CausalLM (its decoder twin)."""
+    model: ModelConfig
+    """The architecture."""
+    phases: list[PhaseConfig]
+    """The phases, in order; a file appends with `phases+:`."""
+    data: DataConfig
+    """Corpora and blend."""
+    optimizer: OptimizerConfig
+    """StableAdamW."""
+    run_dir: str
+    """Folder of checkpoints, metrics, order.json and config.yaml."""
+    hardware: HardwareConfig = HardwareConfig()
+    """Parallel layout."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving, resuming, initialising."""
+    logging: LoggingConfig = LoggingConfig()
+    """Reports."""
+    validation: ValidationConfig = ValidationConfig()
+    """Held-out loss."""
+    seeds: SeedConfig = SeedConfig()
+    """Counter seeds."""
+
+    def __post_init__(self) -> None:
+        """Refuse sections that contradict each other."""
+        if not self.phases:
+            raise ValueError("phases: none given; add a file of examples/phase with --config")
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names):
+            raise ValueError(f"phases: names must differ, got {names}")
+        for phase in self.phases:
+            if phase.name not in self.data.blend:
+                raise ValueError(
+                    f"data.blend: no entry for phase {phase.name!r}; "
+                    f"it has {sorted(self.data.blend)}"
+                )
+            if self.hardware.micro_batch_tokens % phase.seq_length:
+                raise ValueError(
+                    f"hardware.micro_batch_tokens: {self.hardware.micro_batch_tokens} is not a "
+                    f"multiple of seq_length {phase.seq_length} of phase {phase.name!r}"
+                )
+        for kind, size in (
+            ("model.num_attention_heads", self.model.num_attention_heads),
+            ("model.ffn_hidden_size", self.model.ffn_hidden_size),
+            ("padded vocabulary", self.model.padded_vocab_size),
+        ):
+            if size % self.hardware.tensor_parallel_size:
+                raise ValueError(
+                    f"hardware.tensor_parallel_size: {self.hardware.tensor_parallel_size} does not "
+                    f"divide {kind}: {size}"
+                )
+        if self.hardware.pipeline_parallel_size > self.model.num_layers:
+            raise ValueError(
+                f"hardware.pipeline_parallel_size: {self.hardware.pipeline_parallel_size} exceeds "
+                f"model.num_layers: {self.model.num_layers}"
+            )

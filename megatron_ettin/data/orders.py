@@ -1,0 +1,47 @@
+"""The orders of a run, from its configuration: of the training rows, and of the held-out ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from megatron_ettin.config import PhaseConfig, RunConfig, SourceConfig
+from megatron_ettin.data.tokenize import load_tokenizer
+from megatron_ettin.order import SampleOrder
+
+
+def sample_order(config: RunConfig) -> SampleOrder:
+    """Open the corpora and fix the order of the whole run."""
+    tokenizer = load_tokenizer(Path(config.data.tokenizer))
+    if tokenizer.ids.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"{config.data.tokenizer}: the tokenizer has {tokenizer.ids.vocab_size} ids but "
+            f"model.vocab_size is {config.model.vocab_size}"
+        )
+    return SampleOrder(
+        phases=config.phases,
+        data=config.data,
+        seed=config.seeds.order,
+        tokenizer_sha256=tokenizer.digest,
+        ids=tokenizer.ids,
+    )
+
+
+def held_out_order(config: RunConfig) -> SampleOrder:
+    """Fix the held-out rows: an order of its own over `data.validation`, in equal shares."""
+    settings = config.validation
+    phase = PhaseConfig(
+        name="validation",
+        train_tokens=settings.num_rows * settings.seq_length,
+        seq_length=settings.seq_length,
+        global_batch_size=settings.num_rows,
+    )
+    sources = {prefix: SourceConfig(prefix=prefix) for prefix in config.data.validation}
+    data = dataclasses.replace(
+        config.data,
+        sources=sources,
+        blend={phase.name: dict.fromkeys(sources, 1.0)},
+        pools={},
+        skip_rows=[],
+    )
+    return sample_order(dataclasses.replace(config, phases=[phase], data=data))

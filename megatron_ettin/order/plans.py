@@ -1,0 +1,96 @@
+"""Row plans on disk: keyed by content, built once, whoever asks first.
+
+A plan says which documents make up each row of a pool. Its key is a digest of everything that
+decides it, so no path, no training length and no time stamp can make it stale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from megatron_ettin import native
+from megatron_ettin.config.data import Packing
+from megatron_ettin.objectives import Specials
+
+FORMAT = "plan/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanKey:
+    """Everything that decides which documents make up each row."""
+
+    lengths_sha256: str
+    first_document: int
+    end_document: int
+    seq_length: int
+    pack: Packing
+    specials: Specials
+    min_doc_tokens: int
+    max_segments_per_row: int
+
+    @property
+    def name(self) -> str:
+        """File name without suffix: 32 hexadecimal digits."""
+        text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def open_plan(
+    file: native.TokenFile, key: PlanKey, folder: Path, kind: Literal["stored", "recomputed"]
+) -> native.RowPlan:
+    """Open the plan with this key, building it first where there is none.
+
+    Of several processes one builds and the others wait. That only saves work: a plan is the same
+    bytes whoever builds it, appears under its name when it is complete, and is never replaced.
+
+    Raises:
+        OSError: the folder cannot be written to.
+        ValueError: the file is damaged; the message names the byte.
+    """
+    path = folder / f"{key.name}{'.plan' if kind == 'stored' else '.table'}"
+    if not path.exists():
+        with _one_builder(folder):
+            if not path.exists():
+                _build(file, key, path, bodies=kind == "stored")
+    return native.RowPlan(path, file)
+
+
+def _build(file: native.TokenFile, key: PlanKey, path: Path, *, bodies: bool) -> None:
+    rules = dataclasses.asdict(key)
+    del rules["lengths_sha256"]
+    total = key.end_document - key.first_document
+    with tqdm(total=total, desc="packing", unit="doc", unit_scale=True, disable=None) as bar:
+        native.build_row_plan(
+            file, path, **rules, bodies=bodies, progress=lambda done: bar.update(done - bar.n)
+        )
+
+
+@contextmanager
+def _one_builder(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the kernel releases however the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"plans cannot be written here ({error.strerror}); name another folder with "
+            f"data.plan_dir",
+            str(folder),
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

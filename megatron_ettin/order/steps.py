@@ -1,0 +1,65 @@
+"""How a phase's rows are cut into optimizer steps: the only place that knows batch sizes.
+
+The order does not depend on it: another batch size moves the cuts, never the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from megatron_ettin.config import PhaseConfig
+from megatron_ettin.order.sample_order import SampleOrder
+from megatron_ettin.order.spec import PhaseSpec
+
+
+def first_row_kept(phase: PhaseSpec, skip_rows: Sequence[tuple[int, int]], g: int) -> int:
+    """Return the first row from `g` on that is not skipped; the phase's end if there is none.
+
+    `skip_rows` are ranges [first, end) in ascending order.
+    """
+    for first, end in skip_rows:
+        if first <= g < end:
+            g = end
+    return min(g, phase.end_g)
+
+
+def step_end(
+    phase: PhaseSpec,
+    settings: PhaseConfig,
+    skip_rows: Sequence[tuple[int, int]],
+    *,
+    g: int,
+    phase_tokens: int,
+) -> int:
+    """Return the end of the step that begins at row `g`, `phase_tokens` tokens into the phase.
+
+    A step never crosses a phase or a range that is skipped; the one before it is short.
+    """
+    end = min(g + settings.batch_rows(phase_tokens), phase.end_g)
+    return min([end, *(first for first, _ in skip_rows if g < first)])
+
+
+def planned_steps(
+    order: SampleOrder,
+    phases: Sequence[PhaseConfig],
+    skip_rows: Sequence[tuple[int, int]],
+    *,
+    g: int,
+    phase_tokens: int,
+) -> Iterator[tuple[int, int]]:
+    """Yield the rows [begin, end) of every step from row `g` to the end of the run.
+
+    `phase_tokens` are the tokens that the phase of row `g` has trained on before it.
+    """
+    for phase, settings in zip(order.spec.phases, phases, strict=True):
+        if phase.end_g <= g:
+            continue
+        if phase.start_g >= g:
+            phase_tokens = 0
+        g = first_row_kept(phase, skip_rows, g)
+        while g < phase.end_g:
+            end = step_end(phase, settings, skip_rows, g=g, phase_tokens=phase_tokens)
+            yield g, end
+            if settings.batch_ramp_tokens is not None and phase_tokens < settings.batch_ramp_tokens:
+                phase_tokens += int(order.row_tokens(g, end).sum())
+            g = first_row_kept(phase, skip_rows, end)

@@ -1,0 +1,206 @@
+"""A run's folder, opened for questions: its order, its ledger, its steps and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from megatron_ettin.config import RunConfig, load_config
+from megatron_ettin.data.orders import sample_order
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.order.mcore import McoreOrder, McoreRun
+from megatron_ettin.order.steps import planned_steps
+
+
+@dataclass(frozen=True)
+class CheckpointPoint:
+    """A checkpoint: the state after `step` steps, which rows [0, g) led to."""
+
+    name: str
+    step: int
+    g: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedRun:
+    """What a run's folder says; everything else is computed from it."""
+
+    folder: Path
+    order: SampleOrder | McoreOrder
+    config: RunConfig | None
+    """None for a run that Megatron trained."""
+    ledger: Ledger | None
+    """None before the first step, and for a run that Megatron trained."""
+    done: NDArray[np.int64]
+    """[n, 2]: the rows [begin, end) of each step that the run has taken."""
+    checkpoints: list[CheckpointPoint]
+    """In ascending order of steps."""
+    changes: list[str]
+    """In what the order of today's files differs from the one that the run recorded."""
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that the run has taken."""
+        return len(self.done)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run, those to come counted."""
+        return len(self._steps)
+
+    def rows_of_step(self, step: int) -> tuple[int, int]:
+        """Return the rows [begin, end) of a step; steps count from 1.
+
+        Raises:
+            ValueError: the run has no such step.
+        """
+        steps = self.done if step <= self.steps_done else self._steps
+        if not 1 <= step <= len(steps):
+            raise ValueError(f"{self.folder}: has steps 1 to {self.num_steps}, not {step}")
+        begin, end = steps[step - 1].tolist()
+        return begin, end
+
+    def step_of_row(self, g: int) -> int | None:
+        """Return the step that trained on row `g`, or will; None if the row is left out."""
+        return self.steps_of_rows(np.array([g], dtype=np.int64)).tolist()[0] or None
+
+    def steps_of_rows(self, g: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return [m]: the step of each row, 0 where it is left out."""
+        last = int(self.done[-1, 1]) if len(self.done) else 0
+        steps = self.done if len(g) and g.max() < last else self._steps
+        index = np.searchsorted(steps[:, 0], g, side="right") - 1
+        inside = (index >= 0) & (g < steps[np.maximum(index, 0), 1])
+        return np.where(inside, index + 1, 0)
+
+    def checkpoint(self, name: str) -> CheckpointPoint:
+        """Return a checkpoint by its name, or by its step as a decimal number; "0" is the start.
+
+        Raises:
+            ValueError: listing the checkpoints there are.
+        """
+        if name == "0":
+            return CheckpointPoint("start", 0, 0)
+        for point in self.checkpoints:
+            if name in (point.name, str(point.step)):
+                return point
+        known = ", ".join(point.name for point in self.checkpoints) or "none"
+        raise ValueError(f"{self.folder}: no checkpoint {name!r}; there are: {known} (and 0)")
+
+    def checkpoint_after(self, g: int) -> CheckpointPoint | None:
+        """Return the first checkpoint whose state includes row `g`, if there is one yet."""
+        return next((point for point in self.checkpoints if point.g > g), None)
+
+    @cached_property
+    def _steps(self) -> NDArray[np.int64]:
+        """[n, 2]: the rows of every step, those to come computed from the configuration."""
+        if self.config is None or not isinstance(self.order, SampleOrder):
+            return self.done
+        g = phase_tokens = 0
+        if self.ledger is not None and len(self.ledger.steps):
+            g = self.ledger.end_g
+            last = self.ledger.steps[-1]
+            in_phase = self.ledger.steps[self.ledger.steps["phase"] == last["phase"]]
+            phase_tokens = int(in_phase["n_tokens"].sum())
+        planned = planned_steps(
+            self.order,
+            self.config.phases,
+            self.config.data.skip_rows,
+            g=g,
+            phase_tokens=phase_tokens,
+        )
+        to_come = np.array(list(planned), dtype=np.int64).reshape(-1, 2)
+        return np.concatenate([self.done, to_come])
+
+
+def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
+    """Open the folder of a run of this project, or the description of one that Megatron trained.
+
+    Raises:
+        ValueError, OSError: naming the file that is missing or damaged, and with `must_match` what
+            of the corpora is no longer as the run recorded it.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; --run takes the run_dir of a run")
+    document = yaml.safe_load(path.read_text())
+    if isinstance(document, dict) and document.get("order") == "mcore":
+        return _open_mcore(folder)
+    run = _open_own(folder, load_config(path))
+    if must_match and run.changes:
+        raise ValueError(
+            f"{folder}: the order is not the recorded one any more: {'; '.join(run.changes)}. "
+            f"Restore the files, or ask `verify` which steps they change"
+        )
+    return run
+
+
+def _open_own(folder: Path, config: RunConfig) -> RecordedRun:
+    order = sample_order(config)
+    recorded = json.loads((folder / "order.json").read_text())
+    ledger = Ledger.read(folder / "ledger") if (folder / "ledger").is_dir() else None
+    done = np.empty((0, 2), dtype=np.int64)
+    points = []
+    if ledger is not None:
+        columns = (ledger.steps["g_begin"], ledger.steps["g_end"])
+        done = np.stack(columns, axis=1).astype(np.int64)
+        points = [
+            CheckpointPoint(ledger.events[int(r["seq"])]["name"], int(r["step"]), int(r["g_end"]))
+            for r in ledger.checkpoints()
+        ]
+    return RecordedRun(
+        folder=folder,
+        order=order,
+        config=config,
+        ledger=ledger,
+        done=done,
+        checkpoints=points,
+        changes=_changes(recorded, json.loads(order.spec.to_json())),
+    )
+
+
+def _changes(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Say in which fields an order differs from its record; empty where they are one."""
+    changes = [
+        f"{name} was {recorded[name]}, is {found[name]}"
+        for name in ("format", "seed", "tokenizer_sha256")
+        if recorded[name] != found[name]
+    ]
+    for was, now in zip(recorded["phases"], found["phases"], strict=True):
+        for before, after in zip(was.pop("pools"), now.pop("pools"), strict=True):
+            where = f"phase {was['name']!r}, source {before['source']!r}"
+            changes += [
+                f"{where}: {name} was {before[name]}, is {after[name]}"
+                for name in before
+                if before[name] != after[name]
+            ]
+        changes += [
+            f"phase {was['name']!r}: {name} was {was[name]}, is {now[name]}"
+            for name in was
+            if was[name] != now[name]
+        ]
+    return changes
+
+
+def _open_mcore(folder: Path) -> RecordedRun:
+    run = McoreRun.read(folder / "config.yaml")
+    done = np.array([run.rows_of_step(s + 1) for s in range(run.train_steps)], dtype=np.int64)
+    return RecordedRun(
+        folder=folder,
+        order=McoreOrder(run),
+        config=None,
+        ledger=None,
+        done=done.reshape(-1, 2),
+        checkpoints=[
+            CheckpointPoint(f"iter_{step:07d}", step, run.rows_of_step(step)[1])
+            for step in run.checkpoints
+        ],
+        changes=[],
+    )

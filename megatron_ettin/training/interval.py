@@ -1,0 +1,97 @@
+"""What a rank has seen since the last report, and its sum over all ranks in one all-reduce."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_ettin import distributed
+from megatron_ettin.data.loader import Loader
+from megatron_ettin.objectives import Batch
+from megatron_ettin.order.digest import mask_digest, token_digest
+
+#: Digest lanes of a step: order (low, high), token (low, high), mask.
+LANES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRange:
+    """The rows of one step; columns of its ledger record that every rank knows."""
+
+    step: int
+    phase: int
+    g_begin: int
+    g_end: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """An interval over all ranks."""
+
+    loss: float
+    """Mean loss per scored token."""
+    steps: list[StepRange]
+    lanes: NDArray[np.uint64]
+    """[n, 5]: digest lanes of each step."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all steps."""
+        return sum(step.tokens for step in self.steps)
+
+
+class Interval:
+    """The steps since the last report."""
+
+    def __init__(self) -> None:
+        """Start an interval."""
+        self.started = time.perf_counter()
+        self._steps: list[StepRange] = []
+        self._lanes: list[NDArray[np.uint64]] = []
+        self._losses = torch.zeros(2, dtype=torch.float64, device=distributed.device())
+
+    def begin(self, step: StepRange) -> None:
+        """Begin a step: what is consumed from here on belongs to it."""
+        self._steps.append(step)
+        self._lanes.append(np.zeros(LANES, dtype=np.uint64))
+
+    def consume(self, batches: Iterator[Batch], loader: Loader) -> Iterator[Batch]:
+        """Yield batches, adding each to the step's digests as it is handed to the model."""
+        for batch in batches:
+            if distributed.counts_rows():
+                lanes = self._lanes[-1]
+                order = loader.order.order_digests_of(self._steps[-1].phase, batch.rows.g)
+                lanes[0:2] += order.sum(axis=0, dtype=np.uint64)
+                lanes[2:4] += token_digest(batch.rows, loader.objective.original_tokens(batch))
+                lanes[4] += mask_digest(batch)
+            yield batch
+
+    def add(self, reports: list[dict[str, torch.Tensor]]) -> None:
+        """Add a step's losses (none but on the last stage) without waiting for the device."""
+        for report in reports:
+            self._losses[0] += report["loss_sums"].sum()
+            self._losses[1] += report["counts"].sum()
+
+    def summed(self) -> Summary:
+        """Sum over all ranks; all of them call this and get the same result.
+
+        The digests ride the all-reduce of the losses: a lane is sent as two halves of 32 bits,
+        whose sums over fewer than 2^21 ranks are exact in a double.
+        """
+        lanes = np.array(self._lanes, dtype=np.uint64)
+        halves = np.stack([lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)])
+        losses = self._losses if distributed.counts_rows() else torch.zeros_like(self._losses)
+        sent = torch.from_numpy(halves.astype(np.float64).ravel()).to(losses.device)
+        received = distributed.all_reduce_sum(torch.cat([losses, sent])).cpu().numpy()
+        low, high = received[2:].reshape(2, *lanes.shape).astype(np.uint64)
+        return Summary(
+            loss=float(received[0] / received[1]),
+            steps=self._steps,
+            lanes=low + (high << np.uint64(32)),
+        )

@@ -1,0 +1,133 @@
+"""The run's ledger, written by the main rank: every step, and what happens between steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ettin import checkpoint, distributed
+from megatron_ettin.checkpoint import RunState
+from megatron_ettin.config import RunConfig
+from megatron_ettin.order import OrderSpec, PhaseSpec
+from megatron_ettin.order.digest import format_digest
+from megatron_ettin.order.ledger_format import Kind
+from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.training.interval import Summary
+
+
+class Recorder:
+    """Appends to RUN_DIR/ledger on the main rank, and does nothing elsewhere."""
+
+    def __init__(
+        self, config: RunConfig, spec: OrderSpec, state: RunState, *, is_amended: bool
+    ) -> None:
+        """Open the ledger where `state` stands; records after it become a fork.
+
+        Raises:
+            LedgerError: another process writes it, it is damaged, or it ends before the checkpoint.
+        """
+        self._writer: LedgerWriter | None = None
+        if not distributed.is_main_rank():
+            return
+        self._writer = LedgerWriter.open(Path(config.run_dir) / "ledger", at=state.ledger_head)
+        what = Kind.START if self._writer.is_empty else Kind.RESUME
+        self._event(what, state, 0, payload=_describe(config, spec, state))
+        if is_amended:
+            amended = {
+                "from": {"phase_ids": state.phase_ids, "phase_ends": state.phase_ends},
+                "to": {"phase_ids": spec.phase_ids(), "phase_ends": spec.phase_ends()},
+            }
+            self._event(Kind.AMEND, state, 0, payload=amended)
+
+    def phase(self, state: RunState, index: int, phase: PhaseSpec) -> None:
+        """Record that a phase begins."""
+        payload = {"name": phase.name, "start_g": phase.start_g, "num_rows": phase.num_rows}
+        self._event(Kind.PHASE, state, index, payload=payload)
+
+    def steps(self, summary: Summary) -> None:
+        """Record the steps of an interval."""
+        if self._writer is None:
+            return
+        steps = summary.steps
+        self._writer.append_steps(
+            step=np.array([s.step for s in steps], dtype=np.uint64),
+            phase=np.array([s.phase for s in steps], dtype=np.uint32),
+            g_begin=np.array([s.g_begin for s in steps], dtype=np.uint64),
+            g_end=np.array([s.g_end for s in steps], dtype=np.uint64),
+            n_tokens=np.array([s.tokens for s in steps], dtype=np.uint64),
+            order_digest=summary.lanes[:, 0:2],
+            token_digest=summary.lanes[:, 2:4],
+            mask_digest=summary.lanes[:, 4],
+        )
+
+    def skip(self, state: RunState, phase: int, end: int) -> None:
+        """Record that rows [state.g, end) are left out."""
+        payload = {"reason": "data.skip_rows"}
+        self._event(Kind.SKIP, state, phase, payload=payload, g_end=end)
+
+    def checkpoint(self, state: RunState, name: str) -> RunState:
+        """Record a checkpoint that is about to be written; return the state it is to hold.
+
+        The ledger is durable up to and including this record when the call returns.
+        """
+        payload = {"name": name, "phase": state.phase, **_digests(state)}
+        self._event(Kind.CHECKPOINT, state, 0, payload=payload)
+        if self._writer is None:
+            return state
+        head = self._writer.sync()
+        return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
+
+    def end(self, state: RunState) -> None:
+        """Record the end of the run and close the ledger."""
+        self._event(Kind.END, state, 0, payload=_digests(state))
+        if self._writer is not None:
+            self._writer.sync()
+            self._writer.close()
+
+    def _event(
+        self,
+        kind: Kind,
+        state: RunState,
+        phase: int,
+        *,
+        payload: dict[str, Any],
+        g_end: int | None = None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.append(
+                kind,
+                step=state.step,
+                g_begin=state.g,
+                g_end=state.g if g_end is None else g_end,
+                phase=phase,
+                payload=payload,
+            )
+
+
+def _describe(config: RunConfig, spec: OrderSpec, state: RunState) -> dict[str, Any]:
+    _, size = distributed.data_parallel()
+    return {
+        "order_id": spec.order_id,
+        "phase_ids": spec.phase_ids(),
+        "objective": {
+            "name": type(config.objective).__name__,
+            **dataclasses.asdict(config.objective),
+        },
+        "seeds": dataclasses.asdict(config.seeds),
+        "layout": {**dataclasses.asdict(config.hardware), "data_parallel_size": size},
+        "versions": checkpoint.versions(),
+        "host": platform.node(),
+        "from_checkpoint": checkpoint.folder_of(Path(), state.step).name if state.step else None,
+    }
+
+
+def _digests(state: RunState) -> dict[str, Any]:
+    return {
+        "tokens": state.consumed_tokens,
+        "order_digest": format_digest(state.order_digest),
+        "token_digest": format_digest(state.token_digest),
+    }
