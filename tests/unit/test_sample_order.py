@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from megatron_ettin.config import PhaseConfig, SourceConfig
+from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.native import TokenFile
 from megatron_ettin.objectives import TokenIds
@@ -19,20 +20,29 @@ FIRST = PhaseConfig(name="first", train_tokens=30_000, seq_length=128, global_ba
 SECOND = PhaseConfig(name="second", train_tokens=9_000, seq_length=256, global_batch_size=4)
 
 
-def make_order(corpus: TinyCorpus, *phases: PhaseConfig, **settings: Any) -> SampleOrder:
+def make_order(
+    corpus: TinyCorpus,
+    *phases: PhaseConfig,
+    seed: int = 21,
+    ids: TokenIds | None = None,
+    **data: Any,
+) -> SampleOrder:
     folder = corpus.folder
     tokenizer = load_tokenizer(folder / "tokenizer")
-    arguments: dict[str, Any] = {
-        "phases": phases,
+    settings: dict[str, Any] = {
+        "tokenizer": str(folder / "tokenizer"),
         "sources": {name: SourceConfig(prefix=str(folder / name)) for name in BLEND},
         "blend": {phase.name: BLEND for phase in phases},
         "pools": {"second": (0.6, 1.0), "first": (0.0, 0.6)},
-        "seed": 21,
-        "tokenizer_sha256": tokenizer.digest,
-        "ids": tokenizer.ids,
-        **settings,
+        **data,
     }
-    return SampleOrder(**arguments)
+    return SampleOrder(
+        phases=phases,
+        data=DataConfig(**settings),
+        seed=seed,
+        tokenizer_sha256=tokenizer.digest,
+        ids=ids or tokenizer.ids,
+    )
 
 
 def test_an_epoch_holds_every_token_of_the_pool_once(tiny_corpus: TinyCorpus) -> None:
@@ -48,7 +58,7 @@ def test_an_epoch_holds_every_token_of_the_pool_once(tiny_corpus: TinyCorpus) ->
         t for document in range(file.num_documents) for t in file.tokens(document).tolist()
     )
     assert seen == held
-    assert rows.num_tokens.sum() == pool.tokens == order.count_tokens(0, pool.rows)
+    assert rows.num_tokens.sum() == pool.tokens == order.row_tokens(0, pool.rows).sum()
 
 
 def test_rows_do_not_depend_on_their_neighbours(tiny_corpus: TinyCorpus) -> None:
@@ -76,7 +86,7 @@ def test_the_blend_is_realised_and_a_phase_has_the_tokens_asked_for(
     phase = order.spec.phases[0]
     assert sum(pool.quota for pool in phase.pools) == 65_536
     assert phase.pools[0].quota / 65_536 == pytest.approx(0.7, abs=1e-4)
-    trained = order.count_tokens(0, phase.num_rows)
+    trained = int(order.row_tokens(0, phase.num_rows).sum())
     assert trained == pytest.approx(FIRST.train_tokens, rel=0.01)
 
 
@@ -147,3 +157,97 @@ def test_rows_outside_the_phase_are_refused(tiny_corpus: TinyCorpus) -> None:
 def test_an_empty_pool_is_named(tiny_corpus: TinyCorpus) -> None:
     with pytest.raises(ValueError, match=r"phase 'first': source 'alpha'.*no documents"):
         make_order(tiny_corpus, FIRST, pools={"first": (0.0, 0.001)})
+
+
+def test_a_longer_last_phase_is_the_same_order(tiny_corpus: TinyCorpus) -> None:
+    longer = dataclasses.replace(FIRST, train_tokens=45_000)
+    orders = [make_order(tiny_corpus, phase) for phase in (FIRST, longer)]
+    assert orders[0].spec.order_id == orders[1].spec.order_id
+    assert orders[0].num_rows < orders[1].num_rows
+    end = orders[0].num_rows
+    assert np.array_equal(orders[0].token_digests(0, end), orders[1].token_digests(0, end))
+
+
+def test_a_phase_can_be_cut_at_any_row_and_re_weighted(tiny_corpus: TinyCorpus) -> None:
+    whole = make_order(tiny_corpus, FIRST)
+    cut = dataclasses.replace(FIRST, train_rows=37)
+    rest = dataclasses.replace(FIRST, name="rest", train_tokens=8_000)
+    pools = {"first": (0.0, 0.6), "rest": (0.0, 0.6)}
+    blend = {"first": BLEND, "rest": {"beta": 1.0}}
+    order = make_order(tiny_corpus, cut, rest, pools=pools, blend=blend)
+    assert order.spec.phases[0].num_rows == 37
+    assert order.spec.phase_ids()[0] == whole.spec.phase_ids()[0]
+    assert np.array_equal(order.order_digests(0, 37), whole.order_digests(0, 37))
+    first, second = order.pieces(0, 37), order.pieces(37, order.num_rows)
+    beta = order.source_names.index("beta")
+    assert set(second.source.tolist()) == {beta}
+    pool = order.spec.phases[1].pools[0]
+    left = pool.rows - pool.drawn
+    seen = {(d, o) for s, d, o in zip(*first[1:2], *first[5:7], strict=True) if s == beta}
+    fresh = order.pieces(37, 37 + left)
+    assert not seen & set(zip(fresh.document.tolist(), fresh.offset.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("pack", ["bfd", "concat", "none"])
+@pytest.mark.parametrize("plans", ["stored", "recomputed"])
+def test_pieces_and_where_are_inverse_over_phases_and_epochs(
+    tiny_corpus: TinyCorpus, pack: Any, plans: Any
+) -> None:
+    first = dataclasses.replace(FIRST, pack=pack, train_tokens=60_000)
+    second = dataclasses.replace(SECOND, pack=pack)
+    order = make_order(tiny_corpus, first, second, plans=plans)
+    pieces = order.pieces(0, order.num_rows)
+    assert pieces.epoch.max() >= 1
+    expected: dict[tuple[str, int], set[int]] = {}
+    for g, source, document in zip(pieces.g, pieces.source, pieces.document, strict=True):
+        key = (order.source_names[source], int(document))
+        expected.setdefault(key, set()).add(int(g))
+    for name in order.source_names:
+        for document in range(order.file(name).num_documents):
+            found = order.where(name, document).tolist()
+            assert found == sorted(expected.get((name, document), set()))
+    with pytest.raises(IndexError, match="has documents 0 to"):
+        order.where("alpha", 10**6)
+
+
+@pytest.mark.parametrize("pack", ["bfd", "concat", "none"])
+def test_pieces_say_where_the_tokens_stand(tiny_corpus: TinyCorpus, pack: Any) -> None:
+    order = make_order(tiny_corpus, dataclasses.replace(FIRST, pack=pack))
+    pieces, rows = order.pieces(0, 20), order.tokens(0, 20)
+    added = {order.ids.cls, order.ids.sep}
+    for i in range(len(pieces.g)):
+        text = rows[pieces.g[i]][pieces.position[i] : pieces.position[i] + pieces.slots[i]]
+        name = order.source_names[pieces.source[i]]
+        tokens = order.file(name).tokens(
+            int(pieces.document[i]), int(pieces.offset[i]), int(pieces.length[i])
+        )
+        inner = [t for t in text.tolist() if t not in added]
+        assert inner == tokens.tolist()
+    counts = np.bincount(pieces.g, weights=pieces.slots, minlength=20)
+    assert counts.tolist() == [len(row) for row in rows] == order.row_tokens(0, 20).tolist()
+
+
+def test_an_epoch_cap_is_refused_before_the_run(tiny_corpus: TinyCorpus) -> None:
+    sources = {
+        name: SourceConfig(prefix=str(tiny_corpus.folder / name), max_epochs=1.0) for name in BLEND
+    }
+    assert make_order(tiny_corpus, FIRST, sources=sources)
+    longer = dataclasses.replace(FIRST, train_tokens=200_000)
+    with pytest.raises(
+        ValueError, match=r"phase 'first': source '\w+' would be drawn .*max_epochs"
+    ):
+        make_order(tiny_corpus, longer, sources=sources)
+
+
+def test_two_sources_with_the_same_documents_are_refused(tiny_corpus: TinyCorpus) -> None:
+    twice = {name: SourceConfig(prefix=str(tiny_corpus.folder / "alpha")) for name in BLEND}
+    with pytest.raises(ValueError, match="'alpha' and 'beta' hold the same documents"):
+        make_order(tiny_corpus, FIRST, sources=twice)
+    assert make_order(tiny_corpus, FIRST, sources=twice, allow_duplicates=True)
+
+
+def test_plans_go_where_they_are_told(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    elsewhere = make_order(tiny_corpus, FIRST, plan_dir=str(tmp_path / "plans"))
+    assert len(list((tmp_path / "plans").glob("*.plan"))) == 2
+    beside = make_order(tiny_corpus, FIRST)
+    assert np.array_equal(elsewhere.token_digests(0, 30), beside.token_digests(0, 30))
