@@ -20,4 +20,5 @@ PYBIND11_MODULE(_native, module) {
   me::BindOrder(module);
   me::BindRows(module);
   me::BindDraws(module);
+  me::BindDigests(module);
 }

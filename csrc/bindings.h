@@ -17,6 +17,7 @@ void BindTokenFiles(pybind11::module_& module);
 void BindOrder(pybind11::module_& module);
 void BindRows(pybind11::module_& module);
 void BindDraws(pybind11::module_& module);
+void BindDigests(pybind11::module_& module);
 
 // No forcecast: what does not convert without loss is refused with a TypeError.
 template <typename T>

@@ -154,3 +154,28 @@ def initial_weights(
 def uniform_weights(
     name: str, seed: int, begin: int, count: int, low: float, high: float
 ) -> NDArray[np.float32]: ...
+def xxh3_64(data: bytes | bytearray | memoryview | NDArray[np.generic]) -> int: ...
+def xxh3_128(data: bytes | bytearray | memoryview | NDArray[np.generic]) -> int: ...
+def order_digests(
+    plans: Sequence[RowPlan],
+    g: NDArray[np.int64],
+    source_ids: NDArray[np.uint64],
+    source_slot: NDArray[np.int32],
+    epoch: NDArray[np.int64],
+    row: NDArray[np.int64],
+) -> NDArray[np.uint64]: ...
+def token_digests(
+    g: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    cu_seqlens: NDArray[np.int32],
+    num_tokens: NDArray[np.int64],
+    seq_length: int,
+) -> NDArray[np.uint64]: ...
+def mask_digests(
+    g: NDArray[np.int64],
+    inputs: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    loss_mask: NDArray[np.bool_],
+    num_tokens: NDArray[np.int64],
+    seq_length: int,
+) -> NDArray[np.uint64]: ...

@@ -28,11 +28,16 @@ __all__ = [
     "counter_key",
     "dropout_factors",
     "initial_weights",
+    "mask_digests",
     "mask_tokens",
+    "order_digests",
     "permutation_key",
     "permute",
+    "token_digests",
     "uniform_weights",
     "unpermute",
+    "xxh3_64",
+    "xxh3_128",
 ]
 
 BLEND_PERIOD = 65_536
@@ -231,3 +236,64 @@ def uniform_weights(
 ) -> NDArray[np.float32]:
     """Return elements [begin, begin + count) of a tensor uniform on [low, high]."""
     return _native.uniform_weights(name, seed, begin, count, low, high)
+
+
+def xxh3_64(data: bytes | bytearray | memoryview | NDArray[np.generic]) -> int:
+    """Return XXH3-64 (seed 0) of bytes or of any buffer that lies in one piece."""
+    return _native.xxh3_64(data)
+
+
+def xxh3_128(data: bytes | bytearray | memoryview | NDArray[np.generic]) -> int:
+    """Return XXH3-128 (seed 0) of bytes or of any buffer that lies in one piece."""
+    return _native.xxh3_128(data)
+
+
+def order_digests(
+    plans: Sequence[RowPlan],
+    g: NDArray[np.int64],
+    source_ids: NDArray[np.uint64],
+    source_slot: NDArray[np.int32],
+    epoch: NDArray[np.int64],
+    row: NDArray[np.int64],
+) -> NDArray[np.uint64]:
+    """Hash where each of m rows comes from: uint64[m, 2], low lane first; no token is read.
+
+    plans and source_ids hold one entry per source; row i is row[i] of plans[source_slot[i]] in
+    epoch[i]. An idle row (g < 0) has value 0. The bytes are those of docs/order.md, section 10.
+    Raises ValueError (IndexError for `row`) naming the entry.
+    """
+    return _native.order_digests(plans, g, source_ids, source_slot, epoch, row)
+
+
+def token_digests(
+    g: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    cu_seqlens: NDArray[np.int32],
+    num_tokens: NDArray[np.int64],
+    seq_length: int,
+) -> NDArray[np.uint64]:
+    """Hash the unmasked tokens of each of m rows: uint64[m, 2], low lane first.
+
+    tokens: int64[m*L]. cu_seqlens (int32[m*K + 1], the same number of segments K for each row) and
+    num_tokens (int64[m]) are those of `assemble_rows`; padding is left out and an idle row (g < 0)
+    has value 0. The bytes are those of docs/order.md, section 10. Raises ValueError naming the row
+    whose segments do not end at its num_tokens, or whose token is no u32.
+    """
+    return _native.token_digests(g, tokens, cu_seqlens, num_tokens, seq_length)
+
+
+def mask_digests(
+    g: NDArray[np.int64],
+    inputs: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    loss_mask: NDArray[np.bool_],
+    num_tokens: NDArray[np.int64],
+    seq_length: int,
+) -> NDArray[np.uint64]:
+    """Hash what each of m rows shows a model and scores: uint64[m], low lanes.
+
+    inputs, labels (read where loss_mask is set), loss_mask: [m*L]; padding is left out and an idle
+    row (g < 0) has value 0. The bytes are those of docs/order.md, section 10. Raises ValueError
+    naming the row and slot of an id that is no u32, or a scored label that is 2^32 - 1.
+    """
+    return _native.mask_digests(g, inputs, labels, loss_mask, num_tokens, seq_length)

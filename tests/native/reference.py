@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 WORD = 1 << 64
@@ -302,3 +303,35 @@ def index_bytes(lengths: Sequence[int], dtype_code: int, item_size: int) -> byte
     header = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, dtype_code, n, n + 1)
     body = struct.pack(f"<{n}i", *lengths) + struct.pack(f"<{n}q", *offsets)
     return header + body + struct.pack(f"<{n + 1}q", *range(n + 1))
+
+
+# 10. Digests: the bytes of a row, and the hash of another implementation
+
+
+def order_row_bytes(
+    g: int, source_id: int, epoch: int, row: int, pieces: Sequence[Piece], specials: str
+) -> bytes:
+    content = struct.pack("<QQQQI", g, source_id, epoch, row, len(pieces))
+    framed = 3 if specials == "add" else 0
+    for piece in pieces:
+        flags = framed + (4 if piece.ends_document else 0)
+        content += struct.pack("<QQIB", piece.document, piece.offset, piece.length, flags)
+    return content
+
+
+def token_row_bytes(g: int, pieces: Sequence[Sequence[int]]) -> bytes:
+    tokens = [token for piece in pieces for token in piece]
+    words = [len(pieces), *(len(piece) for piece in pieces), *tokens]
+    return struct.pack(f"<Q{len(words)}I", g, *words)
+
+
+def mask_row_bytes(g: int, inputs: Sequence[int], labels: Sequence[int | None]) -> bytes:
+    content = struct.pack("<Q", g)
+    for token, label in zip(inputs, labels, strict=True):
+        content += struct.pack("<II", token, 0xFFFFFFFF if label is None else label)
+    return content
+
+
+def hash_lanes(content: bytes) -> list[int]:
+    value = xxhash.xxh3_128_intdigest(content)
+    return [value % WORD, value // WORD]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_ettin import native
+from megatron_ettin.order.digest import format_digest
 from tests.native import reference
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "order.md"
@@ -91,3 +92,57 @@ def test_weights(vectors: dict[str, Any]) -> None:
     assert str(reference.hash_name(uniform["name"])) == uniform["hash"]
     weights = native.uniform_weights(uniform["name"], uniform["seed"], 0, 4, -0.125, 0.125)
     np.testing.assert_array_equal(weights, np.float32(uniform["weights"]))
+
+
+def test_order_digest(vectors: dict[str, Any]) -> None:
+    rows, vector = vectors["rows"][0], vectors["digest"]["order"]
+    rules = {name: value for name, value in rows.items() if name not in ("lengths", "rows")}
+    plan = native.RowPlan(np.array(rows["lengths"]), 0, len(rows["lengths"]), **rules)
+    number, source = vector["row"], int(vector["source"])
+    values = native.order_digests(
+        [plan],
+        np.array([vector["g"]]),
+        np.array([source], np.uint64),
+        np.zeros(1, np.int32),
+        np.array([vector["epoch"]]),
+        np.array([number]),
+    )
+    assert format_digest(tuple(values[0].tolist())) == vector["value"]
+    pieces = [
+        reference.Piece(d, o, n, o + n == rows["lengths"][d]) for d, o, n in rows["rows"][number]
+    ]
+    content = reference.order_row_bytes(
+        vector["g"], source, vector["epoch"], number, pieces, rows["specials"]
+    )
+    assert content.hex() == vector["bytes"]
+
+
+def test_token_digest(vectors: dict[str, Any]) -> None:
+    vector = vectors["digest"]["token"]
+    lengths = [len(piece) for piece in vector["pieces"]]
+    tokens = np.array([token for piece in vector["pieces"] for token in piece])
+    values = native.token_digests(
+        np.array([vector["g"]]),
+        tokens,
+        np.cumsum([0, *lengths]).astype(np.int32),
+        np.array([len(tokens)]),
+        len(tokens),
+    )
+    assert format_digest(tuple(values[0].tolist())) == vector["value"]
+    assert reference.token_row_bytes(vector["g"], vector["pieces"]).hex() == vector["bytes"]
+
+
+def test_mask_digest(vectors: dict[str, Any]) -> None:
+    vector = vectors["digest"]["mask"]
+    scored = [label is not None for label in vector["labels"]]
+    values = native.mask_digests(
+        np.array([vector["g"]]),
+        np.array(vector["inputs"]),
+        np.array([label or 0 for label in vector["labels"]]),
+        np.array(scored),
+        np.array([len(scored)]),
+        len(scored),
+    )
+    assert f"{values[0]:016x}" == vector["value"]
+    content = reference.mask_row_bytes(vector["g"], vector["inputs"], vector["labels"])
+    assert content.hex() == vector["bytes"]

@@ -1,0 +1,121 @@
+// Python functions of hashes and of the digests of rows.
+#include <vector>
+
+#include "bindings.h"
+#include "digest.h"
+#include "row_plan.h"
+#include "xxh3.h"
+
+namespace py = pybind11;
+
+namespace megatron_ettin {
+namespace {
+
+static_assert(sizeof(Hash128) == 2 * sizeof(uint64_t), "an array of them is an array of lanes");
+
+template <typename Hash>
+auto HashBuffer(const py::buffer& data, Hash hash) {
+  const py::buffer_info view = data.request();
+  py::ssize_t packed = view.itemsize;
+  for (py::ssize_t d = view.ndim - 1; d >= 0; --d) {
+    if (view.shape[d] > 1 && view.strides[d] != packed) {
+      throw std::invalid_argument("data must lie in one piece");
+    }
+    packed *= view.shape[d];
+  }
+  const py::gil_scoped_release release;
+  return hash(view.ptr, static_cast<size_t>(view.size * view.itemsize));
+}
+
+py::array_t<uint64_t> NewLanes(int64_t rows) {
+  return py::array_t<uint64_t>({static_cast<py::ssize_t>(rows), py::ssize_t{2}});
+}
+
+Hash128* Values128(py::array_t<uint64_t>& lanes) {
+  return reinterpret_cast<Hash128*>(lanes.mutable_data());
+}
+
+DigestedRows RowsOf(const Input<int64_t>& g, const Input<int64_t>& num_tokens, int64_t seq_length) {
+  if (seq_length < 1) throw std::invalid_argument("seq_length must be > 0");
+  const int64_t* rows = Values(g, "g");
+  return {g.size(), seq_length, rows, Values(num_tokens, "num_tokens", g.size())};
+}
+
+py::array_t<uint64_t> OrderDigestArray(const std::vector<const RowPlan*>& plans,
+                                       const Input<int64_t>& g, const Input<uint64_t>& source_ids,
+                                       const Input<int32_t>& source_slot,
+                                       const Input<int64_t>& epoch, const Input<int64_t>& row) {
+  const auto num_sources = static_cast<py::ssize_t>(plans.size());
+  const uint64_t* ids = Values(source_ids, "source_ids", num_sources);
+  std::vector<OrderedSource> sources;
+  for (py::ssize_t s = 0; s < num_sources; ++s) {
+    if (plans[s] == nullptr) throw py::type_error("a plan may not be None");
+    sources.push_back({plans[s], ids[s]});
+  }
+  const int64_t* numbers = Values(g, "g");
+  const int64_t count = g.size();
+  const RowOrigins origins{numbers, Values(source_slot, "source_slot", count),
+                           Values(epoch, "epoch", count), Values(row, "row", count)};
+  auto lanes = NewLanes(count);
+  Hash128* values = Values128(lanes);
+  const py::gil_scoped_release release;
+  OrderDigests(sources, origins, count, values);
+  return lanes;
+}
+
+py::array_t<uint64_t> TokenDigestArray(const Input<int64_t>& g, const Input<int64_t>& tokens,
+                                       const Input<int32_t>& cu_seqlens,
+                                       const Input<int64_t>& num_tokens, int64_t seq_length) {
+  const DigestedRows rows = RowsOf(g, num_tokens, seq_length);
+  const int64_t* ids = Values(tokens, "tokens", rows.count * seq_length);
+  const int32_t* borders = Values(cu_seqlens, "cu_seqlens");
+  const int64_t segments = cu_seqlens.size() - 1;
+  const int64_t per_row = rows.count == 0 ? 0 : segments / rows.count;
+  if (segments != per_row * rows.count || (rows.count > 0 && per_row < 1)) {
+    throw std::invalid_argument("cu_seqlens has " + std::to_string(segments) + " segments for " +
+                                std::to_string(rows.count) +
+                                " rows; every row needs the same number");
+  }
+  auto lanes = NewLanes(rows.count);
+  Hash128* values = Values128(lanes);
+  const py::gil_scoped_release release;
+  TokenDigests(rows, ids, borders, per_row, values);
+  return lanes;
+}
+
+py::array_t<uint64_t> MaskDigestArray(const Input<int64_t>& g, const Input<int64_t>& inputs,
+                                      const Input<int64_t>& labels, const Input<bool>& loss_mask,
+                                      const Input<int64_t>& num_tokens, int64_t seq_length) {
+  const DigestedRows rows = RowsOf(g, num_tokens, seq_length);
+  const py::ssize_t slots = rows.count * seq_length;
+  const int64_t* input_ids = Values(inputs, "inputs", slots);
+  const int64_t* label_ids = Values(labels, "labels", slots);
+  const bool* scored = Values(loss_mask, "loss_mask", slots);
+  auto lanes = NewArray<uint64_t>(rows.count);
+  uint64_t* values = lanes.mutable_data();
+  const py::gil_scoped_release release;
+  MaskDigests(rows, input_ids, label_ids, scored, values);
+  return lanes;
+}
+
+}  // namespace
+
+void BindDigests(py::module_& module) {
+  module.def(
+      "xxh3_64", [](const py::buffer& data) { return HashBuffer(data, Xxh3_64); }, py::arg("data"));
+  module.def(
+      "xxh3_128",
+      [](const py::buffer& data) {
+        const Hash128 hash = HashBuffer(data, Xxh3_128);
+        return py::int_(hash.high) << py::int_(64) | py::int_(hash.low);
+      },
+      py::arg("data"));
+  module.def("order_digests", &OrderDigestArray, py::arg("plans"), py::arg("g"),
+             py::arg("source_ids"), py::arg("source_slot"), py::arg("epoch"), py::arg("row"));
+  module.def("token_digests", &TokenDigestArray, py::arg("g"), py::arg("tokens"),
+             py::arg("cu_seqlens"), py::arg("num_tokens"), py::arg("seq_length"));
+  module.def("mask_digests", &MaskDigestArray, py::arg("g"), py::arg("inputs"), py::arg("labels"),
+             py::arg("loss_mask"), py::arg("num_tokens"), py::arg("seq_length"));
+}
+
+}  // namespace megatron_ettin
