@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,11 @@ def mask_digest(batch: Batch) -> NDArray[np.uint64]:
         rows.g, batch.tokens, batch.labels, batch.loss_mask, rows.num_tokens, rows.seq_length
     )
     return values.sum(keepdims=True, dtype=np.uint64)
+
+
+def add_digests(one: tuple[int, int], other: Sequence[int]) -> tuple[int, int]:
+    """Return the sum of two digests, each (low, high), modulo 2^64 per lane."""
+    return (one[0] + other[0]) % 2**64, (one[1] + other[1]) % 2**64
 
 
 def format_digest(lanes: tuple[int, int]) -> str:

@@ -172,11 +172,7 @@ class SampleOrder:
             rows = self.rows(phase_index, g)
             parts.append(
                 native.token_digests(
-                    g,
-                    rows.tokens,
-                    rows.cu_seqlens,
-                    rows.num_tokens,
-                    seq_length=rows.seq_length,
+                    g, rows.tokens, rows.cu_seqlens, rows.num_tokens, rows.seq_length
                 )
             )
         return np.concatenate(parts)

@@ -69,7 +69,7 @@ class Interval:
                 order = loader.order.order_digests_of(self._steps[-1].phase, batch.rows.g)
                 lanes[0:2] += order.sum(axis=0, dtype=np.uint64)
                 lanes[2:4] += token_digest(batch.rows, loader.objective.original_tokens(batch))
-                lanes[4] += mask_digest(batch)
+                lanes[4:] += mask_digest(batch)
             yield batch
 
     def add(self, reports: list[dict[str, torch.Tensor]]) -> None:
