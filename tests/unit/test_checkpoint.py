@@ -7,6 +7,7 @@ import pytest
 
 from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint import CheckpointError, RunState
+from megatron_ettin.order.ledger_format import Head
 
 
 def make(run_dir: Path, name: str) -> Path:
@@ -17,8 +18,12 @@ def make(run_dir: Path, name: str) -> Path:
         "files": {},
         "g": 7,
         "step": 2,
+        "order_digest": [3, 4],
         "token_digest": [1, 2],
         "phase_ids": ["a"],
+        "phase_ends": [9],
+        "ledger_seq": 5,
+        "ledger_chain": "ab",
     }
     (folder / "state.json").write_text(json.dumps(state))
     return folder
@@ -34,9 +39,19 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
 
 def test_a_state_reads_back(tmp_path: Path) -> None:
     folder = make(tmp_path, "step_00000002")
-    assert checkpoint.read_state(folder) == RunState(
-        g=7, step=2, token_digest=(1, 2), phase_ids=("a",)
+    state = checkpoint.read_state(folder)
+    assert state == RunState(
+        g=7,
+        step=2,
+        order_digest=(3, 4),
+        token_digest=(1, 2),
+        phase_ids=("a",),
+        phase_ends=(9,),
+        ledger_seq=5,
+        ledger_chain="ab",
     )
+    assert state.ledger_head == Head(5, "ab")
+    assert RunState().ledger_head is None
 
 
 @pytest.mark.parametrize("read", [checkpoint.read_model, checkpoint.read_config])
@@ -49,6 +64,15 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     folder = make(tmp_path, "step_00000002")
     (folder / "state.json").write_text('{"g": 7,')
     with pytest.raises(CheckpointError, match=r"state\.json: unreadable"):
+        checkpoint.read_state(folder)
+
+
+def test_the_state_of_another_version_is_named(tmp_path: Path) -> None:
+    folder = make(tmp_path, "step_00000002")
+    (folder / "state.json").write_text('{"g": 7, "versions": {}, "files": {}}')
+    with pytest.raises(
+        CheckpointError, match=r"state\.json: not the state of a run of this version"
+    ):
         checkpoint.read_state(folder)
 
 
