@@ -59,8 +59,8 @@ def test_find_knows_what_was_drawn_before() -> None:
 
 
 def test_threads_that_jump_between_epochs_share_one_order() -> None:
-    """More epochs of a small pool than permutations are kept, from every thread in another order."""
-    shared = make_order(SOURCES[:1] + [reference.Source(id=5, quota=12, rows=7, drawn=3)])
+    """More epochs of a small pool than permutations are kept, in another order on every thread."""
+    shared = make_order([*SOURCES[:1], reference.Source(id=5, quota=12, rows=7, drawn=3)])
     n = np.arange(30_000)
     slot, epoch, row = shared.locate(n)
     assert len({*zip(slot.tolist(), epoch.tolist(), strict=True)}) > 200
