@@ -27,38 +27,27 @@ std::vector<int64_t> Quotas(const std::vector<PhaseOrder::Source>& sources) {
 }  // namespace
 
 PhaseOrder::PhaseOrder(uint64_t seed, std::vector<Source> sources)
-    : seed_(seed), sources_(std::move(sources)), blend_(Quotas(sources_)), cache_(sources_.size()) {
+    : seed_(seed), sources_(std::move(sources)), blend_(Quotas(sources_)) {
   for (size_t s = 0; s < sources_.size(); ++s) {
     CheckEntry("rows", s, sources_[s].rows, 1, kMaxCount);
     CheckEntry("drawn", s, sources_[s].drawn, 0, kMaxCount);
   }
 }
 
-std::vector<PhaseOrder::CachedPermutation> PhaseOrder::CopyCache() const {
-  const std::lock_guard<std::mutex> lock(cache_mutex_);
-  return cache_;
-}
-
-void PhaseOrder::StoreCache(std::vector<CachedPermutation> cache) const {
-  const std::lock_guard<std::mutex> lock(cache_mutex_);
-  cache_.swap(cache);
-}
-
 const Permutation& PhaseOrder::PermutationOf(int64_t source, int64_t epoch,
-                                             std::vector<CachedPermutation>& cache) const {
-  CachedPermutation& entry = cache[source];
-  if (entry.epoch != epoch) {
+                                             Current* current) const {
+  if (current->epoch != epoch) {
     const Source& of = sources_[source];
     const uint64_t key = PermutationKey(seed_, of.id, static_cast<uint64_t>(epoch));
-    entry.permutation = std::make_shared<const Permutation>(static_cast<uint64_t>(of.rows), key);
-    entry.epoch = epoch;
+    current->permutation = cache_.Get(static_cast<uint64_t>(of.rows), key);
+    current->epoch = epoch;
   }
-  return *entry.permutation;
+  return *current->permutation;
 }
 
 void PhaseOrder::Locate(const int64_t* n, int64_t count, int32_t* source_slot, int64_t* epoch,
                         int64_t* row) const {
-  std::vector<CachedPermutation> cache = CopyCache();
+  std::vector<Current> current(sources_.size());
   for (int64_t i = 0; i < count; ++i) {
     CheckEntry("n", i, n[i], 0, kMaxCount);
     const int64_t turn = n[i] / blend_.period();
@@ -69,21 +58,20 @@ void PhaseOrder::Locate(const int64_t* n, int64_t count, int32_t* source_slot, i
     source_slot[i] = source;
     epoch[i] = drawn / of.rows;
     const uint64_t index = static_cast<uint64_t>(drawn % of.rows);
-    row[i] = static_cast<int64_t>(PermutationOf(source, epoch[i], cache).Forward(index));
+    row[i] = static_cast<int64_t>(PermutationOf(source, epoch[i], &current[source]).Forward(index));
   }
-  StoreCache(std::move(cache));
 }
 
 void PhaseOrder::Find(const int32_t* source_slot, const int64_t* epoch, const int64_t* row,
                       int64_t count, int64_t* n) const {
-  std::vector<CachedPermutation> cache = CopyCache();
+  std::vector<Current> current(sources_.size());
   for (int64_t i = 0; i < count; ++i) {
     CheckEntry("source_slot", i, source_slot[i], 0, num_sources() - 1);
     const int64_t source = source_slot[i];
     const Source& of = sources_[source];
     CheckEntry("epoch", i, epoch[i], 0, kMaxCount / of.rows);
     CheckEntry("row", i, row[i], 0, of.rows - 1);
-    const Permutation& permutation = PermutationOf(source, epoch[i], cache);
+    const Permutation& permutation = PermutationOf(source, epoch[i], &current[source]);
     const auto position = static_cast<int64_t>(permutation.Inverse(static_cast<uint64_t>(row[i])));
     const int64_t since_start = epoch[i] * of.rows + position - of.drawn;
     if (since_start < 0) {
@@ -96,7 +84,6 @@ void PhaseOrder::Find(const int32_t* source_slot, const int64_t* epoch, const in
     }
     n[i] = turn * blend_.period() + blend_.SlotOf(source, since_start % of.quota);
   }
-  StoreCache(std::move(cache));
 }
 
 std::vector<int64_t> PhaseOrder::DrawnAfter(int64_t n) const {

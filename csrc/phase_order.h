@@ -4,12 +4,11 @@
 #define MEGATRON_ETTIN_PHASE_ORDER_H_
 
 #include <cstdint>
-#include <memory>
-#include <mutex>
 #include <vector>
 
 #include "blend_table.h"
 #include "permutation.h"
+#include "permutation_cache.h"
 
 namespace megatron_ettin {
 
@@ -41,23 +40,18 @@ class PhaseOrder {
   std::vector<int64_t> DrawnAfter(int64_t n) const;
 
  private:
-  using SharedPermutation = std::shared_ptr<const Permutation>;
-  struct CachedPermutation {
+  // The permutation that a call used last, per source: one comparison per row.
+  struct Current {
     int64_t epoch = -1;
-    SharedPermutation permutation;
+    PermutationCache::Shared permutation;
   };
 
-  std::vector<CachedPermutation> CopyCache() const;
-  void StoreCache(std::vector<CachedPermutation> cache) const;
-  const Permutation& PermutationOf(int64_t source, int64_t epoch,
-                                   std::vector<CachedPermutation>& cache) const;
+  const Permutation& PermutationOf(int64_t source, int64_t epoch, Current* current) const;
 
   uint64_t seed_;
   std::vector<Source> sources_;
   BlendTable blend_;
-  // The last permutation of each source: small pools use tables that are not free to build.
-  mutable std::mutex cache_mutex_;
-  mutable std::vector<CachedPermutation> cache_;
+  mutable PermutationCache cache_;
 };
 
 }  // namespace megatron_ettin

@@ -1,6 +1,5 @@
-"""The keyed permutation: one to one, invertible, equal to the reference, and well mixed."""
+"""The keyed permutation: one to one, invertible, equal to the reference."""
 
-import math
 import random
 
 import numpy as np
@@ -11,7 +10,7 @@ from tests.native import reference
 
 
 def test_every_small_n_is_a_bijection() -> None:
-    for n in range(1, 2001):
+    for n in range(1, 5001):
         index = np.arange(n)
         values = native.permute(n, 1000 + n, index)
         assert np.bincount(values, minlength=n).tolist() == [1] * n, n
@@ -56,32 +55,6 @@ def test_feistel_equals_the_reference() -> None:
         index = [0, n - 1, *(chance.randrange(n) for _ in range(50))]
         expected = [reference.permute(n, key, i) for i in index]
         assert native.permute(n, key, np.array(index)).tolist() == expected
-
-
-def test_values_are_spread_like_a_shuffle() -> None:
-    """Four statistics of 12 fixed keys; chance gives a standard deviation of about 1 each."""
-    n = 200_003
-    previous = np.zeros(n, np.int64)
-    for seed in range(12):
-        values = native.permute(n, native.permutation_key(seed, 0, 0), np.arange(n))
-        cells = values * 64 // n
-        for stride in (1, 64, 1024):
-            pairs = np.bincount(cells[stride:] * 64 + cells[:-stride], minlength=4096)
-            assert abs(z_score(pairs, 63 * 63)) < 5, (seed, stride)
-        differences = np.diff(values) % n
-        assert abs(z_score(np.bincount(differences * 4096 // n, minlength=4096), 4095)) < 5
-        # 1 - 1/e of all differences occur at least once.
-        assert abs(np.unique(differences).size / n - 0.632) < 0.01
-        # Fixed points and coincidences with another seed: Poisson with mean 1.
-        assert (values == np.arange(n)).sum() < 9
-        assert (values == previous).sum() < 9
-        previous = values
-
-
-def z_score(counts: np.ndarray, degrees: int) -> float:
-    expected = counts.sum() / counts.size
-    chi_squared = float(((counts - expected) ** 2 / expected).sum())
-    return (chi_squared - degrees) / math.sqrt(2 * degrees)
 
 
 @pytest.mark.parametrize("index", [-1, 10])

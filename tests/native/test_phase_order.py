@@ -1,5 +1,7 @@
 """Rows of a phase: against the reference, inverse, and no repeats across phases."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,23 @@ def test_find_knows_what_was_drawn_before() -> None:
     n = order.find(np.ones(3, np.int32), np.zeros(3, np.int64), before)
     assert n.tolist()[:2] == [-1, -1]
     assert n[2] == np.flatnonzero(order.locate(np.arange(32))[0] == 1)[0]
+
+
+def test_threads_that_jump_between_epochs_share_one_order() -> None:
+    """More epochs of a small pool than permutations are kept, in another order on every thread."""
+    shared = make_order([*SOURCES[:1], reference.Source(id=5, quota=12, rows=7, drawn=3)])
+    n = np.arange(30_000)
+    slot, epoch, row = shared.locate(n)
+    assert len({*zip(slot.tolist(), epoch.tolist(), strict=True)}) > 200
+
+    def jump(seed: int) -> None:
+        for picks in np.split(np.random.default_rng(seed).permutation(n), 30):
+            np.testing.assert_array_equal(shared.locate(picks)[2], row[picks])
+            np.testing.assert_array_equal(shared.find(slot[picks], epoch[picks], row[picks]), picks)
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(jump, seed) for seed in range(8)]:
+            done.result()
 
 
 def test_drawn_after_counts_the_located_rows() -> None:
