@@ -1,0 +1,154 @@
+"""Read a run's ledger: what each optimizer step was fed, with proof that nothing was changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin.order.ledger_format import (
+    EVENTS_FILE,
+    FORKS_FOLDER,
+    RECORDS_FILE,
+    Head,
+    Kind,
+    LedgerError,
+)
+from megatron_ettin.order.ledger_scan import Scan, scan
+
+
+class Checkpoint(NamedTuple):
+    """A CHECKPOINT record: the head that its checkpoint holds, where the run was, its payload."""
+
+    head: Head
+    step: int
+    g: int
+    payload: dict[str, Any]
+
+
+class Fork(NamedTuple):
+    """A FORK record: what was cut after record `parent_seq` when the run went back to it.
+
+    `file` is the name in forks/ without `.led` and `.jsonl`; `records` and `steps` count the valid
+    records that were cut, the torn bytes followed them.
+    """
+
+    seq: int
+    file: str
+    parent_seq: int
+    parent_chain: str
+    records: int
+    steps: int
+    torn_bytes: int
+    torn_event_bytes: int
+
+
+class Ledger:
+    """A read-only view of the ledger's state when it was read.
+
+    `records` is a structured array [n] of dtype RECORD, `events` the payloads of the records that
+    are not STEP by seq, `head` the last record. `torn_bytes` and `torn_event_bytes` follow the
+    last whole record and its line: a writer is at work, or was ended by force.
+    """
+
+    def __init__(self, folder: Path, content: Scan) -> None:
+        """Take what was read from `folder`, the ledger's."""
+        self.folder = folder
+        self.records = content.records
+        self.events = content.payloads
+        self.head = content.head()
+        self.torn_bytes = content.torn_bytes
+        self.torn_event_bytes = content.torn_event_bytes
+        self.steps: NDArray[np.void] = self.records[self.records["kind"] == Kind.STEP]
+
+    @classmethod
+    def read(cls, folder: Path, verify: bool = True) -> Self:
+        """Read RUN/ledger; a writer may be at work on it.
+
+        Raises:
+            FileNotFoundError: there is no ledger in `folder`.
+            LedgerError: naming file, record and byte of the first fault.
+        """
+        # Records first: the line of a record is written before it, so it is there to be found.
+        content = (folder / RECORDS_FILE).read_bytes()
+        found = scan(content, (folder / EVENTS_FILE).read_bytes(), verify=verify)
+        if found.fault is not None:
+            raise LedgerError(f"{folder}/{found.fault}")
+        return cls(folder, found)
+
+    def read_fork(self, fork: Fork) -> Self:
+        """Read and verify the records that were cut to `fork`; theirs is a Ledger of its own.
+
+        Raises:
+            LedgerError: naming file, record and byte of the first fault.
+        """
+        path = self.folder / FORKS_FOLDER / fork.file
+        found = scan(
+            path.with_suffix(".led").read_bytes(),
+            path.with_suffix(".jsonl").read_bytes(),
+            first_seq=fork.parent_seq + 1,
+            parent_chain=bytes.fromhex(fork.parent_chain),
+        )
+        if len(found.records) < fork.records:
+            fault = found.fault or f"it ends after {len(found.records)} records"
+            raise LedgerError(f"{path}: {fault}; FORK record {fork.seq} says {fork.records}")
+        return type(self)(self.folder, found)
+
+    def cumulative(self, field: str) -> NDArray[np.uint64]:
+        """Return the sums of a field over the STEP records up to each, modulo 2^64 per lane.
+
+        [n] for `n_tokens` and `mask_digest`, [n, 2] for `order_digest` and `token_digest`.
+        """
+        return np.cumsum(self.steps[field], axis=0, dtype=np.uint64)
+
+    def rows_of_step(self, step: int) -> tuple[int, int]:
+        """Return (g_begin, g_end) of a step.
+
+        Raises:
+            LedgerError: the ledger has no such step.
+        """
+        first = int(self.steps["step"][0]) if len(self.steps) else 0
+        if not 0 <= step - first < len(self.steps):
+            done = f"steps {first} to {first + len(self.steps) - 1}" if len(self.steps) else "none"
+            raise LedgerError(f"{self.folder}: no step {step}, the ledger has {done}")
+        record = self.steps[step - first]
+        return int(record["g_begin"]), int(record["g_end"])
+
+    def step_of_row(self, g: int) -> int | None:
+        """Return the step that was fed row `g`; None if it was skipped or lies outside."""
+        if g < 0:
+            return None
+        index = int(np.searchsorted(self.steps["g_end"], np.uint64(g), side="right"))
+        if index == len(self.steps) or g < int(self.steps["g_begin"][index]):
+            return None
+        return int(self.steps["step"][index])
+
+    def holds(self, head: Head) -> bool:
+        """Tell whether `head` is one of these records: no other run, fork or shorter ledger."""
+        index = head.seq - (int(self.records["seq"][0]) if len(self.records) else 0)
+        return (
+            0 <= index < len(self.records)
+            and self.records["chain"][index].tobytes().hex() == head.chain
+        )
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return the CHECKPOINT records in their order."""
+        return [
+            Checkpoint(
+                Head(int(record["seq"]), record["chain"].tobytes().hex()),
+                int(record["step"]),
+                int(record["g_end"]),
+                self.events[int(record["seq"])],
+            )
+            for record in self.records[self.records["kind"] == Kind.CHECKPOINT]
+        ]
+
+    def forks(self) -> list[Fork]:
+        """Return the FORK records in their order; a fork's own are in `read_fork(fork).forks()`."""
+        fields = [name for name in Fork._fields if name != "seq"]
+        return [
+            Fork(seq, *(self.events[seq][name] for name in fields))
+            for seq in self.records["seq"][self.records["kind"] == Kind.FORK].tolist()
+        ]

@@ -1,0 +1,131 @@
+"""Move the end of a ledger to forks/; what a crash interrupts is finished by the next open.
+
+The move is decided by publishing `forks/pending.json`; from then on it is carried out, not undone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ettin.order.ledger_format import (
+    FORKS_FOLDER,
+    RECORD_BYTES,
+    Head,
+    Kind,
+    LedgerError,
+)
+from megatron_ettin.order.ledger_scan import Scan
+
+_PENDING = "pending.json"
+_UNFINISHED = "unfinished"
+_SUFFIXES = (".led", ".jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A move that was decided: the FORK record's payload and time, the bytes both files keep."""
+
+    payload: dict[str, Any]
+    record_bytes: int
+    event_bytes: int
+    unix_ns: int
+
+
+def decide_cut(folder: Path, found: Scan, keep: int, content: bytes, lines: bytes) -> Cut:
+    """Copy all that follows the first `keep` records, torn bytes included, and publish the plan."""
+    parent = found.head(keep)
+    record_bytes, event_bytes = keep * RECORD_BYTES, found.event_bytes(keep)
+    parts = (content[record_bytes:], lines[event_bytes:])
+    digest = hashlib.sha256(parts[0] + parts[1]).hexdigest()
+    moved = found.records[keep:]
+    cut = Cut(
+        payload={
+            "file": f"fork_{keep}_{digest[:12]}",
+            "parent_seq": parent.seq,
+            "parent_chain": parent.chain,
+            "records": len(moved),
+            "steps": int(np.count_nonzero(moved["kind"] == Kind.STEP)),
+            "torn_bytes": found.torn_bytes,
+            "torn_event_bytes": found.torn_event_bytes,
+            "sha256": digest,
+        },
+        record_bytes=record_bytes,
+        event_bytes=event_bytes,
+        unix_ns=time.time_ns(),
+    )
+    forks = folder / FORKS_FOLDER
+    for suffix, part in zip(_SUFFIXES, parts, strict=True):
+        _write(forks / f"{_UNFINISHED}{suffix}", part)
+    _write(forks / f"{_UNFINISHED}.json", json.dumps(asdict(cut)).encode())
+    (forks / f"{_UNFINISHED}.json").rename(forks / _PENDING)
+    sync_folder(forks)
+    return cut
+
+
+def pending_cut(folder: Path) -> Cut | None:
+    """Return the move that a crash interrupted; without one, remove what it had not decided."""
+    forks = folder / FORKS_FOLDER
+    path = forks / _PENDING
+    try:
+        return Cut(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        for suffix in (*_SUFFIXES, ".json"):
+            (forks / f"{_UNFINISHED}{suffix}").unlink(missing_ok=True)
+        return None
+    except (TypeError, ValueError) as error:
+        raise LedgerError(f"{path}: not what a ledger writes ({error}); restore it") from error
+
+
+def publish_fork(folder: Path, cut: Cut) -> None:
+    """Give the copies their names; those that a crash left with their names keep them."""
+    forks = folder / FORKS_FOLDER
+    for suffix in _SUFFIXES:
+        unfinished, name = (
+            forks / f"{_UNFINISHED}{suffix}",
+            forks / f"{cut.payload['file']}{suffix}",
+        )
+        if unfinished.exists():
+            unfinished.rename(name)
+        elif not name.exists():
+            raise LedgerError(f"{name}: missing, but {_PENDING} says it was written; restore it")
+    sync_folder(forks)
+
+
+def end_cut(folder: Path) -> None:
+    """Forget the move: its FORK record is durable."""
+    (folder / FORKS_FOLDER / _PENDING).unlink()
+    sync_folder(folder / FORKS_FOLDER)
+
+
+def fork_that_holds(folder: Path, head: Head) -> str | None:
+    """Return the name of the fork in which `head` is a record."""
+    for path in sorted((folder / FORKS_FOLDER).glob("fork_*.led")):
+        index = head.seq - int(path.stem.split("_")[1])
+        end = (index + 1) * RECORD_BYTES
+        if index >= 0 and path.read_bytes()[end - 32 : end].hex() == head.chain:
+            return path.stem
+    return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were just given durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

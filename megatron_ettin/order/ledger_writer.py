@@ -1,0 +1,376 @@
+"""Append to a run's ledger: one writer at a time, and no kill loses what was synced."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import socket
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from megatron_ettin.order.ledger_forks import (
+    Cut,
+    decide_cut,
+    end_cut,
+    fork_that_holds,
+    pending_cut,
+    publish_fork,
+    sync_folder,
+)
+from megatron_ettin.order.ledger_format import (
+    EMPTY,
+    EVENTS_FILE,
+    FORKS_FOLDER,
+    GENESIS,
+    LOCK_FILE,
+    RECORD,
+    RECORD_BYTES,
+    RECORDS_FILE,
+    VERSION,
+    Head,
+    Kind,
+    LedgerError,
+    event_line,
+    seal,
+)
+from megatron_ettin.order.ledger_scan import Scan, scan
+
+_logger = logging.getLogger(__name__)
+
+
+class LedgerWriter:
+    """The one writer of RUN/ledger; `open` makes it, `close` or the end of a with block ends it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Lock the folder and open its files; call `open` instead, which verifies them."""
+        self.folder = folder
+        self._lock = self._records = self._events = -1
+        self._seq, self._step, self._g, self._chain = 0, 0, 0, GENESIS
+        self._record_bytes = self._event_bytes = 0
+        self._owed: Cut | None = None
+        try:
+            (folder / FORKS_FOLDER).mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder / LOCK_FILE)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            self._records = os.open(folder / RECORDS_FILE, flags, 0o644)
+            self._events = os.open(folder / EVENTS_FILE, flags, 0o644)
+            sync_folder(folder)
+            sync_folder(folder.parent)
+        except BaseException:
+            self.close()
+            raise
+        # A worker forked from this process must not keep the lock when this process is killed.
+        writer = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _close(writer()))
+
+    @classmethod
+    def open(cls, folder: Path, at: Head | None = None) -> Self:
+        """Verify the ledger and continue it after record `at`, the head a checkpoint refers to.
+
+        None means from the beginning. What follows `at` is moved to forks/ and a FORK record says
+        so; see docs/ledger.md.
+
+        Raises:
+            LedgerError: another process writes this ledger; a record up to `at` is damaged; the
+                ledger ends before `at` or holds another record in its place.
+        """
+        writer = cls(folder)
+        try:
+            interrupted = pending_cut(folder)
+            if interrupted is not None:
+                _logger.warning("%s: finishing a fork that was interrupted", folder)
+                writer._carry_out(interrupted)
+            writer._continue_after(EMPTY if at is None else at)
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    @property
+    def head(self) -> Head:
+        """The last record; durable only once `sync` has returned it."""
+        return Head(self._seq - 1, self._chain.hex())
+
+    def append_steps(
+        self,
+        step: ArrayLike,
+        phase: ArrayLike,
+        g_begin: ArrayLike,
+        g_end: ArrayLike,
+        n_tokens: ArrayLike,
+        order_digest: ArrayLike,
+        token_digest: ArrayLike,
+        mask_digest: ArrayLike,
+    ) -> None:
+        """Append one STEP record for each of n steps; all [n] integers, two digests [n, 2].
+
+        Signed digests are taken modulo 2^64. Nothing is durable before `sync`.
+
+        Raises:
+            LedgerError: a step does not follow the one before by one, or its rows do not begin
+                where the record before ended. Nothing is written then.
+            OSError: the disk is full or fails. The ledger is as it was before.
+        """
+        count = len(np.asarray(step))
+        records = np.zeros(count, RECORD)
+        records["kind"] = Kind.STEP
+        columns = (
+            *(("step", step), ("phase", phase), ("g_begin", g_begin), ("g_end", g_end)),
+            *(("n_tokens", n_tokens), ("mask_digest", mask_digest)),
+        )
+        for name, column in columns:
+            records[name] = _whole(name, column, (count,))
+        for name, column in (("order_digest", order_digest), ("token_digest", token_digest)):
+            records[name] = _whole(name, column, (count, 2))
+        if len(records):
+            self._append(records, b"")
+
+    def append(
+        self,
+        kind: Kind,
+        *,
+        step: int,
+        g_begin: int,
+        g_end: int,
+        phase: int = 0,
+        n_tokens: int = 0,
+        payload: Mapping[str, Any],
+    ) -> None:
+        """Append a record that is not a STEP, and its payload as a line of events.jsonl.
+
+        START is the first record and sets the step and row at which the run begins. SKIP moves on
+        over rows [g_begin, g_end); the others have none and repeat the last step.
+
+        Raises:
+            LedgerError: the record does not follow the one before, or JSON cannot hold the payload.
+                Nothing is written then.
+            OSError: the disk is full or fails. The ledger is as it was before.
+        """
+        if kind in (Kind.STEP, Kind.FORK):
+            raise LedgerError(f"{kind.name} records are not appended as events")
+        if kind == Kind.START and self._seq == 0:
+            self._step, self._g = step, g_begin
+        record = np.zeros(1, RECORD)
+        record["kind"] = kind
+        record["step"], record["phase"], record["n_tokens"] = step, phase, n_tokens
+        record["g_begin"], record["g_end"] = g_begin, g_end
+        self._append_event(record, payload)
+        if self._owed is not None:
+            self._append_fork(self._owed)
+
+    def sync(self) -> Head:
+        """Make all that was appended durable and return the head for a checkpoint to hold."""
+        os.fdatasync(self._events)
+        os.fdatasync(self._records)
+        return self.head
+
+    def close(self) -> None:
+        """Release the lock. Not a sync: what was appended after the last one may be lost."""
+        _close(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _append_event(
+        self, record: NDArray[np.void], payload: Mapping[str, Any], unix_ns: int | None = None
+    ) -> None:
+        kind = Kind(int(record["kind"][0]))
+        line = event_line(self._seq, kind, payload)
+        digest = np.frombuffer(hashlib.sha256(line).digest(), "<u8")
+        record["order_digest"], record["token_digest"] = digest[:2], digest[2:]
+        record["mask_digest"] = digest[0]
+        self._append(record, line + b"\n", unix_ns)
+
+    def _append(self, records: NDArray[np.void], line: bytes, unix_ns: int | None = None) -> None:
+        """Chain and write records [n]; `line` first, so that no record is ever without its own."""
+        self._refuse_gaps(records)
+        records["version"] = VERSION
+        records["seq"] = np.arange(self._seq, self._seq + len(records), dtype=np.uint64)
+        records["unix_ns"] = time.time_ns() if unix_ns is None else unix_ns
+        content = bytearray(records.tobytes())
+        chain = seal(content, self._chain)
+        try:
+            if line:
+                _write_all(self._events, line, self.folder / EVENTS_FILE)
+            _write_all(self._records, content, self.folder / RECORDS_FILE)
+        except BaseException:
+            os.ftruncate(self._records, self._record_bytes)
+            os.ftruncate(self._events, self._event_bytes)
+            raise
+        self._follow(records[-1], chain, self._event_bytes + len(line))
+
+    def _follow(self, last: np.void, chain: bytes, event_bytes: int) -> None:
+        """Go on after a record that was written or read."""
+        self._chain = chain
+        self._seq, self._step, self._g = int(last["seq"]) + 1, int(last["step"]), int(last["g_end"])
+        self._record_bytes, self._event_bytes = self._seq * RECORD_BYTES, event_bytes
+
+    def _refuse_gaps(self, records: NDArray[np.void]) -> None:
+        """Raise LedgerError unless records [n], all of one kind, follow the last one."""
+        if self._lock < 0:
+            raise LedgerError(f"{self.folder}: this writer is closed")
+        kind, step = int(records["kind"][0]), records["step"]
+        begin, end = records["g_begin"], records["g_end"]
+        if (kind == Kind.START) != (self._seq == 0):
+            raise LedgerError(f"record {self._seq} is {Kind(kind).name}: record 0, only, is START")
+        first = self._step + (kind == Kind.STEP)
+        if step[0] != first or (np.diff(step) != 1).any():
+            raise LedgerError(
+                f"{Kind(kind).name} records of steps {step.tolist()} do not follow step "
+                f"{self._step}: a STEP counts on by one, other records repeat the last step"
+            )
+        if begin[0] != self._g or (begin[1:] != end[:-1]).any():
+            raise LedgerError(
+                f"{Kind(kind).name} at step {step[0]}: its rows begin at {begin.tolist()}, but "
+                f"the record before ended at row {self._g}, and these at {end.tolist()}"
+            )
+        if ((end > begin) != (kind in (Kind.STEP, Kind.SKIP))).any() or end[0] < begin[0]:
+            raise LedgerError(
+                f"{Kind(kind).name} at step {step[0]}: its rows are [{begin[0]}, {end[0]}); "
+                f"a STEP or SKIP has one or more, other records none"
+            )
+
+    def _continue_after(self, at: Head) -> None:
+        """Verify the ledger, move what follows `at` to forks/ and go on after it."""
+        content = (self.folder / RECORDS_FILE).read_bytes()
+        lines = (self.folder / EVENTS_FILE).read_bytes()
+        found = scan(content, lines)
+        self._refuse_head(found, at)
+        keep = at.seq + 1
+        if not self._follows_as_fork(found, at) and (
+            len(content) > keep * RECORD_BYTES or len(lines) > found.event_bytes(keep)
+        ):
+            torn = found.torn_bytes + found.torn_event_bytes
+            _logger.warning(
+                "%s: moving %d records and %d torn bytes after record %d to %s/%s",
+                *(self.folder, len(found.records) - keep, torn, at.seq, FORKS_FOLDER),
+                f" ({found.fault})" if found.fault else "",
+            )
+            self._carry_out(decide_cut(self.folder, found, keep, content, lines))
+        elif len(found.records):
+            chain = bytes.fromhex(found.head().chain)
+            self._follow(found.records[-1], chain, found.event_bytes(len(found.records)))
+
+    def _refuse_head(self, found: Scan, at: Head) -> None:
+        """Raise LedgerError unless the valid records include `at`."""
+        have = len(found.records)
+        if at.seq >= have and found.fault is not None:
+            raise LedgerError(
+                f"{self.folder}/{found.fault}. The checkpoint refers to record {at.seq}, so this "
+                f"is damage, no torn end: restore the ledger's files, or resume from a checkpoint "
+                f"whose record is before {have}"
+            )
+        if at.seq >= have:
+            raise LedgerError(
+                f"{self.folder / RECORDS_FILE}: the ledger is behind the checkpoint: it ends "
+                f"before record {have}, the checkpoint refers to record {at.seq}. Restore the "
+                f"ledger's files, or resume from a checkpoint whose record is before {have}"
+            )
+        chain = found.head(at.seq + 1).chain
+        if chain == at.chain:
+            return
+        fork = fork_that_holds(self.folder, at)
+        place = f"it was cut to {FORKS_FOLDER}/{fork}" if fork else "it is of another run"
+        raise LedgerError(
+            f"{self.folder / RECORDS_FILE}: record {at.seq} has chain {chain}, the checkpoint's "
+            f"has {at.chain}: {place}. Resume from a checkpoint of this ledger"
+        )
+
+    def _follows_as_fork(self, found: Scan, at: Head) -> bool:
+        """Tell whether all that follows `at` is the FORK record of an earlier return to it."""
+        payload = found.payloads.get(at.seq + 1, {})
+        return (
+            len(found.records) == at.seq + 2
+            and found.torn_bytes == found.torn_event_bytes == 0
+            and found.records["kind"][-1] == Kind.FORK
+            and payload.get("parent_chain") == at.chain
+        )
+
+    def _carry_out(self, cut: Cut) -> None:
+        """Do or finish a fork that was decided; nothing but it was written since."""
+        publish_fork(self.folder, cut)
+        os.ftruncate(self._records, cut.record_bytes)
+        os.ftruncate(self._events, cut.event_bytes)
+        self.sync()
+        if cut.record_bytes == 0:
+            self._owed = cut  # its FORK record follows START, which only the caller can write
+            return
+        content = os.pread(self._records, RECORD_BYTES, cut.record_bytes - RECORD_BYTES)
+        last = np.frombuffer(content, RECORD)[0]
+        self._follow(last, last["chain"].tobytes(), cut.event_bytes)
+        self._append_fork(cut)
+
+    def _append_fork(self, cut: Cut) -> None:
+        record = np.zeros(1, RECORD)
+        record["kind"], record["step"] = Kind.FORK, self._step
+        record["g_begin"] = record["g_end"] = self._g
+        try:
+            self._append_event(record, cut.payload, cut.unix_ns)
+            self.sync()
+            end_cut(self.folder)
+        except BaseException:
+            self.close()  # whatever is written without this record is cut by the next open
+            raise
+        self._owed = None
+
+
+def _whole(name: str, column: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    values = np.asarray(column)
+    if values.dtype.kind not in "iu" or values.shape != shape:
+        raise LedgerError(
+            f"{name} is {values.dtype} {list(values.shape)}, not integers {list(shape)}"
+        )
+    return values
+
+
+def _lock(path: Path) -> int:
+    """Return a descriptor that holds the lock; the kernel releases it when the process ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "a process"
+        os.close(descriptor)
+        raise LedgerError(
+            f"{path}: {holder} is writing this ledger; wait for its end, or end it"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor
+
+
+def _write_all(descriptor: int, content: bytes | bytearray, path: Path) -> None:
+    """Append all of `content`; the system may take it in parts."""
+    try:
+        done = os.write(descriptor, content)
+        while done < len(content):
+            done += os.write(descriptor, content[done:])
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _close(writer: LedgerWriter | None) -> None:
+    if writer is None:
+        return
+    for name in ("_records", "_events", "_lock"):
+        descriptor = getattr(writer, name)
+        if descriptor >= 0:
+            os.close(descriptor)
+            setattr(writer, name, -1)
