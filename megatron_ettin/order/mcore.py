@@ -1,0 +1,188 @@
+"""The order of a run that Megatron-LM trained, read back from its index caches.
+
+`epoch` and `row` are Megatron's: a document's position in document_index divided by the documents
+of the split, and the number of the sample before the shuffle. Megatron shuffles several epochs
+together, so a document may come twice in one "epoch" and not at all in the next.
+
+A row is what Megatron reads for it: seq_length + 1 tokens, of which the first seq_length are the
+input and the last seq_length the labels (seq_length with `add_extra_token: false`). Rows that
+follow each other before the shuffle share that token; it is counted in both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin.native import TokenFile
+from megatron_ettin.order.mcore_cache import open_cache
+from megatron_ettin.order.mcore_dataset import McoreDataset
+from megatron_ettin.order.mcore_run import McoreRun
+from megatron_ettin.order.pieces import Pieces, concatenate
+
+
+class McoreOrder:
+    """Rows by number: row g is sample g of Megatron's training dataset.
+
+    Iteration s takes the rows `run.schedule.rows_of_step(s)`, as Megatron's default, sequential
+    `--dataloader-type single` does.
+    """
+
+    def __init__(self, run: McoreRun) -> None:
+        """Open the corpora and the caches.
+
+        Raises:
+            OSError: a corpus or a cache that is missing.
+            ValueError: a damaged file, no fitting cache or several, or too few rows for the run.
+        """
+        self.run = run
+        files = {name: TokenFile(prefix) for name, prefix in run.prefixes.items()}
+        cache = open_cache(run, {name: file.num_documents for name, file in files.items()})
+        self._datasets = {
+            name: McoreDataset(
+                file, tables, seq_length=run.seq_length, extra_token=run.add_extra_token
+            )
+            for (name, file), tables in zip(files.items(), cache.tables, strict=True)
+        }
+        self._blend = cache.blend
+        self._drawn_at: dict[str, NDArray[np.int64]] = {}
+        self.num_rows = run.num_rows
+        """Rows of all iterations; the caches may hold some more."""
+        cached = (
+            len(cache.blend.dataset) if cache.blend is not None else cache.tables[0].num_samples
+        )
+        if self.num_rows > cached:
+            raise ValueError(
+                f"{run.cache}: {run.train_steps} steps are {self.num_rows} rows, but the cache has "
+                f"{cached}: it is of a shorter run, or train_steps or global_batch_size is wrong"
+            )
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the run that `folder`/config.yaml describes."""
+        return cls(McoreRun.read(folder))
+
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the corpora; `Pieces.source` counts in this list."""
+        return list(self._datasets)
+
+    def prefix(self, source: str) -> str:
+        """Return the path of a source's corpus, without suffix."""
+        return self.run.prefixes[source]
+
+    def file(self, source: str) -> TokenFile:
+        """Return a source's corpus."""
+        return self._datasets[source].file
+
+    def pieces(self, begin: int, end: int) -> Pieces:
+        """Return which tokens of which documents make up the rows [begin, end).
+
+        Raises:
+            ValueError: rows outside the run, or a cache that does not belong to the corpora.
+        """
+        drawn_from, drawn = self._locate(begin, end)
+        parts = []
+        for source, dataset in enumerate(self._datasets.values()):
+            here = np.flatnonzero(drawn_from == source)
+            read = dataset.stretches(drawn[here])
+            before = np.cumsum(read.length) - read.length
+            is_first = np.diff(read.of, prepend=-1) > 0
+            row_begins = before[np.flatnonzero(is_first)[np.cumsum(is_first) - 1]]
+            parts.append(
+                Pieces(
+                    g=begin + here[read.of],
+                    source=np.full(len(read.of), source, dtype=np.int32),
+                    epoch=read.epoch,
+                    row=read.sample,
+                    position=(before - row_begins).astype(np.int32),
+                    document=read.document,
+                    offset=read.offset,
+                    length=read.length.astype(np.int32),
+                    slots=read.length.astype(np.int32),
+                    ends_document=read.ends_document,
+                )
+            )
+        together = concatenate(parts)
+        by_row = np.argsort(together.g, kind="stable")
+        return Pieces._make(column[by_row] for column in together)
+
+    def tokens(self, begin: int, end: int) -> list[NDArray[np.int64]]:
+        """Return the tokens of each of the rows [begin, end), as stored in the corpora."""
+        pieces = self.pieces(begin, end)
+        files = [dataset.file for dataset in self._datasets.values()]
+        read = [
+            files[source].tokens(document, offset, length)
+            for source, document, offset, length in zip(
+                *(c.tolist() for c in (pieces.source, pieces.document, pieces.offset)),
+                pieces.length.tolist(),
+                strict=True,
+            )
+        ]
+        cuts = np.searchsorted(pieces.g, np.arange(begin, end + 1))
+        return [
+            np.concatenate([np.empty(0, dtype=np.int64), *read[first:last]])
+            for first, last in itertools.pairwise(cuts.tolist())
+        ]
+
+    def row_tokens(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Return the tokens of each of the rows [begin, end), without reading them."""
+        pieces = self.pieces(begin, end)
+        counts = np.bincount(pieces.g - begin, weights=pieces.length, minlength=end - begin)
+        return counts.astype(np.int64)
+
+    def where(self, source: str, document: int) -> NDArray[np.int64]:
+        """Return every row of the run, ascending, that reads a token of a document.
+
+        The first call for a source builds its inverse tables (`McoreDataset.find`).
+
+        Raises:
+            IndexError: the source has no such document.
+        """
+        dataset = self._datasets[source]
+        if not 0 <= document < dataset.file.num_documents:
+            raise IndexError(
+                f"source {source!r} has documents 0 to {dataset.file.num_documents - 1}, not "
+                f"{document}"
+            )
+        drawn = dataset.find(document)
+        if self._blend is None:
+            return np.sort(drawn[drawn < self.num_rows])
+        rows = self._rows_drawn_from(source)
+        return np.sort(rows[drawn[drawn < len(rows)]])
+
+    def _locate(self, begin: int, end: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        """Return (source, drawn sample) of each of the rows [begin, end)."""
+        if not 0 <= begin < end <= self.num_rows:
+            raise ValueError(f"rows [{begin}, {end}) are not within the run's {self.num_rows}")
+        if self._blend is None:
+            return np.zeros(end - begin, dtype=np.int16), np.arange(begin, end, dtype=np.int64)
+        drawn_from, drawn = self._blend.dataset[begin:end], self._blend.sample[begin:end]
+        sizes = np.array([dataset.tables.num_samples for dataset in self._datasets.values()])
+        wrong = (drawn_from < 0) | (drawn_from >= len(sizes))
+        wrong |= (drawn < 0) | (drawn >= sizes[np.where(wrong, 0, drawn_from)])
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise ValueError(
+                f"{self._blend.description.path('dataset_index')}: row {begin + row} is sample "
+                f"{drawn[row]} of corpus {drawn_from[row]}, which does not exist"
+            )
+        return drawn_from, drawn
+
+    def _rows_drawn_from(self, source: str) -> NDArray[np.int64]:
+        """Return the rows at which samples 0, 1, 2, ... of a source are drawn; 8 bytes each."""
+        if source not in self._drawn_at:
+            assert self._blend is not None
+            number = self.source_names.index(source)
+            rows = np.flatnonzero(self._blend.dataset[: self.num_rows] == number)
+            if not np.array_equal(self._blend.sample[rows], np.arange(len(rows))):
+                raise ValueError(
+                    f"{self._blend.description.path('dataset_sample_index')}: the samples of "
+                    f"{source!r} are not drawn in order, as Megatron's blends are"
+                )
+            self._drawn_at[source] = rows
+        return self._drawn_at[source]
