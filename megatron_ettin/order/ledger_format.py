@@ -57,7 +57,7 @@ class Kind(IntEnum):
     CHECKPOINT = 4
     FORK = 5
     PHASE = 6
-    RAMP = 7
+    RESUME = 7
     END = 8
     AMEND = 9
 

@@ -16,7 +16,8 @@ from megatron_ettin.config import RunConfig, load_config
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.mcore import McoreOrder, McoreRun
+from megatron_ettin.order.mcore import McoreOrder
+from megatron_ettin.order.mcore_run import McoreRun
 from megatron_ettin.order.steps import planned_steps
 
 
@@ -105,8 +106,8 @@ class RecordedRun:
             return self.done
         g = phase_tokens = 0
         if self.ledger is not None and len(self.ledger.steps):
-            g = self.ledger.end_g
             last = self.ledger.steps[-1]
+            g = int(self.ledger.records["g_end"][-1])
             in_phase = self.ledger.steps[self.ledger.steps["phase"] == last["phase"]]
             phase_tokens = int(in_phase["n_tokens"].sum())
         planned = planned_steps(
@@ -152,8 +153,8 @@ def _open_own(folder: Path, config: RunConfig) -> RecordedRun:
         columns = (ledger.steps["g_begin"], ledger.steps["g_end"])
         done = np.stack(columns, axis=1).astype(np.int64)
         points = [
-            CheckpointPoint(ledger.events[int(r["seq"])]["name"], int(r["step"]), int(r["g_end"]))
-            for r in ledger.checkpoints()
+            CheckpointPoint(point.payload["name"], point.step, point.g)
+            for point in ledger.checkpoints()
         ]
     return RecordedRun(
         folder=folder,
@@ -190,16 +191,16 @@ def _changes(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def _open_mcore(folder: Path) -> RecordedRun:
-    run = McoreRun.read(folder / "config.yaml")
-    done = np.array([run.rows_of_step(s + 1) for s in range(run.train_steps)], dtype=np.int64)
+    run = McoreRun.read(folder)
+    steps = [run.schedule.rows_of_step(step) for step in range(1, run.train_steps + 1)]
     return RecordedRun(
         folder=folder,
         order=McoreOrder(run),
         config=None,
         ledger=None,
-        done=done.reshape(-1, 2),
+        done=np.array(steps, dtype=np.int64).reshape(-1, 2),
         checkpoints=[
-            CheckpointPoint(f"iter_{step:07d}", step, run.rows_of_step(step)[1])
+            CheckpointPoint(f"iter_{step:07d}", step, run.schedule.rows_of_step(step)[1])
             for step in run.checkpoints
         ],
         changes=[],

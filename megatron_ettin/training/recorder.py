@@ -34,7 +34,7 @@ class Recorder:
         if not distributed.is_main_rank():
             return
         self._writer = LedgerWriter.open(Path(config.run_dir) / "ledger", at=state.ledger_head)
-        what = Kind.START if self._writer.is_empty else Kind.RESUME
+        what = Kind.START if self._writer.head.seq < 0 else Kind.RESUME
         self._event(what, state, 0, payload=_describe(config, spec, state))
         if is_amended:
             amended = {

@@ -325,7 +325,7 @@ def test_appends_that_do_not_follow_are_refused(tmp_path: Path) -> None:
         with pytest.raises(LedgerError, match=r"rows are \[24, 23\)"):
             writer.append(Kind.SKIP, step=3, g_begin=24, g_end=23, payload={})
         with pytest.raises(LedgerError, match=r"rows are \[24, 25\)"):
-            writer.append(Kind.RAMP, step=3, g_begin=24, g_end=25, payload={})
+            writer.append(Kind.RESUME, step=3, g_begin=24, g_end=25, payload={})
         with pytest.raises(LedgerError, match="n_tokens is float64"):
             writer.append_steps([4], [0], [24], [32], [1.5], none, none, [0])
         with pytest.raises(LedgerError, match=r"order_digest is uint64 \[1\]"):
@@ -335,8 +335,8 @@ def test_appends_that_do_not_follow_are_refused(tmp_path: Path) -> None:
         with pytest.raises(LedgerError, match="FORK records are not appended"):
             append_event(writer, Kind.FORK, 3, {})
         for payload in ({"loss": float("nan")}, {"path": tmp_path}):
-            with pytest.raises(LedgerError, match="payload of a RAMP record is no JSON"):
-                append_event(writer, Kind.RAMP, 3, payload)
+            with pytest.raises(LedgerError, match="payload of a RESUME record is no JSON"):
+                append_event(writer, Kind.RESUME, 3, payload)
         assert before == (
             (folder / "records.led").read_bytes(),
             (folder / "events.jsonl").read_bytes(),
@@ -373,7 +373,7 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(
             with pytest.raises(OSError, match=r"File too large: '.*records\.led'"):
                 append_steps(writer, 11, 10)
             with pytest.raises(OSError, match=r"File too large: '.*events\.jsonl'"):
-                append_event(writer, Kind.RAMP, 10, {"text": "x" * 2000})
+                append_event(writer, Kind.RESUME, 10, {"text": "x" * 2000})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert len(Ledger.read(folder).records) == 11
