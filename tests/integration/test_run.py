@@ -10,9 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_ettin.evaluation.layouts import LAYOUTS, Curve, read_curve, run_layout
+from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.order.ledger_format import RECORD
 from tests.conftest import TinyCorpus
 
 SAVE_EVERY = "--checkpoint.save_every_tokens=8000"
@@ -33,6 +36,12 @@ def whole_run(
 def steps_saved(run_dir: Path) -> list[int]:
     names = [path.name for path in (run_dir / "checkpoints").iterdir()]
     return sorted(int(name.removeprefix("step_")) for name in names)
+
+
+def steps_of(ledger: Ledger) -> list[tuple[object, ...]]:
+    """Return what a ledger says of each step, without the times and what follows from them."""
+    columns = [name for name in RECORD.names or () if name not in ("seq", "unix_ns", "chain")]
+    return [tuple(np.asarray(step[c]).tolist() for c in columns) for step in ledger.steps]
 
 
 def cut_off(run_dir: Path, copy: Path, keep: int) -> Path:
@@ -71,6 +80,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     curve = run_layout(LAYOUTS["tp1"], [f"--config={config}", SAVE_EVERY, RESUME], copy)
     assert curve == expected
     assert steps_saved(copy) == steps_saved(run_dir)
+    ledgers = [Ledger.read(folder / "ledger") for folder in (run_dir, copy)]
+    (fork,) = ledgers[1].forks()
+    assert fork.steps > 0, "the steps after the checkpoint were taken twice, and that is recorded"
+    assert steps_of(ledgers[0]) == steps_of(ledgers[1])
 
 
 @pytest.mark.slow
@@ -87,7 +100,8 @@ def test_a_run_resumes_under_another_layout(
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on(whole_run: tuple[Path, Path, Curve], tmp_path: Path) -> None:
-    config, _, expected = whole_run
+    config, run_dir, expected = whole_run
+    whole = Ledger.read(run_dir / "ledger")
     arguments = [f"--config={config}", SAVE_EVERY]
     process = subprocess.Popen(
         [
@@ -109,6 +123,7 @@ def test_a_killed_run_goes_on(whole_run: tuple[Path, Path, Curve], tmp_path: Pat
     process.wait()
     curve = run_layout(LAYOUTS["tp1"], [*arguments, RESUME], tmp_path / "run")
     assert curve == expected
+    assert steps_of(Ledger.read(tmp_path / "run" / "ledger")) == steps_of(whole)
 
 
 @pytest.mark.slow

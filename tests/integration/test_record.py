@@ -1,0 +1,109 @@
+"""What whole runs leave behind: twins that prove each other, ledgers that survive what runs do."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_ettin.evaluation.layouts import LAYOUTS, run_layout
+from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.order.ledger_format import Kind
+from tests.conftest import TinyCorpus
+
+ROOT = Path(__file__).parents[2]
+STEP_COLUMNS = ["step", "phase", "g_begin", "g_end", "n_tokens"]
+DIGESTS = ["order_digest", "token_digest", "mask_digest"]
+
+
+def ask(*arguments: str, status: int = 0) -> dict[str, Any]:
+    """Ask tools/order.py for JSON."""
+    done = subprocess.run(
+        [sys.executable, "tools/order.py", *arguments, "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def with_ramp(config: Path, path: Path) -> Path:
+    """Write the same run with batches that grow inside each phase."""
+    document = yaml.safe_load(config.read_text())
+    for phase in document["phases"]:
+        phase["batch_ramp_start"] = 3
+        phase["batch_ramp_tokens"] = phase["train_tokens"] // 2
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture(scope="module")
+def twins(
+    tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Path]:
+    """Train an encoder on one process, and its twin on two with other batches everywhere."""
+    folder = tmp_path_factory.mktemp("twins")
+    config = tiny_corpus.write_config(folder / "run.yaml")
+    arguments = [f"--config={config}", "--objective=MaskedLM"]
+    arguments.append("--checkpoint.save_every_tokens=8000")
+    run_layout(LAYOUTS["tp1"], arguments, folder / "encoder")
+    ramp = with_ramp(config, folder / "ramp.yaml")
+    arguments = [f"--config={ramp}", "--objective=CausalLM", "--hardware.micro_batch_tokens=512"]
+    run_layout(LAYOUTS["dp2"], arguments, folder / "decoder")
+    return folder / "encoder", folder / "decoder", config
+
+
+@pytest.mark.slow
+def test_twins_with_other_batches_and_processes_saw_the_same(
+    twins: tuple[Path, Path, Path],
+) -> None:
+    encoder, decoder, _ = twins
+    steps = [len(Ledger.read(run / "ledger").steps) for run in (encoder, decoder)]
+    assert steps[0] < steps[1], "the ramp gives the decoder more steps"
+    answer = ask("twins", "--run", str(encoder), "--run", str(decoder))
+    assert answer["verdict"] == "PASS"
+    for run in (encoder, decoder):
+        assert ask("verify", "--run", str(run), "--tokens")["verdict"] == "PASS"
+
+
+@pytest.mark.slow
+def test_a_run_amended_on_resuming_keeps_its_past(
+    twins: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    encoder, _, config = twins
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", encoder, run], check=True)
+    saved = sorted((run / "checkpoints").iterdir())
+    for folder in saved[1:]:
+        subprocess.run(["rm", "-r", folder], check=True)
+    g = json.loads((saved[0] / "state.json").read_text())["g"]
+    longer = yaml.safe_load(config.read_text())
+    longer["phases"][1]["train_tokens"] += 4_000
+    longer["data"]["skip_rows"] = [[g + 5, g + 20]]
+    amended = tmp_path / "amended.yaml"
+    amended.write_text(yaml.safe_dump(longer))
+    arguments = [f"--config={amended}", "--objective=MaskedLM", "--checkpoint.resume=true"]
+    with pytest.raises(RuntimeError, match=r"error: .*had planned other rows from row \d+ on"):
+        run_layout(LAYOUTS["tp1"], arguments, run)
+    run_layout(LAYOUTS["tp1"], [*arguments, "--checkpoint.amend_order=true"], run)
+
+    before, after = (Ledger.read(path / "ledger") for path in (encoder, run))
+    kept = after.steps[after.steps["g_end"] <= g]
+    for column in STEP_COLUMNS + DIGESTS:
+        assert np.array_equal(kept[column], before.steps[column][: len(kept)]), column
+    kinds = after.records["kind"].tolist()
+    assert Kind.AMEND in kinds
+    assert Kind.RESUME in kinds
+    (skip,) = after.records[after.records["kind"] == Kind.SKIP]
+    assert (skip["g_begin"], skip["g_end"]) == (g + 5, g + 20)
+    (fork,) = after.forks()
+    assert fork.steps == len(before.steps) - len(kept)
+    assert ask("verify", "--run", str(run), "--tokens")["verdict"] == "PASS"
+    assert ask("twins", "--run", str(encoder), "--run", str(run), status=1)["verdict"] == "FAIL"
