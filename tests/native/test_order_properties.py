@@ -302,6 +302,11 @@ def test_swapped_rows_and_documents_change_the_token_digest(count: int) -> None:
         same = np.array_equal(tokens, stream["tokens"]) and one == borders[1]
         swapped = {**stream, "tokens": tokens, "cu_seqlens": borders}
         assert (total(swapped) != total(stream)) == (not same)
+        # The same tokens, cut into documents one slot later.
+        if two - one > 1:
+            borders = stream["cu_seqlens"].copy()
+            borders[1] += 1
+            assert total({**stream, "cu_seqlens": borders}) != total(stream)
 
     check_all(check, count, streams())
 
