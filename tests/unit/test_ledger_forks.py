@@ -57,7 +57,7 @@ def test_going_back_keeps_what_it_cuts(
     assert "moving 16 records and 0 torn bytes after record 11" in caplog.text
     ledger = Ledger.read(folder)
     (fork,) = ledger.forks()
-    assert fork[2:] == (11, heads[10].chain, 16, 15, 0, 0)
+    assert fork[2:-1] == (11, heads[10].chain, 16, 15, 0, 0)
     assert ledger.steps["step"].tolist() == list(range(1, 16))
     moved = fork_contents(folder, fork)
     assert contents(folder)[0][: 12 * 128] + moved[0] == records
@@ -227,6 +227,20 @@ def test_a_damaged_fork_is_found(run: tuple[Path, dict[int, Head]]) -> None:
     content[5 * 128] ^= 1
     path.write_bytes(content)
     with pytest.raises(LedgerError, match=rf"{fork.file}: .*record 17, byte 640.* FORK record 12"):
+        ledger.read_fork(fork)
+
+
+def test_changed_torn_bytes_of_a_fork_are_found(run: tuple[Path, dict[int, Head]]) -> None:
+    folder, heads = run
+    with (folder / RECORDS).open("ab") as file:
+        file.write(b"torn")
+    LedgerWriter.open(folder, heads[10]).close()
+    ledger = Ledger.read(folder)
+    (fork,) = ledger.forks()
+    assert ledger.read_fork(fork).torn_bytes == 4
+    path = folder / "forks" / f"{fork.file}.led"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(LedgerError, match=rf"{fork.file}: the torn bytes after record 27 are not"):
         ledger.read_fork(fork)
 
 
