@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -43,6 +44,7 @@ class Fork(NamedTuple):
     steps: int
     torn_bytes: int
     torn_event_bytes: int
+    sha256: str
 
 
 class Ledger:
@@ -85,15 +87,22 @@ class Ledger:
             LedgerError: naming file, record and byte of the first fault.
         """
         path = self.folder / FORKS_FOLDER / fork.file
+        content, lines = (path.with_suffix(end).read_bytes() for end in (".led", ".jsonl"))
         found = scan(
-            path.with_suffix(".led").read_bytes(),
-            path.with_suffix(".jsonl").read_bytes(),
+            content,
+            lines,
             first_seq=fork.parent_seq + 1,
             parent_chain=bytes.fromhex(fork.parent_chain),
         )
         if len(found.records) < fork.records:
             fault = found.fault or f"it ends after {len(found.records)} records"
             raise LedgerError(f"{path}: {fault}; FORK record {fork.seq} says {fork.records}")
+        if hashlib.sha256(content + lines).hexdigest() != fork.sha256:
+            last = fork.parent_seq + fork.records
+            raise LedgerError(
+                f"{path}: the torn bytes after record {last} are not those whose "
+                f"SHA-256 FORK record {fork.seq} holds"
+            )
         return type(self)(self.folder, found)
 
     def cumulative(self, field: str) -> NDArray[np.uint64]:

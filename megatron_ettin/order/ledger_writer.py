@@ -230,18 +230,20 @@ class LedgerWriter:
         begin, end = records["g_begin"], records["g_end"]
         if (kind == Kind.START) != (self._seq == 0):
             raise LedgerError(f"record {self._seq} is {Kind(kind).name}: record 0, only, is START")
-        first = self._step + (kind == Kind.STEP)
-        if step[0] != first or (np.diff(step) != 1).any():
+        several = len(records) > 1  # spares one step the arithmetic of many
+        if int(step[0]) != self._step + (kind == Kind.STEP) or (
+            several and (np.diff(step) != 1).any()
+        ):
             raise LedgerError(
                 f"{Kind(kind).name} records of steps {step.tolist()} do not follow step "
                 f"{self._step}: a STEP counts on by one, other records repeat the last step"
             )
-        if begin[0] != self._g or (begin[1:] != end[:-1]).any():
+        if int(begin[0]) != self._g or (several and (begin[1:] != end[:-1]).any()):
             raise LedgerError(
                 f"{Kind(kind).name} at step {step[0]}: its rows begin at {begin.tolist()}, but "
                 f"the record before ended at row {self._g}, and these at {end.tolist()}"
             )
-        if ((end > begin) != (kind in (Kind.STEP, Kind.SKIP))).any() or end[0] < begin[0]:
+        if not (end > begin).all() if kind in (Kind.STEP, Kind.SKIP) else end[0] != begin[0]:
             raise LedgerError(
                 f"{Kind(kind).name} at step {step[0]}: its rows are [{begin[0]}, {end[0]}); "
                 f"a STEP or SKIP has one or more, other records none"
