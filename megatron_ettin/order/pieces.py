@@ -35,4 +35,4 @@ class Pieces(NamedTuple):
 
 def concatenate(parts: list[Pieces]) -> Pieces:
     """Return the pieces of several stretches of rows, one after the other; at least one."""
-    return Pieces(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return Pieces._make(np.concatenate(columns) for columns in zip(*parts, strict=True))

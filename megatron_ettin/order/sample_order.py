@@ -216,7 +216,7 @@ class SampleOrder:
             )
         together = concatenate(parts)
         by_row = np.argsort(together.g, kind="stable")
-        return Pieces(*(column[by_row] for column in together))
+        return Pieces._make(column[by_row] for column in together)
 
     def _locate(
         self, phase_index: int, g: NDArray[np.int64]
