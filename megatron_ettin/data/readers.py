@@ -120,9 +120,9 @@ def read_csv(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterat
                     f"{where}: {len(row)} columns where the header has {len(header)}; a text with"
                     " commas, quotes or newlines must be in quotes"
                 )
-            source = [None if place is None else row[place] or None for place in places]
+            id_, url = (None if place is None else row[place] or None for place in places)
             texts = tuple(row[column] for column in columns)
-            yield Record(texts, *source, path, number, file.tell())
+            yield Record(texts, id_, url, path, number, file.tell())
 
 
 def read_parquet(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterator[Record]:
@@ -145,11 +145,11 @@ def read_parquet(path: Path, fields: Sequence[str], origin: Origin | None) -> It
                 columns = [
                     _parquet_texts(path, done, field, batch.column(field)) for field in fields
                 ]
-                sources = [_parquet_origin(path, done, name, batch) for name in names]
-                rows = zip(zip(*columns, strict=True), *sources, strict=True)
-                for row, (texts, *source) in enumerate(rows, done + 1):
+                ids, urls = (_parquet_origin(path, done, name, batch) for name in names)
+                rows = zip(zip(*columns, strict=True), ids, urls, strict=True)
+                for row, (texts, id_, url) in enumerate(rows, done + 1):
                     position = size * row // table.metadata.num_rows
-                    yield Record(texts, *source, path, row, position)
+                    yield Record(texts, id_, url, path, row, position)
                 done += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read as parquet after row {done}: {error}") from error
