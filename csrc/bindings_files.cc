@@ -100,8 +100,16 @@ void BindBuilder(py::module_& module) {
           },
           py::arg("tokens"), py::arg("lengths"),
           "Add documents stored end to end: ids as in add(), lengths that sum to their number.")
-      .def("commit", &TokenFileBuilder::Commit, py::call_guard<py::gil_scoped_release>(),
-           "Publish the pair durably, the .idx last; replaces an existing pair.")
+      .def(
+          "commit",
+          [](TokenFileBuilder& builder, const std::optional<std::filesystem::path>& companion) {
+            const py::gil_scoped_release release;
+            builder.Commit(companion.value_or("").string());
+          },
+          py::arg("companion") = py::none(),
+          "Publish the pair durably, the .idx last; replaces an existing pair.\n\n"
+          "companion: a file of the same folder that describes the pair. COMPANION.tmp, written\n"
+          "and synced by the caller, takes its name before the .idx does.")
       .def("abort", &TokenFileBuilder::Abort, py::call_guard<py::gil_scoped_release>(),
            "Remove what was written; no effect after commit() or a second time.")
       .def_property_readonly("num_documents", &TokenFileBuilder::num_documents)

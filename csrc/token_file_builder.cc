@@ -150,16 +150,17 @@ void TokenFileBuilder::FinishIndex() {
   idx_->WriteAt(header, sizeof(header), 0);
 }
 
-void TokenFileBuilder::Commit() {
+void TokenFileBuilder::Commit(const std::string& companion) {
   CheckOpen();
   FinishIndex();
   bin_->Sync();
   idx_->Sync();
-  // Never an .idx beside a .bin that is not its own: the old one goes first, the new one comes
-  // last.
+  // Never an .idx beside a .bin or a companion that is not its own: the old one goes first, the new
+  // one comes last.
   RemoveFile(IdxPath(prefix_));
   SyncDirectoryOf(prefix_);
   Rename(bin_->path(), BinPath(prefix_));
+  if (!companion.empty()) Rename(companion + kTemporarySuffix, companion);
   SyncDirectoryOf(prefix_);
   Rename(idx_->path(), IdxPath(prefix_));
   SyncDirectoryOf(prefix_);

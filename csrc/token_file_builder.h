@@ -26,8 +26,10 @@ class TokenFileBuilder {
   template <typename T>
   void AddMany(const T* tokens, int64_t num_tokens, const int64_t* lengths, int64_t num_documents);
 
-  // Publishes the pair durably: .bin, then .idx. Replaces an existing pair.
-  void Commit();
+  // Publishes the pair durably: .bin, then .idx. Replaces an existing pair. A companion is a file
+  // of the same directory that describes the pair: COMPANION.tmp, whole and on the device, takes
+  // its place before the .idx does. An empty name stands for none.
+  void Commit(const std::string& companion = "");
   // Removes what was written. Does nothing after Commit or a second time.
   void Abort();
 

@@ -1,4 +1,7 @@
-"""Turn raw text into a tokenised corpus, Megatron's PREFIX_text_document.bin and .idx."""
+"""Turn raw text into a tokenised corpus, Megatron's PREFIX_text_document.bin and .idx.
+
+PREFIX_text_document.docs.parquet beside them says where each document came from.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -36,6 +39,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--tokenizer", type=Path, required=True, metavar="FOLDER", help="has tokenizer.json")
     keys_help = "fields to tokenise, each into a corpus of its own; default: text"
     add("--json-keys", nargs="+", default=("text",), metavar="FIELD", help=keys_help)
+    add("--id-key", metavar="FIELD", help="has a document's id; default: id, where there is one")
+    add("--url-key", metavar="FIELD", help="has its address; default: url, where there is one")
     workers_help = "processes that tokenise; 1 (default): this one, with the library's own threads"
     add("--workers", type=int, default=1, metavar="N", help=workers_help)
     add("--append-eod", action="store_true", help="append [SEP] to each document; default: off")

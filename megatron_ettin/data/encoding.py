@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ettin.data.readers import Record
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 
 
@@ -27,6 +28,10 @@ class EncodedPart(NamedTuple):
     """Ids of all documents, end to end."""
     lengths: NDArray[np.int64]
     """Tokens of each document, none of them 0."""
+    places: NDArray[np.int64]
+    """Place of each document in its batch, ascending."""
+    sha256: bytes
+    """SHA-256 of the UTF-8 text of each document, 32 bytes each, end to end."""
 
 
 class EncodedField(NamedTuple):
@@ -57,22 +62,27 @@ class Encoder:
         end = [np.array([tokenizer.ids.sep], dtype=np.int32)] if self.append_eod else []
         documents: dict[str, list[NDArray[np.int32]]] = {"document": [], "validation": []}
         lengths: dict[str, list[int]] = {"document": [], "validation": []}
-        dropped = 0
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        places: dict[str, list[int]] = {"document": [], "validation": []}
+        hashes: dict[str, list[bytes]] = {"document": [], "validation": []}
+        for place, (text, ids) in enumerate(zip(texts, tokenizer.encode_batch(texts), strict=True)):
             if not len(ids):
-                dropped += 1
                 continue
-            part = "validation" if in_validation(text, self.validation_share) else "document"
+            sha256 = hashlib.sha256(text.encode()).digest()
+            part = "validation" if _in_share(sha256, self.validation_share) else "document"
             documents[part] += [ids, *end]
             lengths[part].append(len(ids) + len(end))
+            places[part].append(place)
+            hashes[part].append(sha256)
         parts = {
             part: EncodedPart(
                 np.concatenate([np.empty(0, dtype=np.int32), *arrays]),
                 np.array(lengths[part], dtype=np.int64),
+                np.array(places[part], dtype=np.int64),
+                b"".join(hashes[part]),
             )
             for part, arrays in documents.items()
         }
-        return EncodedField(parts, dropped)
+        return EncodedField(parts, dropped=len(texts) - sum(map(len, places.values())))
 
 
 def in_validation(text: str, share: float) -> bool:
@@ -82,20 +92,24 @@ def in_validation(text: str, share: float) -> bool:
     are below the share; so copies of a text are on the same side, and a larger share keeps all
     documents of a smaller one.
     """
-    if not share:
-        return False
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
+    return _in_share(hashlib.sha256(text.encode()).digest(), share)
+
+
+def _in_share(sha256: bytes, share: float) -> bool:
+    return share > 0 and int.from_bytes(sha256[:8], "big") < share * 2**64
 
 
 def encode_in_order(
-    batches: Iterable[tuple[list[tuple[str, ...]], int]],
+    batches: Iterable[list[Record]],
     tokenizer: Tokenizer,
     *,
     workers: int,
     append_eod: bool,
     validation_share: float,
-) -> Generator[tuple[list[EncodedField], int], None, None]:
-    """Encode (batch, position) pairs in their order, with a bounded number of them under way.
+) -> Generator[tuple[list[EncodedField], list[Record]], None, None]:
+    """Encode batches in their order, with a bounded number of them under way.
+
+    Each comes back with its records.
 
     One worker is this process, on the library's own threads. More are processes of one thread
     each, which end with the generator: close it. ChildProcessError where one of them dies.
@@ -107,27 +121,32 @@ def encode_in_order(
         validation_share=validation_share,
     )
     if workers == 1:
-        for batch, position in batches:
-            yield encoder.encode(tokenizer, batch), position
+        for batch in batches:
+            yield encoder.encode(tokenizer, _texts(batch)), batch
         return
     # Not forked: the libraries of the readers have threads, and a fork copies their locks.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    pending: deque[tuple[Future[list[EncodedField]], int]] = deque()
+    pending: deque[tuple[Future[list[EncodedField]], list[Record]]] = deque()
     try:
-        for batch, position in batches:
-            pending.append((pool.submit(encoder.encode_in_worker, batch), position))
+        for batch in batches:
+            pending.append((pool.submit(encoder.encode_in_worker, _texts(batch)), batch))
             if len(pending) > 2 * workers:
-                future, reached = pending.popleft()
-                yield future.result(), reached
-        for future, reached in pending:
-            yield future.result(), reached
+                future, done = pending.popleft()
+                yield future.result(), done
+        for future, done in pending:
+            yield future.result(), done
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "a tokenising process died, perhaps for want of memory; try fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _texts(batch: list[Record]) -> list[tuple[str, ...]]:
+    # All that a worker needs of a record.
+    return [record.texts for record in batch]
 
 
 def _start_worker() -> None:

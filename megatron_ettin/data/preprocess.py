@@ -17,9 +17,10 @@ from typing import NamedTuple, NoReturn
 from tqdm import tqdm
 
 from megatron_ettin.data.encoding import encode_in_order
-from megatron_ettin.data.readers import Record, file_format, read_files
+from megatron_ettin.data.provenance import CorpusWriter, sidecar_path
+from megatron_ettin.data.readers import Origin, Record, file_format, read_files
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
-from megatron_ettin.indexed import IndexedWriter, optimal_dtype
+from megatron_ettin.indexed import optimal_dtype
 from megatron_ettin.order.corpus_identity import corpus_identity
 from megatron_ettin.publication import publish_text
 
@@ -27,8 +28,8 @@ from megatron_ettin.publication import publish_text
 BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1024
 HASH_CHUNK_BYTES = 2**22
-# Part of every content key: raise it when the same inputs would give other tokens or another split.
-FORMAT_VERSION = 1
+# Part of every content key: raise it when the same inputs would give other files.
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,15 @@ class PreprocessOptions:
     inputs: tuple[Path, ...]
     """Raw files, in the order of their documents in the corpus."""
     output_prefix: Path
-    """The corpus of field `text` is OUTPUT_PREFIX_text_document.bin and .idx."""
+    """The corpus of field `text` is OUTPUT_PREFIX_text_document.bin, .idx and .docs.parquet."""
     tokenizer: Path
     """Tokenizer folder."""
     json_keys: tuple[str, ...] = ("text",)
     """Fields of a record; each gives a corpus of its own."""
+    id_key: str | None = None
+    """Field with a document's id, kept beside the corpus; None: `id`, where a record has one."""
+    url_key: str | None = None
+    """Field with a document's address; None: `url`, where a record has one."""
     workers: int = 1
     """Processes that tokenise; 1 is this process with the library's own threads."""
     append_eod: bool = False
@@ -89,7 +94,7 @@ class CorpusSummary:
     inputs: list[dict[str, str]]
     """`path` as it was given and `sha256` of each input, in order."""
     sizes: dict[str, int]
-    """Bytes of each .bin and .idx, by name."""
+    """Bytes of each .bin, .idx and .docs.parquet, by name."""
 
 
 class PreprocessResult(NamedTuple):
@@ -159,6 +164,7 @@ def content_key(
             [file_format(path), sha256] for path, sha256 in zip(options.inputs, hashes, strict=True)
         ],
         "json_key": json_key,
+        "origin": [options.id_key, options.url_key],
         "tokenizer": tokenizer_digest,
         "append_eod": options.append_eod,
         "validation_share": options.validation_share,
@@ -200,13 +206,14 @@ def _write_corpora(
     with ExitStack() as stack:
         writers = {
             (json_key, part): stack.enter_context(
-                IndexedWriter(options.prefix(json_key, part), dtype)
+                CorpusWriter(options.prefix(json_key, part), dtype)
             )
             for json_key in options.json_keys
             for part in options.parts
         }
         bar = stack.enter_context(_byte_bar(options.inputs, "tokenising"))
-        batches = _batches(read_files(options.inputs, options.json_keys))
+        origin = Origin(options.id_key, options.url_key)
+        batches = _batches(read_files(options.inputs, options.json_keys, origin))
         # Closed here and not by the garbage collector: it ends the worker processes.
         encoded_batches = encode_in_order(
             batches,
@@ -216,15 +223,14 @@ def _write_corpora(
             validation_share=options.validation_share,
         )
         stack.enter_context(closing(encoded_batches))
-        for fields, position in encoded_batches:
+        for fields, records in encoded_batches:
             for json_key, encoded in zip(options.json_keys, fields, strict=True):
                 counts[json_key, "", "dropped"] += encoded.dropped
                 for part in options.parts:
-                    tokens, lengths = encoded.parts[part]
-                    writers[json_key, part].add_many(tokens, lengths)
-                    counts[json_key, part, "documents"] += len(lengths)
-                    counts[json_key, part, "tokens"] += len(tokens)
-            _advance(bar, position, counts)
+                    writers[json_key, part].add(encoded.parts[part], records)
+                    counts[json_key, part, "documents"] += len(encoded.parts[part].lengths)
+                    counts[json_key, part, "tokens"] += len(encoded.parts[part].tokens)
+            _advance(bar, records[-1].position, counts)
         _refuse_empty(options, counts)
         for json_key in options.json_keys:
             # Gone before the first new file is in place and written after the last: whatever
@@ -233,18 +239,18 @@ def _write_corpora(
     return counts
 
 
-def _batches(records: Iterable[Record]) -> Iterator[tuple[list[tuple[str, ...]], int]]:
-    """Group records; each batch comes with the position of its last one."""
-    batch: list[tuple[str, ...]] = []
-    characters = position = 0
-    for texts, _, position in records:
-        batch.append(texts)
-        characters += sum(map(len, texts))
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Group records into batches of about one size."""
+    batch: list[Record] = []
+    characters = 0
+    for record in records:
+        batch.append(record)
+        characters += sum(map(len, record.texts))
         if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
-            yield batch, position
+            yield batch
             batch, characters = [], 0
     if batch:
-        yield batch, position
+        yield batch
 
 
 def _byte_bar(paths: Sequence[Path], description: str) -> "tqdm[NoReturn]":
@@ -289,10 +295,11 @@ def _refuse_stale_validation(options: PreprocessOptions) -> None:
 
 
 def _corpus_files(options: PreprocessOptions, json_key: str) -> list[Path]:
+    prefixes = [options.prefix(json_key, part) for part in options.parts]
     return [
-        Path(f"{options.prefix(json_key, part)}{suffix}")
-        for part in options.parts
-        for suffix in (".bin", ".idx")
+        path
+        for prefix in prefixes
+        for path in (Path(f"{prefix}.bin"), Path(f"{prefix}.idx"), sidecar_path(prefix))
     ]
 
 

@@ -6,15 +6,12 @@ is one function and one line in `READERS`.
 
 import csv
 import glob
-import gzip
-import io
 import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-import zstandard
+from megatron_ettin.data.lines import read_lines
 
 if TYPE_CHECKING:
     import pyarrow
@@ -22,9 +19,15 @@ if TYPE_CHECKING:
 # An unclosed quote makes the rest of a CSV file one field: stop before it fills the memory.
 MAX_CSV_FIELD_CHARACTERS = 2**28
 PARQUET_BATCH_ROWS = 256
-ZSTD_CHUNK_BYTES = 2**16
-# `zstd --ultra --long=31` is the largest window that the command-line tool writes.
-ZSTD_MAX_WINDOW_BYTES = 2**31
+
+
+class Origin(NamedTuple):
+    """The fields that say where a record came from: None is the usual name, where it is there."""
+
+    id: str | None = None
+    """None: `id`. A name that is given must be in every record."""
+    url: str | None = None
+    """None: `url`. A name that is given must be in every record."""
 
 
 class Record(NamedTuple):
@@ -32,8 +35,12 @@ class Record(NamedTuple):
 
     texts: tuple[str, ...]
     """The text of each wanted field, in the order asked for."""
-    location: str
-    """`FILE:LINE`, or `FILE: row ROW` where the format has no lines (both count from 1)."""
+    id: str | None
+    """None where there is none, or was not asked for."""
+    url: str | None
+    path: Path
+    line: int
+    """Line in the file, its first one, or row where the format has no lines; both from 1."""
     position: int
     """Bytes read from disk up to here (of compressed data where a file is compressed)."""
 
@@ -60,44 +67,52 @@ def expand_inputs(patterns: Sequence[str]) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def read_files(paths: Sequence[Path], fields: Sequence[str]) -> Iterator[Record]:
+def read_files(
+    paths: Sequence[Path], fields: Sequence[str], origin: Origin | None = None
+) -> Iterator[Record]:
     """Yield the records of all files in order; `position` counts bytes over all files.
 
-    ValueError as the readers raise it, and where no file holds any document (empty corpus).
+    `origin` asks for `id` and `url` too. ValueError as the readers raise it, and where no file
+    holds any document (empty corpus).
     """
     start, empty = 0, True
     for path in paths:
-        for record in READERS[file_format(path)](path, fields):
+        for record in READERS[file_format(path)](path, fields, origin):
             empty = False
-            yield record._replace(position=start + record.position)
+            # Not _replace, which takes a microsecond.
+            yield Record(*record[:-1], start + record.position)
         start += path.stat().st_size
     if empty:
         raise ValueError(f"empty corpus: no document in {', '.join(map(str, paths))}")
 
 
-def read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[Record]:
+def read_jsonl(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterator[Record]:
     """Yield one record per line of JSON objects; blank lines are skipped. Also .gz and .zst."""
     with path.open("rb") as file:
-        for number, line in _lines(path, file):
+        for number, line in read_lines(path, file):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
             record = _parse_json(where, line)
             texts = tuple(_json_text(where, record, field) for field in fields)
+            names = _origin_names(where, record, origin)
+            id_, url = _json_origin(record, names[0]), _json_origin(record, names[1])
             if "\\u" in line:
-                _check_surrogates(where, fields, texts)
-            yield Record(texts, where, file.tell())
+                _check_surrogates(where, [*fields, *names], [*texts, id_, url])
+            yield Record(texts, id_, url, path, number, file.tell())
 
 
-def read_csv(path: Path, fields: Sequence[str]) -> Iterator[Record]:
+def read_csv(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterator[Record]:
     """Yield one record per row of a comma-separated file with a header (RFC 4180 quoting).
 
-    A row with quoted newlines is located by its first line.
+    A row with quoted newlines is located by its first line; an empty id or url is none.
     """
     with path.open("rb") as file:
         rows = _csv_rows(path, file)
         number, header = next(rows, (1, list(fields)))
         columns = [_index_of(f"{path}:{number}", header, field) for field in fields]
+        names = _origin_names(f"{path}:{number}", header, origin)
+        places = [header.index(name) if name else None for name in names]
         for number, row in rows:
             where = f"{path}:{number}"
             if len(row) != len(header):
@@ -105,11 +120,16 @@ def read_csv(path: Path, fields: Sequence[str]) -> Iterator[Record]:
                     f"{where}: {len(row)} columns where the header has {len(header)}; a text with"
                     " commas, quotes or newlines must be in quotes"
                 )
-            yield Record(tuple(row[column] for column in columns), where, file.tell())
+            id_, url = (None if place is None else row[place] or None for place in places)
+            texts = tuple(row[column] for column in columns)
+            yield Record(texts, id_, url, path, number, file.tell())
 
 
-def read_parquet(path: Path, fields: Sequence[str]) -> Iterator[Record]:
-    """Yield one record per row of a parquet file; the wanted columns must be strings."""
+def read_parquet(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterator[Record]:
+    """Yield one record per row of a parquet file; the wanted columns must be strings.
+
+    Those of `origin` may be of any type that has one text.
+    """
     # Imported here: only this format needs it, and it costs 0.3 s.
     import pyarrow
     import pyarrow.parquet
@@ -119,29 +139,37 @@ def read_parquet(path: Path, fields: Sequence[str]) -> Iterator[Record]:
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             _check_columns(path, table.schema_arrow, fields)
-            for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=list(fields)):
+            names = _origin_names(f"{path}", table.schema_arrow.names, origin)
+            wanted = list(dict.fromkeys([*fields, *filter(None, names)]))
+            for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=wanted):
                 columns = [
                     _parquet_texts(path, done, field, batch.column(field)) for field in fields
                 ]
-                for row, texts in enumerate(zip(*columns, strict=True), done + 1):
+                ids, urls = (_parquet_origin(path, done, name, batch) for name in names)
+                rows = zip(zip(*columns, strict=True), ids, urls, strict=True)
+                for row, (texts, id_, url) in enumerate(rows, done + 1):
                     position = size * row // table.metadata.num_rows
-                    yield Record(texts, f"{path}: row {row}", position)
+                    yield Record(texts, id_, url, path, row, position)
                 done += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read as parquet after row {done}: {error}") from error
 
 
-def read_txt(path: Path, fields: Sequence[str]) -> Iterator[Record]:
-    """Yield one record per line that is not blank; the line is the value of the one field."""
+def read_txt(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterator[Record]:
+    """Yield one record per line that is not blank; the line is the value of the one field.
+
+    It has no id and no url: ValueError where `origin` names one.
+    """
     if len(fields) != 1:
         raise ValueError(f"{path}: plain text has one field, not {len(fields)} ({list(fields)})")
+    _origin_names(f"{path}", (), origin)
     with path.open("rb") as file:
-        for number, line in _lines(path, file):
+        for number, line in read_lines(path, file):
             if line.strip():
-                yield Record((line.rstrip("\r\n"),), f"{path}:{number}", file.tell())
+                yield Record((line.rstrip("\r\n"),), None, None, path, number, file.tell())
 
 
-READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, Sequence[str], Origin | None], Iterator[Record]]] = {
     ".jsonl": read_jsonl,
     ".jsonl.gz": read_jsonl,
     ".jsonl.zst": read_jsonl,
@@ -168,72 +196,6 @@ def _check_input(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     file_format(path)
-
-
-def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line with its line end); lines end at LF only, a leading BOM is cut."""
-    number = 0
-    try:
-        for number, line in enumerate(_decompressed(path, file), 1):
-            yield number, _decode(path, number, line)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise ValueError(
-            f"{path}: compressed data truncated or damaged after line {number} (byte {file.tell()}"
-            f" of {path.stat().st_size}): {error}; copy or download it again"
-        ) from error
-
-
-def _decompressed(path: Path, file: BinaryIO) -> Iterable[bytes]:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.GzipFile(fileobj=file)
-    if suffix == ".zst":
-        return io.BufferedReader(_ZstdStream(file))
-    return file
-
-
-class _ZstdStream(io.RawIOBase):
-    """Decompressed bytes of one or more zstd frames; EOFError where the last one is not whole.
-
-    zstandard's own stream reader takes a truncated file for a shorter one without a word.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW_BYTES)
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._compressed = b""
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
-        while not self._ready:
-            self._compressed = self._compressed or self._file.read(ZSTD_CHUNK_BYTES)
-            if not self._compressed:
-                if self._frame is not None:
-                    raise EOFError("the last zstd frame is not complete")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            self._ready = memoryview(self._frame.decompress(self._compressed))
-            self._compressed = self._frame.unused_data if self._frame.eof else b""
-            self._frame = None if self._frame.eof else self._frame
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-
-def _decode(path: Path, number: int, line: bytes) -> str:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}:{number}: invalid UTF-8 at byte {error.start + 1} of the line"
-            f" (0x{line[error.start]:02x}: {error.reason}); convert the file to UTF-8"
-        ) from None
-    return text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _parse_json(where: str, line: str) -> dict[str, object]:
@@ -267,23 +229,33 @@ def _json_name(value: object) -> str:
     return names.get(type(value), "an array" if isinstance(value, list) else "an object")
 
 
-def _check_surrogates(where: str, fields: Sequence[str], texts: tuple[str, ...]) -> None:
+def _json_origin(record: dict[str, object], name: str | None) -> str | None:
+    """Return a string as it is, null as None, and any other value (a number) as its JSON text."""
+    value = record[name] if name else None
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _check_surrogates(
+    where: str, fields: Sequence[str | None], texts: Sequence[str | None]
+) -> None:
     """Refuse half a surrogate pair (\\ud83d alone): legal in JSON, but not text in any encoding."""
     for field, text in zip(fields, texts, strict=True):
         try:
-            text.encode("utf-8")
+            (text or "").encode("utf-8")
         except UnicodeEncodeError as error:
+            half = ord(error.object[error.start])
             raise ValueError(
-                f'{where}: field "{field}" holds half a surrogate pair'
-                f" (\\u{ord(text[error.start]):04x}) at character {error.start + 1}; no such"
-                " character exists"
+                f'{where}: field "{field}" holds half a surrogate pair (\\u{half:04x}) at character'
+                f" {error.start + 1}; no such character exists"
             ) from None
 
 
 def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
     """Yield (number of its first line, columns) for the header and every row; no blank lines."""
     csv.field_size_limit(MAX_CSV_FIELD_CHARACTERS)
-    rows = csv.reader((line for _, line in _lines(path, file)), strict=True)
+    rows = csv.reader((line for _, line in read_lines(path, file)), strict=True)
     first = 1
     try:
         for row in rows:
@@ -317,19 +289,59 @@ def _check_columns(path: Path, schema: "pyarrow.Schema", fields: Sequence[str]) 
 
 def _parquet_texts(path: Path, start: int, field: str, column: "pyarrow.Array") -> list[str]:
     texts = []
-    for row, value in enumerate(column, start + 1):
-        try:
-            text = value.as_py()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f'{path}: row {row}: field "{field}": invalid UTF-8 at byte {error.start + 1}'
-            ) from None
+    for row, text in enumerate(_parquet_values(path, start, field, column), start + 1):
         if text is None:
             raise ValueError(f'{path}: row {row}: field "{field}" is null, not a string')
         texts.append(text)
     return texts
 
 
-def _no_field(field: str, present: Sequence[str]) -> str:
+def _parquet_origin(
+    path: Path, start: int, field: str | None, batch: "pyarrow.RecordBatch"
+) -> list[str | None]:
+    import pyarrow
+
+    if field is None:
+        return [None] * batch.num_rows
+    try:
+        column = batch.column(field).cast(pyarrow.string())
+    except pyarrow.ArrowNotImplementedError:
+        kind = batch.schema.field(field).type
+        raise ValueError(
+            f'{path}: field "{field}" is {kind}, which has no text to keep as the id or url of a'
+            " document; name another with --id-key or --url-key"
+        ) from None
+    return list(_parquet_values(path, start, field, column))
+
+
+def _parquet_values(
+    path: Path, start: int, field: str, column: "pyarrow.Array"
+) -> Iterator[str | None]:
+    for row, value in enumerate(column, start + 1):
+        try:
+            yield value.as_py()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f'{path}: row {row}: field "{field}": invalid UTF-8 at byte {error.start + 1}'
+            ) from None
+
+
+def _origin_names(
+    where: str, present: Collection[str], origin: Origin | None
+) -> tuple[str | None, str | None]:
+    """Return the fields that hold the id and the url of a record that has the fields `present`."""
+    if origin is None:
+        return None, None
+    if origin.id is not None and origin.id not in present:
+        raise ValueError(f"{where}: {_no_field(origin.id, list(present), 'id', '--id-key')}")
+    if origin.url is not None and origin.url not in present:
+        raise ValueError(f"{where}: {_no_field(origin.url, list(present), 'url', '--url-key')}")
+    id_, url = origin.id or "id", origin.url or "url"
+    return id_ if id_ in present else None, url if url in present else None
+
+
+def _no_field(
+    field: str, present: Sequence[str], what: str = "text", option: str = "--json-keys"
+) -> str:
     names = ", ".join(f'"{name}"' for name in present[:20]) or "no fields at all"
-    return f'no field "{field}"; there are {names}. Name the text field with --json-keys'
+    return f'no field "{field}"; there are {names}. Name the {what} field with {option}'

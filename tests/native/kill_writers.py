@@ -17,17 +17,18 @@ from megatron_ettin import native
 KILLS = 40
 
 
-def write(prefix: Path, documents: list[list[int]]) -> None:
+def write(prefix: Path, turn: int) -> None:
+    """Publish a pair and a companion whose content follows from one number."""
     builder = native.TokenFileBuilder(prefix, "uint16")
-    for document in documents:
-        builder.add(np.array(document))
-    builder.commit()
+    for _ in range(5):
+        builder.add(np.full(turn % 50 + 1, turn))
+    Path(f"{prefix}.note.tmp").write_text(str(turn))
+    builder.commit(f"{prefix}.note")
 
 
 def rewrite_until_killed(prefix: Path, ready: int) -> None:
-    """Publish pairs whose lengths and tokens follow from one number, again and again."""
     for turn in range(1, 50_000):
-        write(prefix, [[turn] * (turn % 50 + 1)] * 5)
+        write(prefix, turn)
         if turn == 1:
             os.write(ready, b"1")
 
@@ -39,6 +40,7 @@ def check(prefix: Path) -> None:
     turn = int(file.tokens(0)[0])
     expected = [[turn] * (turn % 50 + 1)] * 5
     assert [file.tokens(i).tolist() for i in range(file.num_documents)] == expected
+    assert Path(f"{prefix}.note").read_text() == str(turn)
 
 
 def main(prefix: Path) -> None:

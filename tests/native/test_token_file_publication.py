@@ -38,6 +38,25 @@ def test_nothing_has_its_final_name_before_commit(tmp_path: Path) -> None:
     assert names(tmp_path) == ["c.bin", "c.idx"]
 
 
+def test_a_companion_takes_its_name_with_the_pair(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        builder = native.TokenFileBuilder(tmp_path / "c", "uint16")
+        builder.add(np.array([1]))
+        (tmp_path / "c.note.tmp").write_text(content)
+        builder.commit(companion=tmp_path / "c.note")
+        assert names(tmp_path) == ["c.bin", "c.idx", "c.note"]
+        assert (tmp_path / "c.note").read_text() == content
+
+
+def test_without_its_companion_no_index_appears(tmp_path: Path) -> None:
+    write(tmp_path / "c", OLD)
+    builder = native.TokenFileBuilder(tmp_path / "c", "uint16")
+    builder.add(np.array([1]))
+    with pytest.raises(FileNotFoundError, match=r"c\.note"):
+        builder.commit(companion=tmp_path / "c.note")
+    assert not (tmp_path / "c.idx").exists()
+
+
 def test_abort_removes_everything(tmp_path: Path) -> None:
     builder = native.TokenFileBuilder(tmp_path / "c", "uint16")
     builder.add(np.arange(1000))
@@ -151,7 +170,7 @@ def test_sigkill_never_leaves_an_index_of_another_file(tmp_path: Path) -> None:
     assert len(left) > 1, "every kill came at a quiet moment: the test shows nothing"
     write(tmp_path / "c", OLD)
     assert read(tmp_path / "c") == OLD
-    assert names(tmp_path) == ["c.bin", "c.idx"]
+    assert [name for name in names(tmp_path) if ".note" not in name] == ["c.bin", "c.idx"]
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:

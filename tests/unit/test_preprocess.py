@@ -17,8 +17,8 @@ import pytest
 from megatron_ettin.data import preprocess as module
 from megatron_ettin.data.encoding import in_validation
 from megatron_ettin.data.preprocess import PreprocessOptions, preprocess, read_summary
+from megatron_ettin.data.provenance import CorpusWriter
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
-from megatron_ettin.indexed import IndexedWriter
 from megatron_ettin.order.corpus_identity import corpus_identity
 
 WORDS = ["the", "film", "was", "good", "bad", "long", "short", "plot", "never", "again", "why"]
@@ -99,7 +99,7 @@ def test_corpus_holds_the_tokens_of_every_document_in_order(
     }
     assert read_summary(out / "corpus_text_document") == summary
     assert sorted(files_in(out)) == [
-        f"corpus_text_document.{end}" for end in ("bin", "idx", "json")
+        f"corpus_text_document.{end}" for end in ("bin", "docs.parquet", "idx", "json")
     ]
 
 
@@ -113,7 +113,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
         folder = options.output_prefix.parent / str(workers)
         preprocess(replace(both, workers=workers, output_prefix=folder / "corpus"))
         contents.append(files_in(folder))
-    assert len(contents[0]) == 10
+    assert len(contents[0]) == 14
     assert contents[0] == contents[1]
 
 
@@ -209,14 +209,22 @@ def damaged_summary(options: PreprocessOptions) -> PreprocessOptions:
     return options
 
 
+def lost_sidecar(options: PreprocessOptions) -> PreprocessOptions:
+    Path(f"{options.output_prefix}_text_document.docs.parquet").unlink()
+    return options
+
+
 CHANGES: dict[str, Callable[[PreprocessOptions], PreprocessOptions]] = {
     "input": changed_input,
     "tokenizer": changed_tokenizer,
     "truncated output": truncated_output,
+    "lost sidecar": lost_sidecar,
     "lost summary": lost_summary,
     "damaged summary": damaged_summary,
     "validation share": lambda options: replace(options, validation_share=0.1),
     "end of document": lambda options: replace(options, append_eod=True),
+    "another id": lambda options: replace(options, id_key="title"),
+    "another url": lambda options: replace(options, url_key="title"),
     "another field": lambda options: replace(options, json_keys=("text", "title")),
 }
 
@@ -252,16 +260,16 @@ def test_a_summary_never_vouches_for_half_replaced_files(
     both = replace(options, validation_share=0.2)
     preprocess(both)
     good = options.inputs[0].read_bytes()
-    commit, commits = IndexedWriter.commit, []
+    commit, commits = CorpusWriter.commit, []
 
-    def commit_one_of_two(writer: IndexedWriter) -> None:
+    def commit_one_of_two(writer: CorpusWriter) -> None:
         commits.append(writer)
         if len(commits) == 2:
             raise OSError("disk full")
         commit(writer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(IndexedWriter, "commit", commit_one_of_two)
+        patch.setattr(CorpusWriter, "commit", commit_one_of_two)
         changed_input(options)
         with pytest.raises(OSError, match="disk full"):
             preprocess(both)

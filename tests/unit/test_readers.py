@@ -5,13 +5,14 @@ import gzip
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from megatron_ettin.data.readers import READERS, expand_inputs, read_files
+from megatron_ettin.data.readers import READERS, Origin, expand_inputs, read_files
 
 TEXTS = [
     "plain",
@@ -60,15 +61,96 @@ def test_every_format_gives_the_same_texts(tmp_path: Path, suffix: str) -> None:
     expected = [text.replace("\n", " ") if suffix == ".txt" else text for text in TEXTS]
     assert [record.texts for record in records] == [(text,) for text in expected]
     assert records[-1].position == path.stat().st_size
-    assert all(record.location.startswith(f"{path}:") for record in records)
+    assert all(record.path == path for record in records)
+    assert all((record.id, record.url) == (None, None) for record in records)
 
 
-def test_locations_name_the_first_line_of_a_document(tmp_path: Path) -> None:
+def test_the_line_is_the_first_one_of_a_document(tmp_path: Path) -> None:
     paths = [write_corpus(tmp_path, suffix) for suffix in (".jsonl", ".csv", ".parquet", ".txt")]
-    last = [[r.location for r in read_files([path], ["text"])][-1] for path in paths]
+    last = [[r.line for r in read_files([path], ["text"])][-1] for path in paths]
     # The header and the quoted newline of the third text are lines of the CSV file.
-    expected = [":6", ":8", ": row 6", ":11"]
-    assert last == [f"{path}{place}" for path, place in zip(paths, expected, strict=True)]
+    assert last == [6, 8, 6, 11]
+
+
+def write_records(path: Path, columns: dict[str, list[Any]]) -> Path:
+    """Write columns in the format of the path; in JSON, an id of None is left out."""
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table(columns), path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([columns, *(row.values() for row in rows)])
+    else:
+        some = [{k: v for k, v in row.items() if (k, v) != ("id", None)} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_id_and_url_where_a_record_has_them(tmp_path: Path, suffix: str) -> None:
+    columns = {
+        "id": ["a", None, "漢🎬", "12"],
+        "text": ["b", "c", "d", "e"],
+        "url": ["https://x.org/?q=1", None, None, "https://x.org/2"],
+    }
+    path = write_records(tmp_path / f"a{suffix}", columns)
+    records = list(read_files([path], ["text"], Origin()))
+    assert [record.id for record in records] == columns["id"]
+    assert [record.url for record in records] == columns["url"]
+    assert [record.texts for record in records] == [("b",), ("c",), ("d",), ("e",)]
+    other = list(read_files([path], ["text"], Origin(id="url", url="text")))
+    assert [record.id for record in other if record.id] == ["https://x.org/?q=1", "https://x.org/2"]
+    assert [record.url for record in other] == ["b", "c", "d", "e"]
+
+
+def test_an_id_that_is_no_string_is_kept_as_its_text(tmp_path: Path) -> None:
+    lines = ["12345678901234567890", "1.5", "true", '["ä", 2]', '{"n": 1}', "null", '""', '"7"']
+    path = write_lines(tmp_path / "a.jsonl", *(f'{{"id": {x}, "text": "a"}}\n' for x in lines))
+    found = [record.id for record in read_files([path], ["text"], Origin())]
+    assert found == [*lines[:5], None, "", "7"]
+    days = pa.array([0, 1], pa.int32()).cast(pa.date32())
+    for column, expected in [
+        (pa.array([2**63, 7], pa.uint64()), ["9223372036854775808", "7"]),
+        (pa.array([-5, None], pa.int32()), ["-5", None]),
+        (pa.array(["b", "a"]).dictionary_encode(), ["b", "a"]),
+        (pa.array(["b", "a"], pa.large_string()), ["b", "a"]),
+        (pa.nulls(2), [None, None]),
+        (days, ["1970-01-01", "1970-01-02"]),
+    ]:
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"id": column, "text": ["a", "b"]}), path)
+        assert [r.id for r in read_files([path], ["text"], Origin())] == expected
+
+
+def test_a_field_may_be_the_text_and_the_id(tmp_path: Path) -> None:
+    for suffix in (".jsonl", ".csv", ".parquet"):
+        path = write_records(tmp_path / f"a{suffix}", {"id": ["a", "b"]})
+        records = read_files([path], ["id"], Origin())
+        assert [(*record.texts, record.id) for record in records] == [("a", "a"), ("b", "b")]
+
+
+def test_an_origin_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    paths = [
+        write_records(tmp_path / f"a{suffix}", {"id": ["a"], "text": ["b"]})
+        for suffix in (".jsonl", ".csv", ".parquet")
+    ]
+    places = [":1", ":1", ""]
+    for path, place in zip(paths, places, strict=True):
+        message = f'{path}{place}: no field "uid"; there are "id", "text". Name the id field with'
+        with pytest.raises(ValueError, match=re.escape(f"{message} --id-key")):
+            list(read_files([path], ["text"], Origin(id="uid")))
+        with pytest.raises(ValueError, match="Name the url field with --url-key"):
+            list(read_files([path], ["text"], Origin(url="link")))
+    text = write_lines(tmp_path / "a.txt", "a\n")
+    with pytest.raises(ValueError, match=re.escape(f'{text}: no field "id"; there are no fields')):
+        list(read_files([text], ["text"], Origin(id="id")))
+    half = write_lines(tmp_path / "half.jsonl", '{"id": "\\ud83d", "text": ""}\n')
+    with pytest.raises(ValueError, match=re.escape(f'{half}:1: field "id" holds half a surrogate')):
+        list(read_files([half], ["text"], Origin()))
+    nested = tmp_path / "nested.parquet"
+    pq.write_table(pa.table({"url": [["a"]], "text": ["a"]}), nested)
+    with pytest.raises(ValueError, match=re.escape(f'{nested}: field "url" is list<')):
+        list(read_files([nested], ["text"], Origin()))
 
 
 def test_positions_run_over_all_files(tmp_path: Path) -> None:

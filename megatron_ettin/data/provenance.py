@@ -1,0 +1,299 @@
+"""Where each document of a corpus came from: `PREFIX.docs.parquet`, one row per document.
+
+Row n is document n of PREFIX.bin. It is written in constant memory while the corpus is, and read a
+row group at a time, so its size does not matter.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from megatron_ettin.data.encoding import EncodedPart
+from megatron_ettin.data.readers import Record
+from megatron_ettin.native import TokenFileBuilder
+
+FORMAT = "megatron-ettin-documents/1"
+SCHEMA = pa.schema(
+    [
+        pa.field("ordinal", pa.int64(), nullable=False),
+        pa.field("id", pa.string()),
+        pa.field("url", pa.string()),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("n_tokens", pa.int64(), nullable=False),
+        pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+    ],
+    metadata={"format": FORMAT},
+)
+"""docs/data.md says what the columns hold."""
+
+GROUP_DOCUMENTS = 2**16
+# Size of an .idx of one sequence per document: header and last border, then length, offset, border.
+INDEX_BYTES = 34 + 8
+INDEX_BYTES_PER_DOCUMENT = 4 + 8 + 8
+
+
+def sidecar_path(prefix: str | Path) -> Path:
+    """Return the path of a corpus' sidecar."""
+    return Path(f"{prefix}.docs.parquet")
+
+
+class CorpusWriter:
+    """Write a corpus and its sidecar; the block's normal end publishes both, an exception none.
+
+    They get their names in the order .bin, sidecar, .idx: where the .idx is, all three are whole.
+    """
+
+    def __init__(self, prefix: Path, dtype: str) -> None:
+        """Start PREFIX.bin.tmp, .idx.tmp and .docs.parquet.tmp; raises as `TokenFileBuilder`."""
+        # The pair first: it refuses a second writer of this prefix, who would cut our sidecar.
+        self._pair = TokenFileBuilder(prefix, dtype)
+        self._path = sidecar_path(prefix)
+        self._sidecar = _SidecarFile(Path(f"{self._path}.tmp"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def add(self, part: EncodedPart, records: Sequence[Record]) -> None:
+        """Add the documents that a batch of records gave to this corpus."""
+        self._pair.add_many(part.tokens, part.lengths)
+        self._sidecar.add(part, records)
+
+    def commit(self) -> None:
+        """Publish, replacing what is there; OSError naming the file where that fails."""
+        self._sidecar.finish()
+        self._pair.commit(self._path)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        published = False
+        try:
+            if kind is None:
+                self.commit()
+                published = True
+        finally:
+            if not published:
+                # Before the pair, whose lock keeps other writers of this prefix away.
+                self._sidecar.discard()
+                self._pair.abort()
+
+
+class _SidecarFile:
+    """A parquet file of row groups of one size, on the device when it is finished."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("wb")
+        numbers = dict.fromkeys(("ordinal", "n_tokens", "line"), "DELTA_BINARY_PACKED")
+        self._writer = pq.ParquetWriter(
+            self._file,
+            SCHEMA,
+            compression="zstd",
+            use_dictionary=["shard"],
+            column_encoding=numbers,
+            write_page_checksum=True,
+        )
+        self._pending: list[pa.Table] = []
+        self._documents = 0
+        self._tokens = 0
+        self._written = 0
+
+    def add(self, part: EncodedPart, records: Sequence[Record]) -> None:
+        count = len(part.lengths)
+        kept = [records[place] for place in part.places.tolist()]
+        columns = [
+            np.arange(self._documents, self._documents + count),
+            pa.array([record.id for record in kept], pa.string()),
+            pa.array([record.url for record in kept], pa.string()),
+            pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(32), count, [None, pa.py_buffer(part.sha256)]
+            ),
+            part.lengths,
+            pa.array([str(record.path) for record in kept], pa.string()),
+            pa.array([record.line for record in kept], pa.int64()),
+        ]
+        self._pending.append(pa.table(columns, names=SCHEMA.names))
+        self._documents += count
+        self._tokens += len(part.tokens)
+        while self._documents - self._written >= GROUP_DOCUMENTS:
+            self._write_group()
+
+    def finish(self) -> None:
+        if self._pending:
+            self._write_group()
+        with self._named_errors():
+            self._writer.add_key_value_metadata({"tokens": str(self._tokens)})
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def discard(self) -> None:
+        # What cannot be written any more is about to be removed.
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _write_group(self) -> None:
+        table = pa.concat_tables(self._pending)
+        # In one piece, and with its own shards in the dictionary: the same bytes whatever came in
+        # which batch.
+        group = table[:GROUP_DOCUMENTS].combine_chunks().cast(SCHEMA)
+        with self._named_errors():
+            self._writer.write_table(group, row_group_size=GROUP_DOCUMENTS)
+        rest = table[GROUP_DOCUMENTS:]
+        self._pending = [rest] if len(rest) else []
+        self._written += len(table) - len(rest)
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+
+class Provenance:
+    """The sidecar of a corpus, open for questions; use as a context manager or close it."""
+
+    def __init__(self, path: Path, file: pq.ParquetFile) -> None:
+        """Take an open file; `open` is the way to get one."""
+        self._path = path
+        self._file = file
+        groups = range(file.metadata.num_row_groups)
+        rows = [file.metadata.row_group(group).num_rows for group in groups]
+        self._begins = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+
+    @classmethod
+    def open(cls, prefix: str | Path) -> Self:
+        """Open PREFIX.docs.parquet.
+
+        FileNotFoundError where there is none, saying how to get one; ValueError where the file is
+        damaged, is not a sidecar, or belongs to another .bin and .idx.
+        """
+        path = sidecar_path(prefix)
+        try:
+            file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path}: no such file: this corpus was made by another program or by an older"
+                " version, which kept no record of where its documents came from; the same"
+                " tools/preprocess_data.py command, run again, writes it"
+            ) from None
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, str(error)) from error
+        provenance = cls(path, file)
+        try:
+            provenance._check(prefix)
+        except BaseException:
+            file.close()
+            raise
+        return provenance
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of the corpus."""
+        return int(self._begins[-1])
+
+    def documents(self, ordinals: NDArray[np.int64]) -> pa.Table:
+        """Return the rows of documents [n], in this order, repeats included.
+
+        Only the row groups that hold one of them are read. IndexError naming the first ordinal
+        that is not in the corpus; ValueError where the file is damaged.
+        """
+        outside = ordinals[(ordinals < 0) | (ordinals >= self.num_documents)]
+        if len(outside):
+            raise IndexError(
+                f"{self._path}: document {outside[0]} of {self.num_documents}; documents are"
+                " numbered from 0"
+            )
+        wanted, places = np.unique(ordinals, return_inverse=True)
+        borders = np.searchsorted(wanted, self._begins)
+        found = [
+            self._read(group, None).take(wanted[begin:end] - self._begins[group])
+            for group, (begin, end) in enumerate(itertools.pairwise(borders))
+            if begin < end
+        ]
+        table = pa.concat_tables([SCHEMA.empty_table(), *found]).unify_dictionaries()
+        if not np.array_equal(table["ordinal"].to_numpy(), wanted):
+            raise _damaged(self._path, "its rows are not in the order of the documents")
+        return table.take(places)
+
+    def find_id(self, document_id: str) -> NDArray[np.int64]:
+        """Return the ordinals of all documents with this id, ascending."""
+        return self._find("id", pa.scalar(document_id, pa.string()))
+
+    def find_sha256(self, sha256: str) -> NDArray[np.int64]:
+        """Return the ordinals of all documents whose text has this SHA-256, ascending.
+
+        ValueError where that is not 64 hexadecimal digits.
+        """
+        if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+            raise ValueError(f"{sha256!r}: not a SHA-256, which has 64 hexadecimal digits")
+        return self._find("sha256", pa.scalar(bytes.fromhex(sha256), pa.binary(32)))
+
+    def find_text(self, text: str) -> NDArray[np.int64]:
+        """Return the ordinals of all documents with exactly this text, ascending."""
+        return self.find_sha256(hashlib.sha256(text.encode()).hexdigest())
+
+    def _check(self, prefix: str | Path) -> None:
+        """Refuse a file of another kind, or of a pair whose sizes are not those of this one."""
+        if not self._file.schema_arrow.equals(SCHEMA, check_metadata=True):
+            raise _damaged(self._path, f"not the columns of {FORMAT}")
+        tokens = int(self._file.metadata.metadata[b"tokens"])
+        sizes = [os.stat(f"{prefix}{suffix}").st_size for suffix in (".idx", ".bin")]
+        idx_bytes = INDEX_BYTES + INDEX_BYTES_PER_DOCUMENT * self.num_documents
+        if sizes not in ([idx_bytes, 2 * tokens], [idx_bytes, 4 * tokens]):
+            raise ValueError(
+                f"{self._path}: is about {self.num_documents} documents and {tokens} tokens, and"
+                f" {prefix}.idx and .bin ({sizes[0]} and {sizes[1]} bytes) hold others: another"
+                " program has replaced them; run tools/preprocess_data.py again"
+            )
+
+    def _find(self, column: str, value: pa.Scalar) -> NDArray[np.int64]:
+        found = [np.empty(0, dtype=np.int64)]
+        for group, begin in enumerate(self._begins[:-1]):
+            equal = pc.equal(self._read(group, [column])[column], value)
+            found.append(begin + np.flatnonzero(equal.fill_null(False)))
+        return np.concatenate(found)
+
+    def _read(self, group: int, columns: list[str] | None) -> pa.Table:
+        try:
+            return self._file.read_row_group(group, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self._path, f"row group {group}: {error}") from error
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{path}: damaged, or not written by tools/preprocess_data.py ({what}); remove it and run"
+        " tools/preprocess_data.py again"
+    )

@@ -1,0 +1,392 @@
+"""The sidecar of a corpus against the raw files; what it refuses; what a writer leaves behind."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from megatron_ettin.data import preprocess as preprocess_module
+from megatron_ettin.data import provenance as module
+from megatron_ettin.data.encoding import EncodedPart
+from megatron_ettin.data.preprocess import PreprocessOptions, preprocess
+from megatron_ettin.data.provenance import CorpusWriter, Provenance, sidecar_path
+from megatron_ettin.data.readers import Record
+from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
+from megatron_ettin.indexed import IndexedWriter
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["the", "film", "was", "good", "bad", "long", "short", "plot", "never", "again", "why"]
+COLUMNS = ["ordinal", "id", "url", "sha256", "n_tokens", "shard", "line"]
+
+
+def texts(seed: int, count: int) -> list[str]:
+    """Documents of very different lengths; some empty, some twice."""
+    random = np.random.default_rng(seed)
+    made = [" ".join(random.choice(WORDS, size=n)) for n in random.integers(0, 30, size=count)]
+    return made + made[: count // 10]
+
+
+def write_inputs(folder: Path) -> list[tuple[Path, int, str | None, str | None, str]]:
+    """Write three files; return (path, line, id, url, text) of each record."""
+    expected: list[tuple[Path, int, str | None, str | None, str]] = []
+    lines = folder / "a.jsonl"
+    with lines.open("w") as file:
+        for line, text in enumerate(texts(1, 100), 1):
+            record: dict[str, Any] = {"text": text, "id": line if line % 2 else f"a-{line}"}
+            if line % 3:
+                record["url"] = f"https://example.org/{line}"
+            file.write(json.dumps(record) + "\n")
+            expected.append((lines, line, str(record["id"]), record.get("url"), text))
+    table = folder / "b.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "id"])
+        for line, text in enumerate(texts(2, 30), 2):
+            writer.writerow([text, f"b-{line}"])
+            expected.append((table, line, f"b-{line}", None, text))
+    plain = folder / "c.txt"
+    plain.write_text("the film\n\nwhy\n")
+    expected += [(plain, 1, None, None, "the film"), (plain, 3, None, None, "why")]
+    return expected
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(train_tokenizer(texts(0, 300), 300), folder)
+    return folder
+
+
+@pytest.fixture
+def options(tmp_path: Path, tokenizer_folder: Path) -> PreprocessOptions:
+    records = write_inputs(tmp_path)
+    return PreprocessOptions(
+        inputs=tuple(dict.fromkeys(path for path, *_ in records)),
+        output_prefix=tmp_path / "out" / "c",
+        tokenizer=tokenizer_folder,
+        validation_share=0.2,
+    )
+
+
+def expected_rows(options: PreprocessOptions, part: str) -> list[dict[str, Any]]:
+    """Say what the sidecar must hold, from the raw files alone."""
+    tokenizer = load_tokenizer(options.tokenizer)
+    rows: list[dict[str, Any]] = []
+    for path, line, id_, url, text in write_inputs(options.inputs[0].parent):
+        sha256 = hashlib.sha256(text.encode()).digest()
+        held_out = int.from_bytes(sha256[:8], "big") < options.validation_share * 2**64
+        (ids,) = tokenizer.encode_batch([text])
+        if len(ids) and held_out == (part == "validation"):
+            values = [len(rows), id_, url, sha256, len(ids), str(path), line]
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return rows
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("part", ["document", "validation"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sidecar_says_where_every_document_came_from(
+    options: PreprocessOptions, part: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess_module, "BATCH_DOCUMENTS", 13)
+    preprocess(replace(options, workers=workers))
+    prefix = options.prefix("text", part)
+    expected = expected_rows(options, part)
+    assert len(expected) > 20
+    # Read by the library alone, as another program would.
+    assert pq.read_table(sidecar_path(prefix)).to_pylist() == expected
+    with Provenance.open(prefix) as provenance:
+        assert provenance.num_documents == len(expected)
+        everything = np.arange(len(expected))
+        assert provenance.documents(everything).to_pylist() == expected
+
+
+@pytest.fixture
+def small_groups(
+    options: PreprocessOptions, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Provenance]:
+    """Make a training corpus in row groups of 7 documents, the last one short."""
+    monkeypatch.setattr(module, "GROUP_DOCUMENTS", 7)
+    monkeypatch.setattr(preprocess_module, "BATCH_DOCUMENTS", 10)
+    preprocess(options)
+    with Provenance.open(options.prefix("text", "document")) as provenance:
+        yield provenance
+
+
+def test_documents_come_in_the_order_asked_for(
+    options: PreprocessOptions, small_groups: Provenance
+) -> None:
+    expected = expected_rows(options, "document")
+    metadata = pq.read_metadata(sidecar_path(options.prefix("text", "document")))
+    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    assert set(sizes[:-1]) == {7}
+    random = np.random.default_rng(0)
+    for count in (0, 1, 2, 300):
+        ordinals = random.integers(0, len(expected), size=count)
+        table = small_groups.documents(ordinals)
+        assert table.schema.equals(module.SCHEMA)
+        assert table.to_pylist() == [expected[ordinal] for ordinal in ordinals]
+
+
+def test_only_the_row_groups_needed_are_read(
+    small_groups: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, groups = Provenance._read, []
+
+    def record(self: Provenance, group: int, columns: list[str] | None) -> pa.Table:
+        groups.append(group)
+        return read(self, group, columns)
+
+    monkeypatch.setattr(Provenance, "_read", record)
+    small_groups.documents(np.array([15, 0, 20, 14, 0]))
+    assert groups == [0, 2]
+
+
+def test_documents_are_found_by_id_hash_and_text(
+    options: PreprocessOptions, small_groups: Provenance
+) -> None:
+    expected = expected_rows(options, "document")
+    for row in expected:
+        same_id = [r["ordinal"] for r in expected if row["id"] and r["id"] == row["id"]]
+        if row["id"]:
+            assert small_groups.find_id(row["id"]).tolist() == same_id
+        same_text = [r["ordinal"] for r in expected if r["sha256"] == row["sha256"]]
+        assert small_groups.find_sha256(row["sha256"].hex()).tolist() == same_text
+        assert small_groups.find_sha256(row["sha256"].hex().upper()).tolist() == same_text
+    twice = next(text for text in texts(1, 100)[100:] if small_groups.find_text(text).size > 1)
+    assert [expected[i]["sha256"] for i in small_groups.find_text(twice)] == [
+        hashlib.sha256(twice.encode()).digest()
+    ] * len(small_groups.find_text(twice))
+    for nothing in (small_groups.find_id("a"), small_groups.find_text("a")):
+        assert nothing.dtype == np.int64
+        assert len(nothing) == 0
+
+
+def test_batches_leave_no_trace_in_the_file(
+    options: PreprocessOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GROUP_DOCUMENTS", 30)
+    contents = []
+    for batch in (1, 17, 1000):
+        monkeypatch.setattr(preprocess_module, "BATCH_DOCUMENTS", batch)
+        path = sidecar_path(options.prefix("text", "document"))
+        path.unlink(missing_ok=True)
+        preprocess(options)
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_questions_that_cannot_be_answered(small_groups: Provenance) -> None:
+    count = small_groups.num_documents
+    for ordinals, named in (([0, -1], -1), ([count + 5, count], count + 5)):
+        with pytest.raises(IndexError, match=f"document {named} of {count}; documents are numb"):
+            small_groups.documents(np.array(ordinals))
+    for sha256 in ("", "0" * 63, "0" * 65, "g" * 64):
+        with pytest.raises(ValueError, match=re.escape(f"{sha256!r}: not a SHA-256")):
+            small_groups.find_sha256(sha256)
+
+
+def test_a_corpus_of_another_program_is_named(tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "c", "uint16") as writer:
+        writer.add(np.array([1]))
+    message = f"{tmp_path}/c.docs.parquet: no such file: this corpus was made by another program"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        Provenance.open(tmp_path / "c")
+
+
+def test_a_sidecar_of_another_corpus_is_refused(options: PreprocessOptions) -> None:
+    preprocess(options)
+    prefix = options.prefix("text", "document")
+    tokenizer = load_tokenizer(options.tokenizer)
+    others = {"another count": [[1], [2]], "another length": [[1]] * 5}
+    ids = [row.tolist() for row in tokenizer.encode_batch([t for t in texts(1, 100) if t])]
+    others["one token less"] = [*ids[:-1], ids[-1][:-1]]
+    for documents in others.values():
+        with IndexedWriter(prefix, "uint16") as writer:
+            for document in documents:
+                writer.add(np.array(document))
+        with pytest.raises(ValueError, match="hold others: another program has replaced them"):
+            Provenance.open(prefix)
+
+
+def test_damaged_sidecars_are_refused(options: PreprocessOptions) -> None:
+    preprocess(options)
+    prefix = options.prefix("text", "document")
+    path = sidecar_path(prefix)
+    good = path.read_bytes()
+    for data in (b"", good[:-1], good[: len(good) // 2], good[:-9] + b"x" + good[-8:], good + b"x"):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=re.escape(f"{path}: damaged, or not written by")):
+            Provenance.open(prefix)
+    path.write_bytes(good[:2000] + bytes([good[2000] ^ 1]) + good[2001:])
+    with (
+        Provenance.open(prefix) as provenance,
+        pytest.raises(ValueError, match=r"row group 0: .*CRC"),
+    ):
+        provenance.documents(np.array([0]))
+    path.write_bytes(good)
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["url"]), path)
+    with pytest.raises(ValueError, match="not the columns of megatron-ettin-documents/1"):
+        Provenance.open(prefix)
+
+
+def test_rows_out_of_order_are_refused(
+    options: PreprocessOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = module._SidecarFile.add
+
+    def add_backwards(self: Any, part: EncodedPart, records: list[Record]) -> None:
+        add(self, part, records)
+        self._pending[-1] = self._pending[-1].take(np.arange(len(part.lengths))[::-1].copy())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._SidecarFile, "add", add_backwards)
+        preprocess(options)
+    message = "its rows are not in the order of the documents"
+    prefix = options.prefix("text", "document")
+    with Provenance.open(prefix) as provenance, pytest.raises(ValueError, match=message):
+        provenance.documents(np.array([0, 5]))
+
+
+def one_part(lengths: list[int]) -> tuple[EncodedPart, list[Record]]:
+    records = [
+        Record((f"{n}",), f"id-{n}", None, Path("a.txt"), n + 1, 0) for n in range(len(lengths))
+    ]
+    hashes = b"".join(hashlib.sha256(record.texts[0].encode()).digest() for record in records)
+    tokens = np.ones(sum(lengths), np.int32)
+    places = np.arange(len(lengths))
+    return EncodedPart(tokens, np.array(lengths), places, hashes), records
+
+
+def test_an_exception_leaves_what_was_there(tmp_path: Path) -> None:
+    with CorpusWriter(tmp_path / "c", "uint16") as writer:
+        writer.add(*one_part([1, 2]))
+    whole = ["c.bin", "c.docs.parquet", "c.idx"]
+    assert names(tmp_path) == whole
+    before = [(tmp_path / name).read_bytes() for name in whole]
+
+    def fail() -> None:
+        with CorpusWriter(tmp_path / "c", "uint16") as writer:
+            writer.add(*one_part([3]))
+            assert len(names(tmp_path)) == 6
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert names(tmp_path) == whole
+    assert [(tmp_path / name).read_bytes() for name in whole] == before
+
+
+def test_a_second_writer_is_refused_and_does_no_harm(tmp_path: Path) -> None:
+    with CorpusWriter(tmp_path / "c", "uint16") as writer:
+        writer.add(*one_part([1, 2]))
+        with pytest.raises(ValueError, match="another writer is at work"):
+            CorpusWriter(tmp_path / "c", "uint16")
+        writer.add(*one_part([4]))
+    with Provenance.open(tmp_path / "c") as provenance:
+        assert provenance.documents(np.arange(3))["n_tokens"].to_pylist() == [1, 2, 4]
+
+
+WRITER = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from megatron_ettin.data.encoding import EncodedPart
+from megatron_ettin.data.provenance import CorpusWriter
+from megatron_ettin.data.readers import Record
+count = 2**15
+hashes = np.random.default_rng(0).bytes(32 * count)
+part = EncodedPart(np.ones(count, np.int32), np.ones(count, np.int64), np.arange(count), hashes)
+records = [Record(("",), f"document-{n:020}", None, Path("a"), n, 0) for n in range(count)]
+"""
+
+FULL_DISK = """
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
+try:
+    with CorpusWriter(Path(sys.argv[1]), "uint16") as writer:
+        for _ in range(int(sys.argv[2])):
+            writer.add(part, records)
+except OSError as error:
+    print(type(error).__name__, error.errno, error.filename)
+"""
+
+
+@pytest.mark.parametrize("turns", [10, 5])
+def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path, turns: int) -> None:
+    command = [sys.executable, "-W", "error", "-c", WRITER + FULL_DISK, str(tmp_path / "c")]
+    done = subprocess.run(
+        [*command, str(turns)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["OSError", "27", str(tmp_path / "c.docs.parquet.tmp")]
+    assert done.stderr == ""
+    assert names(tmp_path) == []
+
+
+MEMORY = """
+with CorpusWriter(Path(sys.argv[1]), "uint16") as writer:
+    for turn in range(24):
+        writer.add(part, records)
+        if turn == 5:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER + MEMORY, str(tmp_path / "c")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    # The hashes and ids of the 18 later turns alone are 36 MB.
+    assert int(done.stdout) < 12_000  # kilobytes
+
+
+@pytest.mark.slow
+def test_sigkill_never_leaves_an_index_with_another_sidecar(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    inputs = []
+    for seed, name in enumerate("ab"):
+        inputs.append(tmp_path / f"{name}.jsonl")
+        lines = [
+            json.dumps({"id": f"{name}-{n}", "text": text})
+            for n, text in enumerate(texts(seed, 50 + 20 * seed))
+        ]
+        inputs[-1].write_text("\n".join(lines))
+    (tmp_path / "out").mkdir()
+    arguments = [tokenizer_folder, *inputs, tmp_path / "out" / "c"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.kill_preprocessing", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    left = set(done.stdout.splitlines())
+    assert len(left) > 1, "every kill came at a quiet moment: the test shows nothing"
+    options = PreprocessOptions(
+        inputs=(inputs[0],), output_prefix=tmp_path / "out" / "c", tokenizer=tokenizer_folder,
+        validation_share=0.2,
+    )  # fmt: skip
+    preprocess(options)
+    fresh = tmp_path / "fresh" / "c"
+    preprocess(replace(options, output_prefix=fresh))
+    for name in names(fresh.parent):
+        if ".identity." not in name:
+            assert (fresh.parent / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
