@@ -374,7 +374,7 @@ def read_all(folder: Path, ledger: Ledger) -> int:
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("steps"), st.integers(1, 4)),
-        st.tuples(st.just("event"), st.sampled_from([Kind.CHECKPOINT, Kind.RAMP])),
+        st.tuples(st.just("event"), st.sampled_from([Kind.CHECKPOINT, Kind.RESUME])),
         st.tuples(st.just("back"), st.floats(0, 1)),
     ),
     max_size=12,
