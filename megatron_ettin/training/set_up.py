@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from pathlib import Path
 
 from megatron.core.distributed import (
@@ -21,6 +20,7 @@ from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import held_out_order
 from megatron_ettin.model.provider import build_model
 from megatron_ettin.order import OrderSpec, SampleOrder
+from megatron_ettin.publication import publish_text
 from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.optimizer import build_optimizer
@@ -161,10 +161,5 @@ def _write_run_files(config: RunConfig, order: SampleOrder) -> None:
         return
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("config.yaml", configuration.to_yaml(config)),
-        ("order.json", order.spec.to_json()),
-    ):
-        unfinished = folder / f"{name}.unfinished"
-        unfinished.write_text(text)
-        os.replace(unfinished, folder / name)
+    publish_text(folder / "config.yaml", configuration.to_yaml(config))
+    publish_text(folder / "order.json", order.spec.to_json())
