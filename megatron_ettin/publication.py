@@ -6,6 +6,11 @@ from pathlib import Path
 
 
 def publish_text(path: Path, content: str) -> None:
+    """Write a small file in UTF-8 as `publish_bytes` does."""
+    publish_bytes(path, content.encode())
+
+
+def publish_bytes(path: Path, content: bytes) -> None:
     """Write a small file durably under its name; the folder must exist.
 
     The temporary name is unique, so several processes on several machines may publish the same
@@ -13,7 +18,7 @@ def publish_text(path: Path, content: str) -> None:
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        temporary.write_text(content, encoding="utf-8")
+        temporary.write_bytes(content)
         publish_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -46,6 +46,11 @@ class PlanKey:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def plan_path(key: PlanKey, folder: Path, kind: Literal["stored", "recomputed"]) -> Path:
+    """Return the file of a plan."""
+    return folder / f"{key.name}{'.plan' if kind == 'stored' else '.table'}"
+
+
 def open_plan(
     file: native.TokenFile, key: PlanKey, folder: Path, kind: Literal["stored", "recomputed"]
 ) -> native.RowPlan:
@@ -58,7 +63,7 @@ def open_plan(
         OSError: the folder cannot be written to.
         ValueError: the file is damaged; the message names the byte.
     """
-    path = folder / f"{key.name}{'.plan' if kind == 'stored' else '.table'}"
+    path = plan_path(key, folder, kind)
     if not path.exists():
         with _one_builder(folder):
             if not path.exists():

@@ -12,7 +12,7 @@ from megatron_ettin import native
 from megatron_ettin.config import DataConfig, PhaseConfig
 from megatron_ettin.config.data import Packing
 from megatron_ettin.order.corpus_identity import CorpusIdentity, corpus_identity
-from megatron_ettin.order.plans import PlanKey, open_plan
+from megatron_ettin.order.plans import PlanKey, open_plan, plan_path
 from megatron_ettin.order.spec import PoolSpec
 
 
@@ -59,6 +59,7 @@ class Pools:
         self.files: dict[str, native.TokenFile] = {}
         self.identities: dict[str, CorpusIdentity] = {}
         self.plans: dict[Pool, native.RowPlan] = {}
+        self.plan_paths: dict[Pool, Path] = {}
         folder = None if data.plan_dir is None else Path(data.plan_dir)
         for name, source in data.sources.items():
             self.identities[name] = corpus_identity(source.prefix, folder=folder)
@@ -127,6 +128,7 @@ class Pools:
             max_segments_per_row=pool.max_segments_per_row,
         )
         folder = Path(self.data.plan_dir or f"{source.prefix}.plans")
+        self.plan_paths[pool] = plan_path(key, folder, self.data.plans)
         return open_plan(self.files[pool.source], key, folder, self.data.plans)
 
     def _refuse_repeats(self, phase: str, pool: Pool) -> None:

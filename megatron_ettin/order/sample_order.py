@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,10 @@ class SampleOrder:
         pools = self._phase_pools[phase_index]
         for spec, pool in zip(self.spec.phases[phase_index].pools, pools, strict=True):
             yield spec, self._pools.plans[pool]
+
+    def plan_paths(self) -> set[Path]:
+        """Return the files of all plans."""
+        return set(self._pools.plan_paths.values())
 
     def rows(self, phase_index: int, g: NDArray[np.int64]) -> Rows:
         """Return the rows `g` [m] of one phase, with -1 for idle slots."""

@@ -1,0 +1,141 @@
+"""The options that all questions share, and the one place that prints answers as text or JSON.
+
+An answer is a dataclass. Its fields are numbers and strings, lists of them, other dataclasses, or
+tables: an Arrow table, or a list of dataclasses that hold nothing but numbers and strings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+WIDTH = 100
+"""Columns at which lists of numbers are broken."""
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add --run and --json, and the example that ends the help."""
+    parser.epilog = f"example: python tools/order.py {example}"
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run_dir of a run")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def show(answer: Any, args: argparse.Namespace) -> int:
+    """Print a dataclass as `args.json` says; return the exit status 0."""
+    print(as_json(answer) if args.json else as_text(answer))
+    return 0
+
+
+def as_json(answer: Any) -> str:
+    """Return one JSON object; bytes are hexadecimal, other types that JSON lacks are text."""
+    return json.dumps(_plain(answer), ensure_ascii=False)
+
+
+def as_text(answer: Any) -> str:
+    """Return lines for people: facts first, then tables. What is None is left out."""
+    return "\n".join(_blocks(answer))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, pa.Table):
+        return _plain(value.to_pylist())
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _blocks(value: Any) -> Iterator[str]:
+    fields = {f.name.replace("_", " "): getattr(value, f.name) for f in dataclasses.fields(value)}
+    fields = {name: entry for name, entry in fields.items() if entry is not None}
+    facts = {name: entry for name, entry in fields.items() if _is_fact(entry)}
+    width = max((len(name) for name in facts), default=0)
+    for name, entry in facts.items():
+        yield f"{name:<{width}}  {_cell(entry)}"
+    for name, entry in fields.items():
+        if name in facts:
+            continue
+        if isinstance(entry, pa.Table):
+            yield from ("", *_table(entry.column_names, _rows_of(entry)))
+        elif _is_table(entry):
+            names = [f.name for f in dataclasses.fields(entry[0])]
+            rows = [[getattr(row, column) for column in names] for row in entry]
+            yield from ("", *_table([column.replace("_", " ") for column in names], rows))
+        elif len(entry) and dataclasses.is_dataclass(entry[0]):
+            for inner in entry:
+                yield ""
+                yield from ("  " + line if line else line for line in _blocks(inner))
+        else:
+            text = " ".join(_cell(item) for item in entry) or "none"
+            yield f"{name}:"
+            yield textwrap.fill(
+                text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False
+            )
+
+
+def _is_fact(value: Any) -> bool:
+    return not isinstance(value, pa.Table | np.ndarray | list | tuple)
+
+
+def _is_table(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and dataclasses.is_dataclass(value[0])
+        and all(_is_fact(getattr(value[0], f.name)) for f in dataclasses.fields(value[0]))
+    )
+
+
+def _rows_of(table: pa.Table) -> list[list[Any]]:
+    columns = [column.to_pylist() for column in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    numbers = [
+        all(isinstance(row[i], int | float | Decimal | None) for row in rows)
+        for i in range(len(names))
+    ]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = (
+            text.rjust(width) if is_number else text.ljust(width)
+            for text, width, is_number in zip(texts, widths, numbers, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    yield line(names)
+    yield line(["-" * width for width in widths])
+    for row in cells:
+        yield line(row)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = _plain(value)
+    return text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,293 @@
+"""What an optimizer step was fed, or will be: token for token, of all ranks or of one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin.data.loader import Loader
+from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.queries.answer import add_shared_arguments, show
+from megatron_ettin.queries.documents import Document, Sidecars
+from megatron_ettin.queries.recorded_run import RecordedRun, open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSlice:
+    """The layout of which one data-parallel rank is asked for."""
+
+    rank: int
+    data_parallel_size: int
+    micro_batch_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPiece:
+    """A stretch of a document in a row."""
+
+    document: int
+    offset: int
+    length: int
+    position: int
+    """First slot of the row that it occupies; a special token may stand there."""
+    ends_document: bool
+    id: str | None
+    url: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRow:
+    """A row of the step, padding left out."""
+
+    g: int
+    slot: int
+    """Row of the step, from 0."""
+    micro_batch: int | None
+    """Of the rank; None where no rank was asked for."""
+    source: str
+    epoch: int
+    row: int
+    num_tokens: int
+    pieces: list[BatchPiece]
+    tokens: list[int]
+    """Unmasked ids."""
+    text: str | None
+    inputs: list[int] | None
+    """What the model reads."""
+    labels: list[int | None] | None
+    """What it is to predict from each position; None where it is not scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows [g_begin, g_end) of a step, or those of them that a rank takes."""
+
+    run: str
+    step: int
+    is_done: bool
+    g_begin: int
+    g_end: int
+    rank: int | None
+    data_parallel_size: int | None
+    micro_batch_tokens: int | None
+    idle_rows: int
+    """Rows of padding that fill up the rank's last micro-batch."""
+    rows: list[BatchRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A row as the model gets it; `num_tokens` entries in every array."""
+
+    g: int
+    micro_batch: int
+    tokens: NDArray[np.int64]
+    inputs: NDArray[np.int64] | None
+    labels: NDArray[np.int64] | None
+    is_scored: NDArray[np.bool_] | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_shared_arguments(parser, "batch --run runs/encoder --step 1000 --tokenizer-text")
+    add = parser.add_argument
+    add("--step", type=int, required=True, metavar="S", help="optimizer step, from 1")
+    add("--rank", type=int, metavar="R", help="only what this data-parallel rank takes, from 0")
+    add("--data-parallel-size", type=int, metavar="N", help="ranks that share the step")
+    micro = "slots of a micro-batch; default: as the run is configured"
+    add("--micro-batch-tokens", type=int, metavar="T", help=micro)
+    add("--tokenizer-text", action="store_true", help="the rows as text too, by the run's tokenizer")
+    add("--masked", action="store_true", help="the inputs and labels of the run's objective too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer; 0."""
+    opened = open_run(args.run)
+    part = None
+    if (args.rank is None) != (args.data_parallel_size is None):
+        raise ValueError("--rank and --data-parallel-size go together")
+    if args.rank is not None:
+        tokens = args.micro_batch_tokens
+        if tokens is None and opened.config is not None:
+            tokens = opened.config.hardware.micro_batch_tokens
+        if tokens is None:
+            raise ValueError("--micro-batch-tokens: Megatron's run does not say; give rows x length")
+        part = RankSlice(
+            rank=args.rank, data_parallel_size=args.data_parallel_size, micro_batch_tokens=tokens
+        )
+    found = batch(opened, args.step, part=part, with_text=args.tokenizer_text, is_masked=args.masked)
+    return show(found, args)
+
+
+def batch(
+    run: RecordedRun,
+    step: int,
+    *,
+    part: RankSlice | None = None,
+    with_text: bool = False,
+    is_masked: bool = False,
+) -> Batch:
+    """Return the rows of a step, or those that a rank takes, exactly as they are trained on.
+
+    Raises:
+        ValueError: the run has no such step, or not what was asked for.
+    """
+    begin, end = run.rows_of_step(step)
+    length = _seq_length(run, begin)
+    if part is not None:
+        _check(part, length)
+    rows = list(_rows(run, begin, end, part, is_masked=is_masked))
+    tokenizer = _tokenizer(run) if with_text else None
+    return Batch(
+        run=str(run.folder),
+        step=step,
+        is_done=step <= run.steps_done,
+        g_begin=begin,
+        g_end=end,
+        rank=part.rank if part else None,
+        data_parallel_size=part.data_parallel_size if part else None,
+        micro_batch_tokens=part.micro_batch_tokens if part else None,
+        idle_rows=sum(row.g < 0 for row in rows),
+        rows=_describe(run, begin, end, rows, tokenizer, has_parts=part is not None),
+    )
+
+
+def _check(part: RankSlice, length: int) -> None:
+    if not 0 <= part.rank < part.data_parallel_size:
+        raise ValueError(f"rank {part.rank} is not one of {part.data_parallel_size}")
+    if part.micro_batch_tokens < length or part.micro_batch_tokens % length:
+        raise ValueError(
+            f"--micro-batch-tokens {part.micro_batch_tokens} is no multiple of the row length "
+            f"{length} of this step"
+        )
+
+
+def _seq_length(run: RecordedRun, g: int) -> int:
+    if isinstance(run.order, SampleOrder):
+        return run.order.spec.phases[run.order.spec.phase_index(g)].seq_length
+    return run.order.run.seq_length
+
+
+def _rows(
+    run: RecordedRun, begin: int, end: int, part: RankSlice | None, *, is_masked: bool
+) -> Iterator[_Row]:
+    """Yield the rows of the step, or of the rank with idle ones, in the order of training."""
+    if run.config is None or not isinstance(run.order, SampleOrder):
+        if is_masked:
+            raise ValueError(f"{run.folder}: a run of Megatron's; its masks are not recorded")
+        yield from _rows_of_megatron(run, begin, end, part)
+        return
+    # The very object that feeds the training loop, on one rank with rows one by one if none is
+    # asked for.
+    loader = Loader(
+        order=run.order,
+        objective=run.config.objective,
+        ids=run.order.ids,
+        mask_seed=run.config.seeds.mask,
+        micro_batch_tokens=part.micro_batch_tokens if part else _seq_length(run, begin),
+        data_parallel_rank=part.rank if part else 0,
+        data_parallel_size=part.data_parallel_size if part else 1,
+    )
+    for m, fed in enumerate(loader.micro_batches(begin, end)):
+        for slot, (g, count) in enumerate(
+            zip(fed.rows.g.tolist(), fed.rows.num_tokens.tolist(), strict=True)
+        ):
+            row = slice(slot * fed.rows.seq_length, slot * fed.rows.seq_length + count)
+            yield _Row(
+                g=g,
+                micro_batch=m,
+                tokens=fed.rows.tokens[row],
+                inputs=fed.tokens[row] if is_masked else None,
+                labels=fed.labels[row] if is_masked else None,
+                is_scored=fed.loss_mask[row] if is_masked else None,
+            )
+
+
+def _rows_of_megatron(
+    run: RecordedRun, begin: int, end: int, part: RankSlice | None
+) -> Iterator[_Row]:
+    tokens = run.order.tokens(begin, end)
+    rows = part.micro_batch_tokens // _seq_length(run, begin) if part else 1
+    rank, size = (part.rank, part.data_parallel_size) if part else (0, 1)
+    for m in range(-(-(end - begin) // (rows * size))):
+        first = begin + (m * size + rank) * rows
+        for g in range(first, first + rows):
+            inside = g < end
+            yield _Row(
+                g=g if inside else -1,
+                micro_batch=m,
+                tokens=tokens[g - begin] if inside else np.empty(0, dtype=np.int64),
+                inputs=None,
+                labels=None,
+                is_scored=None,
+            )
+
+
+def _describe(
+    run: RecordedRun,
+    begin: int,
+    end: int,
+    rows: list[_Row],
+    tokenizer: Tokenizer | None,
+    *,
+    has_parts: bool,
+) -> list[BatchRow]:
+    """Return the rows that are not idle, with what they are made of."""
+    pieces = run.order.pieces(begin, end)
+    names = run.order.source_names
+    borders = np.searchsorted(pieces.g, np.arange(begin, end + 1)).tolist()
+    used = [row for row in rows if row.g >= 0]
+    pieces_of = [range(*borders[row.g - begin : row.g - begin + 2]) for row in used]
+    documents = {
+        piece: Document(names[pieces.source[piece]], int(pieces.document[piece]))
+        for here in pieces_of
+        for piece in here
+    }
+    origins = dict(zip(documents, Sidecars(run).origins(list(documents.values())), strict=True))
+    return [
+        BatchRow(
+            g=row.g,
+            slot=row.g - begin,
+            micro_batch=row.micro_batch if has_parts else None,
+            source=documents[here[0]].source,
+            epoch=int(pieces.epoch[here[0]]),
+            row=int(pieces.row[here[0]]),
+            num_tokens=len(row.tokens),
+            pieces=[
+                BatchPiece(
+                    document=documents[piece].ordinal,
+                    offset=int(pieces.offset[piece]),
+                    length=int(pieces.length[piece]),
+                    position=int(pieces.position[piece]),
+                    ends_document=bool(pieces.ends_document[piece]),
+                    id=origins[piece].id,
+                    url=origins[piece].url,
+                )
+                for piece in here
+            ],
+            tokens=row.tokens.tolist(),
+            text=tokenizer.decode(row.tokens) if tokenizer else None,
+            inputs=None if row.inputs is None else row.inputs.tolist(),
+            labels=_scored(row),
+        )
+        for row, here in zip(used, pieces_of, strict=True)
+    ]
+
+
+def _scored(row: _Row) -> list[int | None] | None:
+    if row.labels is None or row.is_scored is None:
+        return None
+    pairs = zip(row.labels.tolist(), row.is_scored.tolist(), strict=True)
+    return [label if is_scored else None for label, is_scored in pairs]
+
+
+def _tokenizer(run: RecordedRun) -> Tokenizer:
+    if run.config is None:
+        raise ValueError(f"{run.folder}: a run of Megatron's; it does not say which tokenizer")
+    return load_tokenizer(Path(run.config.data.tokenizer))

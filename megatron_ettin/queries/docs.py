@@ -1,0 +1,140 @@
+"""The documents that a run saw between two checkpoints, to a parquet file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from megatron_ettin.publication import publish_file
+from megatron_ettin.queries.answer import add_shared_arguments, show
+from megatron_ettin.queries.documents import Sidecars, select_sources
+from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
+from megatron_ettin.queries.tables import PROVENANCE, SEGMENTS, Tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Docs:
+    """What was written."""
+
+    run: str
+    begin: str
+    end: str
+    g_begin: int
+    g_end: int
+    output: str
+    rows: int
+    """Rows of the run between the two, skipped ones left out."""
+    pieces: int
+    """Rows of the file."""
+    tokens: int
+    """Of documents; added special tokens are not counted."""
+    without_provenance: list[str]
+    """Sources whose documents have no id, url and sha256."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add_shared_arguments(parser, "docs --run runs/encoder --from 0 --to step_00001000 --output seen.parquet")
+    start = "checkpoint, by name or step; 0 is the start of the run"
+    add("--from", dest="begin", required=True, metavar="CKPT", help=start)
+    add("--to", dest="end", required=True, metavar="CKPT", help="a later checkpoint")
+    add("--source", metavar="NAME", help="only documents of this source")
+    add("--output", type=Path, required=True, metavar="FILE", help="parquet file, one row a piece")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer; 0."""
+    opened = open_run(args.run)
+    begin, end = opened.checkpoint(args.begin), opened.checkpoint(args.end)
+    return show(write_docs(opened, begin, end, args.output, source=args.source), args)
+
+
+def write_docs(
+    run: RecordedRun,
+    begin: CheckpointPoint,
+    end: CheckpointPoint,
+    output: Path,
+    *,
+    source: str | None = None,
+) -> Docs:
+    """Write every piece of every document that the run saw between two checkpoints.
+
+    The columns are those of `tables.SEGMENTS` and, where a source has provenance, of
+    `tables.PROVENANCE`. Memory does not grow with the run; `output` appears when it is whole.
+
+    Raises:
+        ValueError: the checkpoints are not in this order, or there is no such source.
+    """
+    if begin.g >= end.g:
+        raise ValueError(f"--from {begin.name} is not before --to {end.name}")
+    sources = select_sources(run, source)
+    sidecars = Sidecars(run)
+    without = [name for name in sources if sidecars.of(name) is None]
+    tables = Tables(run=run, begin=begin.g, end=end.g, sidecars=sidecars)
+    is_known = len(without) < len(sources)
+    schema = pa.schema([*SEGMENTS, *PROVENANCE]) if is_known else SEGMENTS
+    pieces = tokens = 0
+    temporary = output.with_name(f"{output.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    bar = tqdm(total=end.g - begin.g, desc=output.name, unit="row", unit_scale=True, disable=None)
+    try:
+        with bar, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for batch in tables.segments(source):
+                if batch.num_rows:
+                    pieces += batch.num_rows
+                    tokens += int(np.asarray(batch["length"]).sum())
+                    writer.write_batch(_with_provenance(tables, batch) if is_known else batch)
+                    bar.update(int(np.asarray(batch["g"])[-1]) + 1 - begin.g - bar.n)
+        publish_file(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    steps = run.done[begin.step : end.step]
+    return Docs(
+        run=str(run.folder),
+        begin=begin.name,
+        end=end.name,
+        g_begin=begin.g,
+        g_end=end.g,
+        output=str(output),
+        rows=int((steps[:, 1] - steps[:, 0]).sum()),
+        pieces=pieces,
+        tokens=tokens,
+        without_provenance=without,
+    )
+
+
+def _with_provenance(tables: Tables, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Append the columns of PROVENANCE to pieces of any sources."""
+    source = np.asarray(batch["source"].indices)
+    ordinals = np.asarray(batch["document"])
+    parts, places = [], []
+    for number, name in enumerate(tables.run.order.source_names):
+        here = np.flatnonzero(source == number)
+        if len(here):
+            parts.append(pa.table(list(_columns(tables, name, ordinals[here])), schema=PROVENANCE))
+            places.append(here)
+    order = np.argsort(np.concatenate(places), kind="stable")
+    known = pa.concat_tables(parts).take(order).combine_chunks()
+    arrays = [*batch.columns, *(known[name].combine_chunks() for name in PROVENANCE.names)]
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([*SEGMENTS, *PROVENANCE]))
+
+
+def _columns(tables: Tables, source: str, ordinals: np.ndarray) -> Iterator[pa.Array]:
+    # A document that is cut, or seen in several epochs, is read once.
+    unique, inverse = np.unique(ordinals, return_inverse=True)
+    known = tables.describe(source, unique)
+    for field in PROVENANCE:
+        if field.name in known:
+            column = known[field.name].cast(field.type).take(pa.array(inverse))
+            yield column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        else:
+            yield pa.nulls(len(ordinals), field.type)

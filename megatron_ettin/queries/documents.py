@@ -1,0 +1,162 @@
+"""Documents as people name them: an ordinal in a corpus, an id, a hash, or the text itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin.data.provenance import Provenance
+from megatron_ettin.queries.recorded_run import RecordedRun
+
+
+class Document(NamedTuple):
+    """A document of a corpus."""
+
+    source: str
+    ordinal: int
+
+
+class Origin(NamedTuple):
+    """What is known of where a document came from."""
+
+    id: str | None
+    url: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentName:
+    """What was asked for; exactly one of the first four is given."""
+
+    doc: str | None = None
+    """SOURCE:ORDINAL."""
+    id: str | None = None
+    sha: str | None = None
+    """SHA-256 of the text, hexadecimal."""
+    text_file: Path | None = None
+    source: str | None = None
+    """Look only here; in all sources if not given."""
+
+
+def add_document_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name documents."""
+    name = parser.add_mutually_exclusive_group(required=True).add_argument
+    name("--doc", metavar="SOURCE:ORDINAL", help="source and number of the document, from 0")
+    name("--id", metavar="ID", help="id of the document in its raw file")
+    name("--sha", metavar="HASH", help="SHA-256 of its text, hexadecimal")
+    name("--text-file", type=Path, metavar="FILE", help="file with its text, exactly")
+    parser.add_argument("--source", metavar="NAME", help="look only in this source")
+
+
+def document_name(args: argparse.Namespace) -> DocumentName:
+    """Return what the options name."""
+    return DocumentName(
+        doc=args.doc, id=args.id, sha=args.sha, text_file=args.text_file, source=args.source
+    )
+
+
+class Sidecars:
+    """The provenance of a run's corpora, opened where it is needed; some may have none."""
+
+    def __init__(self, run: RecordedRun) -> None:
+        """Open nothing yet."""
+        self._run = run
+        self._opened: dict[str, Provenance | None] = {}
+
+    def of(self, source: str) -> Provenance | None:
+        """Return a source's provenance; None where preprocessing left none."""
+        if source not in self._opened:
+            try:
+                self._opened[source] = Provenance.open(self._run.order.prefix(source))
+            except FileNotFoundError:
+                self._opened[source] = None
+        return self._opened[source]
+
+    def origins(self, documents: Sequence[Document]) -> list[Origin]:
+        """Return the id and the url of documents, None where they are not known."""
+        found: dict[Document, Origin] = {}
+        for source in {document.source for document in documents}:
+            provenance = self.of(source)
+            if provenance is None:
+                continue
+            ordinals = [document.ordinal for document in documents if document.source == source]
+            rows = provenance.documents(np.array(ordinals, dtype=np.int64)).to_pylist()
+            for ordinal, row in zip(ordinals, rows, strict=True):
+                found[Document(source, ordinal)] = Origin(row["id"], row["url"])
+        return [found.get(document, Origin(None, None)) for document in documents]
+
+
+def select_sources(run: RecordedRun, name: str | None) -> list[str]:
+    """Return the sources to look in: the one named, or all.
+
+    Raises:
+        ValueError: the run has no source of this name.
+    """
+    names = run.order.source_names
+    if name is not None and name not in names:
+        raise ValueError(f"{run.folder}: no source {name!r}; there are: {', '.join(names)}")
+    return names if name is None else [name]
+
+
+def find_documents(run: RecordedRun, name: DocumentName, sidecars: Sidecars) -> list[Document]:
+    """Return the documents that bear a name, at least one.
+
+    Raises:
+        FileNotFoundError: the name needs provenance and no source has it, or it is not found where
+            there is provenance and another source has none.
+        ValueError: no such document.
+    """
+    sources = select_sources(run, name.source)
+    if name.doc is not None:
+        return [_parse(run, name.doc, sources)]
+    known = {source: found for source in sources if (found := sidecars.of(source)) is not None}
+    documents = [
+        Document(source, ordinal)
+        for source, provenance in known.items()
+        for ordinal in _look_up(provenance, name).tolist()
+    ]
+    if documents:
+        return documents
+    what = f"no document with {_describe(name)}"
+    looked = f"in {', '.join(known)}" if known else "was looked for"
+    if len(known) < len(sources):
+        without = next(source for source in sources if source not in known)
+        raise FileNotFoundError(
+            f"{what} {looked}: source {without!r} has no {run.order.prefix(without)}.docs.parquet, "
+            f"which tools/preprocess_data.py writes; name the document as SOURCE:ORDINAL with --doc"
+        )
+    raise ValueError(f"{what} {looked}")
+
+
+def _parse(run: RecordedRun, text: str, sources: list[str]) -> Document:
+    source, colon, digits = text.rpartition(":")
+    if not colon or not digits.isdecimal():
+        raise ValueError(f"--doc {text!r}: expected SOURCE:ORDINAL, such as {sources[0]}:17")
+    (source,) = select_sources(run, source)
+    count = run.order.file(source).num_documents
+    if int(digits) >= count:
+        raise ValueError(f"--doc {text!r}: source {source!r} has documents 0 to {count - 1}")
+    return Document(source, int(digits))
+
+
+def _look_up(provenance: Provenance, name: DocumentName) -> NDArray[np.int64]:
+    if name.id is not None:
+        return provenance.find_id(name.id)
+    if name.sha is not None:
+        return provenance.find_sha256(name.sha)
+    assert name.text_file is not None
+    text = name.text_file.read_bytes().decode("utf-8")
+    found = provenance.find_text(text)
+    # Editors end a file with a newline that the document need not have.
+    return found if len(found) else provenance.find_text(text.removesuffix("\n"))
+
+
+def _describe(name: DocumentName) -> str:
+    if name.id is not None:
+        return f"id {name.id!r}"
+    return f"SHA-256 {name.sha}" if name.sha is not None else f"the text of {name.text_file}"

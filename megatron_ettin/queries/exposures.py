@@ -1,0 +1,135 @@
+"""How often a document had been seen by a checkpoint, and how long ago."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ettin.queries.answer import add_shared_arguments, show
+from megatron_ettin.queries.documents import (
+    Document,
+    DocumentName,
+    Origin,
+    Sidecars,
+    add_document_arguments,
+    document_name,
+    find_documents,
+)
+from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
+from megatron_ettin.queries.where import places
+
+CHUNK_ROWS = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposure:
+    """What a run had seen of a document."""
+
+    source: str
+    ordinal: int
+    id: str | None
+    url: str | None
+    tokens: int
+    """Of the document."""
+    tokens_seen: int
+    """Each time counted."""
+    exposures: float | None
+    """tokens_seen / tokens; None for an empty document."""
+    first_step: int | None
+    last_step: int | None
+    steps_since_last: int | None
+    """0 if the last step before the checkpoint saw it."""
+    tokens_since_last: int | None
+    """That were trained on in the steps after the last exposure's."""
+    next_step: int | None
+    """The step after the checkpoint at which it comes again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposures:
+    """The exposures of all documents that bear the name."""
+
+    run: str
+    at: str
+    step: int
+    g: int
+    documents: list[Exposure]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_shared_arguments(parser, "exposures --run runs/encoder --doc web:1234 --at step_00001000")
+    add_document_arguments(parser)
+    at = "count what was seen up to this checkpoint (name or step); default: the last step taken"
+    parser.add_argument("--at", metavar="CKPT", help=at)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer; 0."""
+    opened = open_run(args.run)
+    at = opened.checkpoint(args.at) if args.at is not None else None
+    return show(exposures(opened, document_name(args), at), args)
+
+
+def exposures(
+    run: RecordedRun, name: DocumentName, at: CheckpointPoint | None = None
+) -> Exposures:
+    """Return what the run had seen of the documents of this name at a checkpoint, or by now.
+
+    Raises:
+        ValueError, OSError: no such document, or it cannot be looked up.
+    """
+    if at is None:
+        end = int(run.done[-1, 1]) if run.steps_done else 0
+        at = CheckpointPoint("last step", run.steps_done, end)
+    sidecars = Sidecars(run)
+    documents = find_documents(run, name, sidecars)
+    return Exposures(
+        run=str(run.folder),
+        at=at.name,
+        step=at.step,
+        g=at.g,
+        documents=[
+            _exposure(run, document, origin, at)
+            for document, origin in zip(documents, sidecars.origins(documents), strict=True)
+        ],
+    )
+
+
+def _exposure(
+    run: RecordedRun, document: Document, origin: Origin, at: CheckpointPoint
+) -> Exposure:
+    tokens = int(run.order.file(document.source).lengths[document.ordinal])
+    found = [place for place in places(run, document) if place.step is not None]
+    before = [place for place in found if place.g < at.g]
+    tokens_seen = sum(place.length for place in before)
+    steps = [place.step for place in before if place.step is not None]
+    last = steps[-1] if steps else None
+    return Exposure(
+        source=document.source,
+        ordinal=document.ordinal,
+        id=origin.id,
+        url=origin.url,
+        tokens=tokens,
+        tokens_seen=tokens_seen,
+        exposures=tokens_seen / tokens if tokens else None,
+        first_step=steps[0] if steps else None,
+        last_step=last,
+        steps_since_last=None if last is None else at.step - last,
+        tokens_since_last=None if last is None else _tokens_of_steps(run, last + 1, at.step),
+        next_step=next((place.step for place in found if place.g >= at.g), None),
+    )
+
+
+def _tokens_of_steps(run: RecordedRun, first: int, last: int) -> int:
+    """Return the tokens of the steps first, ..., last that were taken."""
+    if run.ledger is not None:
+        return int(run.ledger.steps["n_tokens"][first - 1 : last].sum())
+    if last < first:
+        return 0
+    begin, end = run.rows_of_step(first)[0], run.rows_of_step(last)[1]
+    return sum(
+        int(run.order.row_tokens(chunk, min(chunk + CHUNK_ROWS, end)).sum())
+        for chunk in range(begin, end, CHUNK_ROWS)
+    )

@@ -1,0 +1,146 @@
+"""Build the row plans of a run, and say how its documents fill the rows."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ettin import native
+from megatron_ettin.config import RunConfig, load_config, parse_args
+from megatron_ettin.data.orders import sample_order
+from megatron_ettin.order import PhaseSpec, SampleOrder
+from megatron_ettin.queries.answer import show
+from megatron_ettin.queries.plan_figure import write_figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolReport:
+    """The documents of one source that a phase may draw, as rows."""
+
+    phase: str
+    source: str
+    pack: str
+    seq_length: int
+    kept: int
+    """Documents in the rows."""
+    cut: int
+    """Documents of more than one piece."""
+    dropped: int
+    """Documents that are empty or shorter than min_doc_tokens."""
+    dropped_tokens: int
+    rows: int
+    """Of one epoch."""
+    tokens: int
+    """Of one epoch, special tokens counted."""
+    padding: int
+    """Slots of one epoch that hold nothing."""
+    fill: float
+    """tokens / (tokens + padding)."""
+    epochs: float
+    """How often the rows have been drawn when the phase ends, earlier phases counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The plans of a run, one entry per phase and source."""
+
+    order_id: str
+    rows: int
+    """Of the run."""
+    tokens: int
+    """Of the run, to the nearest whole epoch's mean."""
+    plan_bytes: int
+    """Of the files of all plans; a plan that two phases share is counted once."""
+    figure: str | None
+    pools: list[PoolReport]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.epilog = "example: python tools/order.py plan --config model.yaml data.yaml"
+    which = parser.add_mutually_exclusive_group(required=True).add_argument
+    config = "the run's YAML files, later ones win; plans are built before any training"
+    which("--config", type=Path, nargs="+", metavar="YAML", help=config)
+    which("--run", type=Path, metavar="DIR", help="run_dir of a run")
+    figure = "histograms of tokens and pieces per row"
+    parser.add_argument("--figure", type=Path, metavar="PNG", help=figure)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer; 0."""
+    if args.run is not None:
+        config = load_config(args.run / "config.yaml")
+    else:
+        # What a plan does not depend on, for files that leave it to the command line of a run.
+        words = ["--objective", "CausalLM", "--run_dir", "none"]
+        for path in args.config:
+            words += ["--config", str(path)]
+        config = parse_args(words)
+    return show(plan(config, figure=args.figure), args)
+
+
+def plan(config: RunConfig, *, figure: Path | None = None) -> Plan:
+    """Build the plans that are not there yet and describe all of them.
+
+    Raises:
+        ValueError, OSError: what would also stop the run before its first step.
+    """
+    order = sample_order(config)
+    if figure is not None:
+        write_figure(order, figure)
+    phases = order.spec.phases
+    return Plan(
+        order_id=order.spec.order_id,
+        rows=order.num_rows,
+        tokens=sum(_expected_tokens(phase) for phase in phases),
+        plan_bytes=sum(path.stat().st_size for path in order.plan_paths()),
+        figure=None if figure is None else str(figure),
+        pools=[report for index in range(len(phases)) for report in _reports(order, index)],
+    )
+
+
+def _reports(order: SampleOrder, phase_index: int) -> list[PoolReport]:
+    phase = order.spec.phases[phase_index]
+    drawn = _drawn(phase)
+    reports = []
+    for slot, (pool, rows) in enumerate(order.plans(phase_index)):
+        slots = rows.num_rows * phase.seq_length
+        reports.append(
+            PoolReport(
+                phase=phase.name,
+                source=pool.source,
+                pack=phase.pack,
+                seq_length=phase.seq_length,
+                kept=rows.num_documents,
+                cut=rows.cut_documents,
+                dropped=rows.dropped_documents,
+                dropped_tokens=rows.dropped_tokens,
+                rows=rows.num_rows,
+                tokens=rows.num_tokens,
+                padding=slots - rows.num_tokens,
+                fill=rows.num_tokens / slots,
+                epochs=(pool.drawn + drawn[slot]) / rows.num_rows,
+            )
+        )
+    return reports
+
+
+def _drawn(phase: PhaseSpec) -> list[int]:
+    """Return how many rows of each pool a phase draws (docs/order.md, section 4)."""
+    quotas = [pool.quota for pool in phase.pools]
+    periods, rest = divmod(phase.num_rows, sum(quotas))
+    sources, _ = native.blend_table(quotas)
+    last = np.bincount(sources[:rest], minlength=len(quotas))
+    return [periods * quota + count for quota, count in zip(quotas, last.tolist(), strict=True)]
+
+
+def _expected_tokens(phase: PhaseSpec) -> int:
+    tokens = (
+        count * pool.tokens / pool.rows
+        for pool, count in zip(phase.pools, _drawn(phase), strict=True)
+    )
+    return round(sum(tokens))

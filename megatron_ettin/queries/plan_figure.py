@@ -1,0 +1,76 @@
+"""The picture of the plans: how full rows are, and of how many pieces, phase by phase."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.publication import publish_bytes
+
+MAX_ROWS = 1_000_000
+"""Of a phase that are counted; of more, every n-th."""
+CHUNK_ROWS = 65_536
+BINS = 64
+GREY, BLACK = "#9a9a9a", "#000000"
+
+
+def write_figure(order: SampleOrder, path: Path) -> None:
+    """Write a PNG with two histograms per phase; it is as readable printed in black and white.
+
+    Rows are those of one epoch of the phase's pools; of more than MAX_ROWS every n-th is taken,
+    and the title says so.
+    """
+    phases = order.spec.phases
+    style = {"font.size": 9.5, "axes.spines.right": False, "axes.spines.top": False}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(9.0, 2.8 * len(phases)), layout="constrained")
+        for index, axes in enumerate(figure.subplots(len(phases), 2, squeeze=False)):
+            _draw(order, index, axes)
+        output = io.BytesIO()
+        figure.savefig(output, format="png", dpi=150, metadata={"Software": None})
+    publish_bytes(path, output.getvalue())
+
+
+def _draw(order: SampleOrder, phase_index: int, axes: Any) -> None:
+    phase = order.spec.phases[phase_index]
+    tokens, pieces, stride = _count(order, phase_index)
+    total = sum(pool.rows for pool in phase.pools)
+    sample = f"every {stride}th of " if stride > 1 else ""
+    mean = tokens.mean() / phase.seq_length
+    edges = np.linspace(0, phase.seq_length, BINS + 1)
+    axes[0].hist(tokens, edges, color=GREY, edgecolor=BLACK, linewidth=0.5)
+    axes[0].axvline(tokens.mean(), color=BLACK, linestyle="--", linewidth=1.0)
+    axes[0].set_title(f"{phase.name}: {sample}{total:,} rows, {mean:.2%} full", loc="left")
+    axes[0].set_xlabel(f"tokens of a row (length {phase.seq_length}; dashed: mean)")
+    most = int(pieces.max())
+    width = -(-most // BINS)
+    edges = np.arange(0.5, most + width + 0.5, width)
+    axes[1].hist(pieces, edges, color=GREY, edgecolor=BLACK, linewidth=0.5)
+    axes[1].set_title(f"{pieces.mean():.2f} pieces a row, at most {most}", loc="left")
+    axes[1].set_xlabel("pieces of a row")
+    for each in axes:
+        each.set_ylabel("rows")
+        each.set_yscale("log")
+
+
+def _count(
+    order: SampleOrder, phase_index: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Return the tokens and the pieces of the phase's rows, and how many rows apart they are."""
+    total = sum(pool.rows for pool in order.spec.phases[phase_index].pools)
+    stride = -(-total // MAX_ROWS)
+    tokens, pieces = [], []
+    for pool, plan in order.plans(phase_index):
+        sample = np.arange(0, pool.rows, stride, dtype=np.int64)
+        for begin in range(0, len(sample), CHUNK_ROWS):
+            rows = sample[begin : begin + CHUNK_ROWS]
+            tokens.append(plan.row_tokens(rows).astype(np.int64))
+            pieces.append(np.diff(plan.segments(rows)[0]))
+    return np.concatenate(tokens), np.concatenate(pieces), stride

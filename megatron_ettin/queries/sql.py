@@ -1,0 +1,95 @@
+"""SQL (DuckDB) over a run: tables rows, segments, steps and docs, computed while they are read.
+
+rows: g, step, slot, source, epoch, row, num_tokens. segments: g, step, slot, position, source,
+epoch, document, offset, length. steps: step, phase, g_begin, g_end, n_tokens, order_digest,
+token_digest, mask_digest, unix_ns. docs: source, ordinal, id, url, sha256, n_tokens, shard, line.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from megatron_ettin.queries.answer import add_shared_arguments, show
+from megatron_ettin.queries.documents import Sidecars
+from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
+from megatron_ettin.queries.tables import DOCS, ROWS, SEGMENTS, STEPS, Tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sql:
+    """The result of a query."""
+
+    rows: int
+    table: pa.Table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("query", metavar="QUERY", help="one statement of DuckDB's SQL")
+    add_shared_arguments(parser, 'sql --run runs/encoder "select source, sum(num_tokens) from rows group by source"')
+    start = "rows, segments and steps after this checkpoint only; default: from the start"
+    add("--from", dest="begin", default="0", metavar="CKPT", help=start)
+    end = "and up to this one; default: up to the last step taken"
+    add("--to", dest="end", metavar="CKPT", help=end)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer; 0."""
+    opened = open_run(args.run)
+    begin = opened.checkpoint(args.begin)
+    end = opened.checkpoint(args.end) if args.end is not None else None
+    return show(sql(opened, args.query, begin=begin, end=end), args)
+
+
+def sql(
+    run: RecordedRun,
+    query: str,
+    *,
+    begin: CheckpointPoint | None = None,
+    end: CheckpointPoint | None = None,
+) -> Sql:
+    """Run a query over what the run did between two checkpoints; by default over all of it.
+
+    Raises:
+        ValueError: what DuckDB says of the query.
+    """
+    tables = Tables(
+        run=run,
+        begin=0 if begin is None else begin.g,
+        end=end.g if end is not None else int(run.done[-1, 1]) if run.steps_done else 0,
+        sidecars=Sidecars(run),
+    )
+    with duckdb.connect() as connection:
+        for name, schema, batches in (
+            ("rows", ROWS, tables.rows),
+            ("segments", SEGMENTS, tables.segments),
+            ("steps", STEPS, tables.steps),
+            ("docs", DOCS, tables.docs),
+        ):
+            connection.register(name, _Stream(schema, batches))
+        try:
+            relation = connection.sql(query)
+            table = pa.table({}) if relation is None else relation.to_arrow_table()
+        except duckdb.Error as error:
+            raise ValueError(f"sql: {error}") from error
+    return Sql(rows=table.num_rows, table=table)
+
+
+class _Stream:
+    """A table that is computed anew each time DuckDB reads it, so a query may read it twice."""
+
+    def __init__(self, schema: pa.Schema, batches: Callable[[], Iterator[pa.RecordBatch]]) -> None:
+        self._schema = schema
+        self._batches = batches
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        reader = pa.RecordBatchReader.from_batches(self._schema, self._batches())
+        return reader.__arrow_c_stream__(requested_schema)

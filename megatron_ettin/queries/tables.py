@@ -1,0 +1,202 @@
+"""A run as Arrow tables that are computed a stretch at a time: rows, segments, steps, documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from megatron_ettin.order.digest import format_digest
+from megatron_ettin.queries.documents import Sidecars
+from megatron_ettin.queries.recorded_run import RecordedRun
+
+CHUNK_ROWS = 16_384
+CHUNK_DOCUMENTS = 65_536
+CHUNK_STEPS = 65_536
+
+SOURCE = pa.dictionary(pa.int32(), pa.string())
+ROWS = pa.schema(
+    {
+        "g": pa.int64(),
+        "step": pa.int64(),
+        "slot": pa.int64(),
+        "source": SOURCE,
+        "epoch": pa.int64(),
+        "row": pa.int64(),
+        "num_tokens": pa.int64(),
+    }
+)
+SEGMENTS = pa.schema(
+    {
+        "g": pa.int64(),
+        "step": pa.int64(),
+        "slot": pa.int64(),
+        "position": pa.int32(),
+        "source": SOURCE,
+        "epoch": pa.int64(),
+        "document": pa.int64(),
+        "offset": pa.int64(),
+        "length": pa.int32(),
+    }
+)
+STEPS = pa.schema(
+    {
+        "step": pa.int64(),
+        "phase": pa.int32(),
+        "g_begin": pa.int64(),
+        "g_end": pa.int64(),
+        "n_tokens": pa.int64(),
+        "order_digest": pa.string(),
+        "token_digest": pa.string(),
+        "mask_digest": pa.string(),
+        "unix_ns": pa.int64(),
+    }
+)
+PROVENANCE = pa.schema({"id": pa.string(), "url": pa.string(), "sha256": pa.string()})
+DOCS = pa.schema(
+    {
+        "source": SOURCE,
+        "ordinal": pa.int64(),
+        **{field.name: field.type for field in PROVENANCE},
+        "n_tokens": pa.int64(),
+        "shard": pa.string(),
+        "line": pa.int64(),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The tables of the rows [begin, end) of a run that it has trained on; skipped rows are none.
+
+    Every method yields record batches of its schema above, at most a few megabytes at a time.
+    """
+
+    run: RecordedRun
+    begin: int
+    end: int
+    sidecars: Sidecars
+
+    def rows(self) -> Iterator[pa.RecordBatch]:
+        """Yield one entry per row, ascending; `row` counts in the rows of the source's pool."""
+        for begin, end in self._stretches():
+            pieces = self.run.order.pieces(begin, end)
+            first = np.flatnonzero(np.diff(pieces.g, prepend=begin - 1))
+            step, slot = self._steps_and_slots(pieces.g[first])
+            columns = {
+                "g": pieces.g[first],
+                "step": step,
+                "slot": slot,
+                "source": self._names(pieces.source[first]),
+                "epoch": pieces.epoch[first],
+                "row": pieces.row[first],
+                "num_tokens": self.run.order.row_tokens(begin, end)[pieces.g[first] - begin],
+            }
+            yield _batch(columns, ROWS).filter(pa.array(step > 0))
+
+    def segments(self, source: str | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield one entry per piece of a document, by row, then by slot of the row."""
+        wanted = None if source is None else self.run.order.source_names.index(source)
+        for begin, end in self._stretches():
+            pieces = self.run.order.pieces(begin, end)
+            step, slot = self._steps_and_slots(pieces.g)
+            here = step > 0 if wanted is None else (step > 0) & (pieces.source == wanted)
+            columns = {
+                "g": pieces.g[here],
+                "step": step[here],
+                "slot": slot[here],
+                "position": pieces.position[here],
+                "source": self._names(pieces.source[here]),
+                "epoch": pieces.epoch[here],
+                "document": pieces.document[here],
+                "offset": pieces.offset[here],
+                "length": pieces.length[here],
+            }
+            yield _batch(columns, SEGMENTS)
+
+    def steps(self) -> Iterator[pa.RecordBatch]:
+        """Yield one entry per step that lies in the rows; digests hexadecimal, null if unknown."""
+        done = self.run.done
+        inside = np.flatnonzero((done[:, 0] >= self.begin) & (done[:, 1] <= self.end))
+        for chunk in range(0, len(inside), CHUNK_STEPS):
+            index = inside[chunk : chunk + CHUNK_STEPS]
+            yield _batch({"step": index + 1, **self._describe_steps(index)}, STEPS)
+
+    def docs(self) -> Iterator[pa.RecordBatch]:
+        """Yield every document of every source, seen or not; null where there is no provenance."""
+        for number, source in enumerate(self.run.order.source_names):
+            lengths = self.run.order.file(source).lengths
+            for begin in range(0, len(lengths), CHUNK_DOCUMENTS):
+                ordinals = np.arange(begin, min(begin + CHUNK_DOCUMENTS, len(lengths)))
+                known = self.describe(source, ordinals)
+                columns = {
+                    "source": self._names(np.full(len(ordinals), number, dtype=np.int32)),
+                    "ordinal": ordinals,
+                    "n_tokens": lengths[ordinals].astype(np.int64),
+                    **{name: known[name] for name in DOCS.names if name in known},
+                }
+                yield _batch(columns, DOCS)
+
+    def describe(self, source: str, ordinals: NDArray[np.int64]) -> dict[str, pa.Array]:
+        """Return columns id, url, sha256, shard, line of documents; empty without provenance."""
+        provenance = self.sidecars.of(source)
+        if provenance is None:
+            return {}
+        table = provenance.documents(ordinals).combine_chunks()
+        hashes = [value.hex() for value in table["sha256"].to_pylist()]
+        columns = {name: table[name] for name in ("id", "url", "shard", "line")}
+        return {**columns, "sha256": pa.array(hashes, pa.string())}
+
+    def _stretches(self) -> Iterator[tuple[int, int]]:
+        for begin in range(self.begin, self.end, CHUNK_ROWS):
+            yield begin, min(begin + CHUNK_ROWS, self.end)
+
+    def _steps_and_slots(
+        self, g: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        step = self.run.steps_of_rows(g)
+        begins = self.run.done[:, 0] if self.run.steps_done else np.zeros(1, dtype=np.int64)
+        return step, g - begins[np.maximum(step - 1, 0)]
+
+    def _names(self, source: NDArray[np.int32]) -> pa.DictionaryArray:
+        return pa.DictionaryArray.from_arrays(source, self.run.order.source_names)
+
+    def _describe_steps(self, index: NDArray[np.int64]) -> dict[str, object]:
+        begin, end = self.run.done[index, 0], self.run.done[index, 1]
+        if self.run.ledger is None:
+            tokens = [
+                int(self.run.order.row_tokens(first, last).sum())
+                for first, last in zip(begin.tolist(), end.tolist(), strict=True)
+            ]
+            return {"g_begin": begin, "g_end": end, "n_tokens": tokens}
+        records = self.run.ledger.steps[index]
+        return {
+            "g_begin": begin,
+            "g_end": end,
+            **{name: records[name].astype(np.int64) for name in ("phase", "n_tokens", "unix_ns")},
+            **{
+                name: [format_digest((low, high)) for low, high in records[name].tolist()]
+                for name in ("order_digest", "token_digest")
+            },
+            "mask_digest": [f"{value:016x}" for value in records["mask_digest"].tolist()],
+        }
+
+
+def _batch(columns: dict[str, object], schema: pa.Schema) -> pa.RecordBatch:
+    """Return a batch of the schema; columns that are not given are null."""
+    count = len(next(iter(columns.values())))  # type: ignore[arg-type]
+    arrays = []
+    for field in schema:
+        values = columns.get(field.name)
+        if values is None:
+            arrays.append(pa.nulls(count, field.type))
+        elif isinstance(values, pa.ChunkedArray):
+            arrays.append(values.cast(field.type).combine_chunks())
+        elif isinstance(values, pa.Array):
+            arrays.append(values.cast(field.type))
+        else:
+            arrays.append(pa.array(values).cast(field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -1,0 +1,141 @@
+"""Documents that a checkpoint has not seen: a control group that is drawn evenly from all of them.
+
+A keyed permutation of all documents is walked from its beginning; documents that were seen, or that
+are too short ever to be, are passed over. So the first N are the same for every larger N.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from megatron_ettin import native
+from megatron_ettin.queries.answer import add_shared_arguments, show
+from megatron_ettin.queries.documents import Document, Sidecars, select_sources
+from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
+
+PURPOSE = 6
+"""Of the counter (docs/order.md, section 1)."""
+CHUNK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnseenDocument:
+    """A document that was drawn."""
+
+    source: str
+    ordinal: int
+    tokens: int
+    id: str | None
+    url: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unseen:
+    """Documents in the order in which they were drawn."""
+
+    run: str
+    at: str
+    step: int
+    seed: int
+    looked_at: int
+    """Documents that were drawn from; the rest of them had been seen or were too short."""
+    documents: list[UnseenDocument]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add_shared_arguments(parser, "unseen --run runs/encoder --at step_00001000 --num 100 --seed 1")
+    add("--at", required=True, metavar="CKPT", help="checkpoint, by name or step")
+    add("--num", type=int, required=True, metavar="N", help="documents to draw")
+    add("--seed", type=int, required=True, metavar="S", help="the same seed draws the same ones")
+    add("--source", metavar="NAME", help="draw only from this source")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer; 0."""
+    opened = open_run(args.run)
+    at = opened.checkpoint(args.at)
+    found = unseen(opened, at, num=args.num, seed=args.seed, source=args.source)
+    return show(found, args)
+
+
+def unseen(
+    run: RecordedRun, at: CheckpointPoint, *, num: int, seed: int, source: str | None = None
+) -> Unseen:
+    """Draw `num` documents of which the state at a checkpoint has seen no token, all as likely.
+
+    Raises:
+        ValueError: there are fewer; the message says how many.
+    """
+    if num < 1 or not 0 <= seed < 2**64:
+        raise ValueError(f"num {num} must be positive, seed {seed} between 0 and 2^64 - 1")
+    sources = select_sources(run, source)
+    drawn: dict[Document, int] = {}
+    looked_at = 0
+    with tqdm(total=num, desc="drawing", unit="doc", disable=None) as bar:
+        for document, tokens in _shuffled(run, sources, seed):
+            looked_at += 1
+            if tokens < _shortest(run, document.source) or _was_seen(run, document, at):
+                continue
+            drawn[document] = tokens
+            bar.update()
+            if len(drawn) == num:
+                break
+    if len(drawn) < num:
+        raise ValueError(
+            f"{at.name} has seen all but {len(drawn)} of the {looked_at} documents of "
+            f"{', '.join(sources)}, or they are too short to be trained on; --num {num} is too many"
+        )
+    origins = Sidecars(run).origins(list(drawn))
+    return Unseen(
+        run=str(run.folder),
+        at=at.name,
+        step=at.step,
+        seed=seed,
+        looked_at=looked_at,
+        documents=[
+            UnseenDocument(
+                source=document.source,
+                ordinal=document.ordinal,
+                tokens=tokens,
+                id=origin.id,
+                url=origin.url,
+            )
+            for (document, tokens), origin in zip(drawn.items(), origins, strict=True)
+        ],
+    )
+
+
+def _shuffled(
+    run: RecordedRun, sources: list[str], seed: int
+) -> Iterator[tuple[Document, int]]:
+    """Yield every document with its tokens, in the order of a permutation keyed by the seed."""
+    lengths = [run.order.file(source).lengths for source in sources]
+    ends = np.cumsum([len(column) for column in lengths])
+    total = int(ends[-1])
+    key = native.counter_key(seed, PURPOSE, [])
+    for begin in range(0, total, CHUNK):
+        index = np.arange(begin, min(begin + CHUNK, total), dtype=np.int64)
+        drawn = native.permute(total, key, index)
+        slots = np.searchsorted(ends, drawn, side="right")
+        ordinals = drawn - (ends - [len(column) for column in lengths])[slots]
+        for slot, ordinal in zip(slots.tolist(), ordinals.tolist(), strict=True):
+            yield Document(sources[slot], ordinal), int(lengths[slot][ordinal])
+
+
+def _shortest(run: RecordedRun, source: str) -> int:
+    """Return the tokens that a document of a source needs to be trained on at all."""
+    return max(1, run.config.data.sources[source].min_doc_tokens) if run.config else 1
+
+
+def _was_seen(run: RecordedRun, document: Document, at: CheckpointPoint) -> bool:
+    rows = run.order.where(document.source, document.ordinal)
+    before = rows[rows < at.g]
+    return bool(len(before)) and bool(run.steps_of_rows(before).any())

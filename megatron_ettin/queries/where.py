@@ -1,0 +1,126 @@
+"""Every step, slot and checkpoint at which a document was seen or will be."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from megatron_ettin.queries.answer import add_shared_arguments, show
+from megatron_ettin.queries.documents import (
+    Document,
+    DocumentName,
+    Sidecars,
+    add_document_arguments,
+    document_name,
+    find_documents,
+)
+from megatron_ettin.queries.recorded_run import RecordedRun, open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A piece of a document in a row."""
+
+    g: int
+    """Global row."""
+    step: int | None
+    """None where the row is skipped."""
+    slot: int | None
+    """Row of the step, from 0."""
+    epoch: int
+    offset: int
+    """First token of the document that is in the row."""
+    length: int
+    """Tokens of the document that are in the row."""
+    status: Literal["seen", "to come", "skipped"]
+    checkpoint: str | None
+    """The first one whose state includes the row; None if there is none yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentPlaces:
+    """All places of a document."""
+
+    source: str
+    ordinal: int
+    tokens: int
+    id: str | None
+    url: str | None
+    places: list[Place]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """The places of all documents that bear the name."""
+
+    run: str
+    steps_done: int
+    documents: list[DocumentPlaces]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_shared_arguments(parser, "where --run runs/encoder --doc web:1234")
+    add_document_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer; 0."""
+    return show(where(open_run(args.run), document_name(args)), args)
+
+
+def where(run: RecordedRun, name: DocumentName) -> Where:
+    """Return where the documents of this name are.
+
+    Raises:
+        ValueError, OSError: no such document, or it cannot be looked up.
+    """
+    sidecars = Sidecars(run)
+    documents = find_documents(run, name, sidecars)
+    return Where(
+        run=str(run.folder),
+        steps_done=run.steps_done,
+        documents=[
+            DocumentPlaces(
+                source=document.source,
+                ordinal=document.ordinal,
+                tokens=int(run.order.file(document.source).lengths[document.ordinal]),
+                id=origin.id,
+                url=origin.url,
+                places=places(run, document),
+            )
+            for document, origin in zip(documents, sidecars.origins(documents), strict=True)
+        ],
+    )
+
+
+def places(run: RecordedRun, document: Document) -> list[Place]:
+    """Return the places of a document, ascending by row; none if it was dropped or never drawn."""
+    rows = run.order.where(document.source, document.ordinal)
+    if not len(rows):
+        return []
+    source = run.order.source_names.index(document.source)
+    end_of_done = int(run.done[-1, 1]) if run.steps_done else 0
+    found = []
+    for g, step in zip(rows.tolist(), run.steps_of_rows(rows).tolist(), strict=True):
+        pieces = run.order.pieces(g, g + 1)
+        here = (pieces.source == source) & (pieces.document == document.ordinal)
+        after = run.checkpoint_after(g) if step else None
+        for piece in np.flatnonzero(here).tolist():
+            found.append(
+                Place(
+                    g=g,
+                    step=step or None,
+                    slot=g - run.rows_of_step(step)[0] if step else None,
+                    epoch=int(pieces.epoch[piece]),
+                    offset=int(pieces.offset[piece]),
+                    length=int(pieces.length[piece]),
+                    status="skipped" if not step else "seen" if g < end_of_done else "to come",
+                    checkpoint=after.name if after else None,
+                )
+            )
+    return found
