@@ -10,11 +10,11 @@ import numpy as np
 from megatron_ettin.config import RunConfig, load_config, parse_args, to_yaml
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import sample_order
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import PhaseSpec, SampleOrder
 from megatron_ettin.order.digest import add_digests, format_digest, mask_digest, token_digest
 from megatron_ettin.order.ledger_format import Kind
 from megatron_ettin.order.ledger_writer import LedgerWriter
-from megatron_ettin.order.steps import first_row_kept, planned_steps
+from megatron_ettin.order.steps import first_row_kept, step_end
 from tests.conftest import TinyCorpus
 
 
@@ -50,48 +50,37 @@ class _Recording:
 
     def __init__(self, config: RunConfig, order: SampleOrder, writer: LedgerWriter) -> None:
         self.config, self.order, self.writer = config, order, writer
-        self.step = self.g = self.tokens = 0
+        self.skip_rows = config.data.skip_rows
+        self.step = self.g = self.tokens = self.phase_tokens = 0
         self.digests = {"order_digest": (0, 0), "token_digest": (0, 0)}
 
     def write(self, steps: int | None, save_steps: set[int]) -> None:
         self._event(Kind.START, payload=self._description())
-        self._begin_phase()
-        planned = planned_steps(
-            self.order, self.config.phases, self.config.data.skip_rows, g=0, phase_tokens=0
-        )
-        for begin, end in planned:
-            if self.step == steps:
-                break
-            if begin > self.g:
-                self._skip()
-            if self.g == self._phase().start_g and self.g:
-                self._begin_phase()
-            self._take_step(begin, end)
-            if self.step in save_steps or self._kept() == self._phase(self.g - 1).end_g:
-                self._save()
-        else:
-            if self._kept(self.order.spec.num_rows - 1) > self.g:
-                self._skip()
-            self._event(Kind.END, payload=self._sums())
+        for phase, settings in zip(self.order.spec.phases, self.config.phases, strict=True):
+            self.phase_tokens = 0
+            payload = {"name": phase.name, "start_g": phase.start_g, "num_rows": phase.num_rows}
+            self._event(Kind.PHASE, payload=payload)
+            self._skip(phase)
+            while self.g < phase.end_g:
+                if self.step == steps:
+                    self.writer.sync()
+                    return
+                end = step_end(
+                    phase, settings, self.skip_rows, g=self.g, phase_tokens=self.phase_tokens
+                )
+                self._take_step(self.g, end)
+                self._skip(phase)
+                if self.g == phase.end_g or self.step in save_steps:
+                    payload = {"name": f"step_{self.step:08d}", "phase": phase.name}
+                    self._event(Kind.CHECKPOINT, payload={**payload, **self._sums()})
+        self._event(Kind.END, payload=self._sums())
         self.writer.sync()
 
-    def _phase(self, g: int | None = None) -> Any:
-        return self.order.spec.phases[self.order.spec.phase_index(self.g if g is None else g)]
-
-    def _kept(self, g: int | None = None) -> int:
-        phase = self._phase(self.g - 1 if g is None else g)
-        return first_row_kept(phase, self.config.data.skip_rows, self.g)
-
-    def _begin_phase(self) -> None:
-        phase = self._phase()
-        payload = {"name": phase.name, "start_g": phase.start_g, "num_rows": phase.num_rows}
-        self._event(Kind.PHASE, payload=payload)
-
-    def _skip(self) -> None:
-        """Record the skipped rows from here on, up to the end of the phase at most."""
-        end = first_row_kept(self._phase(), self.config.data.skip_rows, self.g)
-        self._event(Kind.SKIP, payload={"reason": "data.skip_rows"}, g_end=end)
-        self.g = end
+    def _skip(self, phase: PhaseSpec) -> None:
+        end = first_row_kept(phase, self.skip_rows, self.g)
+        if end > self.g:
+            self._event(Kind.SKIP, payload={"reason": "data.skip_rows"}, g_end=end)
+            self.g = end
 
     def _take_step(self, begin: int, end: int) -> None:
         phase = self.order.spec.phase_index(begin)
@@ -110,7 +99,8 @@ class _Recording:
             tokens += token_digest(batch.rows, loader.objective.original_tokens(batch))
             masks += mask_digest(batch)
         count = int(self.order.row_tokens(begin, end).sum())
-        self.step, self.g, self.tokens = self.step + 1, end, self.tokens + count
+        self.step, self.g = self.step + 1, end
+        self.tokens, self.phase_tokens = self.tokens + count, self.phase_tokens + count
         for name, value in (("order_digest", lanes), ("token_digest", tokens)):
             self.digests[name] = add_digests(self.digests[name], value.tolist())
         self.writer.append_steps(
@@ -123,11 +113,6 @@ class _Recording:
             token_digest=tokens[None],
             mask_digest=masks,
         )
-
-    def _save(self) -> None:
-        payload = {"name": f"step_{self.step:08d}", "phase": self._phase(self.g - 1).name}
-        self._event(Kind.CHECKPOINT, payload={**payload, **self._sums()})
-        self.writer.sync()
 
     def _sums(self) -> dict[str, Any]:
         sums = {name: format_digest(value) for name, value in self.digests.items()}

@@ -50,9 +50,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[ModuleType, argparse.Name
             commands.add_parser(name, help=summary)
             continue
         chosen = importlib.import_module(f"megatron_ettin.queries.{name.replace('-', '_')}")
-        chosen.add_arguments(
-            commands.add_parser(name, help=summary, description=chosen.__doc__)
-        )
+        chosen.add_arguments(commands.add_parser(name, help=summary, description=chosen.__doc__))
     args = parser.parse_args(arguments)
     assert chosen is not None, "argparse refuses a command that it does not know"
     return chosen, args

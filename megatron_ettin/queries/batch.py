@@ -102,7 +102,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-parallel-size", type=int, metavar="N", help="ranks that share the step")
     micro = "slots of a micro-batch; default: as the run is configured"
     add("--micro-batch-tokens", type=int, metavar="T", help=micro)
-    add("--tokenizer-text", action="store_true", help="the rows as text too, by the run's tokenizer")
+    add(
+        "--tokenizer-text", action="store_true", help="the rows as text too, by the run's tokenizer"
+    )
     add("--masked", action="store_true", help="the inputs and labels of the run's objective too")
 
 
@@ -117,11 +119,15 @@ def run(args: argparse.Namespace) -> int:
         if tokens is None and opened.config is not None:
             tokens = opened.config.hardware.micro_batch_tokens
         if tokens is None:
-            raise ValueError("--micro-batch-tokens: Megatron's run does not say; give rows x length")
+            raise ValueError(
+                "--micro-batch-tokens: Megatron's run does not say; give rows x length"
+            )
         part = RankSlice(
             rank=args.rank, data_parallel_size=args.data_parallel_size, micro_batch_tokens=tokens
         )
-    found = batch(opened, args.step, part=part, with_text=args.tokenizer_text, is_masked=args.masked)
+    found = batch(
+        opened, args.step, part=part, with_text=args.tokenizer_text, is_masked=args.masked
+    )
     return show(found, args)
 
 

@@ -44,7 +44,9 @@ class Docs:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    add_shared_arguments(parser, "docs --run runs/encoder --from 0 --to step_00001000 --output seen.parquet")
+    add_shared_arguments(
+        parser, "docs --run runs/encoder --from 0 --to step_00001000 --output seen.parquet"
+    )
     start = "checkpoint, by name or step; 0 is the start of the run"
     add("--from", dest="begin", required=True, metavar="CKPT", help=start)
     add("--to", dest="end", required=True, metavar="CKPT", help="a later checkpoint")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import (
@@ -72,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
     return show(exposures(opened, document_name(args), at), args)
 
 
-def exposures(
-    run: RecordedRun, name: DocumentName, at: CheckpointPoint | None = None
-) -> Exposures:
+def exposures(run: RecordedRun, name: DocumentName, at: CheckpointPoint | None = None) -> Exposures:
     """Return what the run had seen of the documents of this name at a checkpoint, or by now.
 
     Raises:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -34,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add("query", metavar="QUERY", help="one statement of DuckDB's SQL")
-    add_shared_arguments(parser, 'sql --run runs/encoder "select source, sum(num_tokens) from rows group by source"')
+    add_shared_arguments(
+        parser, 'sql --run runs/encoder "select source, sum(num_tokens) from rows group by source"'
+    )
     start = "rows, segments and steps after this checkpoint only; default: from the start"
     add("--from", dest="begin", default="0", metavar="CKPT", help=start)
     end = "and up to this one; default: up to the last step taken"

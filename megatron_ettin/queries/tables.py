@@ -154,9 +154,7 @@ class Tables:
         for begin in range(self.begin, self.end, CHUNK_ROWS):
             yield begin, min(begin + CHUNK_ROWS, self.end)
 
-    def _steps_and_slots(
-        self, g: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _steps_and_slots(self, g: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         step = self.run.steps_of_rows(g)
         begins = self.run.done[:, 0] if self.run.steps_done else np.zeros(1, dtype=np.int64)
         return step, g - begins[np.maximum(step - 1, 0)]

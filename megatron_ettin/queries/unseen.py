@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -113,9 +112,7 @@ def unseen(
     )
 
 
-def _shuffled(
-    run: RecordedRun, sources: list[str], seed: int
-) -> Iterator[tuple[Document, int]]:
+def _shuffled(run: RecordedRun, sources: list[str], seed: int) -> Iterator[tuple[Document, int]]:
     """Yield every document with its tokens, in the order of a permutation keyed by the seed."""
     lengths = [run.order.file(source).lengths for source in sources]
     ends = np.cumsum([len(column) for column in lengths])
