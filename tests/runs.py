@@ -1,6 +1,7 @@
 """A run's folder as training leaves it, made without training: config, order and a true ledger."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,12 @@ from typing import Any
 import numpy as np
 
 from megatron_ettin.config import RunConfig, load_config, parse_args, to_yaml
+from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.provenance import CorpusWriter
+from megatron_ettin.data.readers import Record
+from megatron_ettin.native import TokenFile
 from megatron_ettin.order import PhaseSpec, SampleOrder
 from megatron_ettin.order.digest import add_digests, format_digest, mask_digest, token_digest
 from megatron_ettin.order.ledger_format import Kind
@@ -43,6 +48,35 @@ def record_run(
     with LedgerWriter.open(folder / "ledger") as writer:
         _Recording(config, order, writer).write(steps, set(save_steps))
     return folder
+
+
+def add_provenance(prefix: Path) -> None:
+    """Write a corpus anew with its sidecar; document n has the text "NAME n" and the id "NAME-n".
+
+    Documents 3 and 4 share id and text, document 5 has no id.
+    """
+    file = TokenFile(prefix)
+    numbers = [3 if n == 4 else n for n in range(file.num_documents)]
+    tokens = [file.tokens(n) for n in range(file.num_documents)]
+    part = EncodedPart(
+        tokens=np.concatenate(tokens).astype(np.int32),
+        lengths=np.array([len(document) for document in tokens], dtype=np.int64),
+        places=np.arange(file.num_documents),
+        sha256=b"".join(hashlib.sha256(f"{prefix.name} {n}".encode()).digest() for n in numbers),
+    )
+    records = [
+        Record(
+            texts=(f"{prefix.name} {number}",),
+            id=None if n == 5 else f"{prefix.name}-{number}",
+            url=f"https://{prefix.name}.example/{n}",
+            path=Path("raw.jsonl"),
+            line=n + 1,
+            position=n,
+        )
+        for n, number in enumerate(numbers)
+    ]
+    with CorpusWriter(prefix, file.dtype) as writer:
+        writer.add(part, records)
 
 
 class _Recording:

@@ -15,7 +15,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 WIDTH = 100
@@ -52,10 +51,12 @@ def _plain(value: Any) -> Any:
         return _plain(value.to_pylist())
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
+    return _plain_fact(value)
+
+
+def _plain_fact(value: Any) -> bool | int | float | str | None:
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, bytes):
@@ -84,15 +85,15 @@ def _blocks(value: Any) -> Iterator[str]:
                 yield ""
                 yield from ("  " + line if line else line for line in _blocks(inner))
         else:
-            text = " ".join(_cell(item) for item in entry) or "none"
             yield f"{name}:"
+            text = " ".join(_cell(item) for item in entry) or "none"
             yield textwrap.fill(
                 text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False
             )
 
 
 def _is_fact(value: Any) -> bool:
-    return not isinstance(value, pa.Table | np.ndarray | list | tuple)
+    return not isinstance(value, pa.Table | list | tuple)
 
 
 def _is_table(value: Any) -> bool:

@@ -51,7 +51,7 @@ class Plan:
     rows: int
     """Of the run."""
     tokens: int
-    """Of the run, to the nearest whole epoch's mean."""
+    """Of the run, expected: for each source its mean row times the rows that are drawn of it."""
     plan_bytes: int
     """Of the files of all plans; a plan that two phases share is counted once."""
     figure: str | None

@@ -58,6 +58,8 @@ def _draw(order: SampleOrder, phase_index: int, axes: Any) -> None:
     for each in axes:
         each.set_ylabel("rows")
         each.set_yscale("log")
+        # One row is a bar that can be seen.
+        each.set_ylim(bottom=0.5)
 
 
 def _count(

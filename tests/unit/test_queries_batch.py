@@ -1,0 +1,118 @@
+"""batch: the very rows, digests and masks that the ledger says were consumed; rank by rank."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from megatron_ettin.data.tokenize import load_tokenizer
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.queries.batch import RankSlice, batch
+from tests.conftest import TinyCorpus
+from tests.native import reference
+from tests.unit.queried import STEPS, Queried, make_queried
+
+SHORT, LONG = 3, STEPS  # steps of the first phase, and of the one that is packed otherwise
+
+
+@pytest.fixture(scope="module")
+def queried(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Queried:
+    return make_queried(tiny_corpus, tmp_path_factory.mktemp("queried"))
+
+
+@pytest.mark.parametrize("step", [SHORT, LONG, LONG + 2])
+def test_batch_has_the_digests_of_the_ledger(queried: Queried, step: int) -> None:
+    """Token and mask digests of the answer, by another implementation, are the recorded ones."""
+    answer = batch(queried.run, step, is_masked=True)
+    assert queried.whole.ledger is not None
+    record = queried.whole.ledger.steps[step - 1]
+    assert (answer.g_begin, answer.g_end) == (record["g_begin"], record["g_end"])
+    assert [row.g for row in answer.rows] == list(range(answer.g_begin, answer.g_end))
+    assert answer.is_done == (step <= STEPS)
+    lanes, masks = np.zeros(2, dtype=np.uint64), 0
+    for row in answer.rows:
+        # A row of a concat phase is one segment.
+        edges = [p.position for p in row.pieces] if step < LONG else [0]
+        cuts = zip(edges, [*edges[1:], len(row.tokens)], strict=True)
+        segments = [row.tokens[begin:end] for begin, end in cuts]
+        lanes += np.array(reference.hash_lanes(reference.token_row_bytes(row.g, segments)), "u8")
+        assert row.inputs is not None
+        assert row.labels is not None
+        masks += reference.hash_lanes(reference.mask_row_bytes(row.g, row.inputs, row.labels))[0]
+    assert lanes.tolist() == record["token_digest"].tolist()
+    assert masks % 2**64 == record["mask_digest"]
+    assert sum(row.num_tokens for row in answer.rows) == record["n_tokens"]
+
+
+@pytest.mark.parametrize("step", [SHORT, LONG])
+def test_pieces_are_those_of_a_scan(queried: Queried, step: int) -> None:
+    answer = batch(queried.run, step)
+    scanned = [piece for piece in queried.pieces if piece.step == step]
+    found = [
+        (row.g, step, row.slot, p.position, row.source, row.epoch, p.document, p.offset, p.length)
+        for row in answer.rows
+        for p in row.pieces
+    ]
+    assert found == [tuple(piece) for piece in scanned]
+    for row in answer.rows:
+        assert row.num_tokens == len(row.tokens)
+        assert (row.inputs, row.labels, row.text, row.micro_batch) == (None, None, None, None)
+        for piece in row.pieces:
+            lengths = queried.run.order.file(row.source).lengths
+            at_end = piece.offset + piece.length == lengths[piece.document]
+            if step < LONG:
+                assert piece.ends_document == at_end
+            known = f"https://alpha.example/{piece.document}" if row.source == "alpha" else None
+            assert piece.url == known
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(1, 128), (2, 512), (3, 256), (8, 1024)])
+def test_ranks_share_the_rows_as_in_training(queried: Queried, size: int, tokens: int) -> None:
+    """Micro-batch m of rank r has rows g0 + (m * DP + r) * rows onward (docs/architecture.md)."""
+    whole = {row.g: row for row in batch(queried.run, SHORT, is_masked=True).rows}
+    begin, end = min(whole), max(whole) + 1
+    rows = tokens // 128
+    found = {}
+    for rank in range(size):
+        part = RankSlice(rank=rank, data_parallel_size=size, micro_batch_tokens=tokens)
+        answer = batch(queried.run, SHORT, part=part, is_masked=True)
+        count = -(-(end - begin) // (rows * size))
+        assert len(answer.rows) + answer.idle_rows == count * rows
+        for row in answer.rows:
+            assert row.micro_batch is not None
+            first = begin + (row.micro_batch * size + rank) * rows
+            assert first <= row.g < first + rows
+            found[row.g] = dataclasses.replace(row, micro_batch=None)
+    assert found == whole
+
+
+def test_text_is_the_tokenizers(queried: Queried, tiny_corpus: TinyCorpus) -> None:
+    tokenizer = load_tokenizer(tiny_corpus.folder / "tokenizer")
+    row = batch(queried.run, SHORT, with_text=True).rows[0]
+    assert row.text == tokenizer.decode(row.tokens)
+    assert row.text is not None
+    assert row.text.startswith("[CLS]")
+
+
+@pytest.mark.parametrize(
+    ("step", "part", "message"),
+    [
+        (0, None, "has steps 1 to"),
+        (10_000, None, "has steps 1 to"),
+        (1, RankSlice(rank=2, data_parallel_size=2, micro_batch_tokens=128), "rank 2"),
+        (1, RankSlice(rank=0, data_parallel_size=2, micro_batch_tokens=100), "no multiple"),
+        (1, RankSlice(rank=0, data_parallel_size=2, micro_batch_tokens=64), "no multiple"),
+    ],
+)
+def test_what_there_is_not_is_refused(
+    queried: Queried, step: int, part: RankSlice | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        batch(queried.run, step, part=part)
+
+
+def test_the_run_has_both_packings(queried: Queried) -> None:
+    assert isinstance(queried.run.order, SampleOrder)
+    assert [phase.pack for phase in queried.run.order.spec.phases] == ["bfd", "concat"]
+    (begin, _), (_, end) = queried.run.rows_of_step(SHORT), queried.run.rows_of_step(LONG)
+    assert begin < queried.run.order.spec.phases[1].start_g < end
