@@ -22,25 +22,29 @@ GREY, BLACK = "#9a9a9a", "#000000"
 
 
 def write_figure(order: SampleOrder, path: Path) -> None:
-    """Write a PNG with two histograms per phase; it is as readable printed in black and white.
+    """Write the picture as a PNG."""
+    output = io.BytesIO()
+    draw(order).savefig(output, format="png", dpi=150, metadata={"Software": None})
+    publish_bytes(path, output.getvalue())
+
+
+def draw(order: SampleOrder) -> Figure:
+    """Return two histograms per phase, as readable when printed in black and white.
 
     Rows are those of one epoch of the phase's pools; of more than MAX_ROWS every n-th is taken,
     and the title says so.
     """
     phases = order.spec.phases
-    style = {"font.size": 9.5, "axes.spines.right": False, "axes.spines.top": False}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({"font.size": 9.5, "axes.spines.right": False}):
         figure = Figure(figsize=(9.0, 2.8 * len(phases)), layout="constrained")
         for index, axes in enumerate(figure.subplots(len(phases), 2, squeeze=False)):
-            _draw(order, index, axes)
-        output = io.BytesIO()
-        figure.savefig(output, format="png", dpi=150, metadata={"Software": None})
-    publish_bytes(path, output.getvalue())
+            _draw_phase(order, index, axes)
+    return figure
 
 
-def _draw(order: SampleOrder, phase_index: int, axes: Any) -> None:
+def _draw_phase(order: SampleOrder, phase_index: int, axes: Any) -> None:
     phase = order.spec.phases[phase_index]
-    tokens, pieces, stride = _count(order, phase_index)
+    tokens, pieces, stride = count(order, phase_index)
     total = sum(pool.rows for pool in phase.pools)
     sample = f"every {stride}th of " if stride > 1 else ""
     mean = tokens.mean() / phase.seq_length
@@ -62,9 +66,7 @@ def _draw(order: SampleOrder, phase_index: int, axes: Any) -> None:
         each.set_ylim(bottom=0.5)
 
 
-def _count(
-    order: SampleOrder, phase_index: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+def count(order: SampleOrder, phase_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Return the tokens and the pieces of the phase's rows, and how many rows apart they are."""
     total = sum(pool.rows for pool in order.spec.phases[phase_index].pools)
     stride = -(-total // MAX_ROWS)
