@@ -20,6 +20,9 @@ from megatron_ettin.queries.documents import Sidecars, select_sources
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
 from megatron_ettin.queries.tables import PROVENANCE, SEGMENTS, Tables
 
+CHUNK_ROWS = 65_536
+"""Of the run, for which provenance is read at a time: in a shuffled order nearly all of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Docs:
@@ -90,7 +93,7 @@ def write_docs(
     bar = tqdm(total=end.g - begin.g, desc=output.name, unit="row", unit_scale=True, disable=None)
     try:
         with bar, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for batch in tables.segments(source):
+            for batch in tables.segments(source, CHUNK_ROWS):
                 if batch.num_rows:
                     pieces += batch.num_rows
                     tokens += int(np.asarray(batch["length"]).sum())

@@ -82,7 +82,7 @@ class Tables:
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """Yield one entry per row, ascending; `row` counts in the rows of the source's pool."""
-        for begin, end in self._stretches():
+        for begin, end in self._stretches(CHUNK_ROWS):
             pieces = self.run.order.pieces(begin, end)
             first = np.flatnonzero(np.diff(pieces.g, prepend=begin - 1))
             step, slot = self._steps_and_slots(pieces.g[first])
@@ -97,10 +97,12 @@ class Tables:
             }
             yield _batch(columns, ROWS).filter(pa.array(step > 0))
 
-    def segments(self, source: str | None = None) -> Iterator[pa.RecordBatch]:
+    def segments(
+        self, source: str | None = None, chunk_rows: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """Yield one entry per piece of a document, by row, then by slot of the row."""
         wanted = None if source is None else self.run.order.source_names.index(source)
-        for begin, end in self._stretches():
+        for begin, end in self._stretches(chunk_rows or CHUNK_ROWS):
             pieces = self.run.order.pieces(begin, end)
             step, slot = self._steps_and_slots(pieces.g)
             here = step > 0 if wanted is None else (step > 0) & (pieces.source == wanted)
@@ -150,9 +152,9 @@ class Tables:
         columns = {name: table[name] for name in ("id", "url", "shard", "line")}
         return {**columns, "sha256": pa.array(hashes, pa.string())}
 
-    def _stretches(self) -> Iterator[tuple[int, int]]:
-        for begin in range(self.begin, self.end, CHUNK_ROWS):
-            yield begin, min(begin + CHUNK_ROWS, self.end)
+    def _stretches(self, rows: int) -> Iterator[tuple[int, int]]:
+        for begin in range(self.begin, self.end, rows):
+            yield begin, min(begin + rows, self.end)
 
     def _steps_and_slots(self, g: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         step = self.run.steps_of_rows(g)

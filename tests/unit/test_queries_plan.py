@@ -111,4 +111,4 @@ def test_figure_is_grey(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     pixels = matplotlib.image.imread(tmp_path / "rows.png")[:, :, :3]
     assert pixels.shape[0] > 500
     assert np.ptp(pixels, axis=2).max() < 0.02
-    assert pixels.min() < 0.1 < 0.9 < pixels.max()
+    assert np.ptp(pixels) > 0.9

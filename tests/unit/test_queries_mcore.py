@@ -1,0 +1,101 @@
+"""The reading queries on a run that Megatron trained."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_ettin.queries.batch import RankSlice, batch
+from megatron_ettin.queries.docs import write_docs
+from megatron_ettin.queries.documents import DocumentName
+from megatron_ettin.queries.exposures import exposures
+from megatron_ettin.queries.recorded_run import RecordedRun, open_run
+from megatron_ettin.queries.sql import sql
+from megatron_ettin.queries.unseen import unseen
+from megatron_ettin.queries.where import where
+from tests.unit.test_mcore_order import SEQ_LENGTH, Trained, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    folder = tmp_path_factory.mktemp("mcore") / "run"
+    yield train(folder, samples=200, weights=[0.7, 0.3], checkpoints=[5, 12])
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def run(trained: Trained) -> RecordedRun:
+    return open_run(trained.folder)
+
+
+def test_batch_is_what_megatron_reads(trained: Trained, run: RecordedRun) -> None:
+    answer = batch(run, 3)
+    assert (answer.g_begin, answer.g_end) == (20, 30)
+    for row in answer.rows:
+        assert row.tokens == trained[row.g].tolist()
+        assert {piece.document for piece in row.pieces} <= set(trained.documents(row.g))
+
+
+def test_ranks_share_a_batch_as_megatrons_sampler_does(run: RecordedRun) -> None:
+    """MegatronPretrainingSampler: rank r has rows [r * mbs, (r + 1) * mbs) of each mbs * DP."""
+    tokens = 2 * SEQ_LENGTH
+    rows = [
+        [
+            row.g
+            for row in batch(
+                run,
+                3,
+                part=RankSlice(rank=rank, data_parallel_size=2, micro_batch_tokens=tokens),
+            ).rows
+        ]
+        for rank in range(2)
+    ]
+    assert rows == [[20, 21, 24, 25, 28, 29], [22, 23, 26, 27]]
+
+
+def test_where_docs_and_sql_agree(run: RecordedRun, tmp_path: Path) -> None:
+    begin, end = run.checkpoint("5"), run.checkpoint("12")
+    answer = write_docs(run, begin, end, tmp_path / "docs.parquet")
+    assert answer.without_provenance == ["web", "books"]
+    query = f"select source, document, g, step, slot, \"offset\" from '{tmp_path}/docs.parquet'"
+    listed = {tuple(row.values()) for row in sql(run, query).table.to_pylist()}
+    found = set()
+    for source in run.order.source_names:
+        for ordinal in range(run.order.file(source).num_documents):
+            for document in where(run, DocumentName(doc=f"{source}:{ordinal}")).documents:
+                found |= {
+                    (source, ordinal, place.g, place.step, place.slot, place.offset)
+                    for place in document.places
+                    if begin.g <= place.g < end.g
+                }
+    assert listed == found
+    assert len(listed) == answer.pieces
+    table = sql(run, "select sum(n_tokens) n from steps", begin=begin, end=end).table
+    assert table["n"].to_pylist() == [answer.tokens]
+
+
+def test_unseen_and_exposures(run: RecordedRun) -> None:
+    at = run.checkpoint("5")
+    pieces = run.order.pieces(0, at.g)
+    web = np.unique(pieces.document[pieces.source == 0])
+    (document,) = unseen(run, at, num=1, seed=2, source="web").documents
+    assert document.ordinal not in web
+    (one,) = exposures(run, DocumentName(doc=f"web:{web[0]}"), at).documents
+    mine = (pieces.source == 0) & (pieces.document == web[0])
+    assert one.tokens_seen == pieces.length[mine].sum()
+    last_step = int(pieces.g[mine].max()) // 10 + 1
+    assert (one.last_step, one.steps_since_last) == (last_step, 5 - last_step)
+    expected = run.order.row_tokens(last_step * 10, at.g).sum() if last_step < 5 else 0
+    assert one.tokens_since_last == expected
+
+
+def test_what_megatron_does_not_record_is_refused(run: RecordedRun) -> None:
+    with pytest.raises(ValueError, match="its masks are not recorded"):
+        batch(run, 1, is_masked=True)
+    with pytest.raises(ValueError, match="does not say which tokenizer"):
+        batch(run, 1, with_text=True)
