@@ -13,9 +13,9 @@ BestFitPacker::BestFitPacker(int64_t capacity, int64_t max_items)
       bits_(capacity / 64 + 1, 0),
       summary_(bits_.size() / 64 + 1, 0) {}
 
-void BestFitPacker::SortBySizeDescending(const std::vector<int64_t>& sizes) {
+void BestFitPacker::SortBySizeDescending(const std::vector<uint32_t>& sizes) {
   std::fill(position_.begin(), position_.end(), 0);
-  for (int64_t size : sizes) ++position_[size];
+  for (uint32_t size : sizes) ++position_[size];
   uint32_t next = 0;
   for (int64_t size = capacity_; size >= 0; --size) {
     const uint32_t count = position_[size];
@@ -24,7 +24,7 @@ void BestFitPacker::SortBySizeDescending(const std::vector<int64_t>& sizes) {
   }
   order_.resize(sizes.size());
   for (size_t i = 0; i < sizes.size(); ++i) {
-    order_[position_[sizes[i]]++] = static_cast<uint32_t>(i);
+    order_[position_[sizes[i]]++] = static_cast<uint16_t>(i);
   }
 }
 
@@ -72,21 +72,21 @@ void BestFitPacker::CloseAll() {
   std::fill(summary_.begin(), summary_.end(), 0);
 }
 
-int64_t BestFitPacker::Pack(const std::vector<int64_t>& sizes, std::vector<uint32_t>* bin_of) {
+int64_t BestFitPacker::Pack(const std::vector<uint32_t>& sizes, std::vector<uint16_t>* bin_of) {
   CloseAll();
   SortBySizeDescending(sizes);
   bin_of->resize(sizes.size());
-  for (uint32_t item : order_) {
+  for (uint16_t item : order_) {
     uint32_t bin = PopTightest(sizes[item]);
     if (bin == kNone) {
       bin = static_cast<uint32_t>(free_.size());
-      free_.push_back(capacity_);
+      free_.push_back(static_cast<uint32_t>(capacity_));
       items_.push_back(0);
       below_.push_back(kNone);
     }
     free_[bin] -= sizes[item];
     ++items_[bin];
-    (*bin_of)[item] = bin;
+    (*bin_of)[item] = static_cast<uint16_t>(bin);
     if (free_[bin] > 0 && items_[bin] < max_items_) Push(bin);
   }
   return static_cast<int64_t>(free_.size());

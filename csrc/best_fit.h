@@ -11,21 +11,19 @@ namespace megatron_ettin {
 
 class BestFitPacker {
  public:
-  // Bins hold `capacity` in total and at most `max_items` items.
+  // Bins hold `capacity` < 2^32 in total and at most `max_items` items.
   BestFitPacker(int64_t capacity, int64_t max_items);
 
   // Packs items of 1 <= size <= capacity. Largest first, equal sizes in the given order; into the
   // open bin with the least sufficient free space, among equals the one that reached that space
   // last; else into a new bin. bin_of[i] becomes the bin of item i; returns the number of bins.
-  int64_t Pack(const std::vector<int64_t>& sizes, std::vector<uint32_t>* bin_of);
-
-  // Space left in a bin of the last Pack().
-  int64_t FreeSpace(int64_t bin) const { return free_[bin]; }
+  // At most 65,536 items: their numbers and those of their bins have 16 bits.
+  int64_t Pack(const std::vector<uint32_t>& sizes, std::vector<uint16_t>* bin_of);
 
  private:
   static constexpr uint32_t kNone = UINT32_MAX;
 
-  void SortBySizeDescending(const std::vector<int64_t>& sizes);
+  void SortBySizeDescending(const std::vector<uint32_t>& sizes);
   uint32_t PopTightest(int64_t size);  // kNone if no open bin has that much free space
   void Push(uint32_t bin);
   void CloseAll();
@@ -33,10 +31,11 @@ class BestFitPacker {
 
   int64_t capacity_;
   int64_t max_items_;
-  std::vector<uint32_t> order_;     // items, largest first
+  // Plans are built with one packer per thread, so what grows with the items is narrow.
+  std::vector<uint16_t> order_;     // items, largest first
   std::vector<uint32_t> position_;  // counting sort: next position of each size
-  std::vector<int64_t> free_;       // per bin
-  std::vector<int64_t> items_;      // per bin
+  std::vector<uint32_t> free_;      // per bin
+  std::vector<uint32_t> items_;     // per bin
   std::vector<uint32_t> below_;     // per bin: the next bin in the stack of equal free space
   std::vector<uint32_t> top_;       // per free space: the stack of open bins
   std::vector<uint64_t> bits_;      // free spaces with open bins

@@ -46,11 +46,20 @@ void AddDocuments(TokenFileBuilder& builder, const py::array& tokens,
 
 py::array TokenFileLengths(const py::object& self) {
   const auto& file = self.cast<const TokenFile&>();
+  const int64_t count = file.num_documents();
   if (file.one_sequence_per_document()) {
-    return ReadOnlyView(reinterpret_cast<const int32_t*>(file.raw_lengths()), file.num_documents(),
-                        self);
+    return ReadOnlyView(reinterpret_cast<const int32_t*>(file.raw_lengths()), count, self);
   }
-  return ReadOnlyView(file.document_lengths().data(), file.num_documents(), self);
+  auto lengths = NewArray<int64_t>(count);
+  int64_t* out = lengths.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    for (int64_t document = 0; document < count; ++document) {
+      out[document] = file.DocumentLength(document);
+    }
+  }
+  lengths.attr("setflags")(py::arg("write") = false);
+  return lengths;
 }
 
 py::array_t<int64_t> DocumentTokens(const TokenFile& file, int64_t document, int64_t offset,
@@ -120,13 +129,14 @@ void BindReader(py::module_& module) {
   py::class_<TokenFile>(
       module, "TokenFile",
       "Read a Megatron .bin/.idx pair through memory maps.\n\n"
-      "Opening checks the index against itself and the size of the .bin. Raises OSError if a file\n"
+      "Opening checks the index against itself and the size of the .bin; check=False reads the\n"
+      "header and the sizes only, for a pair that was checked before. Raises OSError if a file\n"
       "cannot be opened, ValueError naming file, byte and remedy if the pair is not valid.")
-      .def(py::init([](const std::filesystem::path& prefix) {
+      .def(py::init([](const std::filesystem::path& prefix, bool check) {
              const py::gil_scoped_release release;
-             return std::make_unique<TokenFile>(prefix.string());
+             return std::make_unique<TokenFile>(prefix.string(), check);
            }),
-           py::arg("prefix"))
+           py::arg("prefix"), py::kw_only(), py::arg("check") = true)
       .def_property_readonly("prefix", &TokenFile::prefix)
       .def_property_readonly("num_documents", &TokenFile::num_documents)
       .def_property_readonly("num_tokens", &TokenFile::num_tokens)
@@ -135,7 +145,7 @@ void BindReader(py::module_& module) {
       .def_property_readonly(
           "lengths", &TokenFileLengths,
           "Tokens per document, read-only: an int32 view of the .idx if each document is one\n"
-          "sequence, else int64 sums.")
+          "sequence, else int64 sums that are computed on each access.")
       .def("tokens", &DocumentTokens, py::arg("document"), py::arg("offset") = 0,
            py::arg("length") = py::none(),
            "Copy tokens of one document as int64; IndexError outside of it.")

@@ -154,14 +154,11 @@ void OrderDigests(const std::vector<OrderedSource>& sources, const RowOrigins& o
     bytes.Add(origins.epoch[r]);
     bytes.Add(origins.row[r]);
     bytes.Add(static_cast<uint32_t>(pieces.size()));
-    const bool specials = source.plan->rules().specials == Specials::kAdd;
     for (const Segment& piece : pieces) {
-      const bool cls = specials;
-      const bool sep = specials;
       bytes.Add(piece.document);
       bytes.Add(piece.offset);
       bytes.Add(piece.length);
-      bytes.Add(static_cast<uint8_t>(cls | sep << 1 | piece.ends_document << 2));
+      bytes.Add(static_cast<uint8_t>(piece.cls | piece.sep << 1 | piece.ends_document << 2));
     }
     values[r] = bytes.Hash();
   }

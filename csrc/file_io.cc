@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <system_error>
@@ -26,18 +27,6 @@ void WriteAll(int fd, const char* bytes, size_t count, const std::string& path) 
     bytes += written;
     count -= static_cast<size_t>(written);
   }
-}
-
-// Whether the path still names the file behind the descriptor.
-bool IsSameFile(int fd, const std::string& path) {
-  struct stat by_fd;
-  struct stat by_path;
-  if (::fstat(fd, &by_fd) != 0) throw IoError(errno, path);
-  if (::stat(path.c_str(), &by_path) != 0) {
-    if (errno == ENOENT) return false;
-    throw IoError(errno, path);
-  }
-  return by_fd.st_ino == by_path.st_ino && by_fd.st_dev == by_path.st_dev;
 }
 
 bool LocksUnsupported(int code) {
@@ -84,39 +73,48 @@ void AppendFile::Sync() {
 }
 
 void AppendFile::ReadAt(void* bytes, size_t count, int64_t position) const {
+  ReadAllAt(fd_.get(), bytes, count, position, path_);
+}
+
+void AppendFile::WriteAt(const void* bytes, size_t count, int64_t position) {
+  WriteAllAt(fd_.get(), bytes, count, position, path_);
+}
+
+void ReadAllAt(int fd, void* bytes, size_t count, int64_t position, const std::string& path) {
   char* to = static_cast<char*>(bytes);
   while (count > 0) {
-    const ssize_t got = ::pread(fd_.get(), to, count, position);
+    const ssize_t got = ::pread(fd, to, count, position);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw IoError(errno, path_);
-    if (got == 0) throw IoError(EIO, "the file became shorter while it was written", path_);
+    if (got < 0) throw IoError(errno, path);
+    if (got == 0) throw IoError(EIO, "the file became shorter while it was used", path);
     to += got;
     position += got;
     count -= static_cast<size_t>(got);
   }
 }
 
-void AppendFile::WriteAt(const void* bytes, size_t count, int64_t position) {
+void WriteAllAt(int fd, const void* bytes, size_t count, int64_t position,
+                const std::string& path) {
   const char* from = static_cast<const char*>(bytes);
   while (count > 0) {
-    const ssize_t written = ::pwrite(fd_.get(), from, count, position);
+    const ssize_t written = ::pwrite(fd, from, count, position);
     if (written < 0 && errno == EINTR) continue;
-    if (written < 0) throw IoError(errno, path_);
+    if (written < 0) throw IoError(errno, path);
     from += written;
     position += written;
     count -= static_cast<size_t>(written);
   }
 }
 
-MappedFile::MappedFile(const std::string& path) {
-  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (fd.get() < 0) throw IoError(errno, path);
+MappedFile::MappedFile(const std::string& path)
+    : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)), path_(path) {
+  if (fd_.get() < 0) throw IoError(errno, path);
   struct stat status;
-  if (::fstat(fd.get(), &status) != 0) throw IoError(errno, path);
+  if (::fstat(fd_.get(), &status) != 0) throw IoError(errno, path);
   if (!S_ISREG(status.st_mode)) throw IoError(EINVAL, "not a regular file", path);
   size_ = status.st_size;
   if (size_ == 0) return;
-  void* data = ::mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_SHARED, fd.get(), 0);
+  void* data = ::mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_SHARED, fd_.get(), 0);
   if (data == MAP_FAILED) throw IoError(errno, path);
   data_ = static_cast<const char*>(data);
 }
@@ -125,9 +123,40 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<char*>(data_), static_cast<size_t>(size_));
 }
 
+void MappedFile::Drop(int64_t begin, int64_t end) const {
+  const int64_t page = ::sysconf(_SC_PAGESIZE);
+  begin = begin / page * page;
+  end = std::min((end + page - 1) / page * page, (size_ + page - 1) / page * page);
+  // The mapping is a file's and read-only: dropped pages come back unchanged, and a failure means
+  // only that they stay.
+  if (begin < end) {
+    ::madvise(const_cast<char*>(data_) + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
+  }
+}
+
+void MappedFile::Copy(int64_t position, size_t count, void* to) const {
+  ReadAllAt(fd_.get(), to, count, position, path_);
+}
+
 bool Exists(const std::string& path) {
   struct stat status;
   return ::stat(path.c_str(), &status) == 0;
+}
+
+bool IsSameFile(int fd, const std::string& path) {
+  struct stat by_fd;
+  struct stat by_path;
+  if (::fstat(fd, &by_fd) != 0) throw IoError(errno, path);
+  if (::stat(path.c_str(), &by_path) != 0) {
+    if (errno == ENOENT) return false;
+    throw IoError(errno, path);
+  }
+  return by_fd.st_ino == by_path.st_ino && by_fd.st_dev == by_path.st_dev;
+}
+
+std::string DirectoryOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "./" : path.substr(0, slash + 1);
 }
 
 void RemoveFile(const std::string& path) {
@@ -139,8 +168,7 @@ void Rename(const std::string& from, const std::string& to) {
 }
 
 void SyncDirectoryOf(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  const std::string directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  const std::string directory = DirectoryOf(path);
   const UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd.get() < 0) throw IoError(errno, directory);
   // Some network file systems refuse to sync a directory and order renames themselves.

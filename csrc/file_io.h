@@ -70,6 +70,12 @@ class AppendFile {
   size_t used_ = 0;
 };
 
+// Writes all bytes at a position of the file, which errors call `path`.
+void WriteAllAt(int fd, const void* bytes, size_t count, int64_t position, const std::string& path);
+
+// Reads all bytes at a position of the file, which errors call `path`.
+void ReadAllAt(int fd, void* bytes, size_t count, int64_t position, const std::string& path);
+
 // A whole file mapped read-only.
 class MappedFile {
  public:
@@ -81,12 +87,25 @@ class MappedFile {
   const char* data() const { return data_; }
   int64_t size() const { return size_; }
 
+  // Takes the pages of bytes [begin, end) out of this process; they are read again when touched.
+  void Drop(int64_t begin, int64_t end) const;
+  // Copies bytes without mapping their pages: a page that is touched may map megabytes around it.
+  void Copy(int64_t position, size_t count, void* to) const;
+
  private:
+  UniqueFd fd_;
+  std::string path_;
   const char* data_ = nullptr;
   int64_t size_ = 0;
 };
 
 bool Exists(const std::string& path);
+
+// Whether the path still names the file behind the descriptor.
+bool IsSameFile(int fd, const std::string& path);
+
+// The directory of a path, with its slash; "./" where the path has none.
+std::string DirectoryOf(const std::string& path);
 
 // Removes a file if it is there.
 void RemoveFile(const std::string& path);

@@ -22,9 +22,10 @@ void CheckSources(const std::vector<RowSource>& sources, const RowShape& shape) 
           name + " has up to " + std::to_string(rules.max_segments_per_row) +
           " segments in a row, more than " + std::to_string(shape.max_segments_per_row));
     }
-    if (sources[s].plan->end_document() > sources[s].file->num_documents()) {
-      throw std::invalid_argument(name + " was made for more documents than " +
-                                  sources[s].file->prefix() + " has");
+    const TokenFile& planned = sources[s].plan->file();
+    if (&planned != sources[s].file && planned.prefix() != sources[s].file->prefix()) {
+      throw std::invalid_argument(name + " was opened for " + planned.prefix() + ", not for " +
+                                  sources[s].file->prefix());
     }
   }
 }
@@ -32,19 +33,32 @@ void CheckSources(const std::vector<RowSource>& sources, const RowShape& shape) 
 // Writes one piece at `slot` and returns the slot behind it.
 int64_t WritePiece(const RowSource& source, const Segment& piece, const RowShape& shape,
                    int64_t slot, const RowBatch& batch) {
-  if (source.file->DocumentLength(piece.document) != source.plan->DocumentLength(piece.document)) {
-    throw std::invalid_argument(source.file->prefix() + ": document " +
-                                std::to_string(piece.document) +
-                                " has another length than in the plan of its rows");
-  }
-  const int64_t begin = slot;
-  const bool add_specials = source.plan->rules().specials == Specials::kAdd;
-  if (add_specials) batch.tokens[slot++] = shape.cls_id;
-  source.file->CopyTokens(source.file->DocumentBegin(piece.document) + piece.offset, piece.length,
-                          batch.tokens + slot);
+  if (piece.cls) batch.tokens[slot++] = shape.cls_id;
+  const TokenFile& file = source.plan->file();
+  file.CopyTokens(file.DocumentBegin(piece.document) + piece.offset, piece.length,
+                  batch.tokens + slot);
   slot += piece.length;
-  if (add_specials) batch.tokens[slot++] = shape.sep_id;
-  std::iota(batch.position_ids + begin, batch.position_ids + slot, int64_t{0});
+  if (piece.sep) batch.tokens[slot++] = shape.sep_id;
+  return slot;
+}
+
+// Writes the pieces of one row from slot `begin` and returns the slot behind them. A piece is an
+// attention segment of its own; in a concat row the segment runs through all of them.
+int64_t WriteRow(const RowSource& source, const std::vector<Segment>& pieces, const RowShape& shape,
+                 int64_t begin, const RowBatch& batch, int32_t* segment_end, uint8_t* kind) {
+  const bool one_segment = source.plan->rules().pack == Pack::kConcat;
+  int64_t slot = begin;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const int64_t piece_begin = slot;
+    slot = WritePiece(source, pieces[i], shape, slot, batch);
+    const size_t segment = one_segment ? 0 : i;
+    const int64_t segment_begin = one_segment ? begin : piece_begin;
+    std::iota(batch.position_ids + piece_begin, batch.position_ids + slot,
+              piece_begin - segment_begin);
+    segment_end[segment] = static_cast<int32_t>(slot);
+    kind[segment] = static_cast<uint8_t>(
+        one_segment || pieces[i].ends_document ? SegmentKind::kLastPiece : SegmentKind::kCutPiece);
+  }
   return slot;
 }
 
@@ -85,12 +99,7 @@ void AssembleRows(const std::vector<RowSource>& sources, const int32_t* source_s
     }
     if (source >= 0) {
       sources[source].plan->Segments(row[r], &pieces);
-      for (size_t i = 0; i < pieces.size(); ++i) {
-        slot = WritePiece(sources[source], pieces[i], shape, slot, batch);
-        segment_end[i] = static_cast<int32_t>(slot);
-        kind[i] = static_cast<uint8_t>(pieces[i].ends_document ? SegmentKind::kLastPiece
-                                                               : SegmentKind::kCutPiece);
-      }
+      slot = WriteRow(sources[source], pieces, shape, slot, batch, segment_end, kind);
     }
     batch.num_tokens[r] = slot - row_begin;
     std::fill(batch.tokens + slot, batch.tokens + row_end, shape.pad_id);

@@ -1,149 +1,241 @@
 #include "row_plan.h"
 
 #include <algorithm>
-#include <limits>
 #include <stdexcept>
 #include <string>
-
-#include "best_fit.h"
 
 namespace megatron_ettin {
 namespace {
 
-constexpr int64_t kMaxBlockDocuments = 65536;
-constexpr int64_t kMaxSeqLength = int64_t{1} << 24;
+// Bodies of plans without bodies that are kept, at most 300 kB each.
+constexpr size_t kRecomputedBlocks = 64;
 
-void CheckField(const char* name, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return;
-  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
-                              "; it must lie in [" + std::to_string(low) + ", " +
-                              std::to_string(high) + "]");
-}
-
-void CheckRules(const RowRules& rules) {
-  CheckField("seq_length", rules.seq_length, rules.special_slots() + 1, kMaxSeqLength);
-  CheckField("min_doc_tokens", rules.min_doc_tokens, 0, std::numeric_limits<int64_t>::max());
-  CheckField("max_segments_per_row", rules.max_segments_per_row, 1, kMaxSeqLength);
-  CheckField("block_documents", rules.block_documents, 1, kMaxBlockDocuments);
+// Position of a value, or `count`. Compares many at a time, which the compiler turns into vector
+// instructions; a loop that may stop at each value would not be.
+int64_t IndexOf(const uint16_t* values, int64_t count, uint16_t wanted) {
+  constexpr int64_t kStep = 128;
+  int64_t begin = 0;
+  for (; begin + kStep <= count; begin += kStep) {
+    uint16_t found = 0;
+    for (int64_t i = 0; i < kStep; ++i) found |= values[begin + i] == wanted ? 1 : 0;
+    if (found != 0) break;
+  }
+  while (begin < count && values[begin] != wanted) ++begin;
+  return begin;
 }
 
 }  // namespace
 
-RowPlan::RowPlan(LengthView lengths, int64_t first_document, int64_t end_document,
-                 const RowRules& rules)
-    : lengths_(std::move(lengths)), end_document_(end_document), rules_(rules) {
-  CheckRules(rules);
-  CheckField("end_document", end_document, 0, lengths_.size());
-  CheckField("first_document", first_document, 0, end_document);
-  BestFitPacker packer(rules.seq_length, rules.max_segments_per_row);
-  for (int64_t first = first_document; first < end_document; first += rules.block_documents) {
-    PlanBlock(first, std::min(first + rules.block_documents, end_document), &packer);
+RowPlan::RowPlan(const std::string& path, const TokenFile& file) : plan_(path), file_(file) {
+  if (range().file_documents != file.num_documents() || range().file_tokens != file.num_tokens()) {
+    plan_.Refuse(offsetof(PlanHeader, range) + offsetof(PlanRange, file_documents),
+                 "the plan was built for a file of " + std::to_string(range().file_documents) +
+                     " documents and " + std::to_string(range().file_tokens) + " tokens, but " +
+                     file.prefix() + " has " + std::to_string(file.num_documents()) + " and " +
+                     std::to_string(file.num_tokens()));
+  }
+  if (plan_.has_bodies()) {
+    body_checked_ = std::make_unique<std::atomic<bool>[]>(plan_.header().num_blocks);
   }
 }
 
-void RowPlan::PlanBlock(int64_t first, int64_t last, BestFitPacker* packer) {
-  const int64_t capacity = rules_.piece_capacity();
-  const int64_t shortest = std::max<int64_t>(rules_.min_doc_tokens, 1);
-  Block block{};
-  block.first_document = first;
-  block.first_row = counts_.rows;
-  block.long_begin = static_cast<int64_t>(long_document_.size());
-  block.start_begin = static_cast<int64_t>(tail_start_.size());
-  block.tail_begin = static_cast<int64_t>(tail_document_.size());
-
-  int64_t full_rows = 0;
-  std::vector<uint16_t> tails;
-  std::vector<int64_t> sizes;
-  for (int64_t document = first; document < last; ++document) {
-    const int64_t length = lengths_[document];
-    if (length < shortest) {
-      if (length < 0) {
-        throw std::invalid_argument("document " + std::to_string(document) + " has length " +
-                                    std::to_string(length));
-      }
-      ++counts_.dropped_documents;
-      counts_.dropped_tokens += length;
-      continue;
+RowPlan::Bytes RowPlan::Recomputed(int64_t index) const {
+  {
+    const std::lock_guard<std::mutex> lock(recomputed_mutex_);
+    const auto known = std::find_if(recomputed_.begin(), recomputed_.end(),
+                                    [&](const auto& entry) { return entry.first == index; });
+    if (known != recomputed_.end()) {
+      recomputed_.splice(recomputed_.begin(), recomputed_, known);
+      return known->second;
     }
-    const auto local = static_cast<uint16_t>(document - first);
-    const int64_t full = length < capacity ? 0 : length / capacity;
-    const int64_t tail = length - full * capacity;
-    if (full > 0) {
-      long_document_.push_back(local);
-      long_row_.push_back(full_rows);
-      full_rows += full;
-    }
-    if (tail > 0) {
-      tails.push_back(local);
-      sizes.push_back(tail + rules_.special_slots());
-    }
-    const int64_t pieces = full + (tail > 0 ? 1 : 0);
-    ++counts_.documents;
-    counts_.cut_documents += pieces > 1 ? 1 : 0;
-    counts_.tokens += length + pieces * rules_.special_slots();
   }
-  counts_.rows += full_rows;
-  row_tokens_.resize(counts_.rows, static_cast<int32_t>(rules_.seq_length));
-  block.first_packed_row = counts_.rows;
-  StoreTails(tails, sizes, packer);
-  blocks_.push_back(block);
+  // Outside of the lock: other threads need other blocks. Two that need the same do the work twice.
+  const int64_t first = plan_.BlockFirstDocument(index);
+  BlockPacker packer(file_, rules());
+  packer.Pack(first, first + plan_.ShapeOf(index).num_documents);
+  const auto body = std::make_shared<const std::vector<char>>(packer.body());
+  const PlanBlock& planned = plan_.block(index);
+  if (packer.lengths_hash() != planned.lengths_hash) RefuseLengths(index);
+  if (PlanHash(body->data(), body->size()) != planned.body_hash) {
+    plan_.Refuse(0, "the plan was built by another algorithm");
+  }
+  const std::lock_guard<std::mutex> lock(recomputed_mutex_);
+  recomputed_.emplace_front(index, body);
+  if (recomputed_.size() > kRecomputedBlocks) recomputed_.pop_back();
+  return body;
 }
 
-void RowPlan::StoreTails(const std::vector<uint16_t>& documents, const std::vector<int64_t>& sizes,
-                         BestFitPacker* packer) {
-  std::vector<uint32_t> row_of;
-  const int64_t rows = packer->Pack(sizes, &row_of);
-  std::vector<uint32_t> next(rows + 1, 0);
-  for (uint32_t row : row_of) ++next[row + 1];
-  for (int64_t row = 0; row < rows; ++row) next[row + 1] += next[row];
-  tail_start_.insert(tail_start_.end(), next.begin(), next.end());
-  const size_t begin = tail_document_.size();
-  tail_document_.resize(begin + documents.size());
-  // Documents are visited in ascending order, so each row receives its own in that order.
-  for (size_t i = 0; i < documents.size(); ++i) {
-    tail_document_[begin + next[row_of[i]]++] = documents[i];
+RowPlan::Block RowPlan::OpenBlock(int64_t index) const {
+  Bytes owner;
+  const char* data;
+  if (plan_.has_bodies()) {
+    if (!body_checked_[index].load(std::memory_order_relaxed)) {
+      plan_.CheckBody(index);
+      body_checked_[index].store(true, std::memory_order_relaxed);
+    }
+    data = plan_.Body(index);
+  } else {
+    owner = Recomputed(index);
+    data = owner->data();
   }
-  counts_.rows += rows;
-  for (int64_t row = 0; row < rows; ++row) {
-    row_tokens_.push_back(static_cast<int32_t>(rules_.seq_length - packer->FreeSpace(row)));
+  const BlockShape shape = plan_.ShapeOf(index);
+  return {index, plan_.BlockFirstDocument(index), plan_.block(index).first_row,
+          shape, BlockBody(data, shape),          std::move(owner)};
+}
+
+RowPlan::Block RowPlan::BlockOfRow(int64_t row) const {
+  if (row < 0 || row >= counts().rows) {
+    throw std::out_of_range("row " + std::to_string(row) + " of a plan of " +
+                            std::to_string(counts().rows) + " rows");
+  }
+  return OpenBlock(plan_.BlockOfRow(row));
+}
+
+void RowPlan::RefuseLengths(int64_t index) const {
+  const int64_t first = plan_.BlockFirstDocument(index);
+  plan_.Refuse(plan_.block(index).body_begin,
+               "the plan was built from other document lengths than those of " + file_.prefix() +
+                   ".idx, in documents [" + std::to_string(first) + ", " +
+                   std::to_string(first + plan_.ShapeOf(index).num_documents) + ")");
+}
+
+RowPlan::Place RowPlan::FindUnit(const Block& block, int64_t unit) const {
+  const uint64_t* samples = block.body.samples();
+  const int64_t sample =
+      std::upper_bound(samples, samples + block.shape.samples(), static_cast<uint64_t>(unit)) -
+      samples - 1;
+  Place place{block.first_document + sample * kSampleDocuments,
+              static_cast<int64_t>(samples[sample])};
+  const int64_t end = block.first_document + block.shape.num_documents;
+  while (true) {
+    const int64_t units = UnitsOf(place.document);
+    if (unit < place.units + units) return place;
+    place.units += units;
+    if (++place.document == end) RefuseLengths(block.index);
   }
 }
 
-const RowPlan::Block& RowPlan::BlockOf(int64_t row) const {
-  const auto after =
-      std::upper_bound(blocks_.begin(), blocks_.end(), row,
-                       [](int64_t value, const Block& block) { return value < block.first_row; });
-  return *(after - 1);
+int64_t RowPlan::UnitsBefore(const Block& block, int64_t document) const {
+  const int64_t sample = (document - block.first_document) / kSampleDocuments;
+  auto units = static_cast<int64_t>(block.body.samples()[sample]);
+  for (int64_t d = block.first_document + sample * kSampleDocuments; d < document; ++d) {
+    units += UnitsOf(d);
+  }
+  return units;
 }
 
 void RowPlan::Segments(int64_t row, std::vector<Segment>* segments) const {
-  if (row < 0 || row >= counts_.rows) {
-    throw std::out_of_range("row " + std::to_string(row) + " of a plan of " +
-                            std::to_string(counts_.rows) + " rows");
-  }
   segments->clear();
-  const Block& block = BlockOf(row);
-  const int64_t capacity = rules_.piece_capacity();
-  if (row < block.first_packed_row) {
-    const int64_t full_row = row - block.first_row;
-    const auto begin = long_row_.begin() + block.long_begin;
-    const int64_t long_end = &block == &blocks_.back() ? static_cast<int64_t>(long_row_.size())
-                                                       : (&block + 1)->long_begin;
-    const auto after = std::upper_bound(begin, long_row_.begin() + long_end, full_row);
-    const int64_t index = after - long_row_.begin() - 1;
-    const int64_t document = block.first_document + long_document_[index];
-    const int64_t offset = (full_row - long_row_[index]) * capacity;
-    segments->push_back({document, offset, static_cast<int32_t>(capacity),
-                         offset + capacity == lengths_[document]});
-    return;
+  const Block block = BlockOfRow(row);
+  const int64_t local = row - block.first_row;
+  if (rules().pack == Pack::kConcat) {
+    StreamPieces(block, local, segments);
+  } else if (local < block.shape.full_rows) {
+    WholePiece(block, local, segments);
+  } else {
+    PackedPieces(block, local - block.shape.full_rows, segments);
   }
-  const int64_t start = block.start_begin + row - block.first_packed_row;
-  for (uint32_t i = tail_start_[start]; i < tail_start_[start + 1]; ++i) {
-    const int64_t document = block.first_document + tail_document_[block.tail_begin + i];
-    const int64_t length = lengths_[document];
-    const int64_t tail = length % capacity;
-    segments->push_back({document, length - tail, static_cast<int32_t>(tail), true});
+}
+
+// A row of one piece: a full one, or any of `none`.
+void RowPlan::WholePiece(const Block& block, int64_t row, std::vector<Segment>* segments) const {
+  const Place place = FindUnit(block, row);
+  const int64_t length = file_.DocumentLength(place.document);
+  const int64_t offset = (row - place.units) * rules().piece_capacity();
+  const int64_t size = std::min(rules().piece_capacity(), length - offset);
+  const bool added = rules().specials == Specials::kAdd;
+  segments->push_back(
+      {place.document, offset, static_cast<int32_t>(size), added, added, offset + size == length});
+}
+
+void RowPlan::PackedPieces(const Block& block, int64_t row, std::vector<Segment>* segments) const {
+  const uint16_t* starts = block.body.row_starts();
+  const int64_t end = row + 1 < block.shape.packed_rows ? starts[row + 1] : block.shape.tails;
+  const int64_t capacity = rules().piece_capacity();
+  const bool added = rules().specials == Specials::kAdd;
+  int64_t slots = 0;
+  for (int64_t i = starts[row]; i < end; ++i) {
+    const int64_t document = block.first_document + block.body.tail_documents()[i];
+    const int64_t length = file_.DocumentLength(document);
+    const int64_t tail = length < capacity ? length : length % capacity;
+    slots += tail + rules().special_slots();
+    // Callers rely on rows that fit: this is the only protection against lengths that changed.
+    if (tail <= 0 || slots > rules().seq_length) RefuseLengths(block.index);
+    segments->push_back({document, length - tail, static_cast<int32_t>(tail), added, added, true});
   }
+}
+
+void RowPlan::StreamPieces(const Block& block, int64_t row, std::vector<Segment>* segments) const {
+  const int64_t begin = row * rules().seq_length;
+  const int64_t end = std::min(begin + rules().seq_length, block.shape.tokens);
+  const int64_t before = rules().specials == Specials::kAdd ? 1 : 0;  // slots of [CLS]
+  const int64_t end_document = block.first_document + block.shape.num_documents;
+  Place place = FindUnit(block, begin);
+  while (place.units < end) {
+    if (place.document == end_document) RefuseLengths(block.index);
+    const int64_t length = file_.DocumentLength(place.document);
+    const int64_t slots = rules().Units(length);
+    // The document's slots [from, to): 0 is [CLS] and slots - 1 is [SEP], if they are added.
+    const int64_t from = std::max<int64_t>(begin - place.units, 0);
+    const int64_t to = std::min(end - place.units, slots);
+    if (slots > 0) {
+      const int64_t first = std::max(from - before, int64_t{0});
+      const int64_t last = std::min(to - before, length);
+      segments->push_back({place.document, first, static_cast<int32_t>(last - first),
+                           before == 1 && from == 0, before == 1 && to == slots, to == slots});
+    }
+    place.units += slots;
+    ++place.document;
+  }
+}
+
+int64_t RowPlan::RowTokens(int64_t row) const {
+  if (row >= 0 && row < counts().rows && rules().pack != Pack::kNone) {
+    const int64_t index = plan_.BlockOfRow(row);
+    const BlockShape shape = plan_.ShapeOf(index);
+    const int64_t local = row - plan_.block(index).first_row;
+    const int64_t L = rules().seq_length;
+    if (rules().pack == Pack::kConcat) return std::min(L, shape.tokens - local * L);
+    if (local < shape.full_rows) return L;
+  }
+  std::vector<Segment> segments;
+  Segments(row, &segments);
+  int64_t slots = 0;
+  for (const Segment& segment : segments) slots += segment.slots();
+  return slots;
+}
+
+void RowPlan::Find(int64_t document, std::vector<int64_t>* rows) const {
+  rows->clear();
+  if (document < range().first_document || document >= range().end_document) {
+    throw std::out_of_range("document " + std::to_string(document) + " of a plan of documents [" +
+                            std::to_string(range().first_document) + ", " +
+                            std::to_string(range().end_document) + ")");
+  }
+  const int64_t length = file_.DocumentLength(document);
+  if (!rules().Keeps(length)) return;
+  const Block block = OpenBlock((document - range().first_document) / rules().block_documents);
+  int64_t begin = UnitsBefore(block, document);
+  int64_t end = begin + rules().Units(length);
+  if (rules().pack == Pack::kConcat) {
+    begin /= rules().seq_length;
+    end = (end + rules().seq_length - 1) / rules().seq_length;
+  }
+  for (int64_t row = begin; row < end; ++row) rows->push_back(block.first_row + row);
+  if (rules().pack == Pack::kBfd && length % rules().piece_capacity() != 0) {
+    FindPacked(block, document, rows);
+  }
+}
+
+void RowPlan::FindPacked(const Block& block, int64_t document, std::vector<int64_t>* rows) const {
+  const auto local = static_cast<uint16_t>(document - block.first_document);
+  const int64_t tail = IndexOf(block.body.tail_documents(), block.shape.tails, local);
+  if (tail == block.shape.tails) RefuseLengths(block.index);
+  const uint16_t* starts = block.body.row_starts();
+  const int64_t row =
+      std::upper_bound(starts, starts + block.shape.packed_rows, static_cast<uint16_t>(tail)) -
+      starts - 1;
+  rows->push_back(block.first_row + block.shape.full_rows + row);
 }
 
 }  // namespace megatron_ettin

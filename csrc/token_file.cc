@@ -7,6 +7,7 @@
 namespace megatron_ettin {
 namespace {
 
+constexpr int64_t kCopiedAtOnce = 1024;  // lengths of the index, on the stack
 constexpr const char* kRemedy = "; run tools/preprocess_data.py again to rebuild the pair";
 
 // The .idx is written last, so a lone .bin is what an interrupted run leaves.
@@ -32,11 +33,19 @@ std::string Decimal(unsigned __int128 value) {
 
 }  // namespace
 
-TokenFile::TokenFile(const std::string& prefix)
-    : prefix_(CheckedPrefix(prefix)), idx_(IdxPath(prefix)), bin_(BinPath(prefix)) {
+TokenFile::TokenFile(const std::string& prefix, bool check)
+    : prefix_(CheckedPrefix(prefix)),
+      idx_(IdxPath(prefix)),
+      bin_(BinPath(prefix)),
+      checked_(check) {
   ReadHeader();
-  CheckOffsets();
-  CheckBoundaries();
+  one_sequence_per_document_ = num_boundaries_ == num_sequences_ + 1;
+  if (check) {
+    CheckOffsets();
+    CheckBoundaries();
+  } else {
+    CheckEnds();
+  }
 }
 
 void TokenFile::RefuseIndex(int64_t byte, const std::string& what) const {
@@ -100,17 +109,34 @@ void TokenFile::CheckOffsets() const {
     }
     expected += length * item;
   }
-  if (bin_.size() != expected) {
-    throw std::invalid_argument(
-        BinPath(prefix_) + ": " + std::to_string(bin_.size()) + " bytes, but its .idx describes " +
-        std::to_string(expected) + ": the file is " +
-        (bin_.size() < expected ? "truncated" : "longer than its index") + kRemedy);
-  }
+  CheckBinSize(expected);
+}
+
+void TokenFile::CheckBinSize(int64_t expected) const {
+  if (bin_.size() == expected) return;
+  throw std::invalid_argument(
+      BinPath(prefix_) + ": " + std::to_string(bin_.size()) + " bytes, but its .idx describes " +
+      std::to_string(expected) + ": the file is " +
+      (bin_.size() < expected ? "truncated" : "longer than its index") + kRemedy);
+}
+
+void TokenFile::CheckEnds() const {
+  const int64_t last = num_sequences_ - 1;
+  CheckBinSize(last < 0 ? 0
+                        : Read<int64_t>(OffsetAt(last)) + SequenceLength(last) * ItemSize(type_));
+  CheckBoundary(0, 0);
+  CheckBoundary(num_boundaries_ - 1, num_sequences_);
+}
+
+void TokenFile::CheckBoundary(int64_t i, int64_t expected) const {
+  if (Boundary(i) == expected) return;
+  RefuseIndex(BoundaryAt(i), "document boundary " + std::to_string(i) + " is " +
+                                 std::to_string(Boundary(i)) + ", expected " +
+                                 std::to_string(expected));
 }
 
 void TokenFile::CheckBoundaries() {
-  if (Boundary(0) != 0) RefuseIndex(BoundaryAt(0), "the first document boundary is not 0");
-  bool one_each = num_boundaries_ == num_sequences_ + 1;
+  CheckBoundary(0, 0);
   for (int64_t i = 1; i < num_boundaries_; ++i) {
     if (Boundary(i) < Boundary(i - 1) || Boundary(i) > num_sequences_) {
       RefuseIndex(BoundaryAt(i), "document boundary " + std::to_string(i) + " is " +
@@ -118,33 +144,64 @@ void TokenFile::CheckBoundaries() {
                                      std::to_string(Boundary(i - 1)) + ", with " +
                                      std::to_string(num_sequences_) + " sequences");
     }
-    one_each = one_each && Boundary(i) == i;
+    one_sequence_per_document_ = one_sequence_per_document_ && Boundary(i) == i;
   }
-  if (Boundary(num_boundaries_ - 1) != num_sequences_) {
-    RefuseIndex(BoundaryAt(num_boundaries_ - 1),
-                "the last document boundary is " + std::to_string(Boundary(num_boundaries_ - 1)) +
-                    ", expected the number of sequences, " + std::to_string(num_sequences_));
-  }
-  if (one_each) return;
-  document_lengths_.resize(num_documents(), 0);
-  for (int64_t document = 0; document < num_documents(); ++document) {
-    for (int64_t i = Boundary(document); i < Boundary(document + 1); ++i) {
-      document_lengths_[document] += SequenceLength(i);
-    }
-  }
-}
-
-int64_t TokenFile::DocumentLength(int64_t document) const {
-  return one_sequence_per_document() ? SequenceLength(document) : document_lengths_[document];
+  CheckBoundary(num_boundaries_ - 1, num_sequences_);
 }
 
 int64_t TokenFile::DocumentBegin(int64_t document) const {
   const int64_t sequence = Boundary(document);
-  if (sequence == num_sequences_) return num_tokens();  // an empty document at the very end
+  if (one_sequence_per_document_ && sequence != document) CheckBoundary(document, document);
+  if (sequence < 0 || sequence > num_sequences_) {
+    RefuseIndex(BoundaryAt(document), "document boundary " + std::to_string(document) + " is " +
+                                          std::to_string(sequence) + ", with " +
+                                          std::to_string(num_sequences_) + " sequences");
+  }
+  if (sequence == num_sequences_) return num_tokens();
   return Read<int64_t>(OffsetAt(sequence)) / ItemSize(type_);
 }
 
+void TokenFile::CopyLengths(int64_t first, int64_t last, int64_t* to) const {
+  if (one_sequence_per_document_) {
+    for (int64_t begin = first; begin < last; begin += kCopiedAtOnce) {
+      CopySequenceLengths(begin, std::min(kCopiedAtOnce, last - begin), to + begin - first);
+    }
+  } else {
+    for (int64_t document = first; document < last; ++document) {
+      to[document - first] = DocumentLength(document);
+    }
+    idx_.Drop(BoundaryAt(first), BoundaryAt(last + 1));
+    idx_.Drop(OffsetAt(Boundary(first)), OffsetAt(Boundary(last) + 1));
+  }
+  if (checked_) return;
+  for (int64_t document = first; document < last; ++document) {
+    const int64_t length = to[document - first];
+    if (length >= 0 && length <= num_tokens()) continue;
+    RefuseIndex(
+        one_sequence_per_document_ ? kIndexHeaderBytes + 4 * document : BoundaryAt(document),
+        "document " + std::to_string(document) + " has length " + std::to_string(length));
+  }
+}
+
+void TokenFile::CopySequenceLengths(int64_t first, int64_t count, int64_t* to) const {
+  int32_t lengths[kCopiedAtOnce];
+  idx_.Copy(kIndexHeaderBytes + 4 * first, count * sizeof(int32_t), lengths);
+  for (int64_t i = 0; i < count; ++i) to[i] = lengths[i];
+  if (checked_) return;
+  // The counts alone do not tell one sequence each from an empty document beside one of two.
+  int64_t boundaries[kCopiedAtOnce];
+  idx_.Copy(BoundaryAt(first), count * sizeof(int64_t), boundaries);
+  for (int64_t i = 0; i < count; ++i) {
+    if (boundaries[i] != first + i) CheckBoundary(first + i, first + i);
+  }
+}
+
 void TokenFile::CopyTokens(int64_t begin, int64_t count, int64_t* to) const {
+  if (begin < 0 || count < 0 || begin > num_tokens() || count > num_tokens() - begin) {
+    throw std::invalid_argument(IdxPath(prefix_) + ": describes tokens " + std::to_string(begin) +
+                                " + " + std::to_string(count) + ", but the .bin has " +
+                                std::to_string(num_tokens()) + kRemedy);
+  }
   if (type_ == TokenType::kUint16) {
     const auto* from = reinterpret_cast<const uint16_t*>(bin_.data()) + begin;
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
-#include <vector>
 
 #include "file_io.h"
 #include "token_format.h"
@@ -16,25 +15,35 @@ namespace megatron_ettin {
 class TokenFile {
  public:
   // Throws IoError if a file cannot be opened, std::invalid_argument that names file, byte and
-  // remedy if the pair is not valid.
-  explicit TokenFile(const std::string& prefix);
+  // remedy if the pair is not valid. Without `check` only the header and the sizes are read, in
+  // O(1), for a pair that was checked before; the other functions then stay inside the files
+  // whatever the index says, and throw std::invalid_argument where it cannot be right.
+  explicit TokenFile(const std::string& prefix, bool check = true);
 
   const std::string& prefix() const { return prefix_; }
   TokenType type() const { return type_; }
   int64_t num_documents() const { return num_boundaries_ - 1; }
   int64_t num_tokens() const { return bin_.size() / ItemSize(type_); }
 
-  // Lengths of the documents. If each is one sequence they are the i32 array of the .idx itself
-  // (possibly unaligned); else num_documents() sums.
-  bool one_sequence_per_document() const { return document_lengths_.empty(); }
+  // Whether each document is one sequence: its length is then in the i32 array of the .idx
+  // (possibly unaligned).
+  bool one_sequence_per_document() const { return one_sequence_per_document_; }
   const char* raw_lengths() const { return idx_.data() + kIndexHeaderBytes; }
-  const std::vector<int64_t>& document_lengths() const { return document_lengths_; }
 
-  int64_t DocumentLength(int64_t document) const;
-  // Index of the document's first token in the .bin.
+  int64_t DocumentLength(int64_t document) const {
+    if (one_sequence_per_document_) return SequenceLength(document);
+    return DocumentBegin(document + 1) - DocumentBegin(document);
+  }
+  // Index of the document's first token in the .bin; of num_documents(), its end.
   int64_t DocumentBegin(int64_t document) const;
 
-  // Copies tokens [begin, begin + count) of the .bin, widened.
+  // Copies the lengths of documents [first, last), for passes over the whole file: the index stays
+  // out of this process's memory, and in a file opened without checks the documents are checked.
+  // Throws std::invalid_argument that names the document.
+  void CopyLengths(int64_t first, int64_t last, int64_t* to) const;
+
+  // Copies tokens [begin, begin + count) of the .bin, widened. Throws std::invalid_argument
+  // outside.
   void CopyTokens(int64_t begin, int64_t count, int64_t* to) const;
 
   // Reads every token. Throws std::invalid_argument that names file, byte, document and position of
@@ -55,8 +64,12 @@ class TokenFile {
 
   [[noreturn]] void RefuseIndex(int64_t byte, const std::string& what) const;
   void ReadHeader();
+  void CheckBinSize(int64_t expected) const;
+  void CheckEnds() const;
+  void CheckBoundary(int64_t i, int64_t expected) const;
   void CheckOffsets() const;
   void CheckBoundaries();
+  void CopySequenceLengths(int64_t first, int64_t count, int64_t* to) const;
   template <typename T>
   void CheckTokensOf(int64_t vocab_size) const;
 
@@ -66,7 +79,8 @@ class TokenFile {
   TokenType type_ = TokenType::kUint16;
   int64_t num_sequences_ = 0;
   int64_t num_boundaries_ = 0;
-  std::vector<int64_t> document_lengths_;
+  bool checked_ = false;
+  bool one_sequence_per_document_ = false;
 };
 
 }  // namespace megatron_ettin

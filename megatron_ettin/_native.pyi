@@ -1,5 +1,5 @@
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import type_check_only
 
 import numpy as np
@@ -27,7 +27,7 @@ class TokenFileBuilder(metaclass=_ExtensionType):
     def num_tokens(self) -> int: ...
 
 class TokenFile(metaclass=_ExtensionType):
-    def __init__(self, prefix: str | os.PathLike[str]) -> None: ...
+    def __init__(self, prefix: str | os.PathLike[str], *, check: bool = True) -> None: ...
     @property
     def prefix(self) -> str: ...
     @property
@@ -70,18 +70,23 @@ class PhaseOrder(metaclass=_ExtensionType):
     def drawn_after(self, n: int) -> NDArray[np.int64]: ...
 
 class RowPlan(metaclass=_ExtensionType):
-    def __init__(
-        self,
-        lengths: NDArray[np.int32] | NDArray[np.int64],
-        first_document: int,
-        end_document: int,
-        seq_length: int,
-        *,
-        specials: str,
-        min_doc_tokens: int,
-        max_segments_per_row: int,
-        block_documents: int = 65536,
-    ) -> None: ...
+    def __init__(self, path: str | os.PathLike[str], file: TokenFile) -> None: ...
+    @property
+    def seq_length(self) -> int: ...
+    @property
+    def pack(self) -> str: ...
+    @property
+    def specials(self) -> str: ...
+    @property
+    def min_doc_tokens(self) -> int: ...
+    @property
+    def max_segments_per_row(self) -> int: ...
+    @property
+    def block_documents(self) -> int: ...
+    @property
+    def first_document(self) -> int: ...
+    @property
+    def end_document(self) -> int: ...
     @property
     def num_rows(self) -> int: ...
     @property
@@ -94,12 +99,36 @@ class RowPlan(metaclass=_ExtensionType):
     def dropped_tokens(self) -> int: ...
     @property
     def cut_documents(self) -> int: ...
-    @property
-    def row_tokens(self) -> NDArray[np.int32]: ...
     def segments(
-        self, row: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]: ...
+        self, rows: NDArray[np.int64]
+    ) -> tuple[
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.int32],
+        NDArray[np.bool_],
+        NDArray[np.bool_],
+        NDArray[np.bool_],
+    ]: ...
+    def row_tokens(self, rows: NDArray[np.int64]) -> NDArray[np.int32]: ...
+    def find(self, document: int) -> NDArray[np.int64]: ...
 
+def build_row_plan(
+    file: TokenFile,
+    path: str | os.PathLike[str],
+    *,
+    first_document: int,
+    end_document: int,
+    seq_length: int,
+    pack: str,
+    specials: str,
+    min_doc_tokens: int,
+    max_segments_per_row: int,
+    block_documents: int = 65536,
+    bodies: bool = True,
+    threads: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> None: ...
 def counter_key(seed: int, purpose: int, words: Sequence[int]) -> int: ...
 def counter_draws(key: int, first: int, count: int) -> NDArray[np.uint64]: ...
 def permutation_key(seed: int, source: int, epoch: int) -> int: ...

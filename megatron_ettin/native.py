@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin import _native
-from megatron_ettin._native import PhaseOrder, RowPlan, TokenFile, TokenFileBuilder
+from megatron_ettin._native import (
+    PhaseOrder,
+    RowPlan,
+    TokenFile,
+    TokenFileBuilder,
+    build_row_plan,
+)
 
 __all__ = [
     "BLEND_PERIOD",
@@ -24,6 +30,7 @@ __all__ = [
     "assemble_rows",
     "blend_quotas",
     "blend_table",
+    "build_row_plan",
     "counter_draws",
     "counter_key",
     "dropout_factors",
@@ -141,7 +148,8 @@ def assemble_rows(
         tokens: int64[m*L].
         position_ids: int64[m*L], from 0 in each segment, the padding tail included.
         cu_seqlens: int32[m*(S+1) + 1], non-decreasing, over the whole stream. Each row has S + 1
-            segments: its pieces, its padding tail, empty ones.
+            segments: its pieces (one segment for all of them if its plan's pack is "concat"), its
+            padding tail, empty ones.
         segment_kind: uint8[m*(S+1)]; 0 padding or empty, 1 a piece that does not end its document,
             2 a piece that does.
         num_tokens: int64[m], slots that are not padding.

@@ -135,42 +135,38 @@ class Piece:
     document: int
     offset: int
     length: int
+    cls: bool
+    sep: bool
     ends_document: bool
 
+    @property
+    def slots(self) -> int:
+        return self.length + self.cls + self.sep
 
-def plan_block(
-    lengths: Sequence[int],
-    documents: range,
-    seq_length: int,
-    specials: str,
-    min_doc_tokens: int,
-    max_segments: int,
+
+def cut_document(document: int, length: int, seq_length: int, specials: str) -> list[Piece]:
+    add = specials == "add"
+    capacity = seq_length - 2 if add else seq_length
+    pieces = []
+    for offset in range(0, length, capacity):
+        size = min(capacity, length - offset)
+        pieces.append(Piece(document, offset, size, add, add, offset + size == length))
+    return pieces
+
+
+def pack_best_fit(
+    documents: Sequence[tuple[int, int]], seq_length: int, specials: str, max_segments: int
 ) -> list[list[Piece]]:
-    added = 2 if specials == "add" else 0
-    capacity = seq_length - added
-    full: list[list[Piece]] = []
-    tails: list[Piece] = []
-    for document in documents:
-        length = lengths[document]
-        if length < max(min_doc_tokens, 1):
-            continue
-        for offset in range(0, length, capacity):
-            size = min(capacity, length - offset)
-            piece = Piece(document, offset, size, offset + size == length)
-            if size == capacity:
-                full.append([piece])
-            else:
-                tails.append(piece)
-
+    pieces = [p for d, length in documents for p in cut_document(d, length, seq_length, specials)]
+    full = [[piece] for piece in pieces if piece.slots == seq_length]
+    tails = [piece for piece in pieces if piece.slots < seq_length]
     tails.sort(key=lambda piece: -piece.length)  # stable: equal lengths stay by document
     bins: list[list[Piece]] = []
     free: list[int] = []
     touched: list[int] = []  # when the bin last received a piece
     for time, piece in enumerate(tails):
         fitting = [
-            i
-            for i in range(len(bins))
-            if free[i] >= piece.length + added and len(bins[i]) < max_segments
+            i for i in range(len(bins)) if free[i] >= piece.slots and len(bins[i]) < max_segments
         ]
         if fitting:
             best = min(fitting, key=lambda i: (free[i], -touched[i]))
@@ -180,9 +176,33 @@ def plan_block(
             free.append(seq_length)
             touched.append(0)
         bins[best].append(piece)
-        free[best] -= piece.length + added
+        free[best] -= piece.slots
         touched[best] = time
     return full + [sorted(pieces, key=lambda piece: piece.document) for pieces in bins]
+
+
+def pack_stream(
+    documents: Sequence[tuple[int, int]], seq_length: int, specials: str
+) -> list[list[Piece]]:
+    """Lay out the block slot by slot; "c" and "s" are [CLS] and [SEP], numbers are tokens."""
+    stream: list[tuple[int, int, str | int]] = []  # document, its tokens, what the slot holds
+    for document, length in documents:
+        slots: list[str | int] = ["c", *range(length), "s"]
+        stream += [
+            (document, length, slot) for slot in (slots if specials == "add" else slots[1:-1])
+        ]
+    rows = []
+    for begin in range(0, len(stream), seq_length):
+        row = stream[begin : begin + seq_length]
+        pieces = []
+        for document, length in dict.fromkeys((d, n) for d, n, _ in row):
+            held = [slot for d, _, slot in row if d == document]
+            tokens = [slot for slot in held if isinstance(slot, int)]
+            offset = tokens[0] if tokens else 0 if "c" in held else length
+            ends = held[-1] == ("s" if specials == "add" else length - 1)
+            pieces.append(Piece(document, offset, len(tokens), "c" in held, "s" in held, ends))
+        rows.append(pieces)
+    return rows
 
 
 def plan_rows(
@@ -191,6 +211,7 @@ def plan_rows(
     end: int,
     seq_length: int,
     *,
+    pack: str,
     specials: str,
     min_doc_tokens: int,
     max_segments: int,
@@ -198,8 +219,18 @@ def plan_rows(
 ) -> list[list[Piece]]:
     rows: list[list[Piece]] = []
     for begin in range(first, end, block):
-        documents = range(begin, min(begin + block, end))
-        rows += plan_block(lengths, documents, seq_length, specials, min_doc_tokens, max_segments)
+        documents = [
+            (document, lengths[document])
+            for document in range(begin, min(begin + block, end))
+            if lengths[document] >= max(min_doc_tokens, 1)
+        ]
+        if pack == "bfd":
+            rows += pack_best_fit(documents, seq_length, specials, max_segments)
+        elif pack == "concat":
+            rows += pack_stream(documents, seq_length, specials)
+        else:
+            pieces = (cut_document(d, length, seq_length, specials) for d, length in documents)
+            rows += [[piece] for document in pieces for piece in document]
     return rows
 
 
@@ -221,7 +252,10 @@ def assemble(
     max_segments: int,
     pad_id: int,
 ) -> Stream:
-    """rows: for each row its pieces as (slots with specials, ends_document); [] is idle."""
+    """rows: for each row its segments as (slots with specials, ends_document); [] is idle.
+
+    A concat row is one segment, said to end its document.
+    """
     stream = Stream(tokens=[], position_ids=[], cu_seqlens=[0], segment_kind=[], num_tokens=[])
     for pieces in rows:
         used = sum(len(slots) for slots, _ in pieces)
@@ -308,13 +342,10 @@ def index_bytes(lengths: Sequence[int], dtype_code: int, item_size: int) -> byte
 # 10. Digests: the bytes of a row, and the hash of another implementation
 
 
-def order_row_bytes(
-    g: int, source_id: int, epoch: int, row: int, pieces: Sequence[Piece], specials: str
-) -> bytes:
+def order_row_bytes(g: int, source_id: int, epoch: int, row: int, pieces: Sequence[Piece]) -> bytes:
     content = struct.pack("<QQQQI", g, source_id, epoch, row, len(pieces))
-    framed = 3 if specials == "add" else 0
     for piece in pieces:
-        flags = framed + (4 if piece.ends_document else 0)
+        flags = piece.cls + 2 * piece.sep + 4 * piece.ends_document
         content += struct.pack("<QQIB", piece.document, piece.offset, piece.length, flags)
     return content
 

@@ -8,41 +8,37 @@ import pytest
 
 from megatron_ettin import native
 from tests.native import reference
+from tests.native.corpora import plan_briefly
 
 SEQ_LENGTH, SEGMENTS = 24, 3
 
 
-def make_plan(lengths: list[int], specials: str) -> native.RowPlan:
-    return native.RowPlan(
-        np.array(lengths),
-        0,
-        len(lengths),
-        SEQ_LENGTH,
-        specials=specials,
-        min_doc_tokens=1,
-        max_segments_per_row=SEGMENTS,
-    )
+def make_plan(lengths: list[int], specials: str, pack: str = "bfd") -> native.RowPlan:
+    segments = SEGMENTS if pack == "bfd" else 1
+    return plan_briefly(lengths, SEQ_LENGTH, pack=pack, specials=specials, max_segments=segments)
 
 
-def reference_rows(lengths: list[int], specials: str) -> list[list[reference.Piece]]:
+def reference_rows(lengths: list[int], specials: str, pack: str) -> list[list[reference.Piece]]:
     return reference.plan_rows(
         lengths,
         0,
         len(lengths),
         SEQ_LENGTH,
+        pack=pack,
         specials=specials,
         min_doc_tokens=1,
-        max_segments=SEGMENTS,
+        max_segments=SEGMENTS if pack == "bfd" else 1,
     )
 
 
-def test_order_digests_equal_the_reference() -> None:
+@pytest.mark.parametrize("pack", ["bfd", "concat", "none"])
+def test_order_digests_equal_the_reference(pack: str) -> None:
     chance = random.Random(5)
     ids = [2**64 - 1, 12345]
     rules = ["add", "present"]
     corpora = [[chance.randrange(60) for _ in range(200)] for _ in ids]
-    plans = [make_plan(*each) for each in zip(corpora, rules, strict=True)]
-    rows = [reference_rows(*each) for each in zip(corpora, rules, strict=True)]
+    plans = [make_plan(*each, pack) for each in zip(corpora, rules, strict=True)]
+    rows = [reference_rows(*each, pack) for each in zip(corpora, rules, strict=True)]
     picks = [(s, e, r) for s in (0, 1) for e in (0, 2**40) for r in range(plans[s].num_rows)]
     chance.shuffle(picks)
     slot, epoch, row = (np.array(column) for column in zip(*picks, strict=True))
@@ -52,7 +48,7 @@ def test_order_digests_equal_the_reference() -> None:
     )
     assert values.shape == (len(picks), 2)
     for i, (s, e, r) in enumerate(picks):
-        content = reference.order_row_bytes(int(g[i]), ids[s], e, r, rows[s][r], rules[s])
+        content = reference.order_row_bytes(int(g[i]), ids[s], e, r, rows[s][r])
         assert values[i].tolist() == reference.hash_lanes(content)
 
 

@@ -11,6 +11,7 @@ import pytest
 from megatron_ettin import native
 from megatron_ettin.order.digest import format_digest
 from tests.native import reference
+from tests.native.corpora import pieces_of, plan_briefly
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "order.md"
 
@@ -53,19 +54,25 @@ def test_blend(vectors: dict[str, Any]) -> None:
         assert native.blend_table(vector["quotas"])[0].tolist() == vector["source"]
 
 
+def plan_rows(vector: dict[str, Any]) -> native.RowPlan:
+    return plan_briefly(
+        vector["lengths"],
+        vector["seq_length"],
+        pack=vector["pack"],
+        specials=vector["specials"],
+        min_doc_tokens=vector["min_doc_tokens"],
+        max_segments=vector["max_segments_per_row"],
+        block=vector["block_documents"],
+    )
+
+
 def test_rows(vectors: dict[str, Any]) -> None:
+    assert {vector["pack"] for vector in vectors["rows"]} == {"bfd", "concat", "none"}
     for vector in vectors["rows"]:
-        plan = native.RowPlan(
-            np.array(vector["lengths"]),
-            0,
-            len(vector["lengths"]),
-            vector["seq_length"],
-            specials=vector["specials"],
-            min_doc_tokens=vector["min_doc_tokens"],
-            max_segments_per_row=vector["max_segments_per_row"],
-            block_documents=vector["block_documents"],
-        )
-        rows = [np.stack(plan.segments(row)[:3], axis=1).tolist() for row in range(plan.num_rows)]
+        rows = [
+            [[piece.document, piece.offset, piece.length] for piece in row]
+            for row in pieces_of(plan_rows(vector))
+        ]
         assert rows == vector["rows"]
 
 
@@ -96,8 +103,7 @@ def test_weights(vectors: dict[str, Any]) -> None:
 
 def test_order_digest(vectors: dict[str, Any]) -> None:
     rows, vector = vectors["rows"][0], vectors["digest"]["order"]
-    rules = {name: value for name, value in rows.items() if name not in ("lengths", "rows")}
-    plan = native.RowPlan(np.array(rows["lengths"]), 0, len(rows["lengths"]), **rules)
+    plan = plan_rows(rows)
     number, source = vector["row"], int(vector["source"])
     values = native.order_digests(
         [plan],
@@ -109,11 +115,10 @@ def test_order_digest(vectors: dict[str, Any]) -> None:
     )
     assert format_digest(tuple(values[0].tolist())) == vector["value"]
     pieces = [
-        reference.Piece(d, o, n, o + n == rows["lengths"][d]) for d, o, n in rows["rows"][number]
+        reference.Piece(d, o, n, True, True, o + n == rows["lengths"][d])
+        for d, o, n in rows["rows"][number]
     ]
-    content = reference.order_row_bytes(
-        vector["g"], source, vector["epoch"], number, pieces, rows["specials"]
-    )
+    content = reference.order_row_bytes(vector["g"], source, vector["epoch"], number, pieces)
     assert content.hex() == vector["bytes"]
 
 

@@ -311,10 +311,10 @@ def test_swapped_rows_and_documents_change_the_token_digest(count: int) -> None:
     check_all(check, count, streams())
 
 
-def order_total(lengths: list[int], specials: str, rows: list[int], g: list[int]) -> list[int]:
+def order_total(plan: native.RowPlan, rows: list[int], g: list[int]) -> list[int]:
     picked = np.array(rows)
     values = native.order_digests(
-        [make_plan(lengths, specials)],
+        [plan],
         np.array(g),
         np.array([77], np.uint64),
         np.zeros(len(rows), np.int32),
@@ -327,20 +327,22 @@ def order_total(lengths: list[int], specials: str, rows: list[int], g: list[int]
 @cases(100)
 def test_swapped_rows_and_documents_change_the_order_digest(count: int) -> None:
     def check(lengths: list[int], specials: str, one: int, two: int) -> None:
-        number = make_plan(lengths, specials).num_rows
+        plan = make_plan(lengths, specials)
+        number = plan.num_rows
         rows = list(range(number))
-        before = order_total(lengths, specials, rows, rows)
-        assert order_total(lengths, specials, rows[::-1], rows[::-1]) == before
+        before = order_total(plan, rows, rows)
+        assert order_total(plan, rows[::-1], rows[::-1]) == before
         one, two = one % number, two % number
         swapped = rows.copy()
         swapped[one], swapped[two] = two, one
-        assert (order_total(lengths, specials, swapped, rows) != before) == (one != two)
+        assert (order_total(plan, swapped, rows) != before) == (one != two)
         # Two documents of unequal length change places in the corpus.
         a, b = one % len(lengths), two % len(lengths)
         other = lengths.copy()
         other[a], other[b] = lengths[b], lengths[a]
-        rows = list(range(make_plan(other, specials).num_rows))
-        after = order_total(other, specials, rows, rows)
+        other_plan = make_plan(other, specials)
+        rows = list(range(other_plan.num_rows))
+        after = order_total(other_plan, rows, rows)
         assert (after != before) == (lengths[a] != lengths[b])
 
     lengths = st.lists(st.integers(1, 60), min_size=2, max_size=30)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from megatron_ettin import native
 from tests.native import reference
+from tests.native.corpora import build_plan
 
 CLS, SEP, PAD = 60_001, 60_002, 60_003
 L, S = 24, 4
@@ -22,16 +23,11 @@ def write(prefix: Path, documents: list[list[int]], dtype: str) -> native.TokenF
     return native.TokenFile(prefix)
 
 
-def plan_of(file: native.TokenFile, specials: str, max_segments: int = S) -> native.RowPlan:
-    return native.RowPlan(
-        file.lengths,
-        0,
-        file.num_documents,
-        L,
-        specials=specials,
-        min_doc_tokens=1,
-        max_segments_per_row=max_segments,
-    )
+def plan_of(
+    file: native.TokenFile, specials: str, max_segments: int = S, pack: str = "bfd"
+) -> native.RowPlan:
+    path = Path(f"{file.prefix}.{specials}.{pack}.plan")
+    return build_plan(file, path, L, pack=pack, specials=specials, max_segments=max_segments)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +42,15 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> list[list[list[int]]]:
     return [narrow, wide]
 
 
+def plan_sources(
+    files: list[native.TokenFile], pack: str = "bfd", max_segments: int = S
+) -> list[native.RowPlan]:
+    return [
+        plan_of(files[0], "add", max_segments, pack),
+        plan_of(files[1], "present", max_segments, pack),
+    ]
+
+
 @pytest.fixture(scope="module")
 def sources(
     corpora: list[list[list[int]]], tmp_path_factory: pytest.TempPathFactory
@@ -55,7 +60,7 @@ def sources(
         write(folder / "narrow", corpora[0], "uint16"),
         write(folder / "wide", corpora[1], "int32"),
     ]
-    return files, [plan_of(files[0], "add"), plan_of(files[1], "present")]
+    return files, plan_sources(files)
 
 
 def expected_rows(
@@ -68,10 +73,13 @@ def expected_rows(
     for source, number in zip(source_slot, row, strict=True):
         pieces: list[tuple[list[int], bool]] = []
         if source >= 0:
-            for document, offset, length, ends in zip(*plans[source].segments(number), strict=True):
+            _, *columns = plans[source].segments(np.array([number]))
+            for document, offset, length, cls, sep, ends in zip(*columns, strict=True):
                 tokens = corpora[source][document][offset : offset + length]
-                slots = [CLS, *tokens, SEP] if source == 0 else tokens
+                slots = [*([CLS] if cls else []), *tokens, *([SEP] if sep else [])]
                 pieces.append((slots, bool(ends)))
+        if source >= 0 and plans[source].pack == "concat":
+            pieces = [([slot for slots, _ in pieces for slot in slots], True)]
         rows.append(pieces)
     return rows
 
@@ -96,18 +104,26 @@ def assemble(
     )  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("pack", ["bfd", "concat", "none"])
 def test_stream_equals_the_reference(
     corpora: list[list[list[int]]],
     sources: tuple[list[native.TokenFile], list[native.RowPlan]],
+    pack: str,
 ) -> None:
     files, plans = sources
+    max_segments = S
+    if pack != "bfd":
+        max_segments = 1
+        plans = plan_sources(files, pack, max_segments)
     rng = np.random.default_rng(2)
     slots = [s for s in (0, 1) for _ in range(plans[s].num_rows)] + [-1] * 5
     rows = [r for plan in plans for r in range(plan.num_rows)] + [-1] * 5
     shuffle = rng.permutation(len(rows))
     slots, rows = [slots[i] for i in shuffle], [rows[i] for i in shuffle]
-    tokens, position_ids, cu_seqlens, kind, num_tokens = assemble(files, plans, slots, rows)
-    expected = reference.assemble(expected_rows(corpora, plans, slots, rows), L, S, PAD)
+    tokens, position_ids, cu_seqlens, kind, num_tokens = assemble(
+        files, plans, slots, rows, max_segments_per_row=max_segments
+    )
+    expected = reference.assemble(expected_rows(corpora, plans, slots, rows), L, max_segments, PAD)
     assert tokens.tolist() == expected.tokens
     assert position_ids.tolist() == expected.position_ids
     assert cu_seqlens.tolist() == expected.cu_seqlens
@@ -115,6 +131,28 @@ def test_stream_equals_the_reference(
     assert num_tokens.tolist() == expected.num_tokens
     dtypes = [array.dtype.name for array in (tokens, position_ids, cu_seqlens, kind, num_tokens)]
     assert dtypes == ["int64", "int64", "int32", "uint8", "int64"]
+
+
+def test_concat_streams_are_cut_wherever_a_row_is_full(
+    corpora: list[list[list[int]]],
+    sources: tuple[list[native.TokenFile], list[native.RowPlan]],
+) -> None:
+    files, _ = sources
+    plans = plan_sources(files, "concat", 1)
+    for source in (0, 1):
+        documents = [document for document in corpora[source] if document]
+        stream = [
+            slot
+            for document in documents
+            for slot in ([CLS, *document, SEP] if source == 0 else document)
+        ]
+        count = plans[source].num_rows
+        tokens, positions, cu_seqlens, *_ = assemble(
+            files, plans, [source] * count, list(range(count)), max_segments_per_row=1
+        )
+        assert tokens.tolist() == stream + [PAD] * (-len(stream) % L)
+        assert positions[:L].tolist() == list(range(L))
+        assert cu_seqlens[:3].tolist() == [0, L, L]
 
 
 def test_rows_of_a_plan_hold_each_token_once(
@@ -158,11 +196,8 @@ def test_plan_and_file_must_agree(
     sources: tuple[list[native.TokenFile], list[native.RowPlan]], tmp_path: Path
 ) -> None:
     files, plans = sources
-    shorter = write(tmp_path / "shorter", [[1, 2]], "uint16")
-    with pytest.raises(ValueError, match=r"plans\[0\] was made for more documents than .*shorter"):
-        assemble([shorter], [plans[0]], [0], [0])
     other = write(tmp_path / "other", [[1, 2]] * 60, "uint16")
-    with pytest.raises(ValueError, match=r"other: document \d+ has another length"):
+    with pytest.raises(ValueError, match=r"plans\[0\] was opened for .*narrow, not for .*other"):
         assemble([other], [plans[0]], [0], [0])
     with pytest.raises(ValueError, match=r"plans\[0\] has rows of 24 slots, not 32"):
         assemble(files, plans, [0], [0], seq_length=32)

@@ -230,10 +230,10 @@ DAMAGED_INDEX: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "other length": (patch(38, "i", 2), "byte 62: sequence 2 .* byte 6 .* sum to byte 8"),
     "offset": (patch(54, "q", 6), "byte 54: sequence 1 .* begin at byte 6 .* sum to byte 4"),
     "first offset": (patch(46, "q", 2), "byte 46: sequence 0 .* begin at byte 2"),
-    "first boundary": (patch(70, "q", 1), "byte 70: the first document boundary is not 0"),
+    "first boundary": (patch(70, "q", 1), "byte 70: document boundary 0 is 1, expected 0"),
     "order": (patch(86, "q", 0), "byte 86: document boundary 2 is 0 after 1"),
     "beyond": (patch(78, "q", 4), "byte 78: document boundary 1 is 4"),
-    "last boundary": (patch(94, "q", 2), "byte 94: the last document boundary is 2"),
+    "last boundary": (patch(94, "q", 2), "byte 94: document boundary 3 is 2, expected 3"),
 }
 
 
