@@ -62,8 +62,9 @@ _DIFFERENCES = """
 ## What differs from the published Ettin order
 
 That record is exact between checkpoints only: its steps are not the batches of the models. Here
-each step is what the optimizer step was fed{exact}. `input_ids` and `step` mean the same;
-all other columns, and the files' metadata, are additions. `step` counts through all phases.
+each step is what the optimizer step was fed{exact}.
+`input_ids` and `step` mean the same; all other columns, and the files' metadata, are additions.
+`step` counts through all phases.
 """
 
 

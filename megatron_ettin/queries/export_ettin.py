@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from megatron_ettin.data.provenance import Provenance
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.digest import token_digest
 from megatron_ettin.order.pieces import Pieces
 from megatron_ettin.publication import publish_file, publish_text
+from megatron_ettin.queries.documents import Sidecars
 from megatron_ettin.queries.ettin_card import ExportedFolder, dataset_card
 from megatron_ettin.queries.record import digest_hex
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun
@@ -130,10 +130,8 @@ class _Writer:
     def __init__(self, run: RecordedRun) -> None:
         self.run = run
         self.order = run.order
-        self.provenance: dict[str, Provenance] = {}
-        for source in self.order.source_names:
-            if Path(f"{self.order.prefix(source)}.docs.parquet").exists():
-                self.provenance[source] = Provenance.open(self.order.prefix(source))
+        self.sidecars = Sidecars(run)
+        self.has_ids = any(self.sidecars.of(source) for source in self.order.source_names)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -153,7 +151,7 @@ class _Writer:
             ("lengths", pa.list_(pa.int32())),
             ("positions", pa.list_(pa.int32())),
         ]
-        if self.provenance:
+        if self.has_ids:
             fields += [("ids", pa.list_(pa.string())), ("urls", pa.list_(pa.string()))]
         return pa.schema(fields)
 
@@ -225,7 +223,7 @@ class _Writer:
             "lengths": _lists(splits, pa.array(pieces.length)),
             "positions": _lists(splits, pa.array(pieces.position)),
         }
-        if self.provenance:
+        if self.has_ids:
             ids, urls = self._provenance(pieces)
             columns |= {"ids": _lists(splits, ids), "urls": _lists(splits, urls)}
         arrays = [_as(columns[field.name], field.type) for field in self.schema]
@@ -249,8 +247,9 @@ class _Writer:
         ids, urls = (np.full(len(pieces.g), None, dtype=object) for _ in range(2))
         for index, source in enumerate(self.order.source_names):
             here = np.flatnonzero(pieces.source == index)
-            if source in self.provenance and len(here):
-                documents = self.provenance[source].documents(pieces.document[here])
+            provenance = self.sidecars.of(source) if len(here) else None
+            if provenance is not None:
+                documents = provenance.documents(pieces.document[here])
                 ids[here] = documents["id"].to_pylist()
                 urls[here] = documents["url"].to_pylist()
         return pa.array(ids, pa.string()), pa.array(urls, pa.string())

@@ -47,6 +47,11 @@ class Twin:
     """Number of the ledger's last record."""
     chain: str
     """Its chain hash."""
+    compared_tokens: int
+    """Up to the last row at which a step ends in both runs."""
+    order_digest: str
+    """Sum of the rows' order digests up to there."""
+    token_digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +80,6 @@ class TwinsProof:
     """Rows at which a step ends in both runs."""
     last_shared_g: int
     """The last of them: what was compared are rows [0, last_shared_g)."""
-    tokens: int
-    order_digest: str
-    token_digest: str
-    """Sums up to last_shared_g, as the first run has them."""
     reasons: list[str]
     """Of a FAIL."""
     disagreement: list[Disagreement]
@@ -135,11 +136,10 @@ def prove_twins(first: Path, second: Path) -> TwinsProof:
         verdict=FAIL if reasons else PASS,
         reasons=reasons,
         notes=_notes(one, other),
-        runs=[_twin(one), _twin(other)],
+        runs=[_twin(run, last) for run in (one, other)],
         phase_id=ids[-1] if ids and ids == other.phase_ids(end) else None,
         shared_boundaries=len(shared.g),
         last_shared_g=last,
-        **digests_at(one.ledger, last),
         disagreement=disagreement,
     )
 
@@ -231,7 +231,8 @@ def _notes(one: _Run, other: _Run) -> list[str]:
     return notes
 
 
-def _twin(run: _Run) -> Twin:
+def _twin(run: _Run, last: int) -> Twin:
+    sums = digests_at(run.ledger, last)
     return Twin(
         run=str(run.folder),
         objective=run.objective,
@@ -242,6 +243,8 @@ def _twin(run: _Run) -> Twin:
         forks=len(run.ledger.forks()),
         seq=run.ledger.head.seq,
         chain=run.ledger.head.chain,
+        compared_tokens=sums.pop("tokens"),
+        **sums,
     )
 
 
@@ -265,12 +268,9 @@ def _text(proof: TwinsProof) -> str:
             f"{twin.tokens} tokens",
             f"  order id      {twin.order_id}",
             f"  chain head    {twin.chain} (record {twin.seq})",
+            f"  order digest  {twin.order_digest} at row {proof.last_shared_g}",
+            f"  token digest  {twin.token_digest}, {twin.compared_tokens} tokens",
         ]
-    lines += [
-        f"compared: {proof.shared_boundaries} rows at which a step ends in both, the last is "
-        f"{proof.last_shared_g} ({proof.tokens} tokens)",
-        f"  phase id      {proof.phase_id or 'differs'}",
-        f"  order digest  {proof.order_digest}",
-        f"  token digest  {proof.token_digest}",
-    ]
+    lines.append(f"rows at which a step ends in both: {proof.shared_boundaries}")
+    lines.append(f"id of the phases that both have begun: {proof.phase_id or 'differs'}")
     return "\n".join([*lines, *(f"note: {note}" for note in proof.notes)])
