@@ -170,7 +170,7 @@ def record_files(folder: Path) -> list[RecordFile]:
         raise FileNotFoundError(f"{folder}: no folder with files steps_FIRST_to_LAST.parquet")
     found.sort(key=lambda file: (_PHASES.index(file.phase), file.checkpoint, file.first))
     for before, file in itertools.pairwise(found):
-        if before.phase == file.phase and file.first <= before.last:
+        if before.path.parent == file.path.parent and file.first <= before.last:
             raise ValueError(f"{file.path}: begins before {before.path} ends")
     return found
 

@@ -161,7 +161,7 @@ def shared_boundaries(first: Ledger, second: Ledger) -> SharedBoundaries:
 
     def same(field: str) -> NDArray[np.bool_]:
         equal = first.cumulative(field)[in_first] == second.cumulative(field)[in_second]
-        return equal.reshape(len(g), -1).all(axis=1)
+        return equal if equal.ndim == 1 else equal.all(axis=1)
 
     return SharedBoundaries(
         g=g,
