@@ -138,13 +138,13 @@ def compare(first: Path, second: Path) -> Diff:
 
 
 def _specs(one: RecordedRun, other: RecordedRun) -> list[Difference]:
-    orders = one.order, other.order
-    if isinstance(orders[0], SampleOrder) and isinstance(orders[1], SampleOrder):
+    first, second = one.order, other.order
+    if isinstance(first, SampleOrder) and isinstance(second, SampleOrder):
         return spec_differences(read_spec(one.folder), read_spec(other.folder))
-    if isinstance(orders[0], SampleOrder) or isinstance(orders[1], SampleOrder):
-        kinds = ["order/1" if isinstance(order, SampleOrder) else "mcore" for order in orders]
+    if isinstance(first, SampleOrder) or isinstance(second, SampleOrder):
+        kinds = ["order/1" if isinstance(o, SampleOrder) else "mcore" for o in (first, second)]
         return [Difference(where="order", field="format", first=kinds[0], second=kinds[1])]
-    fields = [dataclasses.asdict(order.run) for order in orders]
+    fields = [dataclasses.asdict(order.run) for order in (first, second)]
     return [
         Difference(where="order", field=name, first=str(fields[0][name]), second=str(value))
         for name, value in fields[1].items()
@@ -215,13 +215,13 @@ def _same_at(
 def _skipped(one: RecordedRun, other: RecordedRun) -> list[Skipped]:
     """Compare what was left out of the rows that both have reached."""
     end = min((int(run.done[-1, 1]) if run.steps_done else 0) for run in (one, other))
-    ranges = [
+    first, second = (
         set() if run.ledger is None else set(skipped_rows(run.ledger, end)) for run in (one, other)
-    ]
+    )
     return [
         Skipped(run=str(run.folder), begin=begin, end=stop)
-        for run, own, others in ((one, *ranges), (other, *ranges[::-1]))
-        for begin, stop in sorted(own - others)
+        for run, ranges in ((one, first - second), (other, second - first))
+        for begin, stop in sorted(ranges)
     ]
 
 

@@ -156,8 +156,8 @@ def digests_at(ledger: Ledger, g: int) -> dict[str, Any]:
 
 def shared_boundaries(first: Ledger, second: Ledger) -> SharedBoundaries:
     """Return where steps of both ledgers end, and whether they agree there."""
-    ends = [ledger.steps["g_end"].astype(np.int64) for ledger in (first, second)]
-    g, in_first, in_second = np.intersect1d(*ends, assume_unique=True, return_indices=True)
+    ends, others = (ledger.steps["g_end"].astype(np.int64) for ledger in (first, second))
+    g, in_first, in_second = np.intersect1d(ends, others, assume_unique=True, return_indices=True)
 
     def same(field: str) -> NDArray[np.bool_]:
         equal = first.cumulative(field)[in_first] == second.cumulative(field)[in_second]

@@ -166,7 +166,7 @@ def _text(found: Verification) -> str:
         failures = f", {check.failures} wrong" if check.failures else ""
         lines.append(f"{check.check}: {check.verdict}, {check.compared} compared{failures}")
     lines += [f"wrong: {fault}" for fault in found.faults]
-    listed, failures = len(found.faults), sum(check.failures for check in found.checks)
-    lines += [f"wrong: {failures - listed} more"] if failures > listed else []
+    more = sum(check.failures for check in found.checks) - len(found.faults)
+    lines += [f"wrong: {more} more"] if more else []
     lines += [f"changed: {change}" for change in found.changes]
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])

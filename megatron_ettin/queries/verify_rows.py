@@ -131,10 +131,7 @@ class _Plans:
         for row_g, start in zip(g.tolist(), starts.tolist(), strict=True):
             source = order.source_names[int(pieces.source[start])]
             row = pieces.row[start : start + 1]
-            parts = zip(
-                stored[source].segments(row), self._built(phase, source).segments(row), strict=True
-            )
-            if not all(np.array_equal(one, other) for one, other in parts):
+            if _pieces(stored[source], row) != _pieces(self._built(phase, source), row):
                 return int(row_g)
         return None
 
@@ -153,6 +150,10 @@ class _Plans:
             max_segments_per_row=plan.max_segments_per_row,
         )
         return native.RowPlan(path, self._order.file(source))
+
+
+def _pieces(plan: native.RowPlan, row: NDArray[np.int64]) -> list[list[int]]:
+    return [column.tolist() for column in plan.segments(row)]
 
 
 def sample_steps(ledger: Ledger, share: float, seed: int) -> NDArray[np.int64]:

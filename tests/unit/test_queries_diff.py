@@ -62,8 +62,12 @@ def assert_parts_where_the_rows_do(found: Diff, one: Path, other: Path) -> None:
         assert said == rows[parted][0]
 
 
-def test_other_batches_are_the_same_rows(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    one = make(tiny_corpus, tmp_path / "one")
+@pytest.fixture(scope="module")
+def one(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tiny_corpus, tmp_path_factory.mktemp("diff") / "one")
+
+
+def test_other_batches_are_the_same_rows(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     phases = [{**PHASES[0], "global_batch_size": 24}, PHASES[1]]
     other = make(tiny_corpus, tmp_path / "other", phases=phases)
     found = compare(one, other)
@@ -77,10 +81,7 @@ def test_other_batches_are_the_same_rows(tiny_corpus: TinyCorpus, tmp_path: Path
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.699])
-def test_another_blend_in_the_second_phase(
-    tiny_corpus: TinyCorpus, tmp_path: Path, alpha: float
-) -> None:
-    one = make(tiny_corpus, tmp_path / "one")
+def test_another_blend_in_the_second_phase(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path, alpha: float) -> None:
     data = tiny_corpus.data
     data["blend"] = {**data["blend"], "long": {"alpha": alpha, "beta": 1 - alpha}}
     other = make(tiny_corpus, tmp_path / "other", data=data)
@@ -90,8 +91,7 @@ def test_another_blend_in_the_second_phase(
     assert {(d.where, d.field) for d in found.specs} >= {("phase 1 (long), source alpha", "quota")}
 
 
-def test_another_seed(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    one = make(tiny_corpus, tmp_path / "one")
+def test_another_seed(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     other = make(tiny_corpus, tmp_path / "other", seeds={"order": 3})
     found = compare(one, other)
     assert_parts_where_the_rows_do(found, one, other)
@@ -101,9 +101,8 @@ def test_another_seed(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     assert found.same_cuts == found.steps_in_both
 
 
-def test_a_longer_phase(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_a_longer_phase(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     """The ids are the same; the rows part where only one of the runs has begun another phase."""
-    one = make(tiny_corpus, tmp_path / "one")
     longer = [{**PHASES[0], "train_tokens": 24_000}, PHASES[1]]
     other = make(tiny_corpus, tmp_path / "other", phases=longer)
     found = compare(one, other)
@@ -114,8 +113,7 @@ def test_a_longer_phase(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     assert_parts_where_the_rows_do(compare(other, alone), other, alone)
 
 
-def test_another_token(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    one = make(tiny_corpus, tmp_path / "one")
+def test_another_token(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
     corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
     pieces = open_run(one).order.pieces(70, 71)
@@ -131,8 +129,7 @@ def test_another_token(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     assert [(p.same_order, p.same_tokens) for p in found.checkpoints][-1] == (True, False)
 
 
-def test_skipped_rows_and_forks(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    one = make(tiny_corpus, tmp_path / "one")
+def test_skipped_rows_and_forks(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     data = {**tiny_corpus.data, "skip_rows": [[32, 40], [100, 101]]}
     other = make(tiny_corpus, tmp_path / "other", data=data)
     before = Ledger.read(other / "ledger")
@@ -163,11 +160,8 @@ def test_a_changed_corpus_is_a_note(tiny_corpus: TinyCorpus, tmp_path: Path) -> 
     assert "tokens_sha256 was" in found.notes[0]
 
 
-def test_the_command(
-    tiny_corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folders = [make(tiny_corpus, tmp_path / name, steps=2) for name in ("one", "other")]
-    arguments = ["diff", "--run", str(folders[0]), "--run", str(folders[1])]
+def test_the_command(one: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["diff", "--run", str(one), "--run", str(one)]
     order_tool.main(arguments)
     assert "common rows        198" in capsys.readouterr().out
     order_tool.main([*arguments, "--json"])

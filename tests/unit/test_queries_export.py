@@ -318,8 +318,10 @@ def test_a_corpus_is_never_replaced(tmp_path: Path) -> None:
 def test_the_commands(run: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "out")
     order_tool.main(
-        ["export", "--layout", "ettin", "--run", str(run.folder), "--output", output]
-        + ["--to", "step_00000040", "--json"]
+        [
+            *("export", "--layout", "ettin", "--run", str(run.folder), "--output", output),
+            *("--to", "step_00000040", "--json"),
+        ]
     )
     answer = json.loads(capsys.readouterr().out)
     assert answer["rows"] == 40

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ PHASES: list[dict[str, Any]] = [
 
 
 def other_batches() -> list[dict[str, Any]]:
-    """The same rows in other steps, with a ramp in the first phase."""
+    """Return phases of the same rows in other steps, with a ramp in the first."""
     ramp = {"global_batch_size": 24, "batch_ramp_start": 4, "batch_ramp_tokens": 12_000}
     return [{**PHASES[0], **ramp}, {**PHASES[1], "global_batch_size": 12}]
 
@@ -32,16 +33,24 @@ def make(corpus: TinyCorpus, folder: Path, *, steps: int | None = None, **sectio
     return record_run(config, steps=steps)
 
 
-def compare(
-    corpus: TinyCorpus, folder: Path, *, steps: int | None = None, **sections: Any
-) -> TwinsProof:
-    encoder = make(corpus, folder / "encoder")
-    decoder = make(corpus, folder / "decoder", steps=steps, **{"objective": "CausalLM", **sections})
-    return prove_twins(encoder, decoder)
+@pytest.fixture(scope="module")
+def encoder(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tiny_corpus, tmp_path_factory.mktemp("twins") / "encoder")
 
 
-def test_other_batches_and_a_ramp_do_not_matter(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    proof = compare(tiny_corpus, tmp_path, phases=other_batches())
+@pytest.fixture
+def compare(encoder: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> Callable[..., TwinsProof]:
+    """Compare the encoder with a decoder of other settings."""
+
+    def compare(**settings: Any) -> TwinsProof:
+        settings = {"objective": "CausalLM", **settings}
+        return prove_twins(encoder, make(tiny_corpus, tmp_path / "decoder", **settings))
+
+    return compare
+
+
+def test_other_batches_and_a_ramp_do_not_matter(compare: Callable[..., TwinsProof]) -> None:
+    proof = compare(phases=other_batches())
     encoder, decoder = proof.runs
     assert proof.passed, proof.reasons
     assert encoder.steps != decoder.steps
@@ -53,18 +62,16 @@ def test_other_batches_and_a_ramp_do_not_matter(tiny_corpus: TinyCorpus, tmp_pat
     assert proof.notes == []
 
 
-def test_a_shorter_run_is_a_twin_up_to_its_end(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    proof = compare(tiny_corpus, tmp_path, steps=6)
+def test_a_shorter_run_is_a_twin_up_to_its_end(compare: Callable[..., TwinsProof]) -> None:
+    proof = compare(steps=6)
     assert proof.passed, proof.reasons
     assert proof.shared_boundaries == 6
     assert proof.last_shared_g == proof.runs[1].end_g < proof.runs[0].end_g
 
 
-def test_an_end_inside_the_others_step_is_not_covered(
-    tiny_corpus: TinyCorpus, tmp_path: Path
-) -> None:
+def test_an_end_inside_the_others_step_is_not_covered(compare: Callable[..., TwinsProof], tmp_path: Path) -> None:
     phases = [{**PHASES[0], "global_batch_size": 12}, PHASES[1]]
-    proof = compare(tiny_corpus, tmp_path, steps=5, phases=phases)
+    proof = compare(steps=5, phases=phases)
     assert proof.runs[1].end_g == 60
     assert proof.last_shared_g == 48
     assert proof.reasons == [
@@ -73,18 +80,16 @@ def test_an_end_inside_the_others_step_is_not_covered(
     ]
 
 
-def test_nothing_shared_is_no_proof(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_nothing_shared_is_no_proof(compare: Callable[..., TwinsProof]) -> None:
     phases = [{**PHASES[0], "global_batch_size": 15}, PHASES[1]]
-    proof = compare(tiny_corpus, tmp_path, steps=2, phases=phases)
+    proof = compare(steps=2, phases=phases)
     assert not proof.passed
     assert proof.shared_boundaries == proof.last_shared_g == 0
     assert "nothing to compare" in proof.reasons[0]
 
 
-def test_another_order_is_named_with_its_first_step(
-    tiny_corpus: TinyCorpus, tmp_path: Path
-) -> None:
-    proof = compare(tiny_corpus, tmp_path, seeds={"order": 22})
+def test_another_order_is_named_with_its_first_step(compare: Callable[..., TwinsProof]) -> None:
+    proof = compare(seeds={"order": 22})
     first, second = proof.disagreement
     assert not proof.passed
     assert proof.phase_id is None
@@ -94,26 +99,24 @@ def test_another_order_is_named_with_its_first_step(
     assert first.seq == second.seq == 2  # after START and PHASE
 
 
-def test_another_second_phase_agrees_on_the_first(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_another_second_phase_agrees_on_the_first(compare: Callable[..., TwinsProof], tiny_corpus: TinyCorpus) -> None:
     data = tiny_corpus.data
     data["blend"] = {**data["blend"], "long": {"alpha": 0.5, "beta": 0.5}}
-    proof = compare(tiny_corpus, tmp_path, data=data)
+    proof = compare(data=data)
     start = proof.disagreement[0]
     assert not proof.passed
     assert start.agree_up_to == start.g_begin == 158
     assert start.step == 11
 
 
-def test_the_same_first_phase_is_enough_for_runs_that_ended_in_it(
-    tiny_corpus: TinyCorpus, tmp_path: Path
-) -> None:
+def test_the_same_first_phase_is_enough_for_runs_that_ended_in_it(compare: Callable[..., TwinsProof], tiny_corpus: TinyCorpus) -> None:
     data = tiny_corpus.data
     data["blend"] = {**data["blend"], "long": {"alpha": 0.5, "beta": 0.5}}
-    assert compare(tiny_corpus, tmp_path, data=data, steps=10).passed
+    assert compare(data=data, steps=10).passed
 
 
-def test_rows_skipped_in_one_only(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    proof = compare(tiny_corpus, tmp_path, data={**tiny_corpus.data, "skip_rows": [[32, 40]]})
+def test_rows_skipped_in_one_only(compare: Callable[..., TwinsProof], tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    proof = compare(data={**tiny_corpus.data, "skip_rows": [[32, 40]]})
     assert proof.reasons[0] == f"rows [32, 40) were skipped in {tmp_path / 'decoder'} only"
     assert proof.disagreement[0].agree_up_to == 32
 
@@ -127,9 +130,8 @@ def test_rows_skipped_in_both(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     assert "no encoder and decoder" in proof.notes[0]
 
 
-def test_other_tokens_in_the_same_documents(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_other_tokens_in_the_same_documents(encoder: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     """The same lengths, but a token is another: only the token digests can tell."""
-    encoder = make(tiny_corpus, tmp_path / "encoder")
     shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
     corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
     pieces = open_run(encoder).order.pieces(40, 60)
@@ -159,9 +161,7 @@ def test_a_run_without_ledger_is_refused(tiny_corpus: TinyCorpus, tmp_path: Path
         prove_twins(encoder, encoder)
 
 
-def test_the_command_says_fail_with_its_status(
-    tiny_corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_fail_with_its_status(tiny_corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [make(tiny_corpus, tmp_path / name, steps=2) for name in ("one", "other")]
     make(tiny_corpus, tmp_path / "third", steps=2, seeds={"order": 3})
     arguments = ["twins", "--json", "--run", str(folders[0]), "--run"]

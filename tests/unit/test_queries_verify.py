@@ -55,9 +55,19 @@ class Run:
         return sorted({step for step in found if step is not None})
 
 
+@pytest.fixture(scope="module")
+def original(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make(tiny_corpus, tmp_path_factory.mktemp("original"))
+
+
 @pytest.fixture
-def run(tiny_corpus: TinyCorpus, tmp_path: Path) -> Run:
-    return make(tiny_corpus, tmp_path)
+def run(original: Run, tmp_path: Path) -> Run:
+    """Return a copy of the run and its corpora, time stamps included."""
+    for folder in (original.folder, original.corpus):
+        shutil.copytree(folder, tmp_path / folder.name)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(original.folder.parent), str(tmp_path)))
+    return dataclasses.replace(original, folder=tmp_path / "run", corpus=tmp_path / "corpus")
 
 
 def make(tiny_corpus: TinyCorpus, tmp_path: Path, **sections: Any) -> Run:
