@@ -17,6 +17,11 @@ COMMANDS = {
     "where": "all steps, slots and checkpoints at which a document is seen",
     "unseen": "documents that a checkpoint has not seen",
     "exposures": "how often a document was seen, and how long ago",
+    "diff": "where two runs differ",
+    "twins": "did an encoder and a decoder see the same tokens: PASS or FAIL, with the proof",
+    "verify": "is the record true, and are the files still those it was made of",
+    "export": "what a run was fed, as parquet in the published Ettin layout",
+    "import-ettin": "make a corpus of a record in that layout",
     "sql": "SQL over the order, the steps and the documents",
 }
 

@@ -1,0 +1,235 @@
+"""Where do two runs differ: in their orders, rows, batches, skipped rows and checkpoints?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.queries.answer import show
+from megatron_ettin.queries.common_rows import common_rows
+from megatron_ettin.queries.record import (
+    Difference,
+    digests_at,
+    read_spec,
+    shared_boundaries,
+    skipped_rows,
+    spec_differences,
+)
+from megatron_ettin.queries.recorded_run import RecordedRun, open_run
+from megatron_ettin.queries.two_runs import add_two_runs, two_runs
+
+EXAMPLE = "--run runs/first --run runs/second"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceOfRow:
+    """What a run has in the first row that differs."""
+
+    run: str
+    source: str
+    document: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedCheckpoint:
+    """A row that both runs have a checkpoint at; None where a run keeps no digests."""
+
+    g: int
+    first: str
+    second: str
+    same_order: bool | None
+    same_tokens: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """Rows [begin, end) that only one of the runs has left out."""
+
+    run: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fork:
+    """A time when a run went back, and the steps that it took again."""
+
+    run: str
+    to_record: int
+    steps: int
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diff:
+    """How two runs differ; g counts rows, steps count from 1."""
+
+    first: str
+    second: str
+    common_rows: int
+    """Rows [0, common_rows) hold the same tokens of the same documents in both."""
+    first_different_row: int | None
+    """None where one order is the beginning of the other."""
+    steps_in_both: int
+    same_cuts: int
+    """Of those, steps with the same rows."""
+    first_other_cut: int | None
+    """The first step with other rows."""
+    shared_boundaries: int
+    """Rows at which a step ends in both."""
+    first_disagreement: int | None
+    """The first of them up to which tokens or digests differ."""
+    specs: list[Difference]
+    row: list[PieceOfRow]
+    """What is in `first_different_row`, in each run."""
+    checkpoints: list[SharedCheckpoint]
+    skipped: list[Skipped]
+    forks: list[Fork]
+    notes: list[str]
+
+
+def compare(first: Path, second: Path) -> Diff:
+    """Compare two runs of this project, or of Megatron.
+
+    Raises:
+        ValueError, OSError: naming the file that is missing or damaged.
+    """
+    one, other = (open_run(folder, must_match=False) for folder in (first, second))
+    common = common_rows(one, other)
+    end = min(one.order.num_rows, other.order.num_rows)
+    different = common if common < end else None
+    steps = min(one.steps_done, other.steps_done)
+    cuts = (one.done[:steps] == other.done[:steps]).all(axis=1)
+    boundaries, disagreement = _boundaries(one, other)
+    return Diff(
+        first=str(first),
+        second=str(second),
+        common_rows=common,
+        first_different_row=different,
+        steps_in_both=steps,
+        same_cuts=int(cuts.sum()),
+        first_other_cut=None if cuts.all() else int(np.argmin(cuts)) + 1,
+        shared_boundaries=boundaries,
+        first_disagreement=disagreement,
+        specs=_specs(one, other),
+        row=[] if different is None else [*_row(one, different), *_row(other, different)],
+        checkpoints=_checkpoints(one, other),
+        skipped=_skipped(one, other),
+        forks=[
+            Fork(run=str(run.folder), to_record=f.parent_seq, steps=f.steps, file=f.file)
+            for run in (one, other)
+            if run.ledger is not None
+            for f in run.ledger.forks()
+        ],
+        notes=[
+            f"{run.folder} is not as it was recorded any more: {change}"
+            for run in (one, other)
+            for change in run.changes
+        ],
+    )
+
+
+def _specs(one: RecordedRun, other: RecordedRun) -> list[Difference]:
+    first, second = one.order, other.order
+    if isinstance(first, SampleOrder) and isinstance(second, SampleOrder):
+        return spec_differences(read_spec(one.folder), read_spec(other.folder))
+    if isinstance(first, SampleOrder) or isinstance(second, SampleOrder):
+        kinds = ["order/1" if isinstance(o, SampleOrder) else "mcore" for o in (first, second)]
+        return [Difference(where="order", field="format", first=kinds[0], second=kinds[1])]
+    fields = [dataclasses.asdict(order.run) for order in (first, second)]
+    return [
+        Difference(where="order", field=name, first=str(fields[0][name]), second=str(value))
+        for name, value in fields[1].items()
+        if fields[0][name] != value
+    ]
+
+
+def _boundaries(one: RecordedRun, other: RecordedRun) -> tuple[int, int | None]:
+    """Return how many rows end a step in both, and the first at which the digests differ."""
+    if one.ledger is None or other.ledger is None:
+        return len(np.intersect1d(one.done[:, 1], other.done[:, 1])), None
+    shared = shared_boundaries(one.ledger, other.ledger)
+    differing = np.flatnonzero(~shared.agree)
+    return len(shared.g), int(shared.g[differing[0]]) if len(differing) else None
+
+
+def _row(run: RecordedRun, g: int) -> list[PieceOfRow]:
+    pieces = run.order.pieces(g, g + 1)
+    return [
+        PieceOfRow(
+            run=str(run.folder),
+            source=run.order.source_names[source],
+            document=document,
+            offset=offset,
+            length=length,
+        )
+        for source, document, offset, length in zip(
+            pieces.source.tolist(),
+            pieces.document.tolist(),
+            pieces.offset.tolist(),
+            pieces.length.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _checkpoints(one: RecordedRun, other: RecordedRun) -> list[SharedCheckpoint]:
+    by_row = {point.g: point.name for point in other.checkpoints}
+    found = []
+    for point in one.checkpoints:
+        if point.g not in by_row:
+            continue
+        same_order, same_tokens = _same_at(one.ledger, other.ledger, point.g)
+        found.append(
+            SharedCheckpoint(
+                g=point.g,
+                first=point.name,
+                second=by_row[point.g],
+                same_order=same_order,
+                same_tokens=same_tokens,
+            )
+        )
+    return found
+
+
+def _same_at(
+    first: Ledger | None, second: Ledger | None, g: int
+) -> tuple[bool | None, bool | None]:
+    if first is None or second is None:
+        return None, None
+    one, other = digests_at(first, g), digests_at(second, g)
+    return (
+        one["order_digest"] == other["order_digest"],
+        one["token_digest"] == other["token_digest"],
+    )
+
+
+def _skipped(one: RecordedRun, other: RecordedRun) -> list[Skipped]:
+    """Compare what was left out of the rows that both have reached."""
+    end = min((int(run.done[-1, 1]) if run.steps_done else 0) for run in (one, other))
+    first, second = (
+        set() if run.ledger is None else set(skipped_rows(run.ledger, end)) for run in (one, other)
+    )
+    return [
+        Skipped(run=str(run.folder), begin=begin, end=stop)
+        for run, ranges in ((one, first - second), (other, second - first))
+        for begin, stop in sorted(ranges)
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    add_two_runs(parser, f"diff {EXAMPLE}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print how the runs differ."""
+    return show(compare(*two_runs(args)), args)

@@ -1,0 +1,212 @@
+"""What a run's folder says of itself: order.json and the ledger; no corpus is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin.order import OrderSpec, PhaseSpec, PoolSpec
+from megatron_ettin.order.digest import format_digest
+from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.order.ledger_format import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """A STEP record of a ledger: where it stands and which rows [g_begin, g_end) it was fed."""
+
+    seq: int
+    step: int
+    g_begin: int
+    g_end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A field in which two orders differ; None where one of them lacks it."""
+
+    where: str
+    field: str
+    first: Any
+    second: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedBoundaries:
+    """The rows g at which a step ends in both of two ledgers; all arrays are [n]."""
+
+    g: NDArray[np.int64]
+    first: NDArray[np.int64]
+    """Index of the step in the first ledger's steps."""
+    second: NDArray[np.int64]
+    same_tokens: NDArray[np.bool_]
+    """Whether as many tokens had been consumed."""
+    same_order: NDArray[np.bool_]
+    """Whether the cumulative order digests are equal."""
+    same_token_digest: NDArray[np.bool_]
+    """Whether the cumulative token digests are equal."""
+
+    @property
+    def agree(self) -> NDArray[np.bool_]:
+        """Whether all three are equal."""
+        return self.same_tokens & self.same_order & self.same_token_digest
+
+
+def read_ledger(folder: Path) -> Ledger:
+    """Read and verify the ledger of a run.
+
+    Raises:
+        FileNotFoundError: the folder has none, as that of a run that Megatron trained.
+        LedgerError: naming file, record and byte of the first fault.
+    """
+    if not (folder / "ledger").is_dir():
+        raise FileNotFoundError(
+            f"{folder / 'ledger'}: no such folder; only runs of this project that have begun "
+            f"keep a ledger"
+        )
+    return Ledger.read(folder / "ledger")
+
+
+def read_spec(folder: Path) -> OrderSpec:
+    """Read `order.json` of a run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or its ids are not those of its content.
+    """
+    path = folder / "order.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; --run takes the run_dir of a run")
+    try:
+        document = json.loads(path.read_text())
+        phases = tuple(
+            PhaseSpec(**{**phase, "pools": tuple(PoolSpec(**pool) for pool in phase["pools"])})
+            for phase in document["phases"]
+        )
+        spec = OrderSpec(
+            seed=document["seed"], tokenizer_sha256=document["tokenizer_sha256"], phases=phases
+        )
+        recorded = document["phase_ids"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the order of a run ({error}); restore it") from error
+    for index, (was, now) in enumerate(zip_longest(recorded, spec.phase_ids())):
+        if was != now:
+            raise ValueError(
+                f"{path}: was altered: phase_ids[{index}] is {was}, but the content's is {now}"
+            )
+    return spec
+
+
+def described(ledger: Ledger, seq: int | None = None) -> dict[str, Any]:
+    """Return how the run was set up when record `seq` was written (the last one, if not given).
+
+    The payload of the latest record that tells: `phase_ids`, `objective`, `seeds` and others.
+    """
+    found: dict[str, Any] = {}
+    for at, payload in ledger.events.items():
+        if "objective" in payload and (seq is None or at <= seq):
+            found = payload
+    return found
+
+
+def skipped_rows(ledger: Ledger, end: int) -> list[tuple[int, int]]:
+    """Return the ranges of rows below `end` that were left out, ascending, neighbours joined."""
+    ranges: list[tuple[int, int]] = []
+    for record in ledger.records[ledger.records["kind"] == Kind.SKIP]:
+        first, last = int(record["g_begin"]), min(int(record["g_end"]), end)
+        if first >= last:
+            continue
+        if ranges and ranges[-1][1] == first:
+            first = ranges.pop()[0]
+        ranges.append((first, last))
+    return ranges
+
+
+def step_record(ledger: Ledger, index: int) -> StepRecord:
+    """Return the STEP record number `index` among the steps."""
+    record = ledger.steps[index]
+    return StepRecord(**{f.name: int(record[f.name]) for f in dataclasses.fields(StepRecord)})
+
+
+def digest_hex(lanes: NDArray[np.uint64]) -> str:
+    """Return a digest [2] (low, high) as 32 hexadecimal digits."""
+    low, high = lanes.tolist()
+    return format_digest((low, high))
+
+
+def digests_at(ledger: Ledger, g: int) -> dict[str, Any]:
+    """Return tokens and digests of all rows below `g`, at which a step must have ended."""
+    count = int(np.searchsorted(ledger.steps["g_end"], np.uint64(g), side="right"))
+    if count == 0:
+        return {"tokens": 0, "order_digest": "0" * 32, "token_digest": "0" * 32}
+    return {
+        "tokens": int(ledger.cumulative("n_tokens")[count - 1]),
+        "order_digest": digest_hex(ledger.cumulative("order_digest")[count - 1]),
+        "token_digest": digest_hex(ledger.cumulative("token_digest")[count - 1]),
+    }
+
+
+def shared_boundaries(first: Ledger, second: Ledger) -> SharedBoundaries:
+    """Return where steps of both ledgers end, and whether they agree there."""
+    ends, others = (ledger.steps["g_end"].astype(np.int64) for ledger in (first, second))
+    g, in_first, in_second = np.intersect1d(ends, others, assume_unique=True, return_indices=True)
+
+    def same(field: str) -> NDArray[np.bool_]:
+        equal = first.cumulative(field)[in_first] == second.cumulative(field)[in_second]
+        return equal if equal.ndim == 1 else equal.all(axis=1)
+
+    return SharedBoundaries(
+        g=g,
+        first=in_first,
+        second=in_second,
+        same_tokens=same("n_tokens"),
+        same_order=same("order_digest"),
+        same_token_digest=same("token_digest"),
+    )
+
+
+def spec_differences(first: OrderSpec, second: OrderSpec) -> list[Difference]:
+    """Return in which fields two orders differ, phase by phase and source by source."""
+    found = _field_differences("order", first, second, lambda name: name != "phases")
+    for index, (one, other) in enumerate(zip_longest(first.phases, second.phases)):
+        name = (one or other).name
+        where = f"phase {index} ({name})"
+        if one is None or other is None:
+            found.append(_lacking(where, "phase", one, other))
+            continue
+        found += _field_differences(where, one, other, lambda name: name != "pools")
+        pools = [{pool.source: pool for pool in phase.pools} for phase in (one, other)]
+        for source in dict.fromkeys([*pools[0], *pools[1]]):
+            of_first, of_second = pools[0].get(source), pools[1].get(source)
+            inside = f"{where}, source {source}"
+            if of_first is None or of_second is None:
+                found.append(_lacking(inside, "source", of_first, of_second))
+            else:
+                found += _field_differences(inside, of_first, of_second, lambda _: True)
+    return found
+
+
+def _field_differences(
+    where: str, first: Any, second: Any, counts: Callable[[str], bool]
+) -> list[Difference]:
+    names = [field.name for field in dataclasses.fields(first) if counts(field.name)]
+    return [
+        Difference(
+            where=where, field=name, first=getattr(first, name), second=getattr(second, name)
+        )
+        for name in names
+        if getattr(first, name) != getattr(second, name)
+    ]
+
+
+def _lacking(where: str, field: str, first: object, second: object) -> Difference:
+    said = ["absent" if side is None else "present" for side in (first, second)]
+    return Difference(where=where, field=field, first=said[0], second=said[1])

@@ -1,0 +1,276 @@
+"""Did an encoder and a decoder see the same tokens? A proof from their ledgers alone.
+
+Digests are sums over rows, so batch sizes, ramps and layouts do not matter: wherever a step ends in
+both runs, the sums must be equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ettin.order import OrderSpec
+from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.queries.answer import as_json
+from megatron_ettin.queries.faults import FAIL, PASS
+from megatron_ettin.queries.record import (
+    SharedBoundaries,
+    described,
+    digests_at,
+    read_ledger,
+    read_spec,
+    shared_boundaries,
+    skipped_rows,
+    spec_differences,
+    step_record,
+)
+from megatron_ettin.queries.two_runs import add_two_runs, two_runs
+
+EXAMPLE = "--run runs/encoder --run runs/decoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """One of the two runs, as its ledger stands."""
+
+    run: str
+    objective: str
+    order_id: str
+    steps: int
+    end_g: int
+    """Rows [0, end_g) were consumed or skipped."""
+    tokens: int
+    forks: int
+    seq: int
+    """Number of the ledger's last record."""
+    chain: str
+    """Its chain hash."""
+    compared_tokens: int
+    """Up to the last row at which a step ends in both runs."""
+    order_digest: str
+    """Sum of the rows' order digests up to there."""
+    token_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement:
+    """Where one of the runs stands at the first shared g at which their sums differ."""
+
+    run: str
+    seq: int
+    """Its ledger's record."""
+    step: int
+    g_begin: int
+    g_end: int
+    agree_up_to: int
+    """The rows in question are [agree_up_to, g_end)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinsProof:
+    """PASS or FAIL, why, and what it rests on."""
+
+    verdict: str
+    phase_id: str | None
+    """Chained id of the last phase that both consumed rows of: it names the order of all of them.
+    None where the orders differ."""
+    shared_boundaries: int
+    """Rows at which a step ends in both runs."""
+    last_shared_g: int
+    """The last of them: what was compared are rows [0, last_shared_g)."""
+    reasons: list[str]
+    """Of a FAIL."""
+    disagreement: list[Disagreement]
+    """One for each run, or none."""
+    runs: list[Twin]
+    notes: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the twins saw the same."""
+        return self.verdict == PASS
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    folder: Path
+    spec: OrderSpec
+    ledger: Ledger
+
+    @property
+    def end_g(self) -> int:
+        steps = self.ledger.steps
+        return int(steps["g_end"][-1]) if len(steps) else 0
+
+    def phase_ids(self, end: int) -> list[str]:
+        begun = sum(phase.start_g < end for phase in self.spec.phases)
+        return self.spec.phase_ids()[:begun]
+
+    @property
+    def objective(self) -> str:
+        return str(described(self.ledger).get("objective", {}).get("name", "unknown"))
+
+
+def prove_twins(first: Path, second: Path) -> TwinsProof:
+    """Compare the ledgers of two runs wherever a step ends in both.
+
+    Raises:
+        FileNotFoundError: a folder without order.json or ledger.
+        ValueError: an order.json or a ledger that was altered; the message names the place.
+    """
+    one, other = (
+        _Run(folder=folder, spec=read_spec(folder), ledger=read_ledger(folder))
+        for folder in (first, second)
+    )
+    shared = shared_boundaries(one.ledger, other.ledger)
+    end = min(one.end_g, other.end_g)
+    reasons = [*_order_reasons(one, other, end), *_coverage_reasons(one, other, shared, end)]
+    disagreement = _first_disagreement(one, other, shared)
+    if disagreement:
+        reasons.append(_explain(disagreement, shared))
+    last = int(shared.g[-1]) if len(shared.g) else 0
+    ids = one.phase_ids(end)
+    return TwinsProof(
+        verdict=FAIL if reasons else PASS,
+        reasons=reasons,
+        notes=_notes(one, other),
+        runs=[_twin(run, last) for run in (one, other)],
+        phase_id=ids[-1] if ids and ids == other.phase_ids(end) else None,
+        shared_boundaries=len(shared.g),
+        last_shared_g=last,
+        disagreement=disagreement,
+    )
+
+
+def _order_reasons(one: _Run, other: _Run, end: int) -> list[str]:
+    reasons = []
+    for run in (one, other):
+        known = described(run.ledger).get("phase_ids", [])
+        if known[: len(run.phase_ids(end))] != run.phase_ids(end):
+            reasons.append(f"{run.folder / 'order.json'} is not the order that its ledger names")
+    if one.phase_ids(end) != other.phase_ids(end):
+        differences = spec_differences(one.spec, other.spec)
+        shown = [f"{d.where}: {d.field} {d.first} and {d.second}" for d in differences[:3]]
+        more = [f"{len(differences) - 3} more (see `diff`)"] if len(differences) > 3 else []
+        reasons.append("the orders differ: " + "; ".join(shown + more))
+    skipped = [skipped_rows(run.ledger, end) for run in (one, other)]
+    if skipped[0] != skipped[1]:
+        only = sorted(set(skipped[0]) ^ set(skipped[1]))[0]
+        run = one if only in skipped[0] else other
+        reasons.append(f"rows [{only[0]}, {only[1]}) were skipped in {run.folder} only")
+    return reasons
+
+
+def _coverage_reasons(one: _Run, other: _Run, shared: SharedBoundaries, end: int) -> list[str]:
+    for run in (one, other):
+        if not len(run.ledger.steps):
+            return [f"{run.folder} has recorded no step"]
+    last = int(shared.g[-1]) if len(shared.g) else 0
+    if last == end:
+        return []
+    if last == 0:
+        return [
+            f"no step of both ends at the same row up to {end}, so there is nothing to compare; "
+            f"the last of a phase always does"
+        ]
+    shorter = one if one.end_g == end else other
+    return [
+        f"rows [{last}, {end}) of {shorter.folder} are not covered: no step of the other run ends "
+        f"at {end}"
+    ]
+
+
+def _first_disagreement(one: _Run, other: _Run, shared: SharedBoundaries) -> list[Disagreement]:
+    if shared.agree.all():
+        return []
+    index = int((~shared.agree).argmax())
+    agree_up_to = int(shared.g[index - 1]) if index else 0
+    return [
+        Disagreement(
+            run=str(run.folder),
+            agree_up_to=agree_up_to,
+            **dataclasses.asdict(step_record(run.ledger, int(steps[index]))),
+        )
+        for run, steps in ((one, shared.first), (other, shared.second))
+    ]
+
+
+def _explain(at: list[Disagreement], shared: SharedBoundaries) -> str:
+    index = int((~shared.agree).argmax())
+    if not shared.same_order[index]:
+        what = "were fed other rows or documents (order digests differ)"
+    elif not shared.same_tokens[index]:
+        what = "counted other numbers of tokens"
+    else:
+        what = "found other tokens in the same documents (token digests differ)"
+    one, other = at
+    return (
+        f"within rows [{one.agree_up_to}, {one.g_end}), which end with step {one.step} (record "
+        f"{one.seq}) of the first run and step {other.step} (record {other.seq}) of the second, "
+        f"they {what}"
+    )
+
+
+def _notes(one: _Run, other: _Run) -> list[str]:
+    notes = []
+    if one.objective == other.objective:
+        notes.append(
+            f"both runs have the objective {one.objective}: the same data, but no encoder and "
+            f"decoder"
+        )
+    for run in (one, other):
+        forks = run.ledger.forks()
+        if forks:
+            steps = sum(fork.steps for fork in forks)
+            notes.append(
+                f"{run.folder} went back {len(forks)} times and took {steps} steps again; compared "
+                f"are those that its weights come from"
+            )
+    return notes
+
+
+def _twin(run: _Run, last: int) -> Twin:
+    sums = digests_at(run.ledger, last)
+    return Twin(
+        run=str(run.folder),
+        objective=run.objective,
+        order_id=run.spec.order_id,
+        steps=len(run.ledger.steps),
+        end_g=run.end_g,
+        tokens=int(run.ledger.steps["n_tokens"].sum()),
+        forks=len(run.ledger.forks()),
+        seq=run.ledger.head.seq,
+        chain=run.ledger.head.chain,
+        compared_tokens=sums.pop("tokens"),
+        **sums,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    add_two_runs(parser, f"twins {EXAMPLE}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the proof; 1 if it says FAIL."""
+    proof = prove_twins(*two_runs(args))
+    print(as_json(proof) if args.json else _text(proof))
+    return 0 if proof.passed else 1
+
+
+def _text(proof: TwinsProof) -> str:
+    lines = [proof.verdict, *(f"  {reason}" for reason in proof.reasons)]
+    for twin in proof.runs:
+        lines += [
+            f"{twin.run}: {twin.objective}, {twin.steps} steps, rows [0, {twin.end_g}), "
+            f"{twin.tokens} tokens",
+            f"  order id      {twin.order_id}",
+            f"  chain head    {twin.chain} (record {twin.seq})",
+            f"  order digest  {twin.order_digest} at row {proof.last_shared_g}",
+            f"  token digest  {twin.token_digest}, {twin.compared_tokens} tokens",
+        ]
+    lines.append(f"rows at which a step ends in both: {proof.shared_boundaries}")
+    lines.append(f"id of the phases that both have begun: {proof.phase_id or 'differs'}")
+    return "\n".join([*lines, *(f"note: {note}" for note in proof.notes)])

@@ -1,0 +1,172 @@
+"""Is a run's record true? Its chain, the order of its rows, and the tokens they held.
+
+Without a choice: the chain, the order of all rows, and the tokens of a small sample of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.queries.answer import add_shared_arguments, as_json
+from megatron_ettin.queries.faults import FAIL, PASS, Check, Fault
+from megatron_ettin.queries.recorded_run import open_run
+from megatron_ettin.queries.verify_chain import check_chain
+from megatron_ettin.queries.verify_rows import check_order, check_tokens
+
+EXAMPLE = "--run runs/encoder --tokens --sample 0.01 --seed 7"
+SMALL_SAMPLE = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """How one of the checks ended."""
+
+    check: str
+    verdict: str
+    compared: int
+    """Records; for the chain those of forks and the checkpoints too."""
+    failures: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """PASS if nothing that was looked at is wrong."""
+
+    run: str
+    verdict: str
+    order_id: str | None
+    chain: str | None
+    """Hash of the ledger's last record: who has kept it can tell whether the ledger was rewritten.
+    None where the ledger is damaged."""
+    steps: int
+    end_g: int
+    """Rows [0, end_g) are recorded."""
+    tokens: int
+    checks: list[CheckResult]
+    faults: list[Fault]
+    """The first of each check's failures."""
+    changes: list[str]
+    """In what today's files differ from order.json."""
+    notes: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all checks passed."""
+        return self.verdict == PASS
+
+
+def verify(
+    folder: Path,
+    *,
+    order: bool = True,
+    tokens: bool = True,
+    share: float = SMALL_SAMPLE,
+    seed: int = 0,
+) -> Verification:
+    """Check the chain, and on request the order of all rows and the tokens of a share of steps.
+
+    Corpora that are not the recorded ones any more are a FAIL, even where no step that was looked
+    at has drawn what changed.
+
+    Raises:
+        FileNotFoundError: no ledger here.
+        ValueError, OSError: today's files give no order at all; the message names the file.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"--sample: {share} is no share in (0, 1]")
+    chain, ledger = check_chain(folder)
+    checks = [chain]
+    changes: list[str] = []
+    order_id = None
+    if ledger is None:
+        chain.notes.append("order and tokens were not checked: the ledger is damaged")
+    elif order or tokens:
+        run = open_run(folder, must_match=False)
+        changes = run.changes
+        if not isinstance(run.order, SampleOrder) or run.config is None:
+            raise ValueError(f"{folder}: a run that Megatron trained has no ledger to verify")
+        order_id = run.order.spec.order_id
+        if order:
+            checks.append(check_order(run.order, ledger))
+        if tokens:
+            checks.append(check_tokens(run.order, ledger, run.config, share=share, seed=seed))
+    return _result(folder, ledger, order_id, checks, changes)
+
+
+def _result(
+    folder: Path,
+    ledger: Ledger | None,
+    order_id: str | None,
+    checks: list[Check],
+    changes: list[str],
+) -> Verification:
+    steps = ledger.steps if ledger is not None else None
+    has_steps = steps is not None and len(steps) > 0
+    return Verification(
+        run=str(folder),
+        verdict=FAIL if changes or any(check.failures for check in checks) else PASS,
+        order_id=order_id,
+        chain=None if ledger is None else ledger.head.chain,
+        steps=0 if steps is None else len(steps),
+        end_g=int(steps["g_end"][-1]) if steps is not None and has_steps else 0,
+        tokens=int(steps["n_tokens"].sum()) if steps is not None else 0,
+        checks=[
+            CheckResult(
+                check=check.name,
+                verdict=FAIL if check.failures else PASS,
+                compared=check.items,
+                failures=check.failures,
+            )
+            for check in checks
+        ],
+        faults=[fault for check in checks for fault in check.faults],
+        changes=changes,
+        notes=[note for check in checks for note in check.notes],
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    add_shared_arguments(parser, f"verify {EXAMPLE}")
+    add = parser.add_argument
+    add("--chain", action="store_true", help="only the record itself, forks and checkpoints")
+    add("--order", action="store_true", help="the pieces of every row; reads no tokens")
+    add("--tokens", action="store_true", help="the tokens and masks of every step")
+    sample = f"with --tokens: share of the steps; without any choice it is {SMALL_SAMPLE}"
+    add("--sample", type=float, metavar="SHARE", help=sample)
+    add("--seed", type=int, default=0, metavar="N", help="chooses the steps; default: 0")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found; 1 if it is a FAIL."""
+    everything = not (args.chain or args.order or args.tokens)
+    found = verify(
+        args.run,
+        order=everything or args.order,
+        tokens=everything or args.tokens,
+        share=args.sample or (SMALL_SAMPLE if everything else 1.0),
+        seed=args.seed,
+    )
+    print(as_json(found) if args.json else _text(found))
+    return 0 if found.passed else 1
+
+
+def _text(found: Verification) -> str:
+    lines = [
+        found.verdict,
+        f"{found.run}: {found.steps} steps, rows [0, {found.end_g}), {found.tokens} tokens",
+        f"  order id    {found.order_id or 'not computed'}",
+        f"  chain head  {found.chain or 'damaged'}",
+    ]
+    for check in found.checks:
+        failures = f", {check.failures} wrong" if check.failures else ""
+        lines.append(f"{check.check}: {check.verdict}, {check.compared} compared{failures}")
+    lines += [f"wrong: {fault}" for fault in found.faults]
+    more = sum(check.failures for check in found.checks) - len(found.faults)
+    lines += [f"wrong: {more} more"] if more else []
+    lines += [f"changed: {change}" for change in found.changes]
+    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
