@@ -13,14 +13,15 @@ from pathlib import Path
 from megatron_ettin import native
 
 KILLS = 60
+SMALL = 2_000  # documents of a plan that is published as soon as it is begun
 
 
-def build(file: native.TokenFile, path: Path) -> None:
+def build(file: native.TokenFile, path: Path, documents: int) -> None:
     native.build_row_plan(
         file,
         path,
         first_document=0,
-        end_document=file.num_documents,
+        end_document=documents,
         seq_length=64,
         pack="bfd",
         specials="add",
@@ -31,30 +32,37 @@ def build(file: native.TokenFile, path: Path) -> None:
     )
 
 
-def build_again_and_again(file: native.TokenFile, path: Path, ready: int) -> None:
+def build_again_and_again(file: native.TokenFile, path: Path, documents: int, ready: int) -> None:
     os.write(ready, b"1")
-    for _ in range(1000):
-        build(file, path)
+    for _ in range(10_000):
+        build(file, path, documents)
         path.unlink()
+
+
+def expect(file: native.TokenFile, path: Path, documents: int) -> tuple[bytes, float]:
+    """Return the bytes of an undisturbed plan and the seconds that it takes."""
+    begin = time.monotonic()
+    build(file, path, documents)
+    duration = time.monotonic() - begin
+    content = path.read_bytes()
+    path.unlink()
+    return content, duration
 
 
 def main(prefix: Path, path: Path) -> None:
     file = native.TokenFile(prefix)
-    build(file, path)
-    expected = path.read_bytes()
-    begin = time.monotonic()
-    for _ in range(3):
-        path.unlink()
-        build(file, path)
-    duration = (time.monotonic() - begin) / 3
+    sizes = (SMALL, file.num_documents)
+    expected = {documents: expect(file, path, documents) for documents in sizes}
     chance = random.Random(0)
-    for _ in range(KILLS):
+    for turn in range(KILLS):
+        documents = sizes[turn % 2]  # killed while publishing, killed while packing
+        content, duration = expected[documents]
         path.unlink(missing_ok=True)
         readable, writable = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                build_again_and_again(file, path, writable)
+                build_again_and_again(file, path, documents, writable)
             finally:
                 os._exit(1)
         os.close(writable)
@@ -66,10 +74,10 @@ def main(prefix: Path, path: Path) -> None:
         names = sorted(p.name for p in path.parent.iterdir())
         print(*(name if ".tmp." not in name else name[: name.index(".tmp.") + 4] for name in names))
         if path.exists():
-            assert path.read_bytes() == expected
+            assert path.read_bytes() == content
         # What the killed one left is in nobody's way, and goes with the next build.
-        build(file, path)
-        assert path.read_bytes() == expected
+        build(file, path, documents)
+        assert path.read_bytes() == content
         assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 

@@ -44,7 +44,8 @@ def test_sigkill_leaves_a_whole_plan_or_none_and_stops_nobody(
     assert done.returncode == 0, done.stderr
     left = done.stdout.splitlines()
     assert len(left) == 60
-    assert {"plan", "plan.tmp"} <= set(left), "kills came at quiet moments only"
+    assert len(set(left)) > 1, "every kill came at the same moment: the test shows little"
+    assert "plan.tmp" in left
 
 
 def test_an_existing_file_stays(tmp_path: Path, file: native.TokenFile) -> None:
