@@ -150,7 +150,10 @@ def _look_up(provenance: Provenance, name: DocumentName) -> NDArray[np.int64]:
     if name.sha is not None:
         return provenance.find_sha256(name.sha)
     assert name.text_file is not None
-    text = name.text_file.read_bytes().decode("utf-8")
+    try:
+        text = name.text_file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name.text_file}: byte {error.start} is not UTF-8") from error
     found = provenance.find_text(text)
     # Editors end a file with a newline that the document need not have.
     return found if len(found) else provenance.find_text(text.removesuffix("\n"))

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ettin import native
-from megatron_ettin.config import RunConfig, load_config, parse_args
+from megatron_ettin.config import RunConfig, parse_args
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.order import PhaseSpec, SampleOrder
 from megatron_ettin.queries.answer import show
 from megatron_ettin.queries.plan_figure import write_figure
+from megatron_ettin.queries.recorded_run import open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the answer; 0."""
     if args.run is not None:
-        config = load_config(args.run / "config.yaml")
+        opened = open_run(args.run, must_match=False).config
+        if opened is None:
+            raise ValueError(f"{args.run}: a run of Megatron's, which has no plans")
+        config = opened
     else:
         # What a plan does not depend on, for files that leave it to the command line of a run.
         words = ["--objective", "CausalLM", "--run_dir", "none"]

@@ -163,6 +163,12 @@ def test_document_is_found_by_its_text(queried: Queried, tmp_path: Path, ending:
     assert (document.source, document.ordinal, document.id) == ("alpha", 12, "alpha-12")
 
 
+def test_text_that_is_no_text_is_refused(queried: Queried, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"alpha \xff")
+    with pytest.raises(ValueError, match="text: byte 6 is not UTF-8"):
+        where(queried.run, DocumentName(text_file=tmp_path / "text"))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

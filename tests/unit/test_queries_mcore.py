@@ -16,6 +16,7 @@ from megatron_ettin.queries.sql import sql
 from megatron_ettin.queries.unseen import unseen
 from megatron_ettin.queries.where import where
 from tests.unit.test_mcore_order import SEQ_LENGTH, Trained, train
+from tools import order
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,9 @@ def test_unseen_and_exposures(run: RecordedRun) -> None:
     assert one.tokens_since_last == expected
 
 
-def test_what_megatron_does_not_record_is_refused(run: RecordedRun) -> None:
+def test_what_megatron_does_not_record_is_refused(trained: Trained, run: RecordedRun) -> None:
+    with pytest.raises(SystemExit, match="which has no plans"):
+        order.main(["plan", "--run", str(trained.folder)])
     with pytest.raises(ValueError, match="its masks are not recorded"):
         batch(run, 1, is_masked=True)
     with pytest.raises(ValueError, match="does not say which tokenizer"):

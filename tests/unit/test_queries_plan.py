@@ -65,6 +65,24 @@ def test_report_counts_what_is_there(tiny_corpus: TinyCorpus, tmp_path: Path) ->
     assert answer.tokens == pytest.approx(exact, rel=0.01)
 
 
+def test_epochs_go_on_from_phase_to_phase(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    phases = [
+        {"name": name, "train_tokens": 30_000, "seq_length": 128, "global_batch_size": 16}
+        for name in ("short", "long")
+    ]
+    data = {**tiny_corpus.data, "pools": {}, "plan_dir": str(tmp_path / "plans")}
+    config = tiny_config(tiny_corpus, tmp_path / "run", phases=phases, data=data)
+    answer = plan(config)
+    order = sample_order(config)
+    for report, phase in zip(answer.pools, [0, 0, 1, 1], strict=True):
+        columns = order.pieces(0, order.spec.phases[phase].end_g)
+        drawn = np.unique(columns.g[columns.source == order.source_names.index(report.source)])
+        assert report.epochs == len(drawn) / report.rows
+    files = [path for path in (tmp_path / "plans").iterdir() if path.suffix == ".plan"]
+    assert len(files) == 2, "both phases share the plans"
+    assert answer.plan_bytes == sum(path.stat().st_size for path in files)
+
+
 def test_plans_are_built_once_and_ahead_of_the_run(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     config = make_config(tiny_corpus, tmp_path)
     plan(config)
