@@ -67,7 +67,9 @@ def one(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return make(tiny_corpus, tmp_path_factory.mktemp("diff") / "one")
 
 
-def test_other_batches_are_the_same_rows(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_other_batches_are_the_same_rows(
+    one: Path, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
     phases = [{**PHASES[0], "global_batch_size": 24}, PHASES[1]]
     other = make(tiny_corpus, tmp_path / "other", phases=phases)
     found = compare(one, other)
@@ -81,7 +83,9 @@ def test_other_batches_are_the_same_rows(one: Path, tiny_corpus: TinyCorpus, tmp
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.699])
-def test_another_blend_in_the_second_phase(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path, alpha: float) -> None:
+def test_another_blend_in_the_second_phase(
+    one: Path, tiny_corpus: TinyCorpus, tmp_path: Path, alpha: float
+) -> None:
     data = tiny_corpus.data
     data["blend"] = {**data["blend"], "long": {"alpha": alpha, "beta": 1 - alpha}}
     other = make(tiny_corpus, tmp_path / "other", data=data)
