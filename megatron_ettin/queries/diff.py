@@ -12,7 +12,7 @@ import numpy as np
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.queries.answer import show
-from megatron_ettin.queries.common_rows import common_rows
+from megatron_ettin.queries.divergence import common_rows
 from megatron_ettin.queries.record import (
     Difference,
     digests_at,
