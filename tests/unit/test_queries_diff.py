@@ -170,3 +170,17 @@ def test_the_command(one: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "common rows        198" in capsys.readouterr().out
     order_tool.main([*arguments, "--json"])
     assert json.loads(capsys.readouterr().out)["common_rows"] == 198
+
+
+def test_runs_that_megatron_trained(one: Path, tmp_path: Path) -> None:
+    from tests.unit.test_mcore_order import train
+
+    first = train(tmp_path / "first", samples=60, checkpoints=[3, 6]).folder
+    second = train(tmp_path / "second", samples=60, seed=7, checkpoints=[3]).folder
+    same = compare(first, first)
+    assert (same.common_rows, same.first_different_row) == (60, None)
+    assert [(point.g, point.same_order) for point in same.checkpoints] == [(30, None), (60, None)]
+    found = compare(first, second)
+    assert_parts_where_the_rows_do(found, first, second)
+    assert {d.field for d in found.specs} == {"cache", "prefixes", "checkpoints"}
+    assert compare(first, one).common_rows == 0
