@@ -12,7 +12,7 @@ import numpy as np
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.queries.answer import show
-from megatron_ettin.queries.common_rows import common_rows
+from megatron_ettin.queries.divergence import common_rows
 from megatron_ettin.queries.record import (
     Difference,
     digests_at,
@@ -148,7 +148,7 @@ def _specs(one: RecordedRun, other: RecordedRun) -> list[Difference]:
     return [
         Difference(where="order", field=name, first=str(fields[0][name]), second=str(value))
         for name, value in fields[1].items()
-        if fields[0][name] != value
+        if name != "schedule" and fields[0][name] != value  # what it says, the cuts show
     ]
 
 

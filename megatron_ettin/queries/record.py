@@ -105,16 +105,10 @@ def read_spec(folder: Path) -> OrderSpec:
     return spec
 
 
-def described(ledger: Ledger, seq: int | None = None) -> dict[str, Any]:
-    """Return how the run was set up when record `seq` was written (the last one, if not given).
-
-    The payload of the latest record that tells: `phase_ids`, `objective`, `seeds` and others.
-    """
-    found: dict[str, Any] = {}
-    for at, payload in ledger.events.items():
-        if "objective" in payload and (seq is None or at <= seq):
-            found = payload
-    return found
+def described(ledger: Ledger) -> dict[str, Any]:
+    """Return how the run was set up last: `phase_ids`, `objective`, `seeds` and others."""
+    told = [payload for payload in ledger.events.values() if "objective" in payload]
+    return told[-1] if told else {}
 
 
 def skipped_rows(ledger: Ledger, end: int) -> list[tuple[int, int]]:

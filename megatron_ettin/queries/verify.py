@@ -13,6 +13,7 @@ from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.queries.answer import add_shared_arguments, as_json
 from megatron_ettin.queries.faults import FAIL, PASS, Check, Fault
+from megatron_ettin.queries.record import read_spec
 from megatron_ettin.queries.recorded_run import open_run
 from megatron_ettin.queries.verify_chain import check_chain
 from megatron_ettin.queries.verify_rows import check_order, check_tokens
@@ -39,6 +40,7 @@ class Verification:
     run: str
     verdict: str
     order_id: str | None
+    """The one that order.json gives; None where that is damaged."""
     chain: str | None
     """Hash of the ledger's last record: who has kept it can tell whether the ledger was rewritten.
     None where the ledger is damaged."""
@@ -81,7 +83,6 @@ def verify(
     chain, ledger = check_chain(folder)
     checks = [chain]
     changes: list[str] = []
-    order_id = None
     if ledger is None:
         chain.notes.append("order and tokens were not checked: the ledger is damaged")
     elif order or tokens:
@@ -89,18 +90,16 @@ def verify(
         changes = run.changes
         if not isinstance(run.order, SampleOrder) or run.config is None:
             raise ValueError(f"{folder}: a run that Megatron trained has no ledger to verify")
-        order_id = run.order.spec.order_id
         if order:
             checks.append(check_order(run.order, ledger))
         if tokens:
             checks.append(check_tokens(run.order, ledger, run.config, share=share, seed=seed))
-    return _result(folder, ledger, order_id, checks, changes)
+    return _result(folder, ledger, checks, changes)
 
 
 def _result(
     folder: Path,
     ledger: Ledger | None,
-    order_id: str | None,
     checks: list[Check],
     changes: list[str],
 ) -> Verification:
@@ -109,7 +108,7 @@ def _result(
     return Verification(
         run=str(folder),
         verdict=FAIL if changes or any(check.failures for check in checks) else PASS,
-        order_id=order_id,
+        order_id=_recorded_order_id(folder),
         chain=None if ledger is None else ledger.head.chain,
         steps=0 if steps is None else len(steps),
         end_g=int(steps["g_end"][-1]) if steps is not None and has_steps else 0,
@@ -127,6 +126,13 @@ def _result(
         changes=changes,
         notes=[note for check in checks for note in check.notes],
     )
+
+
+def _recorded_order_id(folder: Path) -> str | None:
+    try:
+        return read_spec(folder).order_id
+    except (ValueError, OSError):  # a fault of the chain's check
+        return None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +165,7 @@ def _text(found: Verification) -> str:
     lines = [
         found.verdict,
         f"{found.run}: {found.steps} steps, rows [0, {found.end_g}), {found.tokens} tokens",
-        f"  order id    {found.order_id or 'not computed'}",
+        f"  order id    {found.order_id or 'damaged'}",
         f"  chain head  {found.chain or 'damaged'}",
     ]
     for check in found.checks:

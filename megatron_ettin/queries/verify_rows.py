@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.queries.faults import Check
-from megatron_ettin.queries.record import StepRecord, described, digest_hex, step_record
+from megatron_ettin.queries.record import StepRecord, digest_hex, step_record
 
 #: Rows whose pieces are looked up at a time, and slots whose tokens are read at a time.
 _ROWS, _SLOTS = 65_536, 4_194_304
@@ -193,9 +194,10 @@ def check_tokens(
     check = Check(name="tokens", items=len(chosen))
     if len(chosen) < len(ledger.steps):
         check.notes.append(f"a sample of the {len(ledger.steps)} steps, with seed {seed}")
+    seqs, settings = _shown(ledger, config)
     for index in tqdm(chosen.tolist(), desc="tokens", unit="step", disable=None):
         record = step_record(ledger, index)
-        shown = _shown_at(ledger, config, record.seq)
+        shown = settings[bisect(seqs, record.seq) - 1]
         if shown.objective is None:
             note = "masks were not compared: config.yaml has another kind of objective"
             check.notes += [note] if note not in check.notes else []
@@ -216,13 +218,18 @@ def check_tokens(
     return check
 
 
-def _shown_at(ledger: Ledger, config: RunConfig, seq: int) -> _Shown:
-    said = described(ledger, seq)
-    fields = dict(said["objective"])
+def _shown(ledger: Ledger, config: RunConfig) -> tuple[list[int], list[_Shown]]:
+    """Return the records from which on masks were made in another way, and in which."""
+    seqs, found = [], []
     kind = type(config.objective)
-    if fields.pop("name") != kind.__name__:
-        return _Shown(None, 0)
-    return _Shown(kind(**fields), said["seeds"]["mask"])
+    for seq, payload in ledger.events.items():
+        if "objective" not in payload:
+            continue
+        fields = dict(payload["objective"])
+        is_known = fields.pop("name") == kind.__name__
+        seqs.append(seq)
+        found.append(_Shown(kind(**fields) if is_known else None, payload["seeds"]["mask"]))
+    return seqs, found
 
 
 def _digests(

@@ -67,7 +67,9 @@ def one(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return make(tiny_corpus, tmp_path_factory.mktemp("diff") / "one")
 
 
-def test_other_batches_are_the_same_rows(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_other_batches_are_the_same_rows(
+    one: Path, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
     phases = [{**PHASES[0], "global_batch_size": 24}, PHASES[1]]
     other = make(tiny_corpus, tmp_path / "other", phases=phases)
     found = compare(one, other)
@@ -81,7 +83,9 @@ def test_other_batches_are_the_same_rows(one: Path, tiny_corpus: TinyCorpus, tmp
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.699])
-def test_another_blend_in_the_second_phase(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path, alpha: float) -> None:
+def test_another_blend_in_the_second_phase(
+    one: Path, tiny_corpus: TinyCorpus, tmp_path: Path, alpha: float
+) -> None:
     data = tiny_corpus.data
     data["blend"] = {**data["blend"], "long": {"alpha": alpha, "beta": 1 - alpha}}
     other = make(tiny_corpus, tmp_path / "other", data=data)
@@ -166,3 +170,17 @@ def test_the_command(one: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "common rows        198" in capsys.readouterr().out
     order_tool.main([*arguments, "--json"])
     assert json.loads(capsys.readouterr().out)["common_rows"] == 198
+
+
+def test_runs_that_megatron_trained(one: Path, tmp_path: Path) -> None:
+    from tests.unit.test_mcore_order import train
+
+    first = train(tmp_path / "first", samples=60, checkpoints=[3, 6]).folder
+    second = train(tmp_path / "second", samples=60, seed=7, checkpoints=[3]).folder
+    same = compare(first, first)
+    assert (same.common_rows, same.first_different_row) == (60, None)
+    assert [(point.g, point.same_order) for point in same.checkpoints] == [(30, None), (60, None)]
+    found = compare(first, second)
+    assert_parts_where_the_rows_do(found, first, second)
+    assert {d.field for d in found.specs} == {"cache", "prefixes", "checkpoints"}
+    assert compare(first, one).common_rows == 0

@@ -69,7 +69,9 @@ def test_a_shorter_run_is_a_twin_up_to_its_end(compare: Callable[..., TwinsProof
     assert proof.last_shared_g == proof.runs[1].end_g < proof.runs[0].end_g
 
 
-def test_an_end_inside_the_others_step_is_not_covered(compare: Callable[..., TwinsProof], tmp_path: Path) -> None:
+def test_an_end_inside_the_others_step_is_not_covered(
+    compare: Callable[..., TwinsProof], tmp_path: Path
+) -> None:
     phases = [{**PHASES[0], "global_batch_size": 12}, PHASES[1]]
     proof = compare(steps=5, phases=phases)
     assert proof.runs[1].end_g == 60
@@ -99,7 +101,9 @@ def test_another_order_is_named_with_its_first_step(compare: Callable[..., Twins
     assert first.seq == second.seq == 2  # after START and PHASE
 
 
-def test_another_second_phase_agrees_on_the_first(compare: Callable[..., TwinsProof], tiny_corpus: TinyCorpus) -> None:
+def test_another_second_phase_agrees_on_the_first(
+    compare: Callable[..., TwinsProof], tiny_corpus: TinyCorpus
+) -> None:
     data = tiny_corpus.data
     data["blend"] = {**data["blend"], "long": {"alpha": 0.5, "beta": 0.5}}
     proof = compare(data=data)
@@ -109,13 +113,17 @@ def test_another_second_phase_agrees_on_the_first(compare: Callable[..., TwinsPr
     assert start.step == 11
 
 
-def test_the_same_first_phase_is_enough_for_runs_that_ended_in_it(compare: Callable[..., TwinsProof], tiny_corpus: TinyCorpus) -> None:
+def test_the_same_first_phase_is_enough_for_runs_that_ended_in_it(
+    compare: Callable[..., TwinsProof], tiny_corpus: TinyCorpus
+) -> None:
     data = tiny_corpus.data
     data["blend"] = {**data["blend"], "long": {"alpha": 0.5, "beta": 0.5}}
     assert compare(data=data, steps=10).passed
 
 
-def test_rows_skipped_in_one_only(compare: Callable[..., TwinsProof], tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_rows_skipped_in_one_only(
+    compare: Callable[..., TwinsProof], tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
     proof = compare(data={**tiny_corpus.data, "skip_rows": [[32, 40]]})
     assert proof.reasons[0] == f"rows [32, 40) were skipped in {tmp_path / 'decoder'} only"
     assert proof.disagreement[0].agree_up_to == 32
@@ -130,7 +138,9 @@ def test_rows_skipped_in_both(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     assert "no encoder and decoder" in proof.notes[0]
 
 
-def test_other_tokens_in_the_same_documents(encoder: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_other_tokens_in_the_same_documents(
+    encoder: Path, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
     """The same lengths, but a token is another: only the token digests can tell."""
     shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
     corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
@@ -161,7 +171,9 @@ def test_a_run_without_ledger_is_refused(tiny_corpus: TinyCorpus, tmp_path: Path
         prove_twins(encoder, encoder)
 
 
-def test_the_command_says_fail_with_its_status(tiny_corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_fail_with_its_status(
+    tiny_corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = [make(tiny_corpus, tmp_path / name, steps=2) for name in ("one", "other")]
     make(tiny_corpus, tmp_path / "third", steps=2, seeds={"order": 3})
     arguments = ["twins", "--json", "--run", str(folders[0]), "--run"]
