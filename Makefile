@@ -40,7 +40,7 @@ check: venv
 	$(BIN)/python -m mypy.stubtest megatron_ettin._native
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/python -m pytest -m "not slow and not long" tests/unit tests/native
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow and not long" tests/unit tests/native
 
 quickstart: venv
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/quickstart.sh $(if $(QUICKSTART_SHORT),--short)

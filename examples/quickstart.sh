@@ -71,6 +71,9 @@ once encoder-$length "$inputs" "$runs/encoder/*.json* $runs/encoder/checkpoints/
 once decoder-$length "$inputs" "$runs/decoder/*.json* $runs/decoder/checkpoints/*/*" \
   train clm $runs/decoder
 
+# The proof, from the records that the runs left: both saw the same tokens in the same order.
+python tools/order.py twins --run $runs/encoder --run $runs/decoder
+
 # 3. As Hugging Face folders, from the last checkpoints.
 convert() {  # convert CHECKPOINT OUTPUT
   rm -rf $2

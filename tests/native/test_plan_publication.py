@@ -25,6 +25,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> native.TokenFile:
     return write_lengths(tmp_path_factory.mktemp("corpus") / "c", lengths)
 
 
+@pytest.mark.slow
 def test_sigkill_leaves_a_whole_plan_or_none_and_stops_nobody(
     tmp_path: Path, file: native.TokenFile
 ) -> None:

@@ -157,6 +157,7 @@ def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path) -> None:
     assert read(tmp_path / "c") == OLD
 
 
+@pytest.mark.slow
 def test_sigkill_never_leaves_an_index_of_another_file(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.native.kill_writers", str(tmp_path / "c")],

@@ -184,6 +184,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_leave_a_whole_identity_or_none(prefix: str) -> None:
     good = corpus_identity(prefix)
     path = Path(f"{prefix}.identity.json")

@@ -17,6 +17,8 @@ from megatron_ettin.data.preprocess import PreprocessOptions, preprocess
 from megatron_ettin.data.tokenize import train_tokenizer, write_tokenizer
 from megatron_ettin.indexed import IndexedReader
 
+pytestmark = pytest.mark.slow  # each test starts processes
+
 ROOT = Path(__file__).parents[2]
 # A tool finds the package in a checkout that is not installed, too.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

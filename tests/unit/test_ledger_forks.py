@@ -304,6 +304,7 @@ def test_a_workers_life_does_not_hold_the_lock(run: tuple[Path, dict[int, Head]]
             os.kill(worker, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_every_interrupted_fork_is_finished(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.ledger_crashes", str(tmp_path)],

@@ -144,6 +144,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         order.main(["where", "--run", str(tmp_path), "--doc", "alpha:1"])
 
 
+@pytest.mark.slow
 def test_reader_may_stop_early(queried: Queried) -> None:
     """As in `order.py batch … | head -1`."""
     command = [sys.executable, "tools/order.py", "sql", "from range(300000)"]

@@ -348,6 +348,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITER + MEMORY, str(tmp_path / "c")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
