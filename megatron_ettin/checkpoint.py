@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_ettin import config as configuration
 from megatron_ettin import distributed
 from megatron_ettin.config import ModelConfig, RunConfig
-from megatron_ettin.order.ledger_format import Head
+from megatron_ettin.order.ledger import Head
 
 STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
 #: Packages whose versions a checkpoint records.

@@ -17,8 +17,7 @@ from megatron_ettin.data.readers import Record
 from megatron_ettin.native import TokenFile
 from megatron_ettin.order import PhaseSpec, SampleOrder
 from megatron_ettin.order.digest import add_digests, format_digest, mask_digest, token_digest
-from megatron_ettin.order.ledger_format import Kind
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import Kind, LedgerWriter
 from megatron_ettin.order.steps import first_row_kept, step_end
 from tests.conftest import TinyCorpus
 

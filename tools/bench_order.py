@@ -25,9 +25,7 @@ from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.indexed import IndexedWriter
 from megatron_ettin.objectives import MaskedLM, TokenIds
 from megatron_ettin.order import SampleOrder
-from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.ledger_format import Kind
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import Kind, Ledger, LedgerWriter
 
 SEQ_LENGTH = 1024
 STEP_ROWS = 4608  # as published

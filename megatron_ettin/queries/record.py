@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from megatron_ettin.order import OrderSpec, PhaseSpec, PoolSpec
 from megatron_ettin.order.digest import format_digest
-from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.ledger_format import Kind
+from megatron_ettin.order.ledger import Kind, Ledger
 
 
 @dataclass(frozen=True, kw_only=True)

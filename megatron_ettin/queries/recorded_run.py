@@ -16,8 +16,7 @@ from megatron_ettin.config import RunConfig, load_config
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.mcore import McoreOrder
-from megatron_ettin.order.mcore_run import McoreRun
+from megatron_ettin.order.mcore import McoreOrder, McoreRun
 from megatron_ettin.order.steps import planned_steps
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ettin.order.digest import format_digest
-from megatron_ettin.order.ledger import Fork, Ledger
-from megatron_ettin.order.ledger_format import Head, LedgerError
+from megatron_ettin.order.ledger import Fork, Head, Ledger, LedgerError
 from megatron_ettin.queries.faults import Check
 from megatron_ettin.queries.record import described, digests_at, read_ledger, read_spec
 

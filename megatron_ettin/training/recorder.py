@@ -14,8 +14,7 @@ from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
-from megatron_ettin.order.ledger_format import Kind
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import Kind, LedgerWriter
 from megatron_ettin.training.interval import Summary
 
 

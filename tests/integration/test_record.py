@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from megatron_ettin.evaluation.layouts import LAYOUTS, run_layout
-from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.ledger_format import Kind
+from megatron_ettin.order.ledger import Kind, Ledger
 from tests.conftest import TinyCorpus
 
 ROOT = Path(__file__).parents[2]

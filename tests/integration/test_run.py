@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from megatron_ettin.evaluation.layouts import LAYOUTS, Curve, read_curve, run_layout
-from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.ledger_format import RECORD
+from megatron_ettin.order.ledger import RECORD, Ledger
 from tests.conftest import TinyCorpus
 
 SAVE_EVERY = "--checkpoint.save_every_tokens=8000"

@@ -13,9 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.ledger_format import Head, Kind
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import Head, Kind, Ledger, LedgerWriter
 from tests.unit.ledgers import START, append_event, write_run
 
 CALLS = ("write", "fsync", "fdatasync", "ftruncate", "rename", "unlink")

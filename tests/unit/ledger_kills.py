@@ -16,9 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.ledger_format import Head, Kind
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import Head, Kind, Ledger, LedgerWriter
 from tests.unit.ledgers import START, append_event, append_steps, digests
 
 KILLS = 150

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.order.ledger_format import Head, Kind
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import Head, Kind, LedgerWriter
 
 ROWS = 8
 START = {"order_id": "ab" * 32, "objective": "mlm", "seeds": {"mask": 7}, "world_size": 2}

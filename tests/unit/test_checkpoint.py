@@ -7,7 +7,7 @@ import pytest
 
 from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint import CheckpointError, RunState
-from megatron_ettin.order.ledger_format import Head
+from megatron_ettin.order.ledger import Head
 
 
 def make(run_dir: Path, name: str) -> Path:

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.ledger_format import EMPTY, GENESIS, RECORD, Head, Kind, LedgerError
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import EMPTY, RECORD, Head, Kind, Ledger, LedgerError, LedgerWriter
+from megatron_ettin.order.ledger.format import GENESIS
 from tests.unit.ledgers import ROWS, START, append_event, append_steps, digests, write_run
 
 ROOT = Path(__file__).parents[2]

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ettin.order.ledger import Fork, Ledger
-from megatron_ettin.order.ledger_format import EMPTY, GENESIS, Head, Kind, LedgerError
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import EMPTY, Fork, Head, Kind, Ledger, LedgerError, LedgerWriter
+from megatron_ettin.order.ledger.format import GENESIS
 from tests.unit.ledgers import START, append_event, append_steps, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -250,7 +249,7 @@ def test_a_second_writer_is_refused(run: tuple[Path, dict[int, Head]]) -> None:
     with LedgerWriter.open(folder, Ledger.read(folder).head) as first:
         script = (
             "import sys\nfrom pathlib import Path\n"
-            "from megatron_ettin.order.ledger_writer import LedgerWriter\n"
+            "from megatron_ettin.order.ledger import LedgerWriter\n"
             "LedgerWriter.open(Path(sys.argv[1]))\n"
         )
         done = subprocess.run(
@@ -271,8 +270,7 @@ def test_a_second_writer_is_refused(run: tuple[Path, dict[int, Head]]) -> None:
 FORK_A_WORKER = """
 import os, sys, time
 from pathlib import Path
-from megatron_ettin.order.ledger_format import Head
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import Head, LedgerWriter
 writer = LedgerWriter.open(Path(sys.argv[1]), Head(int(sys.argv[2]), sys.argv[3]))
 worker = os.fork()
 if worker == 0:

@@ -16,8 +16,8 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_ettin.indexed import IndexedWriter
-from megatron_ettin.order.mcore import McoreOrder
-from megatron_ettin.order.mcore_run import BatchSchedule, McoreRun, ramp_up, step_sizes
+from megatron_ettin.order.mcore import McoreOrder, McoreRun
+from megatron_ettin.order.mcore.run import BatchSchedule, ramp_up, step_sizes
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import Ledger, LedgerWriter
 from megatron_ettin.queries.diff import Diff, Skipped, compare
 from megatron_ettin.queries.record import Difference
 from megatron_ettin.queries.recorded_run import open_run

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from megatron_ettin import native
-from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.ledger_format import GENESIS, RECORD, Kind, seal
-from megatron_ettin.order.ledger_writer import LedgerWriter
+from megatron_ettin.order.ledger import RECORD, Kind, Ledger, LedgerWriter
+from megatron_ettin.order.ledger.format import GENESIS, seal
 from megatron_ettin.queries.faults import FAULTS_KEPT
 from megatron_ettin.queries.recorded_run import open_run
 from megatron_ettin.queries.verify import Verification, verify

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_ettin.order.ledger_forks import (
+from megatron_ettin.order.ledger.forks import (
     Cut,
     decide_cut,
     end_cut,
@@ -26,7 +26,7 @@ from megatron_ettin.order.ledger_forks import (
     publish_fork,
     sync_folder,
 )
-from megatron_ettin.order.ledger_format import (
+from megatron_ettin.order.ledger.format import (
     EMPTY,
     EVENTS_FILE,
     FORKS_FOLDER,
@@ -42,7 +42,7 @@ from megatron_ettin.order.ledger_format import (
     event_line,
     seal,
 )
-from megatron_ettin.order.ledger_scan import Scan, scan
+from megatron_ettin.order.ledger.scan import Scan, scan
 
 _logger = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ettin.order.ledger_format import (
+from megatron_ettin.order.ledger.format import (
     FORKS_FOLDER,
     RECORD_BYTES,
     Head,
     Kind,
     LedgerError,
 )
-from megatron_ettin.order.ledger_scan import Scan
+from megatron_ettin.order.ledger.scan import Scan
 
 _PENDING = "pending.json"
 _UNFINISHED = "unfinished"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.order.mcore_run import SPLITS, McoreRun
+from megatron_ettin.order.mcore.run import SPLITS, McoreRun
 
 _DESCRIPTION = re.compile(
     r"(?P<key>[0-9a-f]{32})-(?P<kind>GPTDataset|BlendedDataset)-(?P<split>\w+)-description\.txt"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.order.ledger_format import (
+from megatron_ettin.order.ledger.format import (
     EVENTS_FILE,
     FORKS_FOLDER,
     RECORDS_FILE,
@@ -17,7 +17,7 @@ from megatron_ettin.order.ledger_format import (
     Kind,
     LedgerError,
 )
-from megatron_ettin.order.ledger_scan import Scan, scan
+from megatron_ettin.order.ledger.scan import Scan, scan
 
 
 class Checkpoint(NamedTuple):

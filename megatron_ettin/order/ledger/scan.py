@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.order.ledger_format import (
+from megatron_ettin.order.ledger.format import (
     BODY_BYTES,
     EVENTS_FILE,
     GENESIS,

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.native import TokenFile
-from megatron_ettin.order.mcore_cache import open_cache
-from megatron_ettin.order.mcore_dataset import McoreDataset
-from megatron_ettin.order.mcore_run import McoreRun
+from megatron_ettin.order.mcore.cache import open_cache
+from megatron_ettin.order.mcore.dataset import McoreDataset
+from megatron_ettin.order.mcore.run import McoreRun
 from megatron_ettin.order.pieces import Pieces, concatenate
 
 

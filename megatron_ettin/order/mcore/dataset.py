@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.native import TokenFile
-from megatron_ettin.order.mcore_cache import Tables
+from megatron_ettin.order.mcore.cache import Tables
 
 
 class Stretches(NamedTuple):

@@ -1,0 +1,6 @@
+"""The order of runs that Megatron-LM trained, read from their index caches."""
+
+from megatron_ettin.order.mcore.run import McoreRun
+from megatron_ettin.order.mcore.sample_order import McoreOrder
+
+__all__ = ["McoreOrder", "McoreRun"]
