@@ -7,10 +7,13 @@ anew.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,21 +55,34 @@ def corpus_identity(prefix: str, *, folder: Path | None = None) -> CorpusIdentit
     An identity found beside the corpus or in `folder` is taken if the sizes and times of both
     files are still those that it names. Else the pair is opened with all checks and hashed, with a
     bar on a terminal, and the identity is published in `folder`, by default beside the corpus.
-    Processes may do so at the same time: all publish the same bytes.
+    Of processes that do so at the same time one hashes and the others wait for it.
 
     Raises:
         FileNotFoundError: if the pair is not there.
         ValueError: naming file and byte if the pair is not valid, or if it changes meanwhile.
         PermissionError: before any hashing, if the identity cannot be written where it belongs.
     """
-    stamps = _stamps(prefix)
     places = [_path(prefix, None), *([] if folder is None else [_path(prefix, folder)])]
+    known = _known(prefix, places)
+    if known is not None:
+        return known
+    _require_writable(places[-1].parent)
+    with _one_at_a_time(prefix):
+        known = _known(prefix, places)
+        return known if known is not None else _compute(prefix, places[-1])
+
+
+def _known(prefix: str, places: Sequence[Path]) -> CorpusIdentity | None:
+    stamps = _stamps(prefix)
     for path in places:
         known = _read(path)
         if known is not None and all(getattr(known, name) == stamps[name] for name in STAMPS):
             return known
-    path = places[-1]
-    _require_writable(path.parent)
+    return None
+
+
+def _compute(prefix: str, path: Path) -> CorpusIdentity:
+    stamps = _stamps(prefix)
     file = TokenFile(prefix)
     identity = CorpusIdentity(
         **stamps,
@@ -82,6 +98,19 @@ def corpus_identity(prefix: str, *, folder: Path | None = None) -> CorpusIdentit
         )
     publish_text(path, _to_json(identity))
     return identity
+
+
+@contextmanager
+def _one_at_a_time(prefix: str) -> Iterator[None]:
+    """Hold a lock on the .idx while one of many ranks hashes; the others then find the result.
+
+    It only saves work: where the file system has no such locks, all of them hash.
+    """
+    with open(f"{prefix}.idx", "rb") as file:
+        # Released with the file, however the process ends.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _path(prefix: str, folder: Path | None) -> Path:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +85,23 @@ def test_a_known_identity_is_read_and_not_computed(
     os.utime(f"{prefix}.bin", ns=(0, 0))
     with pytest.raises(AssertionError, match="was opened"):
         corpus_identity(prefix)
+
+
+def test_one_of_many_hashes_and_the_others_wait(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+    hash_tokens = module._hash_tokens
+
+    def slowly(*arguments: Any) -> str:
+        hashed.append(arguments)
+        time.sleep(0.2)
+        return hash_tokens(*arguments)
+
+    monkeypatch.setattr(module, "_hash_tokens", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(corpus_identity, [prefix] * 4))
+    assert (len(found), len(hashed)) == (1, 1)
 
 
 @pytest.mark.parametrize("documents", [[[1, 2, 3], [4], [5, 7]], [[1, 2], [3, 4], [5, 6]], [[9]]])
