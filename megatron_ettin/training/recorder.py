@@ -30,17 +30,18 @@ class Recorder:
             LedgerError: another process writes it, it is damaged, or it ends before the checkpoint.
         """
         self._writer: LedgerWriter | None = None
-        if not distributed.is_main_rank():
+        self._opening: list[tuple[Kind, dict[str, Any]]] = []
+        if not distributed.is_main_rank() or state.g == spec.num_rows:
             return
         self._writer = LedgerWriter.open(Path(config.run_dir) / "ledger", at=state.ledger_head)
-        what = Kind.START if self._writer.head.seq < 0 else Kind.RESUME
-        self._event(what, state, 0, payload=_describe(config, spec, state))
+        is_new = self._writer.head.seq < 0
+        self._opening = [(Kind.START if is_new else Kind.RESUME, _describe(config, spec, state))]
         if is_amended:
             amended = {
                 "from": {"phase_ids": state.phase_ids, "phase_ends": state.phase_ends},
                 "to": {"phase_ids": spec.phase_ids(), "phase_ends": spec.phase_ends()},
             }
-            self._event(Kind.AMEND, state, 0, payload=amended)
+            self._opening.append((Kind.AMEND, amended))
 
     def phase(self, state: RunState, index: int, phase: PhaseSpec) -> None:
         """Record that a phase begins."""
@@ -52,6 +53,7 @@ class Recorder:
         if self._writer is None:
             return
         steps = summary.steps
+        self._open(self._writer, steps[0].step - 1, steps[0].g_begin)
         self._writer.append_steps(
             step=np.array([s.step for s in steps], dtype=np.uint64),
             phase=np.array([s.phase for s in steps], dtype=np.uint32),
@@ -96,15 +98,23 @@ class Recorder:
         payload: dict[str, Any],
         g_end: int | None = None,
     ) -> None:
-        if self._writer is not None:
-            self._writer.append(
-                kind,
-                step=state.step,
-                g_begin=state.g,
-                g_end=state.g if g_end is None else g_end,
-                phase=phase,
-                payload=payload,
-            )
+        if self._writer is None:
+            return
+        self._open(self._writer, state.step, state.g)
+        self._writer.append(
+            kind,
+            step=state.step,
+            g_begin=state.g,
+            g_end=state.g if g_end is None else g_end,
+            phase=phase,
+            payload=payload,
+        )
+
+    def _open(self, writer: LedgerWriter, step: int, g: int) -> None:
+        """Say who goes on from row `g`; this late, so that a start that fails leaves nothing."""
+        opening, self._opening = self._opening, []
+        for kind, payload in opening:
+            writer.append(kind, step=step, g_begin=g, g_end=g, payload=payload)
 
 
 def _describe(config: RunConfig, spec: OrderSpec, state: RunState) -> dict[str, Any]:
