@@ -53,6 +53,7 @@ class LedgerWriter:
     def __init__(self, folder: Path) -> None:
         """Lock the folder and open its files; call `open` instead, which verifies them."""
         self.folder = folder
+        self._paths = {name: folder / name for name in (RECORDS_FILE, EVENTS_FILE)}
         self._lock = self._records = self._events = -1
         self._seq, self._step, self._g, self._chain = 0, 0, 0, GENESIS
         self._record_bytes = self._event_bytes = 0
@@ -208,8 +209,8 @@ class LedgerWriter:
         chain = seal(content, self._chain)
         try:
             if line:
-                _write_all(self._events, line, self.folder / EVENTS_FILE)
-            _write_all(self._records, content, self.folder / RECORDS_FILE)
+                _write_all(self._events, line, self._paths[EVENTS_FILE])
+            _write_all(self._records, content, self._paths[RECORDS_FILE])
         except BaseException:
             os.ftruncate(self._records, self._record_bytes)
             os.ftruncate(self._events, self._event_bytes)
@@ -251,8 +252,8 @@ class LedgerWriter:
 
     def _continue_after(self, at: Head) -> None:
         """Verify the ledger, move what follows `at` to forks/ and go on after it."""
-        content = (self.folder / RECORDS_FILE).read_bytes()
-        lines = (self.folder / EVENTS_FILE).read_bytes()
+        content = self._paths[RECORDS_FILE].read_bytes()
+        lines = self._paths[EVENTS_FILE].read_bytes()
         found = scan(content, lines)
         self._refuse_head(found, at)
         keep = at.seq + 1
@@ -281,7 +282,7 @@ class LedgerWriter:
             )
         if at.seq >= have:
             raise LedgerError(
-                f"{self.folder / RECORDS_FILE}: the ledger is behind the checkpoint: it ends "
+                f"{self._paths[RECORDS_FILE]}: the ledger is behind the checkpoint: it ends "
                 f"before record {have}, the checkpoint refers to record {at.seq}. Restore the "
                 f"ledger's files, or resume from a checkpoint whose record is before {have}"
             )
@@ -291,7 +292,7 @@ class LedgerWriter:
         fork = fork_that_holds(self.folder, at)
         place = f"it was cut to {FORKS_FOLDER}/{fork}" if fork else "it is of another run"
         raise LedgerError(
-            f"{self.folder / RECORDS_FILE}: record {at.seq} has chain {chain}, the checkpoint's "
+            f"{self._paths[RECORDS_FILE]}: record {at.seq} has chain {chain}, the checkpoint's "
             f"has {at.chain}: {place}. Resume from a checkpoint of this ledger"
         )
 
