@@ -226,8 +226,9 @@ def test_two_rows_of_a_plan(run: Run, seal_again: bool) -> None:
     )
     (path,) = [
         path
-        for path in run.corpus.glob("alpha.plans/*.plan")
-        if path.read_bytes()[48:64] == struct.pack("<qq", plan.first_document, plan.end_document)
+        for path in opened.order.plan_paths()
+        if path.parent.name == "alpha.plans"
+        and path.read_bytes()[48:64] == struct.pack("<qq", plan.first_document, plan.end_document)
     ]
     swap_rows(path, rows[one], rows[other], seal_again=seal_again)
     found = verify(run.folder, tokens=False)
