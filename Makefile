@@ -28,7 +28,7 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py $(CPP) | $(BIN)/python
 	@touch $@
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-long: venv
 	$(BIN)/python -m pytest -m long
