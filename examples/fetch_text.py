@@ -2,7 +2,7 @@
 
     reviews.jsonl     film reviews to train on: text, label (positive or negative)
     probe.jsonl       the reviews kept out of all training, for the linear probe: text, label
-    wikipedia.jsonl   leads of English Wikipedia articles, title first: text
+    wikipedia.jsonl   leads of English Wikipedia articles, title first: id (the title), text
 
 Nothing is downloaded where the three files are there with the expected content.
 """
@@ -53,7 +53,7 @@ WIKIPEDIA = Source(
 WRITTEN = {
     "reviews.jsonl": "8d05de3a4985983b19de8c2a756c188d8cbfffa1dd01bc6c88fa6f905dc4a353",
     "probe.jsonl": "e2afd5ac78a55546eaff29d4cf556f28d1aba33d67a19d0940a7931550870718",
-    "wikipedia.jsonl": "6c825dcfb69a5a2ea44d17e57c709ebfb7c90be1a7d0cd80eecec3825c755cdd",
+    "wikipedia.jsonl": "4ed76a8fbf7908c2638e4e2293a49526f0b83a27f2fe3549edbb4f22f5b2a166",
 }
 """SHA-256 of what this script makes of the two sources."""
 
@@ -159,9 +159,14 @@ def clean_reviews(text: str) -> list[Record]:
 
 
 def clean_wikipedia(text: str) -> list[Record]:
-    """Return title and lead of each article as one text, in an order without a topic."""
+    """Return title and lead of each article as one text, in an order without a topic.
+
+    The title is the id too, by which `tools/order.py where` finds the article.
+    """
     articles = json.loads(text).values()
-    return by_hash({"text": f"{each['title']}\n{each['extract']}"} for each in articles)
+    return by_hash(
+        {"id": each["title"], "text": f"{each['title']}\n{each['extract']}"} for each in articles
+    )
 
 
 def split_reviews(reviews: Iterable[Record]) -> tuple[list[Record], list[Record]]:

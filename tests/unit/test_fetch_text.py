@@ -53,7 +53,9 @@ def test_reviews_are_cleaned() -> None:
 
 def test_articles_begin_with_their_title() -> None:
     articles = {"k": {"title": "Moon", "extract": "The Moon is near.", "topic": "Space"}}
-    assert clean_wikipedia(json.dumps(articles)) == [{"text": "Moon\nThe Moon is near."}]
+    assert clean_wikipedia(json.dumps(articles)) == [
+        {"id": "Moon", "text": "Moon\nThe Moon is near."}
+    ]
 
 
 @pytest.fixture
