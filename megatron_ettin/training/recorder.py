@@ -42,6 +42,9 @@ class Recorder:
                 "to": {"phase_ids": spec.phase_ids(), "phase_ends": spec.phase_ends()},
             }
             self._opening.append((Kind.AMEND, amended))
+        if is_amended or state.ledger_head is None:
+            # order.json names this order already; else the ledger's last START or RESUME does too.
+            self._open(self._writer, state.step, state.g)
 
     def phase(self, state: RunState, index: int, phase: PhaseSpec) -> None:
         """Record that a phase begins."""
@@ -111,7 +114,7 @@ class Recorder:
         )
 
     def _open(self, writer: LedgerWriter, step: int, g: int) -> None:
-        """Say who goes on from row `g`; this late, so that a start that fails leaves nothing."""
+        """Say who goes on from row `g`; late, so that resuming in vain leaves no record."""
         opening, self._opening = self._opening, []
         for kind, payload in opening:
             writer.append(kind, step=step, g_begin=g, g_end=g, payload=payload)
