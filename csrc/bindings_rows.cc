@@ -105,19 +105,12 @@ py::array_t<int64_t> FindRows(const RowPlan& plan, int64_t document) {
   return py::array_t<int64_t>(static_cast<py::ssize_t>(rows.size()), rows.data());
 }
 
-py::tuple AssembleRowArrays(const std::vector<const TokenFile*>& files,
-                            const std::vector<const RowPlan*>& plans,
+py::tuple AssembleRowArrays(const std::vector<const RowPlan*>& plans,
                             const Input<int32_t>& source_slot, const Input<int64_t>& row,
                             int64_t seq_length, int64_t max_segments_per_row, int64_t cls_id,
                             int64_t sep_id, int64_t pad_id) {
-  if (files.size() != plans.size()) {
-    throw std::invalid_argument("files and plans need one entry per source");
-  }
-  std::vector<RowSource> sources;
-  for (size_t s = 0; s < files.size(); ++s) {
-    if (files[s] == nullptr || plans[s] == nullptr)
-      throw py::type_error("a source may not be None");
-    sources.push_back({files[s], plans[s]});
+  for (const RowPlan* plan : plans) {
+    if (plan == nullptr) throw py::type_error("a plan may not be None");
   }
   const int32_t* slots = Values(source_slot, "source_slot");
   const int64_t num_rows = source_slot.size();
@@ -134,7 +127,7 @@ py::tuple AssembleRowArrays(const std::vector<const TokenFile*>& files,
                        num_tokens.mutable_data()};
   {
     const py::gil_scoped_release release;
-    AssembleRows(sources, slots, rows, num_rows, shape, batch);
+    AssembleRows(plans, slots, rows, num_rows, shape, batch);
   }
   return py::make_tuple(tokens, position_ids, cu_seqlens, segment_kind, num_tokens);
 }
@@ -224,10 +217,9 @@ void BindRows(py::module_& module) {
       "raise to give up. Raises ValueError naming the rule that is out of range or the document\n"
       "with an impossible length, OSError if the file cannot be written; nothing is left then.\n"
       "docs/order.md, sections 5 and 11.");
-  module.def("assemble_rows", &AssembleRowArrays, py::arg("files"), py::arg("plans"),
-             py::arg("source_slot"), py::arg("row"), py::kw_only(), py::arg("seq_length"),
-             py::arg("max_segments_per_row"), py::arg("cls_id"), py::arg("sep_id"),
-             py::arg("pad_id"));
+  module.def("assemble_rows", &AssembleRowArrays, py::arg("plans"), py::arg("source_slot"),
+             py::arg("row"), py::kw_only(), py::arg("seq_length"), py::arg("max_segments_per_row"),
+             py::arg("cls_id"), py::arg("sep_id"), py::arg("pad_id"));
 }
 
 }  // namespace megatron_ettin

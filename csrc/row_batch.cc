@@ -6,12 +6,14 @@
 #include <stdexcept>
 #include <string>
 
+#include "token_file.h"
+
 namespace megatron_ettin {
 namespace {
 
-void CheckSources(const std::vector<RowSource>& sources, const RowShape& shape) {
-  for (size_t s = 0; s < sources.size(); ++s) {
-    const RowRules& rules = sources[s].plan->rules();
+void CheckPlans(const std::vector<const RowPlan*>& plans, const RowShape& shape) {
+  for (size_t s = 0; s < plans.size(); ++s) {
+    const RowRules& rules = plans[s]->rules();
     const std::string name = "plans[" + std::to_string(s) + "]";
     if (rules.seq_length != shape.seq_length) {
       throw std::invalid_argument(name + " has rows of " + std::to_string(rules.seq_length) +
@@ -22,19 +24,14 @@ void CheckSources(const std::vector<RowSource>& sources, const RowShape& shape) 
           name + " has up to " + std::to_string(rules.max_segments_per_row) +
           " segments in a row, more than " + std::to_string(shape.max_segments_per_row));
     }
-    const TokenFile& planned = sources[s].plan->file();
-    if (&planned != sources[s].file && planned.prefix() != sources[s].file->prefix()) {
-      throw std::invalid_argument(name + " was opened for " + planned.prefix() + ", not for " +
-                                  sources[s].file->prefix());
-    }
   }
 }
 
 // Writes one piece at `slot` and returns the slot behind it.
-int64_t WritePiece(const RowSource& source, const Segment& piece, const RowShape& shape,
-                   int64_t slot, const RowBatch& batch) {
+int64_t WritePiece(const RowPlan& plan, const Segment& piece, const RowShape& shape, int64_t slot,
+                   const RowBatch& batch) {
   if (piece.cls) batch.tokens[slot++] = shape.cls_id;
-  const TokenFile& file = source.plan->file();
+  const TokenFile& file = plan.file();
   file.CopyTokens(file.DocumentBegin(piece.document) + piece.offset, piece.length,
                   batch.tokens + slot);
   slot += piece.length;
@@ -44,13 +41,13 @@ int64_t WritePiece(const RowSource& source, const Segment& piece, const RowShape
 
 // Writes the pieces of one row from slot `begin` and returns the slot behind them. A piece is an
 // attention segment of its own; in a concat row the segment runs through all of them.
-int64_t WriteRow(const RowSource& source, const std::vector<Segment>& pieces, const RowShape& shape,
+int64_t WriteRow(const RowPlan& plan, const std::vector<Segment>& pieces, const RowShape& shape,
                  int64_t begin, const RowBatch& batch, int32_t* segment_end, uint8_t* kind) {
-  const bool one_segment = source.plan->rules().pack == Pack::kConcat;
+  const bool one_segment = plan.rules().pack == Pack::kConcat;
   int64_t slot = begin;
   for (size_t i = 0; i < pieces.size(); ++i) {
     const int64_t piece_begin = slot;
-    slot = WritePiece(source, pieces[i], shape, slot, batch);
+    slot = WritePiece(plan, pieces[i], shape, slot, batch);
     const size_t segment = one_segment ? 0 : i;
     const int64_t segment_begin = one_segment ? begin : piece_begin;
     std::iota(batch.position_ids + piece_begin, batch.position_ids + slot,
@@ -75,11 +72,11 @@ void CheckRowShape(const RowShape& shape, int64_t num_rows) {
   }
 }
 
-void AssembleRows(const std::vector<RowSource>& sources, const int32_t* source_slot,
+void AssembleRows(const std::vector<const RowPlan*>& plans, const int32_t* source_slot,
                   const int64_t* row, int64_t num_rows, const RowShape& shape,
                   const RowBatch& batch) {
   CheckRowShape(shape, num_rows);
-  CheckSources(sources, shape);
+  CheckPlans(plans, shape);
   std::vector<Segment> pieces;
   batch.cu_seqlens[0] = 0;
   for (int64_t r = 0; r < num_rows; ++r) {
@@ -92,14 +89,14 @@ void AssembleRows(const std::vector<RowSource>& sources, const int32_t* source_s
 
     int64_t slot = row_begin;
     const int64_t source = source_slot[r];
-    if (source < -1 || source >= static_cast<int64_t>(sources.size()) ||
+    if (source < -1 || source >= static_cast<int64_t>(plans.size()) ||
         (source == -1 && row[r] != -1)) {
       throw std::invalid_argument("row " + std::to_string(r) + " of the batch: no source slot " +
                                   std::to_string(source) + " with row " + std::to_string(row[r]));
     }
     if (source >= 0) {
-      sources[source].plan->Segments(row[r], &pieces);
-      slot = WriteRow(sources[source], pieces, shape, slot, batch, segment_end, kind);
+      plans[source]->Segments(row[r], &pieces);
+      slot = WriteRow(*plans[source], pieces, shape, slot, batch, segment_end, kind);
     }
     batch.num_tokens[r] = slot - row_begin;
     std::fill(batch.tokens + slot, batch.tokens + row_end, shape.pad_id);

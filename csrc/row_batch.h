@@ -7,14 +7,8 @@
 #include <vector>
 
 #include "row_plan.h"
-#include "token_file.h"
 
 namespace megatron_ettin {
-
-struct RowSource {
-  const TokenFile* file;
-  const RowPlan* plan;
-};
 
 struct RowShape {
   int64_t seq_length;            // L
@@ -40,7 +34,7 @@ void CheckRowShape(const RowShape& shape, int64_t num_rows);
 
 // Source slot -1 with row -1 is an idle row: padding only. Throws std::invalid_argument or
 // std::out_of_range that names the entry if a plan, its file and the shape do not agree.
-void AssembleRows(const std::vector<RowSource>& sources, const int32_t* source_slot,
+void AssembleRows(const std::vector<const RowPlan*>& plans, const int32_t* source_slot,
                   const int64_t* row, int64_t num_rows, const RowShape& shape,
                   const RowBatch& batch);
 

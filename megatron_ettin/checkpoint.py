@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
@@ -29,6 +28,7 @@ from megatron_ettin import config as configuration
 from megatron_ettin import distributed
 from megatron_ettin.config import ModelConfig, RunConfig
 from megatron_ettin.order.ledger import Head
+from megatron_ettin.publication import publish_folder
 
 STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
 #: Packages whose versions a checkpoint records.
@@ -171,7 +171,9 @@ def _write(
         (unfinished / MODEL_FILE).write_text(json.dumps(dataclasses.asdict(saved), indent=2) + "\n")
         document = {"versions": versions(), "files": files, **dataclasses.asdict(state)}
         (unfinished / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n")
-        _publish(unfinished, folder)
+        if folder.exists():
+            raise CheckpointError(f"{folder}: exists already; a checkpoint is never replaced")
+        publish_folder(unfinished, folder)
     distributed.barrier()
 
 
@@ -306,19 +308,6 @@ def _single_writer() -> TorchDistSaveShardedStrategy:
     # Two writers a rank gain nothing for models of these sizes and cost another process each.
     strategy.thread_count = 1
     return strategy
-
-
-def _publish(unfinished: Path, folder: Path) -> None:
-    for path in [*unfinished.iterdir(), unfinished]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    if folder.exists():
-        raise CheckpointError(f"{folder}: exists already; a checkpoint is never replaced")
-    unfinished.rename(folder)
-    parent = os.open(folder.parent, os.O_RDONLY)
-    os.fsync(parent)
-    os.close(parent)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

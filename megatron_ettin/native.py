@@ -122,7 +122,6 @@ def blend_table(quotas: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.in
 
 
 def assemble_rows(
-    files: Sequence[TokenFile],
     plans: Sequence[RowPlan],
     source_slot: NDArray[np.int32],
     row: NDArray[np.int64],
@@ -141,7 +140,7 @@ def assemble_rows(
 ]:
     """Build the packed stream of m rows of L = seq_length slots, S = max_segments_per_row.
 
-    files and plans hold one entry per source; row r is row[r] of plans[source_slot[r]], or idle
+    plans hold one entry per source; row r is row[r] of plans[source_slot[r]], or idle
     (padding only) where both are -1. Special tokens are added where the plan says so.
 
     Returns:
@@ -155,7 +154,6 @@ def assemble_rows(
         num_tokens: int64[m], slots that are not padding.
     """
     return _native.assemble_rows(
-        files,
         plans,
         source_slot,
         row,

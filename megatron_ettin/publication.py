@@ -2,6 +2,8 @@
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,30 +13,39 @@ def publish_text(path: Path, content: str) -> None:
 
 
 def publish_bytes(path: Path, content: bytes) -> None:
-    """Write a small file durably under its name; the folder must exist.
+    """Write a small file durably under its name, replacing what is there."""
+    with publishing(path) as temporary:
+        temporary.write_bytes(content)
 
-    The temporary name is unique, so several processes on several machines may publish the same
-    file at the same time: the last rename wins. OSError where the file system refuses.
+
+@contextmanager
+def publishing(path: Path) -> Iterator[Path]:
+    """Yield a name to write a file under; the block's normal end publishes it, an error removes it.
+
+    The folder must exist, and the file be closed at the block's end. The temporary name is unique,
+    so several processes on several machines may publish the same file at the same time: the last
+    rename wins. OSError where the file system refuses.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        temporary.write_bytes(content)
-        publish_file(temporary, path)
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def publish_file(temporary: Path, path: Path) -> None:
-    """Give a written and closed file its final name durably, replacing what is there.
-
-    Both names must be in the same folder. OSError where the file system refuses.
-    """
-    _fsync(temporary)
-    temporary.replace(path)
-    _fsync(path.parent)
+def publish_folder(unfinished: Path, folder: Path) -> None:
+    """Give a folder of closed files its final name durably; both names are in the same folder."""
+    for path in [*unfinished.iterdir(), unfinished]:
+        sync(path)
+    unfinished.rename(folder)
+    sync(folder.parent)
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the device."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

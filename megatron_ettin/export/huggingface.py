@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from megatron_ettin.export import architecture, weights
 from megatron_ettin.export.architecture import Kind, kind_of
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.model.provider import build_model
+from megatron_ettin.publication import publish_folder
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def to_huggingface(folder: Path, output: Path) -> SavedModel:
             architecture=kind.architecture,
             max_length=saved.max_seq_length,
         )
-    _publish(unfinished, output)
+    publish_folder(unfinished, output)
     return saved
 
 
@@ -165,16 +165,3 @@ def _check_free(output: Path) -> None:
         return
     if output.exists():
         raise ValueError(f"{output}: exists already; name another folder or remove it")
-
-
-def _publish(unfinished: Path, output: Path) -> None:
-    for path in [*unfinished.iterdir(), unfinished]:
-        _sync(path)
-    unfinished.rename(output)
-    _sync(output.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,14 +41,3 @@ def add_digests(one: tuple[int, int], other: Sequence[int]) -> tuple[int, int]:
 def format_digest(lanes: tuple[int, int]) -> str:
     """Return a digest as 32 hexadecimal digits, high lane first; `lanes` is (low, high)."""
     return f"{lanes[1]:016x}{lanes[0]:016x}"
-
-
-def parse_digest(text: str) -> tuple[int, int]:
-    """Return the lanes (low, high) of a digest that `format_digest` wrote.
-
-    Raises:
-        ValueError: if the text is not 32 lower-case hexadecimal digits.
-    """
-    if not re.fullmatch("[0-9a-f]{32}", text):
-        raise ValueError(f"{text!r} is no digest; it must be 32 hexadecimal digits")
-    return int(text[16:], 16), int(text[:16], 16)

@@ -82,7 +82,6 @@ class SampleOrder:
         pools = self._phase_pools[phase_index]
         slots, _, rows = self._locate(phase_index, g)
         tokens, position_ids, cu_seqlens, kinds, num_tokens = native.assemble_rows(
-            [self._pools.files[pool.source] for pool in pools],
             [self._pools.plans[pool] for pool in pools],
             slots,
             rows,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from megatron_ettin.publication import publish_file
+from megatron_ettin.publication import publishing
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Sidecars, select_sources
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
@@ -89,19 +87,18 @@ def write_docs(
     is_known = len(without) < len(sources)
     schema = pa.schema([*SEGMENTS, *PROVENANCE]) if is_known else SEGMENTS
     pieces = tokens = 0
-    temporary = output.with_name(f"{output.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     bar = tqdm(total=end.g - begin.g, desc=output.name, unit="row", unit_scale=True, disable=None)
-    try:
-        with bar, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for batch in tables.segments(source, CHUNK_ROWS):
-                if batch.num_rows:
-                    pieces += batch.num_rows
-                    tokens += int(np.asarray(batch["length"]).sum())
-                    writer.write_batch(_with_provenance(tables, batch) if is_known else batch)
-                    bar.update(int(np.asarray(batch["g"])[-1]) + 1 - begin.g - bar.n)
-        publish_file(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        bar,
+        publishing(output) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        for batch in tables.segments(source, CHUNK_ROWS):
+            if batch.num_rows:
+                pieces += batch.num_rows
+                tokens += int(np.asarray(batch["length"]).sum())
+                writer.write_batch(_with_provenance(tables, batch) if is_known else batch)
+                bar.update(int(np.asarray(batch["g"])[-1]) + 1 - begin.g - bar.n)
     steps = run.done[begin.step : end.step]
     return Docs(
         run=str(run.folder),

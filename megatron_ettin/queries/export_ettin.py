@@ -7,8 +7,6 @@ stopped goes on where it was.
 
 from __future__ import annotations
 
-import os
-import secrets
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +21,7 @@ from tqdm import tqdm
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.digest import token_digest
 from megatron_ettin.order.pieces import Pieces
-from megatron_ettin.publication import publish_file, publish_text
+from megatron_ettin.publication import publish_text, publishing
 from megatron_ettin.queries.documents import Sidecars
 from megatron_ettin.queries.ettin_card import ExportedFolder, dataset_card
 from megatron_ettin.queries.record import digest_hex
@@ -171,10 +169,9 @@ class _Writer:
 
     def write(self, path: Path, first: int, last: int, metadata: dict[str, str]) -> _Written:
         """Write the rows of steps first to last; the file appears when it is complete."""
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
         rows = tokens = 0
         digest = np.zeros(2, dtype=np.uint64)
-        try:
+        with publishing(path) as temporary:
             with pq.ParquetWriter(temporary, self.schema, compression="zstd") as file:
                 for step in range(first, last + 1):
                     begin, end = self.run.rows_of_step(step)
@@ -191,9 +188,6 @@ class _Writer:
                     f"steps {first} to {last}: the tokens in today's files are not those that the "
                     f"ledger has recorded; ask `verify --tokens` which step differs"
                 )
-            publish_file(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return _Written(rows, tokens)
 
     def _rows_at_once(self, g: int) -> int:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from tqdm import tqdm
 
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.indexed import IndexedWriter, optimal_dtype
-from megatron_ettin.publication import publish_file, publish_text
+from megatron_ettin.publication import publish_text, publishing
 from megatron_ettin.queries.answer import show
 
 EXAMPLE = "--input exported --output corpora/published --tokenizer TOKENIZER"
@@ -103,21 +101,20 @@ def import_ettin(folder: Path, prefix: Path, *, tokenizer: Path | None = None) -
     vocab_size = None if tokenizer is None else load_tokenizer(tokenizer).ids.vocab_size
     dtype = _dtype(files, vocab_size)
     sidecar = Path(f"{prefix}.steps.parquet")
-    temporary = sidecar.with_name(f"{sidecar.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     prefix.parent.mkdir(parents=True, exist_ok=True)
     longest = 0
-    try:
-        with IndexedWriter(prefix, dtype) as corpus:
-            with pq.ParquetWriter(temporary, _SIDECAR, compression="zstd") as steps:
-                for file in tqdm(files, desc="importing", unit="file", disable=None):
-                    for rows, step, flat, lengths in _read(file, vocab_size):
-                        steps.write_table(_steps_table(file, corpus.num_documents, rows, step))
-                        corpus.add_many(flat, lengths)
-                        longest = max(longest, int(lengths.max()))
-            documents, tokens = corpus.num_documents, corpus.num_tokens
-            publish_file(temporary, sidecar)  # before the .idx, whose presence says: complete
-    finally:
-        temporary.unlink(missing_ok=True)
+    # The corpus is published last: the presence of its .idx says that all is complete.
+    with (
+        IndexedWriter(prefix, dtype) as corpus,
+        publishing(sidecar) as temporary,
+        pq.ParquetWriter(temporary, _SIDECAR, compression="zstd") as steps,
+    ):
+        for file in tqdm(files, desc="importing", unit="file", disable=None):
+            for rows, step, flat, lengths in _read(file, vocab_size):
+                steps.write_table(_steps_table(file, corpus.num_documents, rows, step))
+                corpus.add_many(flat, lengths)
+                longest = max(longest, int(lengths.max()))
+        documents, tokens = corpus.num_documents, corpus.num_tokens
     answer = Import(
         prefix=str(prefix),
         folders=len({file.path.parent for file in files}),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -18,6 +16,7 @@ from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.mcore import McoreOrder, McoreRun
 from megatron_ettin.order.steps import planned_steps
+from megatron_ettin.queries.record import read_ledger, read_spec, spec_differences
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,6 @@ class RecordedRun:
             raise ValueError(f"{self.folder}: has steps 1 to {self.num_steps}, not {step}")
         begin, end = steps[step - 1].tolist()
         return begin, end
-
-    def step_of_row(self, g: int) -> int | None:
-        """Return the step that trained on row `g`, or will; None if the row is left out."""
-        return self.steps_of_rows(np.array([g], dtype=np.int64)).tolist()[0] or None
 
     def steps_of_rows(self, g: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return [m]: the step of each row, 0 where it is left out."""
@@ -144,8 +139,8 @@ def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
 
 def _open_own(folder: Path, config: RunConfig) -> RecordedRun:
     order = sample_order(config)
-    recorded = json.loads((folder / "order.json").read_text())
-    ledger = Ledger.read(folder / "ledger") if (folder / "ledger").is_dir() else None
+    recorded = read_spec(folder, check_ids=False)  # altered or not: the content is compared
+    ledger = read_ledger(folder) if (folder / "ledger").is_dir() else None
     done = np.empty((0, 2), dtype=np.int64)
     points = []
     if ledger is not None:
@@ -162,31 +157,11 @@ def _open_own(folder: Path, config: RunConfig) -> RecordedRun:
         ledger=ledger,
         done=done,
         checkpoints=points,
-        changes=_changes(recorded, json.loads(order.spec.to_json())),
+        changes=[
+            f"{found.where}: {found.field} was {found.first}, is {found.second}"
+            for found in spec_differences(recorded, order.spec)
+        ],
     )
-
-
-def _changes(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Say in which fields an order differs from its record; empty where they are one."""
-    changes = [
-        f"{name} was {recorded[name]}, is {found[name]}"
-        for name in ("format", "seed", "tokenizer_sha256")
-        if recorded[name] != found[name]
-    ]
-    for was, now in zip(recorded["phases"], found["phases"], strict=True):
-        for before, after in zip(was.pop("pools"), now.pop("pools"), strict=True):
-            where = f"phase {was['name']!r}, source {before['source']!r}"
-            changes += [
-                f"{where}: {name} was {before[name]}, is {after[name]}"
-                for name in before
-                if before[name] != after[name]
-            ]
-        changes += [
-            f"phase {was['name']!r}: {name} was {was[name]}, is {now[name]}"
-            for name in was
-            if was[name] != now[name]
-        ]
-    return changes
 
 
 def _open_mcore(folder: Path) -> RecordedRun:

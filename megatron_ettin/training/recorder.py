@@ -43,7 +43,7 @@ class Recorder:
             }
             self._opening.append((Kind.AMEND, amended))
         if is_amended or state.ledger_head is None:
-            # order.json names this order already; else the ledger's last START or RESUME does too.
+            # order.json will name this order; else the ledger's last START or RESUME names it too.
             self._open(self._writer, state.step, state.g)
 
     def phase(self, state: RunState, index: int, phase: PhaseSpec) -> None:

@@ -90,6 +90,10 @@ def _check_same_run(config: RunConfig, found: Path) -> None:
 
 def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training:
     """Build model, optimizer, loaders and reports for this rank."""
+    # First, because its lock refuses a run_dir that another process is training in.
+    recorder = Recorder(
+        config, order.spec, state, is_amended=bool(state.step) and differs(order.spec, state)
+    )
     stage = build_model(config.model, config.objective.attention, config.hardware, config.seeds)
     ddp = DistributedDataParallel(
         stage.config,
@@ -111,9 +115,7 @@ def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training
             state,
             sum(phase.train_tokens for phase in config.phases),
         ),
-        recorder=Recorder(
-            config, order.spec, state, is_amended=bool(state.step) and differs(order.spec, state)
-        ),
+        recorder=recorder,
     )
 
 

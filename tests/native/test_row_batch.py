@@ -85,7 +85,6 @@ def expected_rows(
 
 
 def assemble(
-    files: list[native.TokenFile],
     plans: list[native.RowPlan],
     source_slot: list[int],
     row: list[int],
@@ -93,7 +92,6 @@ def assemble(
 ) -> tuple[NDArray[np.int64], ...]:
     shape = {"seq_length": L, "max_segments_per_row": S, **change}
     return native.assemble_rows(
-        files,
         plans,
         np.array(source_slot, np.int32),
         np.array(row, np.int64),
@@ -121,7 +119,7 @@ def test_stream_equals_the_reference(
     shuffle = rng.permutation(len(rows))
     slots, rows = [slots[i] for i in shuffle], [rows[i] for i in shuffle]
     tokens, position_ids, cu_seqlens, kind, num_tokens = assemble(
-        files, plans, slots, rows, max_segments_per_row=max_segments
+        plans, slots, rows, max_segments_per_row=max_segments
     )
     expected = reference.assemble(expected_rows(corpora, plans, slots, rows), L, max_segments, PAD)
     assert tokens.tolist() == expected.tokens
@@ -148,7 +146,7 @@ def test_concat_streams_are_cut_wherever_a_row_is_full(
         ]
         count = plans[source].num_rows
         tokens, positions, cu_seqlens, *_ = assemble(
-            files, plans, [source] * count, list(range(count)), max_segments_per_row=1
+            plans, [source] * count, list(range(count)), max_segments_per_row=1
         )
         assert tokens.tolist() == stream + [PAD] * (-len(stream) % L)
         assert positions[:L].tolist() == list(range(L))
@@ -159,10 +157,10 @@ def test_rows_of_a_plan_hold_each_token_once(
     corpora: list[list[list[int]]],
     sources: tuple[list[native.TokenFile], list[native.RowPlan]],
 ) -> None:
-    files, plans = sources
+    _, plans = sources
     for source in (0, 1):
         count = plans[source].num_rows
-        tokens, *_ = assemble(files, plans, [source] * count, list(range(count)))
+        tokens, *_ = assemble(plans, [source] * count, list(range(count)))
         ordinary = tokens[~np.isin(tokens, [CLS, SEP, PAD])]
         assert sorted(ordinary.tolist()) == sorted(t for d in corpora[source] for t in d)
 
@@ -170,10 +168,10 @@ def test_rows_of_a_plan_hold_each_token_once(
 def test_a_row_does_not_depend_on_its_neighbours(
     sources: tuple[list[native.TokenFile], list[native.RowPlan]],
 ) -> None:
-    files, plans = sources
-    tokens, *_ = assemble(files, plans, [0, 1, -1, 0], [3, 2, -1, 0])
+    _, plans = sources
+    tokens, *_ = assemble(plans, [0, 1, -1, 0], [3, 2, -1, 0])
     for place, (source, row) in enumerate([(0, 3), (1, 2), (-1, -1), (0, 0)]):
-        alone, *_ = assemble(files, plans, [source], [row])
+        alone, *_ = assemble(plans, [source], [row])
         np.testing.assert_array_equal(tokens[place * L : (place + 1) * L], alone)
 
 
@@ -188,23 +186,18 @@ def test_several_sequences_per_document(tmp_path: Path) -> None:
     file = native.TokenFile(tmp_path / "one")
     assert file.lengths.tolist() == [30]
     plan = plan_of(file, "present")
-    tokens, *_ = assemble([file], [plan], [0, 0], [0, 1])
+    tokens, *_ = assemble([plan], [0, 0], [0, 1])
     assert tokens[:30].tolist() == document
 
 
-def test_plan_and_file_must_agree(
-    sources: tuple[list[native.TokenFile], list[native.RowPlan]], tmp_path: Path
+def test_plan_and_shape_must_agree(
+    sources: tuple[list[native.TokenFile], list[native.RowPlan]],
 ) -> None:
-    files, plans = sources
-    other = write(tmp_path / "other", [[1, 2]] * 60, "uint16")
-    with pytest.raises(ValueError, match=r"plans\[0\] was opened for .*narrow, not for .*other"):
-        assemble([other], [plans[0]], [0], [0])
+    _, plans = sources
     with pytest.raises(ValueError, match=r"plans\[0\] has rows of 24 slots, not 32"):
-        assemble(files, plans, [0], [0], seq_length=32)
+        assemble(plans, [0], [0], seq_length=32)
     with pytest.raises(ValueError, match=r"plans\[0\] has up to 4 segments"):
-        assemble(files, plans, [0], [0], max_segments_per_row=3)
-    with pytest.raises(ValueError, match="one entry per source"):
-        assemble(files, plans[:1], [0], [0])
+        assemble(plans, [0], [0], max_segments_per_row=3)
 
 
 @pytest.mark.parametrize(("slot", "row"), [(2, 0), (-2, 0), (-1, 0)])
@@ -212,13 +205,13 @@ def test_unknown_source_is_refused(
     sources: tuple[list[native.TokenFile], list[native.RowPlan]], slot: int, row: int
 ) -> None:
     with pytest.raises(ValueError, match=f"row 1 of the batch: no source slot {slot}"):
-        assemble(*sources, [0, slot], [0, row])
+        assemble(sources[1], [0, slot], [0, row])
 
 
 def test_unknown_row_is_refused(
     sources: tuple[list[native.TokenFile], list[native.RowPlan]],
 ) -> None:
     with pytest.raises(IndexError, match="row 100000 of a plan"):
-        assemble(*sources, [0], [100_000])
+        assemble(sources[1], [0], [100_000])
     with pytest.raises(ValueError, match="row has 2 values, expected 1"):
-        assemble(*sources, [0], [0, 1])
+        assemble(sources[1], [0], [0, 1])

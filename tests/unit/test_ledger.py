@@ -105,12 +105,8 @@ def test_steps_and_rows_find_each_other(tmp_path: Path) -> None:
         )
         writer.append_steps([3], [1], [24], [30], [5], [[1, 2]], [[3, 4]], [5])
     ledger = Ledger.read(tmp_path / "ledger")
-    assert [ledger.step_of_row(g) for g in (-1, 0, 7, 8, 15)] == [None, 1, 1, 2, 2]
-    assert [ledger.step_of_row(g) for g in (16, 23, 24, 29, 30)] == [None, None, 3, 3, None]
-    assert [ledger.rows_of_step(step) for step in (1, 2, 3)] == [(0, 8), (8, 16), (24, 30)]
-    for step in (0, 4):
-        with pytest.raises(LedgerError, match=rf"no step {step}, the ledger has steps 1 to 3"):
-            ledger.rows_of_step(step)
+    columns = ("step", "g_begin", "g_end")
+    assert [ledger.steps[name].tolist() for name in columns] == [[1, 2, 3], [0, 8, 24], [8, 16, 30]]
 
 
 def test_cumulative_digests_wrap(tmp_path: Path) -> None:
@@ -141,8 +137,8 @@ def test_a_run_may_start_anywhere(tmp_path: Path) -> None:
         writer.append(Kind.START, step=100, g_begin=800, g_end=800, payload=START)
         append_steps(writer, 101, 3)
     ledger = Ledger.read(tmp_path / "ledger")
-    assert ledger.rows_of_step(101) == (800, 808)
-    assert ledger.step_of_row(799) is None
+    assert ledger.steps["step"].tolist() == [101, 102, 103]
+    assert (int(ledger.steps["g_begin"][0]), int(ledger.steps["g_end"][0])) == (800, 808)
 
 
 def test_clock_may_go_backwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,8 +291,7 @@ def test_an_empty_ledger(tmp_path: Path) -> None:
     ledger = Ledger.read(tmp_path / "ledger")
     assert (ledger.head, len(ledger.records), ledger.checkpoints()) == (EMPTY, 0, [])
     assert not ledger.holds(Head(0, GENESIS.hex()))
-    with pytest.raises(LedgerError, match="no step 1, the ledger has none"):
-        ledger.rows_of_step(1)
+    assert len(ledger.steps) == 0
 
 
 # --- what a writer refuses ------------------------------------------------------------------------

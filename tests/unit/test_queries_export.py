@@ -70,7 +70,7 @@ def test_rows_are_those_of_the_run(run: RecordedRun, tmp_path: Path) -> None:
         g = row["g"]
         here = pieces.g == g
         assert row["input_ids"] == tokens.tolist()
-        assert row["step"] == run.step_of_row(g)
+        assert row["step"] == run.steps_of_rows(np.array([g]))[0]
         assert row["slot"] == g - run.rows_of_step(row["step"])[0]
         assert row["documents"] == pieces.document[here].tolist()
         assert row["offsets"] == pieces.offset[here].tolist()

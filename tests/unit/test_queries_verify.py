@@ -50,8 +50,12 @@ class Run:
 
     def steps_of(self, rows: set[int]) -> list[int]:
         """Return the steps of some rows."""
-        found = [self.ledger.step_of_row(g) for g in sorted(rows)]
-        return sorted({step for step in found if step is not None})
+        steps = self.ledger.steps
+        return [
+            int(step["step"])
+            for step in steps
+            if any(step["g_begin"] <= g < step["g_end"] for g in rows)
+        ]
 
 
 @pytest.fixture(scope="module")

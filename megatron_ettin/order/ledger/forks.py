@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from megatron_ettin.order.ledger.format import (
     LedgerError,
 )
 from megatron_ettin.order.ledger.scan import Scan
+from megatron_ettin.publication import sync
 
 _PENDING = "pending.json"
 _UNFINISHED = "unfinished"
@@ -66,7 +66,7 @@ def decide_cut(folder: Path, found: Scan, keep: int, content: bytes, lines: byte
         _write(forks / f"{_UNFINISHED}{suffix}", part)
     _write(forks / f"{_UNFINISHED}.json", json.dumps(asdict(cut)).encode())
     (forks / f"{_UNFINISHED}.json").rename(forks / _PENDING)
-    sync_folder(forks)
+    sync(forks)
     return cut
 
 
@@ -96,13 +96,13 @@ def publish_fork(folder: Path, cut: Cut) -> None:
             unfinished.rename(name)
         elif not name.exists():
             raise LedgerError(f"{name}: missing, but {_PENDING} says it was written; restore it")
-    sync_folder(forks)
+    sync(forks)
 
 
 def end_cut(folder: Path) -> None:
     """Forget the move: its FORK record is durable."""
     (folder / FORKS_FOLDER / _PENDING).unlink()
-    sync_folder(folder / FORKS_FOLDER)
+    sync(folder / FORKS_FOLDER)
 
 
 def fork_that_holds(folder: Path, head: Head) -> str | None:
@@ -115,17 +115,6 @@ def fork_that_holds(folder: Path, head: Head) -> str | None:
     return None
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names that were just given durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(content)
+    sync(path)

@@ -112,28 +112,6 @@ class Ledger:
         """
         return np.cumsum(self.steps[field], axis=0, dtype=np.uint64)
 
-    def rows_of_step(self, step: int) -> tuple[int, int]:
-        """Return (g_begin, g_end) of a step.
-
-        Raises:
-            LedgerError: the ledger has no such step.
-        """
-        first = int(self.steps["step"][0]) if len(self.steps) else 0
-        if not 0 <= step - first < len(self.steps):
-            done = f"steps {first} to {first + len(self.steps) - 1}" if len(self.steps) else "none"
-            raise LedgerError(f"{self.folder}: no step {step}, the ledger has {done}")
-        record = self.steps[step - first]
-        return int(record["g_begin"]), int(record["g_end"])
-
-    def step_of_row(self, g: int) -> int | None:
-        """Return the step that was fed row `g`; None if it was skipped or lies outside."""
-        if g < 0:
-            return None
-        index = int(np.searchsorted(self.steps["g_end"], np.uint64(g), side="right"))
-        if index == len(self.steps) or g < int(self.steps["g_begin"][index]):
-            return None
-        return int(self.steps["step"][index])
-
     def holds(self, head: Head) -> bool:
         """Tell whether `head` is one of these records: no other run, fork or shorter ledger."""
         index = head.seq - (int(self.records["seq"][0]) if len(self.records) else 0)

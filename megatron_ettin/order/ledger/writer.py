@@ -24,7 +24,6 @@ from megatron_ettin.order.ledger.forks import (
     fork_that_holds,
     pending_cut,
     publish_fork,
-    sync_folder,
 )
 from megatron_ettin.order.ledger.format import (
     EMPTY,
@@ -43,6 +42,7 @@ from megatron_ettin.order.ledger.format import (
     seal,
 )
 from megatron_ettin.order.ledger.scan import Scan, scan
+from megatron_ettin.publication import sync
 
 _logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class LedgerWriter:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._records = os.open(folder / RECORDS_FILE, flags, 0o644)
             self._events = os.open(folder / EVENTS_FILE, flags, 0o644)
-            sync_folder(folder)
-            sync_folder(folder.parent)
+            sync(folder)
+            sync(folder.parent)
         except BaseException:
             self.close()
             raise
