@@ -35,15 +35,16 @@ def process_groups(hardware: HardwareConfig) -> Iterator[None]:
     Under torchrun the world comes from its environment; without it the world is this process.
 
     Raises:
-        ValueError: the world size is not a multiple of the tensor x pipeline layout.
+        ValueError: the world size is not a multiple of the ranks of one replica.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    layout = hardware.tensor_parallel_size * hardware.pipeline_parallel_size
-    if world_size % layout:
+    if world_size % hardware.model_ranks:
         raise ValueError(
             f"{world_size} processes cannot be laid out as tensor_parallel_size "
             f"{hardware.tensor_parallel_size} x pipeline_parallel_size "
-            f"{hardware.pipeline_parallel_size}: start a multiple of {layout} with torchrun"
+            f"{hardware.pipeline_parallel_size} x context_parallel_size "
+            f"{hardware.context_parallel_size}: start a multiple of {hardware.model_ranks} with "
+            f"torchrun"
         )
     if hardware.threads_per_rank is not None:
         torch.set_num_threads(hardware.threads_per_rank)
@@ -56,6 +57,7 @@ def process_groups(hardware: HardwareConfig) -> Iterator[None]:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=hardware.tensor_parallel_size,
             pipeline_model_parallel_size=hardware.pipeline_parallel_size,
+            context_parallel_size=hardware.context_parallel_size,
         )
         # Megatron-Core forks this generator for TP-dependent randomness. Nothing of ours draws
         # from it (all randomness is counters), but its modules insist that it exists.
@@ -150,9 +152,22 @@ def is_last_stage() -> bool:
     return parallel_state.is_pipeline_last_stage()
 
 
+def context_parallel() -> tuple[int, int]:
+    """Return (rank, size) along the context-parallel axis."""
+    return (
+        parallel_state.get_context_parallel_rank(),
+        parallel_state.get_context_parallel_world_size(),
+    )
+
+
+def counts_losses() -> bool:
+    """Tell whether this rank's losses count: each scored slot has one rank where they do."""
+    return is_last_stage() and tensor_parallel_rank() == 0
+
+
 def counts_rows() -> bool:
     """Tell whether this rank counts in sums over rows: one rank of each model replica does."""
-    return is_last_stage() and tensor_parallel_rank() == 0
+    return counts_losses() and context_parallel()[0] == 0
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

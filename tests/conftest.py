@@ -16,6 +16,11 @@ os.environ["WANDB_MODE"] = "offline"
 DEVICES_NEEDED = {"gpu": 1, "multi_gpu": 2}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of tests/integration/test_golden.py."""
+    parser.addoption("--update-golden", action="store_true", help="write the golden curves anew")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests that need more CUDA devices than there are; torch is imported only for them.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 from megatron_ettin.config.checks import positive
 from megatron_ettin.config.data import DataConfig, PhaseConfig
+from megatron_ettin.config.hardware import HardwareConfig, check_layout
 from megatron_ettin.config.model import ModelConfig
 from megatron_ettin.objectives import Objective
 
@@ -33,27 +33,6 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Refuse a learning rate that trains nothing."""
         positive("optimizer", "lr", self.lr)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardwareConfig:
-    """How the work is laid out over the machine; never changes what is computed."""
-
-    tensor_parallel_size: int = 1
-    """Ranks that share each layer."""
-    pipeline_parallel_size: int = 1
-    """Ranks that share the layers; the rest of the world is data-parallel."""
-    micro_batch_tokens: int = 8192
-    """Slots of a micro-batch; a multiple of every phase's seq_length."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward and backward pass; the optimizer always keeps fp32 weights."""
-    threads_per_rank: int | None = None
-    """CPU threads of a rank; torch's own choice if not given."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes below one."""
-        for name in ("tensor_parallel_size", "pipeline_parallel_size", "micro_batch_tokens"):
-            positive("hardware", name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +102,7 @@ class RunConfig:
     """StableAdamW."""
     run_dir: str
     """Folder of checkpoints, metrics, order.json and config.yaml."""
-    hardware: HardwareConfig = HardwareConfig()
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
     """Parallel layout."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving, resuming, initialising."""
@@ -147,23 +126,7 @@ class RunConfig:
                     f"data.blend: no entry for phase {phase.name!r}; "
                     f"it has {sorted(self.data.blend)}"
                 )
-            if self.hardware.micro_batch_tokens % phase.seq_length:
-                raise ValueError(
-                    f"hardware.micro_batch_tokens: {self.hardware.micro_batch_tokens} is not a "
-                    f"multiple of seq_length {phase.seq_length} of phase {phase.name!r}"
-                )
-        for kind, size in (
-            ("model.num_attention_heads", self.model.num_attention_heads),
-            ("model.ffn_hidden_size", self.model.ffn_hidden_size),
-            ("padded vocabulary", self.model.padded_vocab_size),
-        ):
-            if size % self.hardware.tensor_parallel_size:
-                raise ValueError(
-                    f"hardware.tensor_parallel_size: {self.hardware.tensor_parallel_size} does not "
-                    f"divide {kind}: {size}"
-                )
-        if self.hardware.pipeline_parallel_size > self.model.num_layers:
-            raise ValueError(
-                f"hardware.pipeline_parallel_size: {self.hardware.pipeline_parallel_size} exceeds "
-                f"model.num_layers: {self.model.num_layers}"
-            )
+            self.hardware.micro_batch_rows(phase.seq_length)
+        if self.data.validation:
+            self.hardware.micro_batch_rows(self.validation.seq_length)
+        check_layout(self.model, self.hardware)

@@ -20,6 +20,7 @@ class Loader:
     ids: TokenIds
     mask_seed: int
     micro_batch_tokens: int
+    """Slots of a micro-batch, at most: as many whole rows as fit."""
     data_parallel_rank: int
     data_parallel_size: int
 
@@ -27,6 +28,11 @@ class Loader:
         """Return how many micro-batches each rank runs for rows [begin, end)."""
         per_micro_batch = self._micro_batch_rows(begin) * self.data_parallel_size
         return -(-(end - begin) // per_micro_batch)
+
+    def micro_batch_slots(self, begin: int) -> int:
+        """Return the slots of each micro-batch of the phase that row `begin` lies in."""
+        phase = self.order.spec.phases[self.order.spec.phase_index(begin)]
+        return self._micro_batch_rows(begin) * phase.seq_length
 
     def micro_batches(self, begin: int, end: int) -> Iterator[Batch]:
         """Yield this rank's micro-batches of rows [begin, end), which lie in one phase.

@@ -1,30 +1,50 @@
-"""The same run under several parallel layouts: its losses must not depend on the layout."""
+"""The same run under several parallel layouts: what it computes must not depend on the layout."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
+
+from megatron_ettin import checkpoint, distributed
+from megatron_ettin.config import HardwareConfig, SeedConfig
+from megatron_ettin.model.provider import build_stage, logical_parameters
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Processes, and how the model is divided among them; the rest is data-parallel."""
+    """Processes, and the fields of the `hardware` section that say how they share the work."""
 
     processes: int
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
+    hardware: Mapping[str, bool | int | str] = field(default_factory=dict)
+
+    def arguments(self) -> list[str]:
+        """Return the overrides of a command line."""
+        return [f"--hardware.{name}={value}" for name, value in self.hardware.items()]
 
 
+TP2 = {"tensor_parallel_size": 2}
+PP2 = {"pipeline_parallel_size": 2}
 LAYOUTS = {
     "tp1": Layout(1),
-    "tp2": Layout(2, tensor_parallel_size=2),
-    "pp2": Layout(2, pipeline_parallel_size=2),
+    "recompute": Layout(1, {"recompute": "full"}),
+    "tp2": Layout(2, TP2),
+    "tp2sp": Layout(2, {**TP2, "sequence_parallel": True}),
+    "cp2": Layout(2, {"context_parallel_size": 2}),
+    "pp2": Layout(2, PP2),
     "dp2": Layout(2),
-    "tp2pp2": Layout(4, tensor_parallel_size=2, pipeline_parallel_size=2),
+    #"dp2_unsharded": Layout(2, {"use_distributed_optimizer": False}),
+    "tp2pp2": Layout(4, {**TP2, **PP2}),
+    "tp2pp2sp_recompute": Layout(
+        4, {**TP2, **PP2, "sequence_parallel": True, "recompute": "full"}
+    ),
+    "tp2cp2sp": Layout(4, {**TP2, "context_parallel_size": 2, "sequence_parallel": True}),
+    "pp2dp2": Layout(4, PP2),
 }
 
 
@@ -54,9 +74,8 @@ def run_layout(layout: Layout, arguments: Sequence[str], run_dir: Path) -> Curve
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(layout.processes), "-m", "megatron_ettin.pretrain"),
             *arguments,
+            *layout.arguments(),
             f"--run_dir={run_dir}",
-            f"--hardware.tensor_parallel_size={layout.tensor_parallel_size}",
-            f"--hardware.pipeline_parallel_size={layout.pipeline_parallel_size}",
             "--logging.log_every_steps=1",
         ],
         capture_output=True,
@@ -78,3 +97,32 @@ def read_curve(run_dir: Path) -> Curve:
         token_digest=training[-1]["token_digest"],
         heldout_losses=[r["heldout_loss"] for r in records if r["kind"] == "validation"],
     )
+
+
+def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of the newest checkpoint by name, whole, whatever layout wrote them.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    folder = checkpoint.newest(run_dir)
+    if folder is None:
+        raise checkpoint.CheckpointError(f"{run_dir}: no checkpoint here")
+    saved, whole = checkpoint.read_model(folder), HardwareConfig()
+    with distributed.process_groups(whole):
+        stage = build_stage(saved.model, saved.attention, whole, SeedConfig())
+        checkpoint.load(folder, stage, None, saved.model)
+        return {name: weight.detach().clone() for name, weight in logical_parameters(stage)}
+
+
+def largest_weight_difference(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> tuple[float, str]:
+    """Return the largest relative L2 distance of a tensor, |a - b| / |b|, and its name."""
+    if set(found) != set(expected):
+        raise ValueError(f"not the same tensors: {sorted(set(found) ^ set(expected))}")
+    distances = (
+        (float((found[name].double() - weight.double()).norm() / weight.double().norm()), name)
+        for name, weight in expected.items()
+    )
+    return max(distances)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from megatron_ettin.checkpoint import SavedModel
-from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.config import ModelConfig
 from megatron_ettin.model.provider import Attention
 from megatron_ettin.model.weight_map import Architecture
 from megatron_ettin.objectives import CausalLM, MaskedLM, Objective
@@ -141,24 +141,6 @@ def read_huggingface_config(folder: Path, sliding_window: int | None) -> SavedMo
         max_seq_length=config.max_position_embeddings,
         tokenizer=None,
     )
-
-
-def check_layout(model: ModelConfig, hardware: HardwareConfig) -> None:
-    """Raise ValueError if the model cannot be laid out over tensor- and pipeline-parallel ranks."""
-    tensor_parallel, stages = hardware.tensor_parallel_size, hardware.pipeline_parallel_size
-    for what, size in (
-        ("num_attention_heads", model.num_attention_heads),
-        ("intermediate_size", model.ffn_hidden_size),
-        ("vocab_size, padded to a multiple of 64,", model.padded_vocab_size),
-    ):
-        if size % tensor_parallel:
-            raise ValueError(
-                f"--tensor-parallel-size {tensor_parallel} does not divide {what} {size}"
-            )
-    if stages > model.num_layers:
-        raise ValueError(
-            f"--pipeline-parallel-size {stages} exceeds num_hidden_layers {model.num_layers}"
-        )
 
 
 def _local_attention(kind: Kind, sliding_window: int) -> int:

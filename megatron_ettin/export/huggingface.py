@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from megatron_ettin import checkpoint, distributed
 from megatron_ettin.checkpoint import SavedModel
-from megatron_ettin.config import HardwareConfig, SeedConfig
+from megatron_ettin.config import HardwareConfig, SeedConfig, check_layout
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.export import architecture, weights
 from megatron_ettin.export.architecture import Kind, kind_of
@@ -92,7 +92,7 @@ def from_huggingface(
     hardware = HardwareConfig(
         tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size
     )
-    architecture.check_layout(saved.model, hardware)
+    check_layout(saved.model, hardware)
     files = weights.find_tensors(folder, saved.model, kind.architecture)
     tokenizer = _own_tokenizer(folder)
     if tokenizer is not None:

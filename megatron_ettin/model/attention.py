@@ -1,4 +1,9 @@
-"""Core attention over a packed stream by SDPA: per document, or in blocks of a window."""
+"""Core attention over a packed stream by SDPA: per document, or in blocks of a window.
+
+Context-parallel ranks each hold a share of the slots. For the attention they exchange it for all
+slots of a share of the heads (DeepSpeed-Ulysses, arXiv 2309.14509), so that documents and windows
+may lie anywhere.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import all_to_all
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
+from torch.distributed import ProcessGroup
 
 from megatron_ettin.model.dropout import OutputDropout
 
@@ -26,7 +34,9 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
     """
 
     position_ids: torch.Tensor | None = None
-    """[t] int64, restarting per segment."""
+    """[t / cp] int64, restarting per segment, for the slots of this context-parallel rank."""
+    first_slot: int = 0
+    """The first of those slots in the stream; they are consecutive."""
     g: torch.Tensor | None = None
     """[m] int64 global row numbers, for the counters of the dropout."""
     dropout: OutputDropout | None = None
@@ -36,7 +46,12 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
 
     @classmethod
     def of(
-        cls, cu_seqlens: torch.Tensor, max_seqlen: int, position_ids: torch.Tensor, g: torch.Tensor
+        cls,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        position_ids: torch.Tensor,
+        g: torch.Tensor,
+        first_slot: int = 0,
     ) -> PackedRows:
         """Describe a stream with segment borders `cu_seqlens` [n + 1] int32."""
         return cls(
@@ -47,13 +62,8 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
             max_seqlen_kv=max_seqlen,
             position_ids=position_ids,
             g=g,
+            first_slot=first_slot,
         )
-
-    def dropout_factors(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the factors like `hidden` [t, 1, hidden] that drop the output of `layer`."""
-        assert self.dropout is not None
-        assert self.g is not None
-        return self.dropout.factors(self.g, layer, hidden)
 
     def spans(self) -> list[tuple[int, int]]:
         """Return (begin, end) of the segments that hold slots."""
@@ -97,10 +107,13 @@ class SdpaCoreAttention(MegatronModule):  # type: ignore[misc]
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
+        *,
+        pg_collection: ProcessGroupCollection,
         **_: Any,
     ) -> None:
         """Build the attention of layer `layer_number`, counted from 1."""
         super().__init__(config=config)
+        self.cp_group = pg_collection.cp
         self.is_causal = attn_mask_type == AttnMaskType.causal
         self.scale = softmax_scale
         self.window: tuple[int, int] | None = None
@@ -119,12 +132,21 @@ class SdpaCoreAttention(MegatronModule):  # type: ignore[misc]
         packed_seq_params: PackedRows,
         **_: Any,
     ) -> torch.Tensor:
-        """Attend: query, key, value [t, 1, heads, head_size] -> [t, 1, heads * head_size]."""
+        """Attend: query, key, value [t, 1, heads, head_size] -> [t, 1, heads * head_size].
+
+        t are the slots of this context-parallel rank.
+        """
         slots = query.shape[0]
-        q, k, v = (x.squeeze(1).transpose(0, 1) for x in (query, key, value))
         attend = self._within_documents if self.window is None else self._within_windows
-        out = attend(q, k, v, packed_seq_params)
-        return out.transpose(0, 1).reshape(slots, 1, -1)
+        if self.cp_group.size() == 1:
+            q, k, v = (x.squeeze(1).transpose(0, 1) for x in (query, key, value))
+            out = attend(q, k, v, packed_seq_params).transpose(0, 1)
+        else:
+            together = torch.cat([query, key, value], dim=1)
+            q, k, v = _slots_for_heads(together, self.cp_group).unbind(dim=1)
+            out = attend(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), packed_seq_params)
+            out = _heads_for_slots(out.transpose(0, 1), self.cp_group)
+        return out.reshape(slots, 1, -1)
 
     def _within_documents(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
@@ -161,6 +183,27 @@ class SdpaCoreAttention(MegatronModule):  # type: ignore[misc]
             scale=self.scale,
         )
         return out.transpose(0, 1).reshape(heads, padded, size)[:, :slots]
+
+
+def _slots_for_heads(x: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    """Exchange [t / cp, 3, heads, size] for all slots of a share of the heads.
+
+    Returns [t, 3, heads / cp, size], by an all-to-all over the `cp` ranks of `group`.
+    """
+    cp = group.size()
+    slots, three, heads, size = x.shape
+    by_rank = x.view(slots, three, cp, heads // cp, size).permute(2, 0, 1, 3, 4)
+    exchanged: torch.Tensor = all_to_all(group, by_rank.contiguous())
+    return exchanged.view(cp * slots, three, heads // cp, size)
+
+
+def _heads_for_slots(x: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    """Exchange [t, heads / cp, size] for [t / cp, heads, size]: the way back."""
+    cp = group.size()
+    slots, heads, size = x.shape
+    by_rank = x.reshape(cp, slots // cp, heads, size)
+    exchanged: torch.Tensor = all_to_all(group, by_rank.contiguous())
+    return exchanged.transpose(0, 1).reshape(slots // cp, cp * heads, size)
 
 
 def _neighbours(blocks: torch.Tensor, *, with_next: bool, value: int = 0) -> torch.Tensor:

@@ -19,6 +19,18 @@ class OutputDropout:
     rate: float
     seed: int
 
+    def apply(
+        self,
+        hidden: torch.Tensor,
+        g: torch.Tensor,
+        seq_length: int,
+        layer: int,
+        first_slot: int = 0,
+    ) -> torch.Tensor:
+        """Interim."""
+        whole = hidden.new_empty(len(g) * seq_length, 1, hidden.shape[-1])
+        return hidden * self.factors(g, layer, whole)[first_slot : first_slot + len(hidden)]
+
     def factors(self, g: torch.Tensor, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Return factors like `hidden` [t, 1, hidden] for the rows `g` [m] in `layer` (from 0)."""
         slots, _, channels = hidden.shape

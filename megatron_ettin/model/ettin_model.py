@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -11,8 +12,9 @@ from megatron.core.models.common.language_module.language_module import Language
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     VocabParallelEmbedding,
+    gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
-    vocab_parallel_cross_entropy,
+    scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import (
@@ -26,10 +28,14 @@ from megatron_ettin.config import ModelConfig
 from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.dropout import OutputDropout
 from megatron_ettin.model.layer_spec import LayerNorm
+from megatron_ettin.model.linear_cross_entropy import SummedLoss, linear_cross_entropy
 
 
 class EttinEmbedding(MegatronModule):  # type: ignore[misc]
-    """Token embedding followed by a norm; positions come in by rotation only."""
+    """Token embedding followed by a norm; positions come in by rotation only.
+
+    Under sequence parallelism a rank goes on with its share of the slots from the norm on.
+    """
 
     def __init__(
         self, config: TransformerConfig, padded_vocab_size: int, tp_group: ProcessGroup
@@ -44,11 +50,15 @@ class EttinEmbedding(MegatronModule):  # type: ignore[misc]
             tp_group=tp_group,
         )
         self.norm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.tp_group = tp_group
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Embed tokens [t] -> [t, 1, hidden]."""
-        embedded: torch.Tensor = self.norm(self.word_embeddings(tokens[:, None]))
-        return embedded
+        """Embed tokens [t] -> [t, 1, hidden], or this rank's share of that."""
+        embedded = self.word_embeddings(tokens[:, None])
+        if self.config.sequence_parallel:
+            embedded = scatter_to_sequence_parallel_region(embedded, group=self.tp_group)
+        normed: torch.Tensor = self.norm(embedded)
+        return normed
 
 
 class PredictionHead(MegatronModule):  # type: ignore[misc]
@@ -96,11 +106,14 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
             config=config, spec=spec, pre_process=pre_process, post_process=post_process
         )
         if post_process:
-            self.head = PredictionHead(config)
+            # The head works on the scored slots, which all tensor-parallel ranks hold alike.
+            replicated = copy.copy(config)
+            replicated.sequence_parallel = False
+            self.head = PredictionHead(replicated)
             self.output_layer = ColumnParallelLinear(
                 config.hidden_size,
                 model.padded_vocab_size,
-                config=config,
+                config=replicated,
                 init_method=config.init_method,
                 bias=True,
                 skip_bias_add=False,
@@ -125,7 +138,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         ]
 
     def set_input_tensor(self, input_tensor: list[torch.Tensor]) -> None:
-        """Take the previous stage's output [t, 1, hidden] (called by Megatron-Core's schedules)."""
+        """Take the previous stage's output (called by Megatron-Core's schedules)."""
         self.decoder.set_input_tensor(input_tensor[0])
 
     def forward(
@@ -134,18 +147,19 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         packed: PackedRows,
         scored: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the stage over a stream of t slots.
+    ) -> torch.Tensor | SummedLoss:
+        """Run the stage over this context-parallel rank's t slots of a stream.
 
         Args:
             tokens: [t] int64 input ids.
             packed: the stream's segments and positions.
-            scored: [n] int64 slots to predict from; all slots if not given.
+            scored: [n] int64 slots, of these t, to predict from; all if not given.
             labels: [n] int64 tokens predicted at `scored`.
 
         Returns:
-            Not the last stage: hidden states [t, 1, hidden]. Last stage: the loss [n] float32 if
-            `labels` is given, else logits [n, vocab_size] gathered over tensor-parallel ranks.
+            Not the last stage: hidden states [t, 1, hidden], divided among tensor-parallel ranks
+            under sequence parallelism. Last stage: the loss if `labels` is given, else logits
+            [n, vocab_size] gathered over tensor-parallel ranks.
         """
         if self.training:
             packed = dataclasses.replace(packed, dropout=self.output_dropout)
@@ -157,34 +171,35 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         )
         if not self.post_process:
             return hidden
+        if self.config.sequence_parallel:
+            # All ranks then compute the same from it, so each keeps its part of one gradient.
+            hidden = gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=self.tp_group
+            )
         if scored is not None:
             hidden = hidden.index_select(0, scored)
-        logits = self._logits(hidden)
-        if labels is None:
-            gathered: torch.Tensor = gather_from_tensor_model_parallel_region(
-                logits, group=self.tp_group
+        if labels is not None:
+            return linear_cross_entropy(
+                self.head(hidden)[:, 0],
+                self.shared_embedding_or_output_weight(),
+                self.output_layer.bias,
+                labels,
+                vocab_size=self.model_config.vocab_size,
+                group=self.tp_group,
             )
-            return gathered[:, 0, : self.model_config.vocab_size]
-        loss: torch.Tensor = vocab_parallel_cross_entropy(logits.float(), labels[:, None])
-        return loss[:, 0]
+        logits, _ = self.output_layer(
+            self.head(hidden), weight=self.shared_embedding_or_output_weight()
+        )
+        gathered: torch.Tensor = gather_from_tensor_model_parallel_region(
+            logits, group=self.tp_group
+        )
+        return gathered[:, 0, : self.model_config.vocab_size]
 
     def _rotary_tables(self, packed: PackedRows) -> torch.Tensor:
         """Return [2, t, 1, 1, head_size]: angles by position, for global and local layers."""
-        tables = [rotary(packed.max_seqlen_q)[packed.position_ids] for rotary in self.rotary]
-        return torch.stack(tables)
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return this rank's columns [n, 1, padded_vocab / tp]; padded columns are -inf."""
-        weight = self.shared_embedding_or_output_weight()
-        logits, _ = self.output_layer(self.head(hidden), weight=weight)
-        columns = logits.shape[-1]
-        first = self.tp_group.rank() * columns
-        real = min(max(self.model_config.vocab_size - first, 0), columns)
-        if real < columns:
-            logits = torch.cat(
-                [logits[..., :real], torch.full_like(logits[..., real:], float("-inf"))], dim=-1
-            )
-        return logits
+        # packed_seq: positions are ours to pick, under context parallelism too.
+        tables = [rotary(packed.max_seqlen_q, packed_seq=True) for rotary in self.rotary]
+        return torch.stack([table[packed.position_ids] for table in tables])
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layout-free description of the weights for `dist_checkpointing`."""

@@ -40,12 +40,24 @@ class EttinSelfAttention(SelfAttention):  # type: ignore[misc]
         packed_seq_params: PackedRows,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attend and project: [t, 1, hidden] -> ([t, 1, hidden], no bias)."""
+        """Attend and project: [t, 1, hidden] -> ([t, 1, hidden], no bias).
+
+        Under sequence parallelism both are this tensor-parallel rank's share of the slots.
+        """
         output, bias = super().forward(
             hidden_states, attention_mask, packed_seq_params=packed_seq_params, **kwargs
         )
         if packed_seq_params.dropout is not None:
-            output = output * packed_seq_params.dropout_factors(self.layer_number - 1, output)
+            first_slot = packed_seq_params.first_slot
+            if self.config.sequence_parallel:
+                first_slot += self.pg_collection.tp.rank() * len(output)
+            output = packed_seq_params.dropout.apply(
+                output,
+                packed_seq_params.g,
+                packed_seq_params.max_seqlen_q,
+                self.layer_number - 1,
+                first_slot,
+            )
         return output, bias
 
 

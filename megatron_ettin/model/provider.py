@@ -112,6 +112,9 @@ def transformer_config(
         # Layer 0 lacks a norm, so that layers cannot be stacked into one tensor per name.
         "hetereogenous_dist_checkpoint": True,
         "tensor_model_parallel_size": hardware.tensor_parallel_size,
+        "sequence_parallel": hardware.sequence_parallel,
+        "context_parallel_size": hardware.context_parallel_size,
+        **_recompute(hardware),
         "pipeline_model_parallel_size": hardware.pipeline_parallel_size,
         **_uneven_stages(model.num_layers, hardware.pipeline_parallel_size),
         "pipeline_dtype": dtype,
@@ -132,6 +135,16 @@ def transformer_config(
         "apply_rope_fusion": False,
     }
     return TransformerConfig(**{**fields, **model.megatron_overrides})
+
+
+def _recompute(hardware: HardwareConfig) -> dict[str, object]:
+    if hardware.recompute == "none":
+        return {}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    }
 
 
 def _leave_as_is(weight: torch.Tensor) -> torch.Tensor:

@@ -167,10 +167,10 @@ def batch(
 def _check(part: RankSlice, length: int) -> None:
     if not 0 <= part.rank < part.data_parallel_size:
         raise ValueError(f"rank {part.rank} is not one of {part.data_parallel_size}")
-    if part.micro_batch_tokens < length or part.micro_batch_tokens % length:
+    if part.micro_batch_tokens < length:
         raise ValueError(
-            f"--micro-batch-tokens {part.micro_batch_tokens} is no multiple of the row length "
-            f"{length} of this step"
+            f"--micro-batch-tokens {part.micro_batch_tokens} is less than the row length {length} "
+            f"of this step"
         )
 
 

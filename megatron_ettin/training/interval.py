@@ -86,7 +86,7 @@ class Interval:
         """
         lanes = np.array(self._lanes, dtype=np.uint64)
         halves = np.stack([lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)])
-        losses = self._losses if distributed.counts_rows() else torch.zeros_like(self._losses)
+        losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
         sent = torch.from_numpy(halves.astype(np.float64).ravel()).to(losses.device)
         received = distributed.all_reduce_sum(torch.cat([losses, sent])).cpu().numpy()
         low, high = received[2:].reshape(2, *lanes.shape).astype(np.uint64)

@@ -120,7 +120,7 @@ def train_step(
         data_iterator=interval.consume(run.loader.micro_batches(begin, end), run.loader),
         model=run.ddp,
         num_microbatches=run.loader.num_micro_batches(begin, end),
-        seq_length=run.config.hardware.micro_batch_tokens,
+        seq_length=run.loader.micro_batch_slots(begin),
         micro_batch_size=1,
     )
     run.optimizer.set_lr(lr)

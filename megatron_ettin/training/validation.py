@@ -39,12 +39,12 @@ class Validation:
                 data_iterator=self.loader.micro_batches(0, self.num_rows),
                 model=ddp,
                 num_microbatches=self.loader.num_micro_batches(0, self.num_rows),
-                seq_length=self.loader.micro_batch_tokens,
+                seq_length=self.loader.micro_batch_slots(0),
                 micro_batch_size=1,
                 forward_only=True,
             )
         rows = torch.zeros(self.num_rows, 2, dtype=torch.float64, device=distributed.device())
-        if distributed.counts_rows():
+        if distributed.counts_losses():
             for report in reports:
                 used = report["g"] >= 0
                 rows[report["g"][used], 0] = report["loss_sums"][used]

@@ -1,0 +1,105 @@
+"""The `hardware` section: how the work is laid out over the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_ettin.config.checks import positive
+from megatron_ettin.config.model import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """How the work is laid out over the machine; never changes what is computed."""
+
+    tensor_parallel_size: int = 1
+    """Ranks that share each layer."""
+    pipeline_parallel_size: int = 1
+    """Ranks that share the layers; the rest of the world is data-parallel."""
+    context_parallel_size: int = 1
+    """Ranks that share the slots of a micro-batch; in the attention they share its heads."""
+    sequence_parallel: bool = False
+    """Between the layers' products, tensor-parallel ranks share the slots too."""
+    recompute: Literal["none", "full"] = "none"
+    """Keep all activations for the backward pass, or each layer's input only: less memory, a third
+    more work."""
+    micro_batch_tokens: int = 8192
+    """Slots of a micro-batch, at most: as many whole rows as fit."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward and backward pass; the optimizer always keeps fp32 weights."""
+    threads_per_rank: int | None = None
+    """CPU threads of a rank; torch's own choice if not given."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one."""
+        for name in (
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+            "context_parallel_size",
+            "micro_batch_tokens",
+        ):
+            positive("hardware", name, getattr(self, name))
+        if self.sequence_parallel and self.tensor_parallel_size == 1:
+            raise ValueError(
+                "hardware.sequence_parallel: shares slots among tensor-parallel ranks, but "
+                "hardware.tensor_parallel_size is 1"
+            )
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks of one replica of the model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.context_parallel_size
+
+    @property
+    def slot_ranks(self) -> int:
+        """Ranks that share the slots of a micro-batch between the layers' products."""
+        return self.context_parallel_size * (
+            self.tensor_parallel_size if self.sequence_parallel else 1
+        )
+
+    def micro_batch_rows(self, seq_length: int) -> int:
+        """Return the rows of `seq_length` slots that a micro-batch has.
+
+        Raises:
+            ValueError: not one row fits, or ranks that share slots cannot share them evenly.
+        """
+        rows = self.micro_batch_tokens // seq_length
+        if not rows:
+            raise ValueError(
+                f"hardware.micro_batch_tokens: {self.micro_batch_tokens} holds no row of "
+                f"{seq_length} slots"
+            )
+        if rows * seq_length % self.slot_ranks:
+            raise ValueError(
+                f"hardware: the {rows} x {seq_length} slots of a micro-batch cannot be shared "
+                f"evenly by {self.slot_ranks} ranks (context_parallel_size "
+                f"{self.context_parallel_size}, sequence_parallel over tensor_parallel_size "
+                f"{self.tensor_parallel_size}): change micro_batch_tokens or the row length"
+            )
+        return rows
+
+
+def check_layout(model: ModelConfig, hardware: HardwareConfig) -> None:
+    """Raise ValueError if the model cannot be laid out over the ranks of one replica."""
+    tensor, context = hardware.tensor_parallel_size, hardware.context_parallel_size
+    for kind, size in (
+        ("model.num_attention_heads", model.num_attention_heads),
+        ("model.ffn_hidden_size", model.ffn_hidden_size),
+        ("padded vocabulary", model.padded_vocab_size),
+    ):
+        if size % tensor:
+            raise ValueError(
+                f"hardware.tensor_parallel_size: {tensor} does not divide {kind}: {size}"
+            )
+    if model.num_attention_heads // tensor % context:
+        raise ValueError(
+            f"hardware.context_parallel_size: {context} does not divide the "
+            f"{model.num_attention_heads // tensor} heads of a tensor-parallel rank "
+            f"(model.num_attention_heads: {model.num_attention_heads})"
+        )
+    if hardware.pipeline_parallel_size > model.num_layers:
+        raise ValueError(
+            f"hardware.pipeline_parallel_size: {hardware.pipeline_parallel_size} exceeds "
+            f"model.num_layers: {model.num_layers}"
+        )

@@ -1,0 +1,73 @@
+"""Start a program as gloo processes of this machine, and let none of them outlive the test."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_ranks(
+    program: Path, arguments: Sequence[str], *, ranks: int, logs: Path, deadline_seconds: float
+) -> None:
+    """Run `program` on all ranks to its end; fail with the output of the first that fails."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_ports(1)[0]),
+        "WORLD_SIZE": str(ranks),
+    }
+    processes: list[subprocess.Popen[bytes]] = []
+    outputs = [logs / f"rank{rank}.log" for rank in range(ranks)]
+    try:
+        for rank, output in enumerate(outputs):
+            with output.open("wb") as file:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, str(program), *arguments],
+                        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        _wait_for_all(processes, outputs, deadline_seconds)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _wait_for_all(
+    processes: Sequence[subprocess.Popen[bytes]], outputs: Sequence[Path], deadline_seconds: float
+) -> None:
+    """Return when all have ended well; the others would wait for one that has failed."""
+    deadline = time.monotonic() + deadline_seconds
+    while True:
+        codes = [process.poll() for process in processes]
+        for code, output in zip(codes, outputs, strict=True):
+            assert not code, f"{output.stem} ended with {code}:\n{output.read_text()[-4000:]}"
+        if None not in codes:
+            return
+        late = outputs[codes.index(None)]
+        assert time.monotonic() < deadline, f"late:\n{late.read_text()[-4000:]}"
+        time.sleep(0.1)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return different ports of this machine that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

@@ -1,0 +1,115 @@
+"""The chunked loss against the plain one: torch's cross-entropy over whole logits in float64."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from megatron_ettin.model.linear_cross_entropy import linear_cross_entropy
+
+#: Logits reach 400, where float32 is exact to 3e-5: their exponentials are as far off, relatively.
+TOLERANCE = 1e-5
+POSITIONS, HIDDEN, VOCAB, PADDED = 37, 24, 101, 128
+
+
+def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Return hidden states, weight, bias (all leaves) and labels, large enough to overflow exp."""
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(POSITIONS, HIDDEN, generator=generator) * 6
+    weight = torch.randn(PADDED, HIDDEN, generator=generator) * 4
+    bias = torch.randn(PADDED, generator=generator)
+    labels = torch.randint(0, VOCAB, (POSITIONS,), generator=generator)
+    labels[:2] = torch.tensor([0, VOCAB - 1])
+    return *(x.to(dtype).requires_grad_() for x in (hidden, weight, bias)), labels
+
+
+def plain(dtype: torch.dtype, scale: float) -> tuple[torch.Tensor, ...]:
+    """Return losses and the gradients of their scaled sum, in float64."""
+    *leaves, labels = inputs(dtype)
+    hidden, weight, bias = (x.detach().double().requires_grad_() for x in leaves)
+    logits = hidden @ weight[:VOCAB].t() + bias[:VOCAB]
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    (losses.sum() * scale).backward()
+    return losses.detach(), hidden.grad, weight.grad, bias.grad  # type: ignore[return-value]
+
+
+def relative_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[dist.ProcessGroup]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    yield dist.group.WORLD  # type: ignore[misc]
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 36, 37, 1000, None])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, TOLERANCE), (torch.bfloat16, 1e-2)], ids=str
+)
+def test_losses_and_gradients(
+    alone: dist.ProcessGroup, chunk: int | None, dtype: torch.dtype, tolerance: float
+) -> None:
+    hidden, weight, bias, labels = inputs(dtype)
+    loss = linear_cross_entropy(
+        hidden, weight, bias, labels, vocab_size=VOCAB, group=alone, chunk_positions=chunk
+    )
+    (loss.total * 0.5).backward()
+    found = (loss.by_position, hidden.grad, weight.grad, bias.grad)
+    for ours, expected in zip(found, plain(dtype, 0.5), strict=True):
+        assert ours is not None
+        assert relative_distance(ours, expected) <= tolerance
+    assert float(loss.total.detach()) == pytest.approx(float(loss.by_position.sum()), rel=1e-6)
+    assert weight.grad is not None
+    assert not weight.grad[VOCAB:].any(), "columns of padding learn nothing"
+
+
+def test_nothing_scored_costs_nothing(alone: dist.ProcessGroup) -> None:
+    hidden, weight, bias, _ = inputs(torch.float32)
+    none = hidden[:0].detach().requires_grad_()
+    loss = linear_cross_entropy(
+        none, weight, bias, torch.empty(0, dtype=torch.long), vocab_size=VOCAB, group=alone
+    )
+    loss.total.backward()
+    assert float(loss.total.detach()) == 0.0
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_no_gradients_are_made_where_none_are_wanted(alone: dist.ProcessGroup) -> None:
+    *leaves, labels = inputs(torch.float32)
+    with torch.no_grad():
+        loss = linear_cross_entropy(*leaves, labels, vocab_size=VOCAB, group=alone)
+    assert not loss.total.requires_grad
+    assert relative_distance(loss.by_position, plain(torch.float32, 1.0)[0]) <= TOLERANCE
+
+
+def test_columns_divided_over_ranks(tmp_path: Path) -> None:
+    """Four ranks: the last has padding only, and labels lie in the others' columns."""
+    torch.multiprocessing.spawn(_divided, args=(4, str(tmp_path / "store")), nprocs=4)
+
+
+def _divided(rank: int, size: int, store: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    *leaves, labels = inputs(torch.float32)
+    mine = slice(rank * PADDED // size, (rank + 1) * PADDED // size)
+    hidden = leaves[0]
+    weight, bias = (x.detach()[mine].clone().requires_grad_() for x in leaves[1:])
+    labels = labels.clamp(max=95)
+    loss = linear_cross_entropy(
+        hidden, weight, bias, labels, vocab_size=96, group=dist.group.WORLD, chunk_positions=10
+    )
+    loss.total.backward()
+    whole = [x.detach().double().requires_grad_() for x in leaves]
+    logits = whole[0] @ whole[1][:96].t() + whole[2][:96]
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    losses.sum().backward()
+    assert relative_distance(loss.by_position, losses.detach()) <= TOLERANCE
+    assert relative_distance(hidden.grad, whole[0].grad) <= TOLERANCE
+    for ours, expected in ((weight.grad, whole[1].grad[mine]), (bias.grad, whole[2].grad[mine])):
+        assert torch.allclose(ours.double(), expected, rtol=1e-5, atol=1e-5)
+    dist.destroy_process_group()
