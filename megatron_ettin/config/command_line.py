@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jsonargparse
+import yaml
 
 from megatron_ettin.config.run import RunConfig
 from megatron_ettin.objectives import Objective
@@ -32,13 +33,12 @@ def parse_args(argv: Sequence[str] | None = None) -> RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """Return the resolved configuration as YAML that `load_config` reads back identically."""
-    parser = _parser()
     values = dataclasses.asdict(config)
     values["objective"] = {
         "class_path": f"{type(config.objective).__module__}.{type(config.objective).__qualname__}",
         "init_args": dataclasses.asdict(config.objective),
     }
-    return str(parser.dump(parser.parse_object(values)))
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def load_config(path: Path) -> RunConfig:

@@ -117,6 +117,7 @@ class RunConfig:
         """Refuse sections that contradict each other."""
         if not self.phases:
             raise ValueError("phases: none given; add a file of examples/phase with --config")
+        check_layout(self.model, self.hardware)
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             raise ValueError(f"phases: names must differ, got {names}")
@@ -129,4 +130,3 @@ class RunConfig:
             self.hardware.micro_batch_rows(phase.seq_length)
         if self.data.validation:
             self.hardware.micro_batch_rows(self.validation.seq_length)
-        check_layout(self.model, self.hardware)

@@ -44,6 +44,7 @@ def runs(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
                     f"--config={config}",
                     *LAYOUTS[layout].arguments(),
                     *overrides,
+                    "--model.num_attention_heads=4",
                     f"--hardware.precision={precision}",
                     f"--run_dir={folder / objective / precision / name}",
                 ]

@@ -136,7 +136,10 @@ def test_damaged_or_missing_file(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"tensor_parallel_size": 3}, ("hardware.tensor_parallel_size: 3", "num_attention_heads: 2")),
+        (
+            {"tensor_parallel_size": 3},
+            ("hardware.tensor_parallel_size: 3", "num_attention_heads: 2"),
+        ),
         ({"pipeline_parallel_size": 5}, ("pipeline_parallel_size: 5", "num_layers: 4")),
         ({"tensor_parallel_size": 0}, ("tensor_parallel_size", "0")),
         ({"sliding_window": 0}, ("sliding_window", "0")),

@@ -130,16 +130,6 @@ def test_tensor_parallel_shards_make_up_the_whole() -> None:
         assert torch.equal(torch.cat(together, dim), whole)
 
 
-@pytest.mark.usefixtures("one_process")
-def test_padded_columns_never_win() -> None:
-    model = build_model(TINY, "causal", HardwareConfig(), SeedConfig(init=1))
-    assert model.model_config.padded_vocab_size == 128
-    logits = model._logits(torch.randn(4, 1, 32))
-    assert logits.shape == (4, 1, 128)
-    assert torch.isinf(logits[..., 100:]).all()
-    assert torch.isfinite(logits[..., :100]).all()
-
-
 def test_unknown_megatron_overrides_are_named() -> None:
     model = ModelConfig(
         num_layers=1,

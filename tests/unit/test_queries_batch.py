@@ -100,7 +100,11 @@ def test_text_is_the_tokenizers(queried: Queried, tiny_corpus: TinyCorpus) -> No
         (0, None, "has steps 1 to"),
         (10_000, None, "has steps 1 to"),
         (1, RankSlice(rank=2, data_parallel_size=2, micro_batch_tokens=128), "rank 2"),
-        (1, RankSlice(rank=0, data_parallel_size=2, micro_batch_tokens=64), "less than the row length"),
+        (
+            1,
+            RankSlice(rank=0, data_parallel_size=2, micro_batch_tokens=64),
+            "less than the row length",
+        ),
     ],
 )
 def test_what_there_is_not_is_refused(
