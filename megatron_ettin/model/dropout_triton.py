@@ -24,7 +24,7 @@ def drop(hidden: torch.Tensor, g: torch.Tensor, draws: LayerDraws) -> torch.Tens
 
     It holds the slots from `draws.first_slot` on of the rows g [m] int64, on the same device.
     """
-    dropped: torch.Tensor = _Drop.apply(hidden, g, draws)
+    dropped: torch.Tensor = _Drop.apply(hidden, g, draws)  # type: ignore[no-untyped-call]
     return dropped
 
 
@@ -80,7 +80,7 @@ def _mix(z):  # type: ignore[no-untyped-def]
     return z ^ (z >> 31)
 
 
-@triton.jit(do_not_specialize=["key", "threshold", "first_row", "blocks_per_row"])
+@triton.jit(do_not_specialize=["key", "threshold", "first_row", "blocks_per_row"])  # type: ignore[untyped-decorator]
 def multiply_rows(  # type: ignore[no-untyped-def]
     x_ptr,
     out_ptr,
