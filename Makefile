@@ -3,16 +3,19 @@
 #   make venv          .venv with the pinned packages of constraints.txt and the C++ extension
 #   make test          the whole test suite
 #   make test-long     random tests with ten thousand cases or more, which `make test` leaves out
+#   make test-next     the whole suite under Python 3.12 or newer, with the newer Megatron-Core that
+#                      constraints.txt names for it; its CUDA build of torch is a large download
 #   make check         format, lint, types, layers and the fast tests: what every commit must pass
 #   make quickstart    from text to a trained pair of models (QUICKSTART_SHORT=1: fewer steps)
 
 PYTHON ?= python3
 VENV ?= .venv
+NEXT_PYTHON ?= python3.12
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CPP := $(wildcard csrc/*.h csrc/*.cc)
 
-.PHONY: venv test test-long check quickstart
+.PHONY: venv test test-long test-next check quickstart
 
 venv: $(INSTALLED)
 
@@ -32,6 +35,10 @@ test: venv
 
 test-long: venv
 	$(BIN)/python -m pytest -m long
+
+test-next:
+	@$(NEXT_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "error: Python 3.12 or newer is needed; make test-next NEXT_PYTHON=/path/to/python3 names one")'
+	$(MAKE) test PYTHON="$(NEXT_PYTHON)" VENV=.venv-next
 
 check: venv
 	$(BIN)/ruff format --check

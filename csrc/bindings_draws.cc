@@ -1,4 +1,5 @@
 // Python functions of masks, dropout and initial weights.
+#include <optional>
 #include <vector>
 
 #include "bindings.h"
@@ -30,13 +31,16 @@ py::tuple MaskTokenArrays(const Input<int64_t>& tokens, const Input<int64_t>& g,
 }
 
 py::array_t<float> DropoutFactorArray(const Input<int64_t>& g, int64_t seq_length, int64_t channels,
-                                      uint64_t seed, int64_t layer, double rate) {
+                                      uint64_t seed, int64_t layer, double rate, int64_t first_slot,
+                                      std::optional<int64_t> num_slots) {
   const int64_t* rows = Values(g, "g");
-  const int64_t num_rows = g.size();
-  auto factors = NewArray<float>(num_rows * seq_length * channels);
+  const SlotRange slots{seq_length, channels, first_slot,
+                        num_slots.value_or(g.size() * seq_length - first_slot)};
+  CheckSlots(slots, g.size());
+  auto factors = NewArray<float>(slots.count * channels);
   float* to = factors.mutable_data();
   const py::gil_scoped_release release;
-  DropoutFactors(rows, num_rows, seq_length, channels, {seed, layer, rate}, to);
+  DropoutFactors(rows, slots, {seed, layer, rate}, to);
   return factors;
 }
 
@@ -66,7 +70,7 @@ void BindDraws(py::module_& module) {
              py::arg("vocab_size"), py::arg("special_ids"));
   module.def("dropout_factors", &DropoutFactorArray, py::arg("g"), py::kw_only(),
              py::arg("seq_length"), py::arg("channels"), py::arg("seed"), py::arg("layer"),
-             py::arg("rate"));
+             py::arg("rate"), py::arg("first_slot") = 0, py::arg("num_slots") = py::none());
   module.def("initial_weights", &InitialWeightArray, py::arg("name"), py::arg("seed"),
              py::arg("begin"), py::arg("count"), py::kw_only(), py::arg("std"),
              py::arg("cutoff_std") = 2.0);

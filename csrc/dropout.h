@@ -13,11 +13,22 @@ struct DropoutRules {
   double rate;    // share of the channels that is dropped; rounded up to a multiple of 2^-16
 };
 
-// Writes the factors of num_rows * seq_length positions of `channels` each: 0 for a dropped
-// channel, 1 / (1 - rounded rate) for a kept one, 1 throughout an idle row (g < 0). Throws
-// std::invalid_argument that names a bad rule.
-void DropoutFactors(const int64_t* g, int64_t num_rows, int64_t seq_length, int64_t channels,
-                    const DropoutRules& rules, float* factors);
+// A range of the num_rows * seq_length slots of a stream of rows, of `channels` values each.
+struct SlotRange {
+  int64_t seq_length;
+  int64_t channels;
+  int64_t first;
+  int64_t count;
+};
+
+// Throws std::invalid_argument if the range is not one of a stream of num_rows rows.
+void CheckSlots(const SlotRange& slots, int64_t num_rows);
+
+// Writes the factors of a checked range, slots.count * slots.channels values: 0 for a dropped
+// channel, 1 / (1 - rounded rate) for a kept one, 1 throughout an idle row (g < 0). Nothing is
+// computed for other slots. Throws std::invalid_argument that names a bad rule.
+void DropoutFactors(const int64_t* g, const SlotRange& slots, const DropoutRules& rules,
+                    float* factors);
 
 }  // namespace megatron_ettin
 

@@ -169,6 +169,8 @@ def dropout_factors(
     seed: int,
     layer: int,
     rate: float,
+    first_slot: int = 0,
+    num_slots: int | None = None,
 ) -> NDArray[np.float32]: ...
 def initial_weights(
     name: str,

@@ -206,15 +206,28 @@ def dropout_factors(
     seed: int,
     layer: int,
     rate: float,
+    first_slot: int = 0,
+    num_slots: int | None = None,
 ) -> NDArray[np.float32]:
-    """Return the factors of a layer's dropout for m rows: float32[m * L * channels].
+    """Return the factors of a layer's dropout for a stream of m rows of L = seq_length slots.
 
     A function of (seed, layer, g, position in the row, channel) alone. A factor is 0 with
     probability `rate` (rounded up to a multiple of 2^-16), else the reciprocal of the probability
     to be kept; in an idle row (g < 0) it is 1.
+
+    Returns:
+        float32[n * channels] for the n = num_slots slots from first_slot on; all m*L slots, or
+        those that remain, if num_slots is not given.
     """
     return _native.dropout_factors(
-        g, seq_length=seq_length, channels=channels, seed=seed, layer=layer, rate=rate
+        g,
+        seq_length=seq_length,
+        channels=channels,
+        seed=seed,
+        layer=layer,
+        rate=rate,
+        first_slot=first_slot,
+        num_slots=num_slots,
     )
 
 

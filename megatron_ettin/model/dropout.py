@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from megatron_ettin import native
+
+DROPOUT_PURPOSE = 5
+"""Of keys, in docs/order.md, section 1."""
+LANE_RANGE = 65_536
+"""A channel is dropped by 16 bits of a draw."""
+
+
+class LayerDraws(NamedTuple):
+    """What the factors of one layer follow from, besides g and the place in the stream."""
+
+    key: int
+    """The u64 key of (dropout seed, layer), before g is absorbed."""
+    threshold: int
+    """A channel is dropped if its 16 bits are below."""
+    kept: float
+    """The factor of the other channels."""
+    seq_length: int
+    first_slot: int
 
 
 @dataclass(frozen=True)
@@ -27,19 +47,36 @@ class OutputDropout:
         layer: int,
         first_slot: int = 0,
     ) -> torch.Tensor:
-        """Interim."""
-        whole = hidden.new_empty(len(g) * seq_length, 1, hidden.shape[-1])
-        return hidden * self.factors(g, layer, whole)[first_slot : first_slot + len(hidden)]
+        """Drop channels of `hidden` [n, 1, H], the output of the attention of `layer` (from 0).
 
-    def factors(self, g: torch.Tensor, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Return factors like `hidden` [t, 1, hidden] for the rows `g` [m] in `layer` (from 0)."""
+        The rows g [m] int64 form a stream of m * seq_length slots, and `hidden` holds n of them
+        from first_slot on, all or a rank's share. An idle row (g < 0) stays as it is. The product
+        is rounded once to the dtype of `hidden`.
+        """
         slots, _, channels = hidden.shape
+        if hidden.is_cuda:
+            from megatron_ettin.model.dropout_triton import drop
+
+            return drop(hidden, g, self.layer_draws(seq_length, layer, first_slot))
         factors = native.dropout_factors(
-            g.cpu().numpy(),
-            seq_length=slots // len(g),
+            g.numpy(),
+            seq_length=seq_length,
             channels=channels,
             seed=self.seed,
             layer=layer,
             rate=self.rate,
+            first_slot=first_slot,
+            num_slots=slots,
         )
-        return torch.from_numpy(factors).view_as(hidden).to(hidden)
+        return (hidden * torch.from_numpy(factors).view_as(hidden)).to(hidden.dtype)
+
+    def layer_draws(self, seq_length: int, layer: int, first_slot: int = 0) -> LayerDraws:
+        """Return what the kernel for GPUs needs to know of a layer (docs/order.md, section 7)."""
+        threshold = min(math.ceil(self.rate * LANE_RANGE), LANE_RANGE - 1)
+        return LayerDraws(
+            key=native.counter_key(self.seed, DROPOUT_PURPOSE, [layer]),
+            threshold=threshold,
+            kept=LANE_RANGE / (LANE_RANGE - threshold),
+            seq_length=seq_length,
+            first_slot=first_slot,
+        )

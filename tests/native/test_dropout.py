@@ -1,5 +1,7 @@
 """Dropout: equal to the reference, a function of (seed, layer, g, element) alone, at its rate."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -50,6 +52,41 @@ def test_rows_do_not_depend_on_their_neighbours_but_on_seed_and_layer() -> None:
 
 def test_an_idle_row_is_left_alone() -> None:
     assert (factors([-1, 3], rate=0.9)[0] == 1).all()
+
+
+@pytest.mark.parametrize("channels", [1, 7, 8])
+def test_a_range_of_slots_is_that_part_of_the_stream(channels: int) -> None:
+    part = partial(
+        native.dropout_factors,
+        np.array([4, -1, 6], np.int64),
+        seq_length=5,
+        channels=channels,
+        seed=3,
+        layer=2,
+        rate=0.5,
+    )
+    whole = part()
+    for first in range(16):
+        rest = whole[first * channels :]
+        assert np.array_equal(part(first_slot=first), rest)
+        for count in range(16 - first):
+            got = part(first_slot=first, num_slots=count)
+            assert np.array_equal(got, rest[: count * channels])
+
+
+@pytest.mark.parametrize(("first", "count"), [(-1, 1), (11, None), (11, 0), (3, 8), (3, -1)])
+def test_slots_outside_of_the_stream_are_refused(first: int, count: int | None) -> None:
+    with pytest.raises(ValueError, match=f"first_slot = {first} .* stream of 10 slots"):
+        native.dropout_factors(
+            np.array([1, 2], np.int64),
+            seq_length=5,
+            channels=7,
+            seed=3,
+            layer=2,
+            rate=0.1,
+            first_slot=first,
+            num_slots=count,
+        )
 
 
 def test_the_share_and_the_mean_lie_within_binomial_bounds() -> None:
