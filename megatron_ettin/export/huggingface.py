@@ -21,7 +21,8 @@ from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import HardwareConfig, SeedConfig
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.export import architecture, weights
-from megatron_ettin.export.architecture import Kind, kind_of
+from megatron_ettin.export.architecture import Kind, kind_of, objective_of
+from megatron_ettin.export.card import model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.model.provider import build_model
 from megatron_ettin.publication import publish_folder
@@ -58,6 +59,9 @@ def to_huggingface(folder: Path, output: Path) -> SavedModel:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     _write_model(unfinished, kind, saved, tensors, tokenizer)
+    counted = sum(tensor.numel() for name, tensor in tensors.items() if name != weights.TIED)
+    card = model_card(saved, state, num_parameters=counted, has_tokenizer=tokenizer is not None)
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
     if tokenizer is not None:
         write_tokenizer(
             tokenizer,
@@ -76,18 +80,20 @@ def from_huggingface(
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
     sliding_window: int | None = None,
+    prediction_shift: int | None = None,
 ) -> SavedModel:
     """Convert a ModernBERT-shaped folder to a checkpoint of weights, which appears when complete.
 
     The sizes are checked against the model and written to the checkpoint's config.yaml; its tensors
-    fit any layout. `sliding_window` replaces the window that transformers computes with.
+    fit any layout. `sliding_window` replaces the window that transformers computes with,
+    `prediction_shift` what config.json says of it.
 
     Raises:
         ValueError: naming the field, file or tensor that does not convert, or the size that does
             not fit; or something is at `output` already.
     """
     _check_free(output)
-    saved = architecture.read_huggingface_config(folder, sliding_window)
+    saved = architecture.read_huggingface_config(folder, sliding_window, prediction_shift)
     kind = kind_of(saved.attention)
     hardware = HardwareConfig(
         tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size
@@ -104,7 +110,7 @@ def from_huggingface(
             output,
             stage,
             saved=saved,
-            config_yaml=_run_sections(kind, saved, hardware),
+            config_yaml=_run_sections(saved, hardware),
             tokenizer_sha256=tokenizer.digest if tokenizer is not None else "",
         )
     return saved
@@ -147,8 +153,8 @@ def _own_tokenizer(folder: Path) -> Tokenizer | None:
         return None
 
 
-def _run_sections(kind: Kind, saved: SavedModel, hardware: HardwareConfig) -> str:
-    objective = kind.objective
+def _run_sections(saved: SavedModel, hardware: HardwareConfig) -> str:
+    objective = objective_of(saved)
     sections = {
         "objective": {"class_path": f"{objective.__module__}.{objective.__qualname__}"},
         "model": dataclasses.asdict(saved.model),
