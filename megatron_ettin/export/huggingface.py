@@ -7,9 +7,11 @@ model, and one written here is read into any layout.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from megatron_ettin.export.architecture import Kind, kind_of, objective_of
 from megatron_ettin.export.card import model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.model.provider import build_model
+from megatron_ettin.model.weight_map import Architecture
 from megatron_ettin.publication import publish_folder
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ def to_huggingface(folder: Path, output: Path) -> SavedModel:
     Raises:
         ValueError: no usable checkpoint, or something is at `output` already.
     """
-    _check_free(output)
+    check_free(output)
     saved, state = checkpoint.read_model(folder), checkpoint.read_state(folder)
     kind = kind_of(saved.attention)
     if saved.model.megatron_overrides:
@@ -92,7 +95,7 @@ def from_huggingface(
         ValueError: naming the field, file or tensor that does not convert, or the size that does
             not fit; or something is at `output` already.
     """
-    _check_free(output)
+    check_free(output)
     saved = architecture.read_huggingface_config(folder, sliding_window, prediction_shift)
     kind = kind_of(saved.attention)
     hardware = HardwareConfig(
@@ -100,12 +103,36 @@ def from_huggingface(
     )
     architecture.check_layout(saved.model, hardware)
     files = weights.find_tensors(folder, saved.model, kind.architecture)
-    tokenizer = _own_tokenizer(folder)
+    tokenizer = own_tokenizer(folder)
     if tokenizer is not None:
         saved = dataclasses.replace(saved, tokenizer=str(folder.absolute()))
+    write_checkpoint(
+        output,
+        saved,
+        functools.partial(weights.read_tensor, files),
+        names_of=kind.architecture,
+        tokenizer=tokenizer,
+        hardware=hardware,
+    )
+    return saved
+
+
+def write_checkpoint(
+    output: Path,
+    saved: SavedModel,
+    read: Callable[[str], torch.Tensor],
+    *,
+    names_of: Architecture,
+    tokenizer: Tokenizer | None,
+    hardware: HardwareConfig,
+) -> None:
+    """Write a checkpoint of weights, which `read` returns by the Hugging Face names of a kind.
+
+    `hardware` goes to the checkpoint's config.yaml.
+    """
     with distributed.process_groups(WHOLE):
         stage = build_model(saved.model, saved.attention, WHOLE, SeedConfig())
-        weights.fill_parameters(stage, files, kind.architecture)
+        weights.fill_parameters(stage, read, names_of)
         checkpoint.save_weights(
             output,
             stage,
@@ -113,7 +140,6 @@ def from_huggingface(
             config_yaml=_run_sections(saved, hardware),
             tokenizer_sha256=tokenizer.digest if tokenizer is not None else "",
         )
-    return saved
 
 
 def _read_weights(folder: Path, saved: SavedModel, kind: Kind) -> dict[str, torch.Tensor]:
@@ -145,7 +171,8 @@ def _write_model(
         path.chmod((folder / "config.json").stat().st_mode)
 
 
-def _own_tokenizer(folder: Path) -> Tokenizer | None:
+def own_tokenizer(folder: Path) -> Tokenizer | None:
+    """Return the tokenizer in a folder, or None, saying why, where there is no usable one."""
     try:
         return load_tokenizer(folder)
     except (ValueError, OSError) as error:
@@ -166,7 +193,8 @@ def _run_sections(saved: SavedModel, hardware: HardwareConfig) -> str:
     return CONFIG_HEADER + yaml.safe_dump(sections, sort_keys=False)
 
 
-def _check_free(output: Path) -> None:
+def check_free(output: Path) -> None:
+    """Raise ValueError if something is at `output` already."""
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists():
