@@ -28,7 +28,7 @@ from megatron_ettin.export.huggingface import check_free, own_tokenizer, write_c
 Settings = dict[str, Any]
 
 #: What numpy's arrays are pickled with; its module's name differs between numpy 1 and 2.
-RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[index,assignment]
+RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
 #: What a checkpoint of Composer's holds beside weights: wall-clock times, the states of numpy's
 #: generator, the version of torch. Building them runs no code of
 #: the file's.
