@@ -93,6 +93,8 @@ class SavedModel:
     """Longest rows the model is made for."""
     tokenizer: str | None
     """Tokenizer folder, as an absolute path; None if the model came without one."""
+    prediction_shift: int = 0
+    """How many positions before a [MASK] its prediction is read (`Objective.prediction_shift`)."""
 
     @classmethod
     def of_run(cls, config: RunConfig, state: RunState) -> SavedModel:
@@ -106,6 +108,7 @@ class SavedModel:
             rotary_base_local=phase.rotary_base_local,
             max_seq_length=max(phase.seq_length for phase in config.phases),
             tokenizer=str(Path(config.data.tokenizer).absolute()),
+            prediction_shift=config.objective.prediction_shift,
         )
 
 

@@ -1,4 +1,4 @@
-"""Convert checkpoints to Hugging Face model folders and back (docs/conversion.md)."""
+"""Convert checkpoints to Hugging Face folders and back, and from Composer (docs/conversion.md)."""
 
 import argparse
 import logging
@@ -14,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.warnoptions:
         # What Megatron-Core says while it is imported would bury a one-line error.
         warnings.filterwarnings("ignore", module=r"megatron\.")
+    from megatron_ettin.export.composer import from_composer
     from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if command == "to-hf":
             saved = to_huggingface(args["checkpoint"], output)
+        elif command == "from-composer":
+            saved = from_composer(args.pop("input"), **args)
         else:
             saved = from_huggingface(args.pop("input"), **args)
     except (ValueError, OSError) as error:
@@ -29,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{output}: {saved.attention} attention, {saved.model.num_layers} layers of"
         f" {saved.model.hidden_size}, window {saved.model.sliding_window}, RoPE bases"
         f" {saved.rotary_base_global:g} (global) and {saved.rotary_base_local:g} (local)"
+        + (", masks predicted from the position before" if saved.prediction_shift else "")
     )
 
 
@@ -47,6 +51,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--pipeline-parallel-size", type=int, default=1, metavar="N", help=layout)
     window = "keys a local layer sees on each side (decoder: to the left); default: as transformers"
     add("--sliding-window", type=int, metavar="N", help=window + " computes (decoder: 128 is 63)")
+    shift = "1: a [MASK] is predicted from the position before it (MNTP); 0: in place; default: "
+    add("--prediction-shift", type=int, choices=(0, 1), help=shift + "as config.json says, or 0")
+    add = commands.add_parser(
+        "from-composer", help="raw checkpoint of the original code to checkpoint"
+    ).add_argument
+    add("--input", type=Path, required=True, metavar="FILE", help="saved by Composer (.pt)")
+    add("--output", type=Path, required=True, metavar="DIR", help="new folder")
+    add("--config", type=Path, metavar="YAML", help="its training file; where the input has none")
+    length = "longest rows the model was trained on; default: max_seq_len of --config"
+    add("--max-seq-length", type=int, metavar="N", help=length)
+    add("--prediction-shift", type=int, choices=(0, 1), help=shift + "0")
+    add("--tokenizer", type=Path, metavar="DIR", help="its tokenizer; default: none")
     return parser.parse_args(arguments)
 
 

@@ -91,7 +91,7 @@ class RunConfig:
     """One training run."""
 
     objective: Objective
-    """MaskedLM (an encoder) or CausalLM (its decoder twin)."""
+    """MaskedLM (an encoder), CausalLM (its twin) or MaskedNextToken (from decoder to encoder)."""
     model: ModelConfig
     """The architecture."""
     phases: list[PhaseConfig]

@@ -1,11 +1,12 @@
-"""What the exported models write, through plain `transformers` pipelines."""
+"""What the exported models write, through pipelines of `transformers`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import pipeline, set_seed
+from transformers import FillMaskPipeline, pipeline, set_seed
 
 MASKED_TEXTS = (
     "This is one of the [MASK] movies I have ever seen.",
@@ -26,9 +27,24 @@ class Sample:
     answer: str
 
 
+class ShiftedFillMask(FillMaskPipeline):  # type: ignore[misc]
+    """Fills masks with models that predict a token from some positions before it, or from none.
+
+    How many, `prediction_shift` in config.json says; a plain pipeline does not look at it.
+    """
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super()._forward(*args, **kwargs)
+        shift = getattr(self.model.config, "prediction_shift", 0)
+        outputs["logits"] = outputs["logits"].roll(shift, dims=1)
+        return outputs
+
+
 def encoder_samples(folder: Path) -> list[Sample]:
     """Let the encoder in `folder` fill masks: its first candidates with their probabilities."""
-    fill_mask = pipeline("fill-mask", model=str(folder), device="cpu")
+    fill_mask = pipeline(
+        "fill-mask", model=str(folder), device="cpu", pipeline_class=ShiftedFillMask
+    )
     return [
         Sample(
             given=text,

@@ -1,7 +1,7 @@
 """ModernBERT configurations <-> ours: kinds of model, windows, RoPE bases, layer patterns.
 
 Both directions keep what is *computed* equal to transformers' (sdpa), which is not always what a
-field's name says: see `_local_attention`.
+field's name says: see `local_attention`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import ModelConfig
 from megatron_ettin.model.provider import Attention
 from megatron_ettin.model.weight_map import Architecture
-from megatron_ettin.objectives import CausalLM, MaskedLM, Objective
+from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken, Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,6 @@ class Kind:
 
     attention: Attention
     architecture: Architecture
-    objective: type[Objective]
-    """What such a model is trained with, when a run continues from it."""
     config_class: Any
     model_class: Any
 
@@ -41,18 +39,18 @@ KINDS = (
     Kind(
         attention="bidirectional",
         architecture="encoder",
-        objective=MaskedLM,
         config_class=ModernBertConfig,
         model_class=ModernBertForMaskedLM,
     ),
     Kind(
         attention="causal",
         architecture="decoder",
-        objective=CausalLM,
         config_class=ModernBertDecoderConfig,
         model_class=ModernBertDecoderForCausalLM,
     ),
 )
+#: What models are trained with; attention and prediction_shift tell one from the others.
+OBJECTIVES: tuple[type[Objective], ...] = (MaskedLM, CausalLM, MaskedNextToken)
 #: Fields that have one value in the Ettin model, by their names in transformers.
 FIXED_FIELDS: dict[str, Any] = {
     "hidden_activation": "gelu",
@@ -73,6 +71,20 @@ def kind_of(attention: Attention) -> Kind:
     return kind
 
 
+def objective_of(saved: SavedModel) -> type[Objective]:
+    """Return what such a model is trained with; raise ValueError if that is nothing known."""
+    for objective in OBJECTIVES:
+        if (objective.attention, objective.prediction_shift) == (
+            saved.attention,
+            saved.prediction_shift,
+        ):
+            return objective
+    raise ValueError(
+        f"prediction_shift: {saved.prediction_shift!r} is no objective's with {saved.attention} "
+        f"attention; 1 is that of masked next-token prediction, 0 of all others"
+    )
+
+
 def huggingface_config(saved: SavedModel, special_ids: dict[str, int]) -> Any:
     """Return the transformers configuration that computes what `saved` computes.
 
@@ -89,7 +101,7 @@ def huggingface_config(saved: SavedModel, special_ids: dict[str, int]) -> Any:
         max_position_embeddings=saved.max_seq_length,
         initializer_range=model.init_std,
         norm_eps=model.layernorm_epsilon,
-        local_attention=_local_attention(kind, model.sliding_window),
+        local_attention=local_attention(kind, model.sliding_window),
         layer_types=_layer_types(model.num_layers, model.global_attention_every),
         rope_parameters={
             GLOBAL: {"rope_type": "default", "rope_theta": saved.rotary_base_global},
@@ -102,13 +114,18 @@ def huggingface_config(saved: SavedModel, special_ids: dict[str, int]) -> Any:
     config.global_attn_every_n_layers = model.global_attention_every
     config.global_rope_theta = saved.rotary_base_global
     config.local_rope_theta = saved.rotary_base_local
+    if saved.prediction_shift:
+        config.prediction_shift = saved.prediction_shift
     return config
 
 
-def read_huggingface_config(folder: Path, sliding_window: int | None) -> SavedModel:
+def read_huggingface_config(
+    folder: Path, sliding_window: int | None, prediction_shift: int | None
+) -> SavedModel:
     """Return what the model in a ModernBERT-shaped folder is; its tokenizer is not looked at.
 
-    `sliding_window` replaces the window that transformers computes with.
+    `sliding_window` replaces the window that transformers computes with, `prediction_shift` what
+    config.json says of it (nothing, in the published models).
 
     Raises:
         ValueError: no config.json, another type of model, or a field that the Ettin model cannot
@@ -119,6 +136,8 @@ def read_huggingface_config(folder: Path, sliding_window: int | None) -> SavedMo
     _check_fixed_fields(path, config)
     if sliding_window is None:
         sliding_window = _sliding_window(path, kind, config.local_attention)
+    if prediction_shift is None:
+        prediction_shift = getattr(config, "prediction_shift", 0)
     try:
         model = ModelConfig(
             num_layers=config.num_hidden_layers,
@@ -131,19 +150,22 @@ def read_huggingface_config(folder: Path, sliding_window: int | None) -> SavedMo
             layernorm_epsilon=config.norm_eps,
             init_std=config.initializer_range,
         )
+        saved = SavedModel(
+            model=model,
+            attention=kind.attention,
+            rotary_base_global=_rotary_base(config, GLOBAL),
+            rotary_base_local=_rotary_base(config, LOCAL),
+            max_seq_length=config.max_position_embeddings,
+            tokenizer=None,
+            prediction_shift=prediction_shift,
+        )
+        objective_of(saved)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return SavedModel(
-        model=model,
-        attention=kind.attention,
-        rotary_base_global=_rotary_base(path, config, GLOBAL),
-        rotary_base_local=_rotary_base(path, config, LOCAL),
-        max_seq_length=config.max_position_embeddings,
-        tokenizer=None,
-    )
+    return saved
 
 
-def _local_attention(kind: Kind, sliding_window: int) -> int:
+def local_attention(kind: Kind, sliding_window: int) -> int:
     """Return the field `local_attention` with which transformers sees `sliding_window` keys away.
 
     The encoder sees local_attention // 2 keys on each side. The decoder sees one key fewer to the
@@ -155,7 +177,7 @@ def _local_attention(kind: Kind, sliding_window: int) -> int:
 
 
 def _sliding_window(path: Path, kind: Kind, local_attention: int | None) -> int:
-    """Invert `_local_attention`."""
+    """Invert `local_attention`."""
     half = (local_attention or 0) // 2
     window = half if kind.architecture == "encoder" else half - 1
     if window < 1:
@@ -181,11 +203,11 @@ def _global_attention_every(path: Path, config: Any) -> int:
     )
 
 
-def _rotary_base(path: Path, config: Any, layer_type: str) -> float:
+def _rotary_base(config: Any, layer_type: str) -> float:
     rope = config.rope_parameters[layer_type]
     if rope.get("rope_type", "default") != "default":
         raise ValueError(
-            f"{path}: rope_parameters.{layer_type}.rope_type: {rope['rope_type']!r} has no "
+            f"rope_parameters.{layer_type}.rope_type: {rope['rope_type']!r} has no "
             f"equivalent here; only 'default' has"
         )
     return float(rope["rope_theta"])

@@ -7,9 +7,11 @@ model, and one written here is read into any layout.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,9 +23,11 @@ from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import HardwareConfig, SeedConfig, check_layout
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.export import architecture, weights
-from megatron_ettin.export.architecture import Kind, kind_of
+from megatron_ettin.export.architecture import Kind, kind_of, objective_of
+from megatron_ettin.export.card import model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.model.provider import build_model
+from megatron_ettin.model.weight_map import Architecture
 from megatron_ettin.publication import publish_folder
 
 logger = logging.getLogger(__name__)
@@ -43,7 +47,7 @@ def to_huggingface(folder: Path, output: Path) -> SavedModel:
     Raises:
         ValueError: no usable checkpoint, or something is at `output` already.
     """
-    _check_free(output)
+    check_free(output)
     saved, state = checkpoint.read_model(folder), checkpoint.read_state(folder)
     kind = kind_of(saved.attention)
     if saved.model.megatron_overrides:
@@ -58,6 +62,9 @@ def to_huggingface(folder: Path, output: Path) -> SavedModel:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     _write_model(unfinished, kind, saved, tensors, tokenizer)
+    counted = sum(tensor.numel() for name, tensor in tensors.items() if name != weights.TIED)
+    card = model_card(saved, state, num_parameters=counted, has_tokenizer=tokenizer is not None)
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
     if tokenizer is not None:
         write_tokenizer(
             tokenizer,
@@ -76,38 +83,63 @@ def from_huggingface(
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
     sliding_window: int | None = None,
+    prediction_shift: int | None = None,
 ) -> SavedModel:
     """Convert a ModernBERT-shaped folder to a checkpoint of weights, which appears when complete.
 
     The sizes are checked against the model and written to the checkpoint's config.yaml; its tensors
-    fit any layout. `sliding_window` replaces the window that transformers computes with.
+    fit any layout. `sliding_window` replaces the window that transformers computes with,
+    `prediction_shift` what config.json says of it.
 
     Raises:
         ValueError: naming the field, file or tensor that does not convert, or the size that does
             not fit; or something is at `output` already.
     """
-    _check_free(output)
-    saved = architecture.read_huggingface_config(folder, sliding_window)
+    check_free(output)
+    saved = architecture.read_huggingface_config(folder, sliding_window, prediction_shift)
     kind = kind_of(saved.attention)
     hardware = HardwareConfig(
         tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size
     )
     check_layout(saved.model, hardware)
     files = weights.find_tensors(folder, saved.model, kind.architecture)
-    tokenizer = _own_tokenizer(folder)
+    tokenizer = own_tokenizer(folder)
     if tokenizer is not None:
         saved = dataclasses.replace(saved, tokenizer=str(folder.absolute()))
+    write_checkpoint(
+        output,
+        saved,
+        functools.partial(weights.read_tensor, files),
+        names_of=kind.architecture,
+        tokenizer=tokenizer,
+        hardware=hardware,
+    )
+    return saved
+
+
+def write_checkpoint(
+    output: Path,
+    saved: SavedModel,
+    read: Callable[[str], torch.Tensor],
+    *,
+    names_of: Architecture,
+    tokenizer: Tokenizer | None,
+    hardware: HardwareConfig,
+) -> None:
+    """Write a checkpoint of weights, which `read` returns by the Hugging Face names of a kind.
+
+    `hardware` goes to the checkpoint's config.yaml.
+    """
     with distributed.process_groups(WHOLE):
         stage = build_model(saved.model, saved.attention, WHOLE, SeedConfig())
-        weights.fill_parameters(stage, files, kind.architecture)
+        weights.fill_parameters(stage, read, names_of)
         checkpoint.save_weights(
             output,
             stage,
             saved=saved,
-            config_yaml=_run_sections(kind, saved, hardware),
+            config_yaml=_run_sections(saved, hardware),
             tokenizer_sha256=tokenizer.digest if tokenizer is not None else "",
         )
-    return saved
 
 
 def _read_weights(folder: Path, saved: SavedModel, kind: Kind) -> dict[str, torch.Tensor]:
@@ -139,7 +171,8 @@ def _write_model(
         path.chmod((folder / "config.json").stat().st_mode)
 
 
-def _own_tokenizer(folder: Path) -> Tokenizer | None:
+def own_tokenizer(folder: Path) -> Tokenizer | None:
+    """Return the tokenizer in a folder, or None, saying why, where there is no usable one."""
     try:
         return load_tokenizer(folder)
     except (ValueError, OSError) as error:
@@ -147,8 +180,8 @@ def _own_tokenizer(folder: Path) -> Tokenizer | None:
         return None
 
 
-def _run_sections(kind: Kind, saved: SavedModel, hardware: HardwareConfig) -> str:
-    objective = kind.objective
+def _run_sections(saved: SavedModel, hardware: HardwareConfig) -> str:
+    objective = objective_of(saved)
     sections = {
         "objective": {"class_path": f"{objective.__module__}.{objective.__qualname__}"},
         "model": dataclasses.asdict(saved.model),
@@ -160,7 +193,8 @@ def _run_sections(kind: Kind, saved: SavedModel, hardware: HardwareConfig) -> st
     return CONFIG_HEADER + yaml.safe_dump(sections, sort_keys=False)
 
 
-def _check_free(output: Path) -> None:
+def check_free(output: Path) -> None:
+    """Raise ValueError if something is at `output` already."""
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +17,10 @@ from megatron_ettin.model.weight_map import Architecture
 
 #: The tied output: on our side and in most files it is the embedding and nothing else.
 TIED, TIED_TO = "decoder.weight", "model.embeddings.tok_embeddings.weight"
-FLOATING_POINT = ("F16", "BF16", "F32", "F64")
+#: Types that are read, as safetensors and torch name them.
+FLOATING_POINT = {"F16", "BF16", "F32", "F64", "float16", "bfloat16", "float32", "float64"}
+#: What is said of an output layer of its own.
+UNTIED = f"tensor {TIED} differs from the embedding: untied outputs have no equivalent here"
 #: Names that a message lists; a folder of another model would fill screens.
 MAX_NAMES = 5
 
@@ -45,7 +48,7 @@ def find_tensors(folder: Path, model: ModelConfig, architecture: Architecture) -
         ValueError: naming the file that is missing or damaged, or the tensor that is missing,
             unexpected, misshapen, not of floating point, or untied.
     """
-    shapes = _expected_shapes(model, architecture)
+    shapes = expected_shapes(model, architecture)
     files = {}
     for path in _safetensors_files(folder):
         try:
@@ -53,33 +56,40 @@ def find_tensors(folder: Path, model: ModelConfig, architecture: Architecture) -
                 for name in file.keys():  # noqa: SIM118 - no mapping
                     view = file.get_slice(name)
                     if name in shapes:
-                        _check_tensor(f"{path}: tensor {name}", view, shapes[name])
+                        check_tensor(
+                            f"{path}: tensor {name}",
+                            tuple(view.get_shape()),
+                            view.get_dtype(),
+                            shapes[name],
+                        )
                     files[name] = path
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: damaged: {error}") from error
-    missing = [name for name in shapes if name not in files]
-    if missing:
-        raise ValueError(f"{folder}: missing {_listing(missing)}")
-    unexpected = sorted(set(files) - set(shapes) - {TIED})
-    if unexpected:
-        raise ValueError(f"{folder}: unexpected {_listing(unexpected)}")
-    if TIED in files and not torch.equal(_read(files, TIED), _read(files, TIED_TO)):
-        raise ValueError(
-            f"{files[TIED]}: tensor {TIED} differs from {TIED_TO}: untied outputs have no "
-            f"equivalent here"
-        )
+    check_names(folder, set(shapes), set(files))
+    if TIED in files and not torch.equal(read_tensor(files, TIED), read_tensor(files, TIED_TO)):
+        raise ValueError(f"{files[TIED]}: {UNTIED}")
     return files
 
 
-def fill_parameters(stage: EttinModel, files: dict[str, Path], architecture: Architecture) -> None:
-    """Copy the tensors that `find_tensors` found to the parameters of a whole model."""
+def check_names(where: Path, expected: Set[str], found: Set[str]) -> None:
+    """Raise ValueError if tensors are missing or too many; the tied output may be there or not."""
+    if missing := sorted(expected - found):
+        raise ValueError(f"{where}: missing {_listing(missing)}")
+    if unexpected := sorted(found - expected - {TIED}):
+        raise ValueError(f"{where}: unexpected {_listing(unexpected)}")
+
+
+def fill_parameters(
+    stage: EttinModel, read: Callable[[str], torch.Tensor], architecture: Architecture
+) -> None:
+    """Copy tensors, which `read` returns by Hugging Face name, to a whole model's parameters."""
     model = stage.model_config
     table = weight_map.entries(model.num_layers)
     for ours, parameter in tqdm(
         logical_parameters(stage), desc="reading", unit=" tensors", disable=None
     ):
         names = weight_map.huggingface_names(table[ours], architecture)
-        whole = torch.cat([_read(files, name) for name in names]).float()
+        whole = torch.cat([read(name) for name in names]).float()
         with torch.no_grad():
             parameter.copy_(weight_map.from_huggingface(table[ours], whole, model))
 
@@ -95,7 +105,8 @@ def _safetensors_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _expected_shapes(model: ModelConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def expected_shapes(model: ModelConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a model by Hugging Face name, without the tied output."""
     shapes = {}
     for entry in weight_map.entries(model.num_layers).values():
         rows, *columns = weight_map.huggingface_shape(entry, model)
@@ -104,15 +115,16 @@ def _expected_shapes(model: ModelConfig, architecture: Architecture) -> dict[str
     return shapes
 
 
-def _check_tensor(where: str, view: Any, shape: tuple[int, ...]) -> None:
-    found = tuple(view.get_shape())
-    if found != shape:
-        raise ValueError(f"{where} has shape {found}; config.json says {shape}")
-    if view.get_dtype() not in FLOATING_POINT:
-        raise ValueError(f"{where} has type {view.get_dtype()}; only {FLOATING_POINT} are read")
+def check_tensor(where: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ...]) -> None:
+    """Raise ValueError if a tensor's shape or type is not what the model's configuration says."""
+    if shape != expected:
+        raise ValueError(f"{where} has shape {shape}; the configuration says {expected}")
+    if dtype not in FLOATING_POINT:
+        raise ValueError(f"{where} has type {dtype}; only floating point is read")
 
 
-def _read(files: dict[str, Path], name: str) -> torch.Tensor:
+def read_tensor(files: dict[str, Path], name: str) -> torch.Tensor:
+    """Return a tensor from the file that `find_tensors` found it in."""
     with safe_open(files[name], framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
     return tensor

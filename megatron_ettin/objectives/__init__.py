@@ -3,5 +3,15 @@
 from megatron_ettin.objectives.base import Batch, Objective, Rows, Specials, TokenIds
 from megatron_ettin.objectives.causal_lm import CausalLM
 from megatron_ettin.objectives.masked_lm import MaskedLM
+from megatron_ettin.objectives.masked_next_token import MaskedNextToken
 
-__all__ = ["Batch", "CausalLM", "MaskedLM", "Objective", "Rows", "Specials", "TokenIds"]
+__all__ = [
+    "Batch",
+    "CausalLM",
+    "MaskedLM",
+    "MaskedNextToken",
+    "Objective",
+    "Rows",
+    "Specials",
+    "TokenIds",
+]

@@ -82,6 +82,8 @@ class Objective(ABC):
     """
 
     attention: ClassVar[Literal["bidirectional", "causal"]]
+    prediction_shift: ClassVar[int] = 0
+    """How many positions before a [MASK] its prediction is read, in a model that fills masks."""
 
     @abstractmethod
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
@@ -90,3 +92,11 @@ class Objective(ABC):
     @abstractmethod
     def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
         """Rebuild the unmasked tokens [t] from the batch that was consumed (for the digest)."""
+
+
+def next_tokens(rows: Rows, last: int) -> NDArray[np.int64]:
+    """Return [t] the token after each slot of the stream; `last` after the last one.
+
+    Segments are not looked at: which of these are predicted is for a loss mask to say.
+    """
+    return np.append(rows.tokens[1:], last)

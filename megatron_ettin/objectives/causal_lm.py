@@ -8,7 +8,15 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.objectives.base import CUT_PIECE, PADDING, Batch, Objective, Rows, TokenIds
+from megatron_ettin.objectives.base import (
+    CUT_PIECE,
+    PADDING,
+    Batch,
+    Objective,
+    Rows,
+    TokenIds,
+    next_tokens,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +27,6 @@ class CausalLM(Objective):
 
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
         """Shift inside segments; a [SEP] after a *cut* piece ends no document: not scored."""
-        labels = np.empty_like(rows.tokens)
-        labels[:-1] = rows.tokens[1:]
-        labels[-1] = ids.pad
         lengths = np.diff(rows.cu_seqlens)
         loss_mask = np.repeat(rows.segment_kind != PADDING, lengths)
         ends = rows.cu_seqlens[1:][lengths > 0] - 1
@@ -29,6 +34,7 @@ class CausalLM(Objective):
         if rows.specials == "add":
             cut_ends = rows.cu_seqlens[1:][rows.segment_kind == CUT_PIECE] - 2
             loss_mask[cut_ends] = False
+        labels = next_tokens(rows, ids.pad)
         return Batch(rows=rows, tokens=rows.tokens, labels=labels, loss_mask=loss_mask)
 
     def original_tokens(self, batch: Batch) -> NDArray[np.int64]:

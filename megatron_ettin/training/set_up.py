@@ -34,10 +34,15 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
     """Return where the run starts: at the newest checkpoint with `resume`, else at the beginning.
 
     Raises:
-        CheckpointError: run_dir holds a run already, or one with another order.
+        CheckpointError: run_dir holds a run already, or one with another order; or a new run's
+            `initialize_from` holds no weights for this model.
     """
     found = checkpoint.newest(Path(config.run_dir))
     if found is None:
+        if config.checkpoint.initialize_from is not None:
+            # Here too, so that nothing is written for a run that cannot start.
+            source = Path(config.checkpoint.initialize_from)
+            checkpoint.check_architecture(source, config.model)
         return RunState(tokenizer_sha256=order.spec.tokenizer_sha256)
     if not config.checkpoint.resume:
         raise CheckpointError(

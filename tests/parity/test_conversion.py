@@ -1,5 +1,6 @@
 """What is written in either direction, from any layout, and that nothing is lost on the way."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from megatron_ettin import checkpoint
+from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.config import parse_args
 from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
+from megatron_ettin.objectives import MaskedNextToken
 from tests.parity.conftest import Case
 from tests.parity.references import (
     KINDS,
@@ -97,6 +100,66 @@ def test_rotary_bases_are_those_of_the_phase(
     save_run(tmp_path / "c", make_run("encoder", tmp_path / "none"), phase, "")
     saved = checkpoint.read_model(tmp_path / "c")
     assert (saved.rotary_base_global, saved.rotary_base_local) == bases
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"), [("encoder", "fill-mask"), ("decoder", "text-generation")]
+)
+def test_the_card_says_what_the_model_is(kind: str, task: str, tmp_path: Path) -> None:
+    config = make_run(kind, tmp_path / "none", vocab_size=1000, sliding_window=16)
+    parameters = save_run(tmp_path / "c", config, "extension", "")
+    to_huggingface(tmp_path / "c", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert front_matter(card)["library_name"] == "transformers"
+    assert front_matter(card)["pipeline_tag"] == task
+    # Our rows of the vocabulary are padded to 1,024.
+    padding = (1024 - 1000) * (64 + 1)
+    count = sum(tensor.numel() for tensor in parameters.values()) - padding
+    local = {"encoder": "on each side, and their own (`local_attention: 32`"}.get(
+        kind, "to the left, and their own (`local_attention: 34`"
+    )
+    for said in (
+        f"| parameters | {count:,} ",
+        f"{type(config.objective).__name__}: {config.objective.attention} attention",
+        f"16 tokens {local}",
+        "160000 in global layers, 20000 in local ones",
+        "| step | 1 |",
+        "| phase | extension (",
+        "This folder holds no tokenizer",
+    ):
+        assert said in card
+    assert "prediction_shift" not in card
+    assert "license" not in card.lower()
+
+
+def test_shifted_predictions_are_said_and_read_back(nano: Case, tmp_path: Path) -> None:
+    if nano.kind == "decoder":
+        with pytest.raises(ValueError, match=r"config\.json: prediction_shift: 1"):
+            from_huggingface(nano.huggingface, tmp_path / "c", prediction_shift=1)
+        return
+    # The published models that come from decoders do not say it of themselves.
+    saved = from_huggingface(nano.huggingface, tmp_path / "c", prediction_shift=1)
+    to_huggingface(tmp_path / "c", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert front_matter(card)["pipeline_tag"] == "feature-extraction"
+    for said in ("MaskedNextToken", "`fill-mask` pipeline does not know", "no training of theirs"):
+        assert said in " ".join(card.split())
+    assert AutoConfig.from_pretrained(tmp_path / "hf").prediction_shift == 1
+    again = from_huggingface(tmp_path / "hf", tmp_path / "again")
+    assert again == saved
+    assert checkpoint.read_model(tmp_path / "again").prediction_shift == 1
+    assert "MaskedNextToken" in (tmp_path / "again" / "config.yaml").read_text()
+
+
+def test_a_run_records_where_masks_are_predicted(tmp_path: Path) -> None:
+    config = make_run("encoder", tmp_path / "none")
+    config = dataclasses.replace(config, objective=MaskedNextToken())
+    assert SavedModel.of_run(config, RunState()).prediction_shift == 1
 
 
 def test_older_transformers_finds_its_names(nano: Case, tmp_path: Path) -> None:

@@ -8,11 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ettin.config import ConfigError, RunConfig, load_config, parse_args, to_yaml
+from megatron_ettin.config import (
+    ConfigError,
+    PhaseConfig,
+    RunConfig,
+    load_config,
+    parse_args,
+    to_yaml,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS = sorted(path.stem for path in (EXAMPLES / "model").glob("*.yaml"))
-PHASES = {"": ("pretrain", "extension", "decay"), "nano/": ("pretrain", "extension", "decay")}
+PHASES = dict.fromkeys(("", "nano/", "third/"), ("pretrain", "extension", "decay"))
+OBJECTIVES = {"mlm": "bidirectional", "clm": "causal", "mntp": "bidirectional"}
+#: Peak rate, weight decay, warm-up, tokens and decaying tokens of the released cross-training runs.
+CROSS = {
+    "17m": (1.5e-3, 3e-4, 3e9, 50e9, 10e9),
+    "32m": (1.5e-3, 3e-4, 3e9, 50e9, 10e9),
+    "68m": (1.5e-3, 3e-4, 3e9, 50e9, 10e9),
+    "150m": (4e-4, 1e-5, 3e9, 50e9, 10e9),
+    "400m": (2.5e-4, 1e-5, 3e9, 50e9, 10e9),
+    "1b": (2.5e-4, 5e-5, 1e9, 16.667e9, 3.333e9),
+}
 HARDWARE = sorted(path.stem for path in (EXAMPLES / "hardware").glob("*.yaml"))
 
 
@@ -27,17 +44,68 @@ def nano(*overrides: str) -> RunConfig:
     return parse_args([*arguments("nano", "mlm", "nano/", "cpu"), *overrides])
 
 
-@pytest.mark.parametrize(("model", "phases"), list(itertools.product(MODELS, PHASES)))
+@pytest.mark.parametrize(
+    ("model", "phases"), [*itertools.product(MODELS, ("", "nano/")), ("1b", "third/")]
+)
 def test_twins_differ_in_the_objective_alone(model: str, phases: str) -> None:
     encoder = parse_args(arguments(model, "mlm", phases))
-    decoder = parse_args(arguments(model, "clm", phases))
-    differing = [
-        field.name
-        for field in dataclasses.fields(RunConfig)
-        if getattr(encoder, field.name) != getattr(decoder, field.name)
-    ]
-    assert differing == ["objective"]
-    assert (encoder.objective.attention, decoder.objective.attention) == ("bidirectional", "causal")
+    for objective in ("clm", "mntp"):
+        other = parse_args(arguments(model, objective, phases))
+        differing = [
+            field.name
+            for field in dataclasses.fields(RunConfig)
+            if getattr(encoder, field.name) != getattr(other, field.name)
+        ]
+        assert differing == ["objective"]
+        assert other.objective.attention == OBJECTIVES[objective]
+
+
+def cross_arguments(size: str, objective: str) -> list[str]:
+    files = [f"model/{size}", f"cross/{size}", f"objective/{objective}", "data/quickstart"]
+    files.append("hardware/cpu" if size == "nano" else "hardware/1xh100")
+    flags = [f"--config={EXAMPLES / name}.yaml" for name in files]
+    return [*flags, "--run_dir=run", "--checkpoint.initialize_from=other"]
+
+
+@pytest.mark.parametrize("size", MODELS)
+def test_every_size_goes_on_with_another_objective(size: str) -> None:
+    run, *others = (parse_args(cross_arguments(size, objective)) for objective in OBJECTIVES)
+    assert [dataclasses.replace(other, objective=run.objective) for other in others] == [run, run]
+    (phase,) = run.phases
+    assert (phase.name, phase.lr_start, phase.lr_end) == ("cross", 1.0, 0.02)
+    assert (phase.rotary_base_global, phase.rotary_base_local) == (160_000.0, 160_000.0)
+    assert phase.lr_decay == "linear"
+    pretraining = parse_args(arguments(size, "mlm", "")).optimizer
+    assert run.optimizer.lr == pretraining.lr / 2
+    assert run.optimizer.weight_decay == pretraining.weight_decay
+    if size in CROSS:
+        found = run.optimizer.lr, run.optimizer.weight_decay, run.optimizer.warmup_tokens
+        assert (*found, phase.train_tokens, phase.lr_decay_tokens) == CROSS[size]
+        assert phase.seq_length * phase.global_batch_size == pytest.approx(1024 * 2770, rel=1e-3)
+
+
+def test_the_published_sizes_are_all_there() -> None:
+    assert sorted(MODELS) == sorted([*CROSS, "nano"])
+    assert sorted(path.stem for path in (EXAMPLES / "cross").iterdir()) == sorted(MODELS)
+
+
+def test_thirds_are_thirds() -> None:
+    whole, third = (parse_args(arguments("1b", "mlm", folder)).phases for folder in ("", "third/"))
+    for one, other in zip(whole, third, strict=True):
+        assert other.train_tokens == pytest.approx(one.train_tokens / 3, rel=1e-4)
+        assert dataclasses.replace(other, train_tokens=one.train_tokens) == one
+
+
+@pytest.mark.parametrize("name", ["extension", "decay"])
+def test_published_local_bases_differ_in_the_base_alone(name: str) -> None:
+    def phase(folder: str) -> PhaseConfig:
+        flag = f"--config={EXAMPLES / 'phase' / folder / name}.yaml"
+        *_, last = parse_args([*arguments("17m", "clm", ""), "--phases=[]", flag]).phases
+        return last
+
+    odd, plain = phase("local_10k"), phase("")
+    assert (odd.rotary_base_global, odd.rotary_base_local) == (160_000.0, 10_000.0)
+    assert dataclasses.replace(odd, rotary_base_local=160_000.0) == plain
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)
@@ -50,7 +118,7 @@ def test_phase_files_append_in_order() -> None:
     assert [phase.name for phase in nano().phases] == ["pretrain", "extension", "decay"]
 
 
-@pytest.mark.parametrize("objective", ["mlm", "clm"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_saved_configuration_reads_back_identically(objective: str, tmp_path: Path) -> None:
     config = parse_args(arguments("nano", objective, "nano/", "cpu"))
     (tmp_path / "config.yaml").write_text(to_yaml(config))

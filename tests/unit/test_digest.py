@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_ettin import native
-from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, Objective, Rows
+from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective, Rows
 from megatron_ettin.order.digest import format_digest, mask_digest, token_digest
 from tests.unit.test_objectives import IDS, SEQ_LENGTH, make_rows
 
@@ -32,7 +32,9 @@ def test_lanes_are_summed_apart_and_wrap_around() -> None:
     assert wrapped > 5  # or the sums above never left 64 bits
 
 
-@pytest.mark.parametrize("objective", [MaskedLM(mask_rate=0.5), CausalLM()])
+@pytest.mark.parametrize(
+    "objective", [MaskedLM(mask_rate=0.5), CausalLM(), MaskedNextToken(mask_rate=0.5)]
+)
 def test_the_mask_digest_is_the_sum_of_its_rows(objective: Objective) -> None:
     rows = make_rows()
     whole = mask_digest(make_batch(objective, rows))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import (
     ModernBertConfig,
     ModernBertDecoderConfig,
     ModernBertDecoderModel,
+    ModernBertForMaskedLM,
     ModernBertModel,
 )
 
@@ -25,6 +27,7 @@ from megatron_ettin.data.orders import held_out_order
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.evaluation import probe
 from megatron_ettin.evaluation.probe import Accuracy, LabelledTexts
+from megatron_ettin.evaluation.samples import MASKED_TEXTS, encoder_samples
 from megatron_ettin.evaluation.unigram import token_counts, unigram_loss
 from megatron_ettin.export.tokenizer import write_tokenizer
 from megatron_ettin.indexed import IndexedReader, IndexedWriter
@@ -162,6 +165,41 @@ def test_features_are_means_over_the_own_tokens(
         np.testing.assert_allclose(row, expected.mean(dim=0).numpy(), rtol=1e-4, atol=1e-5)
     assert max(lengths) == 48
     assert min(lengths) < 30
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_masks_are_filled_from_where_the_model_predicts_them(
+    shift: int, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    config = ModernBertConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        max_position_embeddings=48,
+        pad_token_id=3,
+        initializer_range=0.2,
+    )
+    if shift:
+        config.prediction_shift = shift
+    torch.manual_seed(0)
+    ModernBertForMaskedLM(config).save_pretrained(tmp_path)
+    corpus = load_tokenizer(tiny_corpus.folder / "tokenizer")
+    write_tokenizer(corpus, tmp_path, architecture="encoder", max_length=48)
+    model = ModernBertForMaskedLM.from_pretrained(tmp_path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    found = {sample.given: sample.answer for sample in encoder_samples(tmp_path)}
+    assert set(found) == set(MASKED_TEXTS)
+    for text, answer in found.items():
+        ids = tokenizer(text)["input_ids"]
+        place = ids.index(tokenizer.mask_token_id)
+        with torch.inference_mode():
+            shares = model(torch.tensor([ids])).logits[0, place - shift].softmax(dim=0)
+        expected = [f"({share:.1%})" for share in shares.topk(5).values.tolist()]
+        assert re.findall(r"\(\d+\.\d%\)", answer) == expected
+        best = tokenizer.decode([int(shares.argmax())]).strip()
+        assert answer.startswith(best)
 
 
 def test_initial_weights_are_those_of_the_run(exported: Path) -> None:

@@ -14,7 +14,7 @@ MAX_FUNCTION_LINES = 60
 # Where knowing the twin is the point; everywhere else it is data: the objective and its attention.
 TWIN_FOLDERS = ("objectives", "export", "evaluation")
 TWIN_IDENTIFIERS = re.compile(r"(?:^|_)encoder(?:$|_)|^is_decoder$|^decoder_only$")
-TWIN_CLASSES = {"CausalLM", "MaskedLM"}
+TWIN_CLASSES = {"CausalLM", "MaskedLM", "MaskedNextToken"}
 TWIN_STRINGS = {"causal_lm", "clm", "decoder", "encoder", "masked_lm", "mlm", "mntp"}
 
 BANNED_WORDS = {"common", "handler", "handlers", "helper", "helpers", "manager", "misc", "utils"}

@@ -1,14 +1,20 @@
 """Objectives against slow references, on hand-made rows."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
-from megatron_ettin.objectives import CausalLM, MaskedLM, Objective, Rows, TokenIds
+from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken, Objective, Rows, TokenIds
 from megatron_ettin.objectives.base import CUT_PIECE, LAST_PIECE, PADDING
-from megatron_ettin.order import token_digest
+from megatron_ettin.order import mask_digest, token_digest
+from tests.native import reference
+from tests.properties import cases, check_all
 
 IDS = TokenIds(vocab_size=100, unk=95, cls=96, sep=97, pad=98, mask=99)
 SEQ_LENGTH, SEGMENTS = 16, 3
+OBJECTIVES = (MaskedLM(mask_rate=0.9), CausalLM(), MaskedNextToken(mask_rate=0.9))
 
 
 def make_rows(first_g: int = 5) -> Rows:
@@ -73,14 +79,104 @@ def test_the_mask_rate_of_a_phase_replaces_the_general_one() -> None:
     assert batch_of(objective, rows, "pretrain").loss_mask.sum() < 5
 
 
-@pytest.mark.parametrize("objective", [MaskedLM(), CausalLM()])
+def random_rows(lengths: list[int], idle: bool, seed: int) -> Rows:
+    """Return a row of segments of these lengths, padding after them, and an idle row before it.
+
+    As with `pack: concat`, a segment may begin with any token, special or not.
+    """
+    rng = np.random.default_rng(seed)
+    used, seq_length = sum(lengths), sum(lengths) + 3
+    tokens = np.full(2 * seq_length, IDS.pad)
+    tokens[seq_length : seq_length + used] = rng.integers(0, 100, used)
+    segments = [seq_length, *[0] * len(lengths), *lengths, 3]
+    return Rows(
+        g=np.array([-1, 3 if not idle else -1]),
+        tokens=tokens,
+        position_ids=np.concatenate([np.arange(n) for n in segments]),
+        cu_seqlens=np.concatenate([[0], np.cumsum(segments)]).astype(np.int32),
+        segment_kind=np.array(
+            [PADDING] * (len(lengths) + 1) + [LAST_PIECE] * len(lengths) + [PADDING], np.uint8
+        ),
+        num_tokens=np.array([0, used]),
+        seq_length=seq_length,
+        specials="present",
+    )
+
+
+def expected_next_token(rows: Rows, rate: float) -> tuple[list[int], dict[int, int]]:
+    """Return the inputs, and the label of each scored position, slot by slot."""
+    inputs, labels = rows.tokens.tolist(), {}
+    for r, g in enumerate(rows.g.tolist()):
+        row = slice(r * rows.seq_length, (r + 1) * rows.seq_length)
+        masked, selected = reference.mask_row(
+            rows.tokens[row].tolist(),
+            g,
+            mask_seed=3,
+            mask_rate=rate,
+            mask_id=IDS.mask,
+            vocab_size=IDS.vocab_size,
+            special_ids=IDS.special,
+        )
+        for p in range(rows.seq_length):
+            slot = row.start + p
+            if selected[p] and rows.position_ids[slot] > 0:
+                inputs[slot] = masked[p]
+                labels[slot - 1] = int(rows.tokens[slot])
+    return inputs, labels
+
+
+@cases(60)
+def test_masked_tokens_are_predicted_from_the_position_before(count: int) -> None:
+    def check(lengths: list[int], idle: bool, seed: int, rate: float) -> None:
+        rows = random_rows(lengths, idle, seed)
+        objective = MaskedNextToken(mask_rate=rate)
+        batch = batch_of(objective, rows)
+        inputs, labels = expected_next_token(rows, rate)
+        assert batch.tokens.tolist() == inputs
+        scored = np.flatnonzero(batch.loss_mask)
+        assert dict(zip(scored.tolist(), batch.labels[scored].tolist(), strict=True)) == labels
+        assert np.array_equal(objective.original_tokens(batch), rows.tokens)
+
+    lengths = st.lists(st.integers(1, 40), max_size=8)
+    rates = st.sampled_from((0.15, 0.5, 0.999))
+    check_all(check, count, lengths, st.booleans(), st.integers(0, 2**32), rates)
+
+
+def test_a_segment_without_special_tokens_keeps_its_first_token() -> None:
+    rows = random_rows([1, 30, 1, 30], idle=False, seed=1)
+    batch = batch_of(MaskedNextToken(mask_rate=0.999), rows)
+    firsts = rows.position_ids == 0
+    assert np.array_equal(batch.tokens[firsts], rows.tokens[firsts])
+    assert batch_of(MaskedLM(mask_rate=0.999), rows).loss_mask[firsts].any()
+
+
+def test_masks_are_those_of_masked_language_modelling() -> None:
+    """One step to the left; [CLS] begins each piece, so nothing is left out."""
+    rows = make_rows()
+    masked, shifted = (batch_of(o, rows) for o in (OBJECTIVES[0], OBJECTIVES[2]))
+    assert np.array_equal(masked.tokens, shifted.tokens)
+    assert np.array_equal(masked.loss_mask[1:], shifted.loss_mask[:-1])
+    assert mask_digest(masked) != mask_digest(shifted)
+
+
+def test_rates_are_those_of_the_released_runs() -> None:
+    def rates(objective: Any) -> list[float]:
+        phases = ("pretrain", "extension", "decay", "cross")
+        by_phase = objective.mask_rate_by_phase
+        return [by_phase.get(phase, objective.mask_rate) for phase in phases]
+
+    assert rates(MaskedLM()) == [0.3, 0.3, 0.15, 0.15]
+    assert rates(MaskedNextToken()) == [0.15] * 4
+
+
+@pytest.mark.parametrize("objective", [MaskedLM(), CausalLM(), MaskedNextToken()])
 def test_a_batch_is_a_function_of_rows_and_seed(objective: Objective) -> None:
     one, two = batch_of(objective, make_rows()), batch_of(objective, make_rows())
     for name in ("tokens", "labels", "loss_mask"):
         assert np.array_equal(getattr(one, name), getattr(two, name))
 
 
-@pytest.mark.parametrize("objective", [MaskedLM(mask_rate=0.9), CausalLM()])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_padding_is_never_scored_and_shapes_and_types_are_constant(objective: Objective) -> None:
     rows = make_rows()
     batch = batch_of(objective, rows)
@@ -94,9 +190,10 @@ def test_twins_have_one_digest_and_a_changed_token_another() -> None:
     rows = make_rows()
     digests = [
         token_digest(rows, objective.original_tokens(batch_of(objective, rows)))
-        for objective in (MaskedLM(mask_rate=0.9), CausalLM())
+        for objective in OBJECTIVES
     ]
-    assert np.array_equal(*digests)
+    assert np.array_equal(digests[0], digests[1])
+    assert np.array_equal(digests[0], digests[2])
     changed = rows.tokens.copy()
     changed[3] ^= 1
     assert not np.array_equal(token_digest(rows, changed), digests[0])

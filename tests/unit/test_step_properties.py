@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 
 from megatron_ettin.config import PhaseConfig
 from megatron_ettin.data.loader import Loader
-from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, Objective
+from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective
 from megatron_ettin.order import SampleOrder, mask_digest, token_digest
 from tests.conftest import TinyCorpus
 from tests.properties import cases, check_all
 from tests.unit.test_sample_order import BLEND, FIRST, SECOND, make_order
 
-OBJECTIVES: dict[str, Objective] = {"masked": MaskedLM(), "causal": CausalLM()}
+OBJECTIVES: dict[str, Objective] = {
+    "masked": MaskedLM(),
+    "causal": CausalLM(),
+    "masked next": MaskedNextToken(),
+}
 DATA_PARALLEL_SIZES = (1, 2, 3, 8, 48)
 
 

@@ -1,0 +1,147 @@
+"""README.md of an exported model: what it is, where its training stood, how it is loaded."""
+
+from __future__ import annotations
+
+from megatron_ettin.checkpoint import RunState, SavedModel
+from megatron_ettin.export.architecture import kind_of, local_attention, objective_of
+from megatron_ettin.order.digest import format_digest
+
+LIBRARY = "megatron-ettin"
+#: First release of transformers with the class.
+TRANSFORMERS = {"encoder": "4.48", "decoder": "4.54"}
+ENCODER_USE = """\
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+name = "."  # this folder
+model = AutoModelForMaskedLM.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name)
+pipeline("fill-mask", model=model, tokenizer=tokenizer)("The film was [MASK].")
+"""
+DECODER_USE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+name = "."  # this folder
+model = AutoModelForCausalLM.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name)
+pipeline("text-generation", model=model, tokenizer=tokenizer)("The film was")
+"""
+SHIFTED_USE = """\
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+name = "."  # this folder
+model = AutoModelForMaskedLM.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name)
+inputs = tokenizer("The film was [MASK].", return_tensors="pt")
+# Now row p holds the prediction of the token at p, as in other encoders.
+logits = model(**inputs).logits.roll(1, dims=1)
+is_mask = inputs["input_ids"] == tokenizer.mask_token_id
+tokenizer.batch_decode(logits[is_mask].topk(5).indices.flatten())
+"""
+SHIFT = """\
+It was trained by masked next-token prediction: **the token at position p is predicted from
+position p - 1**, as in a decoder (`"prediction_shift": 1` in `config.json`). A plain `fill-mask`
+pipeline does not know that: it shows the prediction of the token *after* the mask. Shift the logits
+as above. Hidden states are used as those of any encoder.
+"""
+LIMITS = """\
+The card was written by a converter. What the model was trained on, how well it does, and under
+which terms it may be used is not known to it: say so before you publish the model.
+"""
+
+
+def model_card(
+    saved: SavedModel, state: RunState, *, num_parameters: int, has_tokenizer: bool
+) -> str:
+    """Return the card, with front matter as the Hugging Face Hub reads it.
+
+    `num_parameters` counts the tied output once. `state` with step 0 is that of weights that no run
+    here has trained.
+    """
+    kind = kind_of(saved.attention)
+    is_encoder, is_shifted = kind.architecture == "encoder", saved.prediction_shift != 0
+    if is_shifted:
+        use, task = SHIFTED_USE, "feature-extraction"
+    elif is_encoder:
+        use, task = ENCODER_USE, "fill-mask"
+    else:
+        use, task = DECODER_USE, "text-generation"
+    sections = [
+        _front_matter(task, kind.config_class.model_type),
+        f"# {kind.architecture.capitalize()} of {_short(num_parameters)} parameters\n",
+        _table(_model_rows(saved, num_parameters)),
+        "## Training\n",
+        _training(state),
+        "## Use\n",
+        f"With transformers {TRANSFORMERS[kind.architecture]} or newer:\n",
+        f"```python\n{use}```\n",
+    ]
+    if is_shifted:
+        sections.append(SHIFT)
+    if not has_tokenizer:
+        sections.append(
+            "This folder holds no tokenizer; take the one that the model was made for.\n"
+        )
+    return "\n".join([*sections, "## Not said here\n", LIMITS])
+
+
+def _front_matter(task: str, model_type: str) -> str:
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {task}",
+        "tags:",
+        f"- {model_type}",
+        f"- {LIBRARY}",
+        "---\n",
+    ]
+    return "\n".join(lines)
+
+
+def _model_rows(saved: SavedModel, num_parameters: int) -> dict[str, str]:
+    model, objective = saved.model, objective_of(saved)
+    window = model.sliding_window
+    sides = "on each side" if saved.attention == "bidirectional" else "to the left"
+    written = local_attention(kind_of(saved.attention), window)
+    return {
+        "objective": f"{objective.__name__}: {saved.attention} attention",
+        "parameters": f"{num_parameters:,} (the output layer is the embedding, counted once)",
+        "layers": f"{model.num_layers} of width {model.hidden_size}, "
+        f"{model.num_attention_heads} heads of {model.head_size}, gated MLPs of "
+        f"{model.ffn_hidden_size}",
+        "vocabulary": f"{model.vocab_size:,}",
+        "global layers": f"0 and every {model.global_attention_every}. from there: attend to the "
+        "whole text",
+        "local layers": f"the others: {window} tokens {sides}, and their own (`local_attention: "
+        f"{written}`, as transformers counts)",
+        "RoPE bases": f"{saved.rotary_base_global:g} in global layers, "
+        f"{saved.rotary_base_local:g} in local ones",
+        "longest rows": f"{saved.max_seq_length:,} tokens",
+    }
+
+
+def _training(state: RunState) -> str:
+    if not state.step:
+        return "The weights were converted; no training of theirs is on record.\n"
+    rows = {
+        "step": f"{state.step:,}",
+        "tokens": f"{state.consumed_tokens:,}, special tokens counted, padding not",
+        "phase": f"{state.phase} ({state.phase_tokens:,} tokens of it)",
+        "rows": f"{state.g:,} of the order below",
+    }
+    # The id of the phase at hand covers all the rows before it too.
+    for identity, end in zip(state.phase_ids, state.phase_ends, strict=True):
+        if state.g <= end:
+            rows["order id"] = f"`{identity}`"
+            break
+    rows["token digest"] = f"`{format_digest(state.token_digest)}`"
+    return _table(rows)
+
+
+def _table(rows: dict[str, str]) -> str:
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
+
+
+def _short(count: int) -> str:
+    """Return a number of parameters as sizes are named: 17M, 1.03B."""
+    return f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"

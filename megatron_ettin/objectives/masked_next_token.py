@@ -1,0 +1,46 @@
+"""Masked next-token prediction: how a decoder learns to read both ways (decoder to encoder)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin.objectives.base import Batch, Rows, TokenIds, next_tokens
+from megatron_ettin.objectives.masking import MaskingObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedNextToken(MaskingObjective):
+    """Masked tokens as in MaskedLM, each predicted from the position before it, as a decoder does.
+
+    MNTP of LLM2Vec (arXiv 2404.05961, section 2.2), at the rate of Ettin's cross-objective runs. A
+    token without a predecessor in its segment is never masked, so all that is masked is predicted.
+    """
+
+    attention: ClassVar[Literal["bidirectional", "causal"]] = "bidirectional"
+    prediction_shift: ClassVar[int] = 1
+
+    mask_rate: float = 0.15
+    """Share of the non-special tokens that are predicted: 80 % [MASK], 10 % random, 10 % kept."""
+
+    def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
+        """Mask by counters of (mask_seed, g, position); labels[p] is the original of slot p + 1."""
+        tokens, selected = self.mask(rows, phase=phase, mask_seed=mask_seed, ids=ids)
+        firsts = rows.cu_seqlens[:-1][np.diff(rows.cu_seqlens) > 0]
+        tokens[firsts] = rows.tokens[firsts]
+        selected[firsts] = False
+        # Slot 0 begins a segment, so nothing that is selected falls off the front.
+        loss_mask = np.append(selected[1:], False)
+        return Batch(
+            rows=rows, tokens=tokens, labels=next_tokens(rows, ids.pad), loss_mask=loss_mask
+        )
+
+    def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
+        """Put each label back behind the position that predicts it."""
+        tokens = batch.tokens.copy()
+        predicting = np.flatnonzero(batch.loss_mask)
+        tokens[predicting + 1] = batch.labels[predicting]
+        return tokens
