@@ -36,7 +36,12 @@ def held_out_order(config: RunConfig) -> SampleOrder:
         seq_length=settings.seq_length,
         global_batch_size=settings.num_rows,
     )
-    sources = {prefix: SourceConfig(prefix=prefix) for prefix in config.data.validation}
+    # A source's name decides its rows: by place in the list, so that they do not depend on where
+    # the files lie.
+    sources = {
+        f"validation_{place}": SourceConfig(prefix=prefix)
+        for place, prefix in enumerate(config.data.validation)
+    }
     data = dataclasses.replace(
         config.data,
         sources=sources,
