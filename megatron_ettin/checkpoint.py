@@ -20,7 +20,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -119,7 +119,7 @@ class CheckpointError(ValueError):
 def save(
     folder: Path,
     stage: MegatronModule,
-    optimizer: DistributedOptimizer | None,
+    optimizer: MegatronOptimizer | None,
     *,
     config: RunConfig,
     state: RunState,
@@ -181,7 +181,7 @@ def _write(
 
 
 def load(
-    folder: Path, stage: MegatronModule, optimizer: DistributedOptimizer | None, model: ModelConfig
+    folder: Path, stage: MegatronModule, optimizer: MegatronOptimizer | None, model: ModelConfig
 ) -> RunState:
     """Load weights, and the optimizer's state if it is given, into this rank's layout.
 
@@ -271,7 +271,7 @@ def versions() -> dict[str, str]:
 
 
 def _sharded_state(
-    stage: MegatronModule, optimizer: DistributedOptimizer | None, *, is_loading: bool
+    stage: MegatronModule, optimizer: MegatronOptimizer | None, *, is_loading: bool
 ) -> dict[str, Any]:
     sharding = {
         # The default type writes flattened ranges, which 0.16.1 refuses to load.

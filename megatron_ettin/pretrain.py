@@ -31,7 +31,9 @@ def pretrain(config: RunConfig) -> None:
     from megatron_ettin.data.orders import sample_order
     from megatron_ettin.training import set_up
     from megatron_ettin.training.loop import train
+    from megatron_ettin.training.optimizer import require_packages
 
+    require_packages(config.optimizer)
     with distributed.process_groups(config.hardware):
         distributed.require_equal("the configuration", to_yaml(config))
         order = sample_order(config)

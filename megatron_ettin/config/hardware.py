@@ -28,6 +28,9 @@ class HardwareConfig:
     """Slots of a micro-batch, at most: as many whole rows as fit."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward and backward pass; the optimizer always keeps fp32 weights."""
+    use_distributed_optimizer: bool = True
+    """Divide fp32 weights and moments over the data-parallel ranks; false: each holds all of them.
+    The update is the same, and a checkpoint of one resumes with the other."""
     threads_per_rank: int | None = None
     """CPU threads of a rank; torch's own choice if not given."""
 

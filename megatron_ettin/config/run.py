@@ -13,12 +13,18 @@ from megatron_ettin.objectives import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """StableAdamW with decoupled weight decay (Ettin's settings as defaults)."""
+    """The update (Ettin's settings as defaults). Norms and biases are never decayed."""
 
     lr: float
-    """Peak learning rate; phases give shares of it."""
+    """Peak learning rate; phases give shares of it. With muon, of all parameters."""
     weight_decay: float
-    """Fully decoupled: a step shrinks weights by weight_decay * (current lr / peak lr)."""
+    """stable_adamw: fully decoupled, a step shrinks weights by weight_decay * (current lr of the
+    tensor / peak lr). adamw, muon: as torch's AdamW, by weight_decay * current lr; so adamw with
+    weight_decay / lr decays like stable_adamw where nothing is damped."""
+    name: Literal["stable_adamw", "adamw", "muon"] = "stable_adamw"
+    """stable_adamw: AdamW with each tensor's update damped by its RMS, the recipe's. adamw:
+    torch's. muon: Megatron-Core's Muon for matrices and AdamW for embedding, norms and biases; it
+    needs the package emerging-optimizers and hardware.use_distributed_optimizer false."""
     warmup_tokens: int = 0
     """Linear warm-up from zero, from the first token a fresh optimizer sees."""
     beta1: float = 0.9
@@ -99,7 +105,7 @@ class RunConfig:
     data: DataConfig
     """Corpora and blend."""
     optimizer: OptimizerConfig
-    """StableAdamW."""
+    """The update and its settings."""
     run_dir: str
     """Folder of checkpoints, metrics, order.json and config.yaml."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
@@ -130,3 +136,8 @@ class RunConfig:
             self.hardware.micro_batch_rows(phase.seq_length)
         if self.data.validation:
             self.hardware.micro_batch_rows(self.validation.seq_length)
+        if self.optimizer.name == "muon" and self.hardware.use_distributed_optimizer:
+            raise ValueError(
+                "optimizer.name: muon needs whole tensors; give "
+                "--hardware.use_distributed_optimizer false"
+            )

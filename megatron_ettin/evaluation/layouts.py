@@ -38,7 +38,7 @@ LAYOUTS = {
     "cp2": Layout(2, {"context_parallel_size": 2}),
     "pp2": Layout(2, PP2),
     "dp2": Layout(2),
-    # "dp2_unsharded": Layout(2, {"use_distributed_optimizer": False}),
+    "dp2_unsharded": Layout(2, {"use_distributed_optimizer": False}),
     "tp2pp2": Layout(4, {**TP2, **PP2}),
     "tp2pp2sp_recompute": Layout(4, {**TP2, **PP2, "sequence_parallel": True, "recompute": "full"}),
     "tp2cp2sp": Layout(4, {**TP2, "context_parallel_size": 2, "sequence_parallel": True}),

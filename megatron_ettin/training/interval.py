@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,12 +48,45 @@ class Summary:
         return sum(step.tokens for step in self.steps)
 
 
+class Stopwatch:
+    """Seconds that the device spends inside `measure` blocks, without waiting for it until read."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._times: list[tuple[Any, Any]] = []
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Add the time of the block."""
+        begin = _moment()
+        yield
+        self._times.append((begin, _moment()))
+
+    def seconds(self) -> float:
+        """Return the sum; on a GPU, wait for the last block to end."""
+        if not torch.cuda.is_available():
+            return sum(end - begin for begin, end in self._times)
+        for _, end in self._times[-1:]:
+            end.synchronize()
+        return sum(begin.elapsed_time(end) for begin, end in self._times) / 1000.0
+
+
+def _moment() -> Any:
+    """Return the time now: as an event of the GPU's own queue of work if there is one."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 class Interval:
     """The steps since the last report."""
 
     def __init__(self) -> None:
         """Start an interval."""
         self.started = time.perf_counter()
+        self.optimizer = Stopwatch()
         self._steps: list[StepRange] = []
         self._lanes: list[NDArray[np.uint64]] = []
         self._losses = torch.zeros(2, dtype=torch.float64, device=distributed.device())

@@ -22,7 +22,7 @@ from megatron_ettin.order.steps import first_row_kept, step_end
 from megatron_ettin.training.forward_step import forward_step
 from megatron_ettin.training.interval import Interval, StepRange
 from megatron_ettin.training.metrics import Reporter
-from megatron_ettin.training.optimizer import ShardedStableAdamW
+from megatron_ettin.training.optimizer import Optimizer
 from megatron_ettin.training.recorder import Recorder
 from megatron_ettin.training.schedule import learning_rate
 from megatron_ettin.training.validation import Validation
@@ -35,7 +35,7 @@ class Training:
     config: RunConfig
     stage: EttinModel
     ddp: DistributedDataParallel
-    optimizer: ShardedStableAdamW
+    optimizer: Optimizer
     loader: Loader
     validation: Validation | None
     reporter: Reporter
@@ -124,7 +124,8 @@ def train_step(
         micro_batch_size=1,
     )
     run.optimizer.set_lr(lr)
-    run.optimizer.step()
+    with interval.optimizer.measure():
+        run.optimizer.step()
     interval.add(reports)
     run.reporter.advance(step.tokens)
     return dataclasses.replace(
@@ -161,7 +162,14 @@ def _report(run: Training, state: RunState, lr: float, interval: Interval) -> Ru
         token_digest=add_digests(state.token_digest, lanes[2:4]),
     )
     seconds = time.perf_counter() - interval.started
-    run.reporter.training(state, loss=summary.loss, lr=lr, tokens=summary.tokens, seconds=seconds)
+    run.reporter.training(
+        state,
+        loss=summary.loss,
+        lr=lr,
+        tokens=summary.tokens,
+        seconds=seconds,
+        optimizer_seconds=interval.optimizer.seconds(),
+    )
     return state
 
 

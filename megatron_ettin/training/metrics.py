@@ -76,7 +76,14 @@ class Reporter:
             self._bar.update(tokens)
 
     def training(
-        self, state: RunState, *, loss: float, lr: float, tokens: int, seconds: float
+        self,
+        state: RunState,
+        *,
+        loss: float,
+        lr: float,
+        tokens: int,
+        seconds: float,
+        optimizer_seconds: float,
     ) -> None:
         """Report the steps since the last line: mean loss, last rate, tokens and wall seconds."""
         self._write(
@@ -90,6 +97,7 @@ class Reporter:
                 "lr": lr,
                 "seconds": seconds,
                 "tokens_per_second": tokens / seconds,
+                "optimizer_share": optimizer_seconds / seconds,
                 "token_digest": format_digest(state.token_digest),
             },
             f"loss {loss:.4f} · lr {lr:.3e} · {tokens / seconds:,.0f} tok/s",

@@ -1,22 +1,53 @@
-"""StableAdamW inside Megatron-Core's distributed optimizer: fp32 state, sharded over DP."""
+"""The optimizer of a rank's stage: which update, and which ranks hold its state."""
 
 from __future__ import annotations
 
+import math
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.optimizer import (
+    get_param_id_to_sharded_param_map,
+    make_sharded_optimizer_tensor,
+)
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.muon import get_megatron_muon_optimizer
+from megatron.core.optimizer.optimizer import (
+    ChainedOptimizer,
+    Float16OptimizerWithFloat16Params,
+    FP32Optimizer,
+    MegatronOptimizer,
+)
 
 from megatron_ettin import cpu, distributed
 from megatron_ettin.config import HardwareConfig, OptimizerConfig
+from megatron_ettin.model import weight_map
+from megatron_ettin.model.ettin_model import EttinModel
+from megatron_ettin.model.provider import logical_parameters
+from megatron_ettin.training.adamw import AdamW
 from megatron_ettin.training.stable_adamw import StableAdamW, TensorStatistics
 
 
-class ShardedStableAdamW(DistributedOptimizer):  # type: ignore[misc]
-    """Megatron-Core's DistributedOptimizer around StableAdamW, on a GPU or without one.
+class Optimizer(MegatronOptimizer):  # type: ignore[misc]
+    """One of Megatron-Core's optimizers, on a GPU or without one."""
+
+    def step(self) -> Any:
+        """Update the weights; returns Megatron-Core's (success, gradient norm, zero count)."""
+        with cpu.optimizer_mode():
+            return super().step()
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.param_groups:
+            group["lr"] = lr
+
+
+class ShardedAdam(Optimizer, DistributedOptimizer):  # type: ignore[misc]
+    """AdamW or StableAdamW whose fp32 weights and moments are divided over data-parallel ranks.
 
     Megatron-Core keeps `step` per parameter for torch's Adam and in the parameter groups for
     Transformer Engine's; ours keeps it in the groups, so the second kind of handling applies.
@@ -29,30 +60,109 @@ class ShardedStableAdamW(DistributedOptimizer):  # type: ignore[misc]
             return super().sharded_state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a loaded state."""
+        """Take over weights, moments and the number of steps; settings are the configuration's."""
+        settings = [_settings(group) for group in self.optimizer.param_groups]
         with cpu.optimizer_mode():
             super().load_state_dict(state_dict)
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update({**own, "step": group["step"]})
 
-    def step(self) -> Any:
-        """Update the weights; returns Megatron-Core's (success, gradient norm, zero count)."""
-        with cpu.optimizer_mode():
-            return super().step()
 
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the next step."""
+class _ReplicatedAdam(Optimizer):
+    """AdamW or StableAdamW of which every data-parallel rank holds all; checkpoints as sharded."""
+
+    model_parameters: list[torch.nn.Parameter]
+    """The parameters of the stage, in module order."""
+
+    def sharded_state_dict(
+        self,
+        model_sharded_state_dict: dict[str, Any],
+        is_loading: bool = False,
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Describe the state as ShardedAdam does, so that each can resume from the other's."""
+        self.optimizer.initialize_state()
+        sharded = get_param_id_to_sharded_param_map(model_sharded_state_dict, self.model_parameters)
+        return {
+            "optimizer": {"param_groups": [_settings(g) for g in self.optimizer.param_groups]},
+            "param_state": {
+                index: {
+                    key: make_sharded_optimizer_tensor(
+                        sharded[index], value, prefix=f"optimizer.state.{key}"
+                    )
+                    for key, value in self._state_of(parameter).items()
+                }
+                for index, parameter in enumerate(self.model_parameters)
+            },
+            "param_state_sharding_type": "fully_reshardable",
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over weights, moments and the number of steps; settings are the configuration's."""
+        for index, parameter in enumerate(self.model_parameters):
+            for key, value in self._state_of(parameter).items():
+                value.copy_(state_dict["param_state"][index][key])
+        (steps,) = {group["step"] for group in state_dict["optimizer"]["param_groups"]}
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["step"] = steps
+
+    def _state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        main = _main(parameter)
+        return {"param": main.detach(), **self.optimizer.state[main]}
+
+
+class ReplicatedFp32Adam(_ReplicatedAdam, FP32Optimizer):  # type: ignore[misc]
+    """The model's own weights are the fp32 weights."""
+
+
+class ReplicatedBf16Adam(_ReplicatedAdam, Float16OptimizerWithFloat16Params):  # type: ignore[misc]
+    """The model's bf16 weights are roundings of fp32 weights."""
+
+
+class Muon(Optimizer, ChainedOptimizer):  # type: ignore[misc]
+    """Megatron-Core's Muon for matrices and its AdamW for embedding, norms and biases."""
+
+
+def require_packages(config: OptimizerConfig) -> None:
+    """Raise ValueError if the optimizer needs a package that is not installed."""
+    if config.name == "muon" and find_spec("emerging_optimizers") is None:
+        raise ValueError(
+            "optimizer.name: muon needs NVIDIA's package emerging_optimizers, which is not "
+            "installed here; install it, or choose stable_adamw or adamw"
+        )
 
 
 def build_optimizer(
     ddp: DistributedDataParallel, config: OptimizerConfig, hardware: HardwareConfig
-) -> ShardedStableAdamW:
-    """Return the optimizer of this rank's stage. Norms and biases are not decayed."""
-    # StableAdamW keeps `step` where Transformer Engine's Adam does: in the parameter groups.
-    distrib_optimizer.HAVE_APEX_OR_TE = True
-    distrib_optimizer.USING_TE_OPTIMIZER = True
+) -> Optimizer:
+    """Return the optimizer of this rank's stage. Norms and biases are not decayed.
+
+    `ddp` must have been built with the same `use_distributed_optimizer` as `hardware`.
+    """
+    settings = MegatronOptimizerConfig(
+        optimizer="muon" if config.name == "muon" else "adam",
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.epsilon,
+        clip_grad=config.clip_grad,
+        bf16=hardware.precision == "bf16",
+        use_distributed_optimizer=hardware.use_distributed_optimizer,
+        # Not "blockwise", the default: it would orthogonalise each tensor-parallel part alone.
+        muon_tp_mode="duplicated",
+    )
+    if config.name == "muon":
+        with cpu.optimizer_mode():
+            return Muon(get_megatron_muon_optimizer(settings, [ddp]).chained_optimizers)
+    return _build_adam(ddp, config, settings)
+
+
+def _build_adam(
+    ddp: DistributedDataParallel, config: OptimizerConfig, settings: MegatronOptimizerConfig
+) -> Optimizer:
     parameters = [p for p in ddp.parameters() if p.requires_grad]
-    adam = StableAdamW(
+    adam = {"stable_adamw": StableAdamW, "adamw": AdamW}[config.name](
         [
             _group([p for p in parameters if p.dim() > 1], wd_mult=1.0),
             _group([p for p in parameters if p.dim() <= 1], wd_mult=0.0),
@@ -63,27 +173,13 @@ def build_optimizer(
         weight_decay=config.weight_decay,
     )
     with cpu.optimizer_mode():
-        optimizer = ShardedStableAdamW(
-            adam,
-            MegatronOptimizerConfig(
-                optimizer="adam",
-                lr=config.lr,
-                clip_grad=config.clip_grad,
-                bf16=hardware.precision == "bf16",
-                use_distributed_optimizer=True,
-            ),
-            None,
-            None,
-            model_chunks=[ddp],
-            per_model_buffers={0: ddp.buffers},
-            data_parallel_group=distributed.data_parallel_group(),
-            data_parallel_group_gloo=distributed.data_parallel_group_gloo(),
-            data_parallel_group_idx=distributed.model_parallel_rank(),
-            distributed_optimizer_instance_id=0,
-        )
-    optimizer.grad_stats_parallel_group = distributed.world_group()
+        if settings.use_distributed_optimizer:
+            optimizer = _sharded(adam, settings, ddp)
+        else:
+            optimizer = _replicated(adam, settings, parameters)
     optimizer.tp_group = distributed.tensor_parallel_group()
-    adam.statistics = _statistics(optimizer, parameters)
+    if isinstance(adam, StableAdamW):
+        adam.statistics = _statistics(optimizer, ddp.module)
     return optimizer
 
 
@@ -98,25 +194,71 @@ def _group(parameters: list[torch.nn.Parameter], *, wd_mult: float) -> dict[str,
     }
 
 
-def _statistics(
-    optimizer: ShardedStableAdamW, parameters: list[torch.nn.Parameter]
-) -> TensorStatistics:
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def _main(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Return the fp32 tensor that a replicated optimizer updates for `parameter`."""
+    main: torch.Tensor = getattr(parameter, "main_param", parameter)
+    return main
+
+
+def _sharded(
+    adam: AdamW, settings: MegatronOptimizerConfig, ddp: DistributedDataParallel
+) -> ShardedAdam:
+    # Our Adam keeps `step` where Transformer Engine's does: in the parameter groups.
+    distrib_optimizer.HAVE_APEX_OR_TE = True
+    distrib_optimizer.USING_TE_OPTIMIZER = True
+    optimizer = ShardedAdam(
+        adam,
+        settings,
+        None,
+        None,
+        model_chunks=[ddp],
+        per_model_buffers={0: ddp.buffers},
+        data_parallel_group=distributed.data_parallel_group(),
+        data_parallel_group_gloo=distributed.data_parallel_group_gloo(),
+        data_parallel_group_idx=distributed.model_parallel_rank(),
+        distributed_optimizer_instance_id=0,
+    )
+    optimizer.grad_stats_parallel_group = distributed.world_group()
+    return optimizer
+
+
+def _replicated(
+    adam: AdamW, settings: MegatronOptimizerConfig, parameters: list[torch.nn.Parameter]
+) -> _ReplicatedAdam:
+    optimizer: _ReplicatedAdam = (
+        ReplicatedBf16Adam(adam, settings, None, None)
+        if settings.bf16
+        else ReplicatedFp32Adam(adam, settings, None)
+    )
+    optimizer.model_parameters = parameters
+    return optimizer
+
+
+def _statistics(optimizer: Optimizer, stage: EttinModel) -> TensorStatistics:
     """Return slots by module order, which all ranks of the stage share."""
+    entries = weight_map.entries(stage.model_config.num_layers)
+    shares_state = isinstance(optimizer, ShardedAdam)
     slot: dict[int, int] = {}
     counted: dict[int, bool] = {}
-    numel = torch.zeros(len(parameters), device=distributed.device())
-    for index, parameter in enumerate(parameters):
-        whole = parameter.numel()
-        is_sharded = getattr(parameter, "tensor_model_parallel", False)
-        if is_sharded:
-            whole *= distributed.tensor_parallel_size()
-        numel[index] = whole
-        if parameter not in optimizer.model_param_group_index_map:
+    sizes = []
+    for index, (name, parameter) in enumerate(logical_parameters(stage)):
+        # Without the vocabulary's padding, whose gradients are zero.
+        sizes.append(math.prod(weight_map.huggingface_shape(entries[name], stage.model_config)))
+        if not shares_state:
+            shard = _main(parameter)
+        elif parameter in optimizer.model_param_group_index_map:
+            group, order = optimizer.model_param_group_index_map[parameter]
+            shard = optimizer.optimizer.param_groups[group]["params"][order]
+        else:
             continue  # another data-parallel rank owns all of it
-        group, order = optimizer.model_param_group_index_map[parameter]
-        shard = optimizer.optimizer.param_groups[group]["params"][order]
         slot[id(shard)] = index
-        counted[id(shard)] = is_sharded or distributed.tensor_parallel_rank() == 0
-    return TensorStatistics(
-        slot=slot, counted=counted, numel=numel, group=distributed.stage_group()
-    )
+        is_divided = getattr(parameter, "tensor_model_parallel", False)
+        counted[id(shard)] = is_divided or distributed.tensor_parallel_rank() == 0
+    # Where every data-parallel rank has all elements, a sum over them would count each repeatedly.
+    groups = {True: distributed.stage_group, False: distributed.tensor_parallel_group}
+    numel = torch.tensor(sizes, dtype=torch.float64, device=distributed.device())
+    return TensorStatistics(slot=slot, counted=counted, numel=numel, group=groups[shares_state]())

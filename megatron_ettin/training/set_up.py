@@ -86,6 +86,8 @@ def _check_same_run(config: RunConfig, found: Path) -> None:
         for name in ("objective", "model", "seeds")
         if getattr(saved, name) != getattr(config, name)
     ]
+    if saved.optimizer.name != config.optimizer.name:
+        differing.append("optimizer.name")
     if differing:
         raise CheckpointError(
             f"{found}: was trained with another {' and '.join(differing)}: resume with the same, "
@@ -102,7 +104,10 @@ def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training
     stage = build_model(config.model, config.objective.attention, config.hardware, config.seeds)
     ddp = DistributedDataParallel(
         stage.config,
-        DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=config.hardware.use_distributed_optimizer,
+        ),
         stage,
     )
     stage.config.finalize_model_grads_func = finalize_model_grads

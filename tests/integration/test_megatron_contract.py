@@ -9,6 +9,7 @@ import pytest
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, distrib_optimizer
+from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func, schedules
 from megatron.core.tensor_parallel import random as megatron_random
@@ -73,6 +74,11 @@ CALLS: list[tuple[Callable[..., Any], set[str]]] = [
             "distributed_optimizer_instance_id",
         },
     ),
+    (FP32Optimizer, {"optimizer", "config", "init_state_fn"}),
+    (
+        Float16OptimizerWithFloat16Params,
+        {"optimizer", "config", "grad_scaler", "init_state_fn"},
+    ),
     (dist_checkpointing.save, {"sharded_state_dict", "checkpoint_dir", "sharded_strategy"}),
     (dist_checkpointing.load, {"sharded_state_dict", "checkpoint_dir"}),
     (get_forward_backward_func, set()),
@@ -82,6 +88,7 @@ FIELDS: list[tuple[type, set[str]]] = [
     (TransformerConfig, {"window_size", "window_attn_skip_freq", "hetereogenous_dist_checkpoint"}),
     (DistributedDataParallelConfig, {"grad_reduce_in_fp32", "use_distributed_optimizer"}),
     (OptimizerConfig, {"optimizer", "lr", "clip_grad", "bf16", "use_distributed_optimizer"}),
+    (OptimizerConfig, {"weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "muon_tp_mode"}),
     (PackedSeqParams, {"qkv_format", "cu_seqlens_q", "cu_seqlens_kv", "max_seqlen_q"}),
     (SelfAttentionSubmodules, {"linear_qkv", "core_attention", "linear_proj"}),
     (TransformerLayerSubmodules, {"input_layernorm", "self_attention", "self_attn_bda", "mlp"}),

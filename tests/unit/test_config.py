@@ -137,6 +137,7 @@ def test_an_overridden_objective_reads_back_identically(tmp_path: Path) -> None:
     [
         ("--model.hiden_size=3", "hiden_size"),
         ("--optimizer.lr=fast", "optimizer.lr"),
+        ("--optimizer.name=muon", "--hardware.use_distributed_optimizer false"),
         ("--hardware.precision=fp7", "hardware.precision"),
         ("--hardware.tensor_parallel_size=3", "hardware.tensor_parallel_size"),
         ("--hardware.tensor_parallel_size=0", "hardware.tensor_parallel_size"),

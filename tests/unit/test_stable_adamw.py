@@ -1,4 +1,4 @@
-"""StableAdamW step by step against the published update written out tensor by tensor."""
+"""StableAdamW against the published update written out tensor by tensor; AdamW against torch's."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,7 @@ import torch
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig
+from megatron_ettin.training.adamw import BLOCK_ELEMENTS, AdamW
 from megatron_ettin.training.stable_adamw import StableAdamW, TensorStatistics
 
 LR, DECAY, BETAS, EPS = 0.02, 0.01, (0.9, 0.98), 1e-6
@@ -40,7 +41,9 @@ def reference_step(
 @pytest.mark.usefixtures("one_process")
 def test_fifty_steps_equal_the_reference() -> None:
     torch.manual_seed(0)
-    starts = [torch.randn(7, 5), torch.randn(3, 4), torch.randn(6)]
+    # The second tensor is longer than a block.
+    starts = [torch.randn(7, 5), torch.randn(400, 400), torch.randn(6)]
+    assert starts[1].numel() > BLOCK_ELEMENTS["cpu"]
     params = [torch.nn.Parameter(start.clone()) for start in starts]
     # The first tensor is held in two shards, as the distributed optimizer holds them.
     shards = [params[0].data.view(-1)[:13], params[0].data.view(-1)[13:]]
@@ -54,7 +57,7 @@ def test_fifty_steps_equal_the_reference() -> None:
     optimizer.statistics = TensorStatistics(
         slot={id(p): slot for p, slot in zip(held, (0, 0, 1, 2), strict=True)},
         counted={id(p): True for p in held},
-        numel=torch.tensor([35.0, 12.0, 6.0]),
+        numel=torch.tensor([35.0, 160_000.0, 6.0], dtype=torch.float64),
         group=distributed.world_group(),
     )
     expected = [start.double() for start in starts]
@@ -81,6 +84,30 @@ def test_fifty_steps_equal_the_reference() -> None:
     assert {group["step"] for group in optimizer.param_groups} == {50}
 
 
+def test_adamw_is_torchs() -> None:
+    torch.manual_seed(0)
+    starts = [torch.randn(7, 5), torch.randn(400, 400), torch.randn(6)]
+    ours, theirs = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    settings = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY}
+    optimizer = AdamW(
+        [{"params": ours[:2], "wd_mult": 1.0}, {"params": ours[2:], "wd_mult": 0.0}], **settings
+    )
+    reference = torch.optim.AdamW(
+        [{"params": theirs[:2]}, {"params": theirs[2:], "weight_decay": 0.0}], **settings
+    )
+    for step in range(50):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p) * (30.0 if step % 7 == 0 else 1.0)
+            q.grad = p.grad.clone()
+        for group in (*optimizer.param_groups, *reference.param_groups):
+            group["lr"] = LR * min(1.0, step / 10)
+        optimizer.step()
+        reference.step()
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=2e-6, atol=2e-6)
+    assert not torch.allclose(ours[0], starts[0], atol=0.1)
+
+
 @pytest.mark.usefixtures("one_process")
 def test_replicas_that_are_not_counted_do_not_change_the_statistic() -> None:
     p = torch.nn.Parameter(torch.ones(4))
@@ -90,7 +117,7 @@ def test_replicas_that_are_not_counted_do_not_change_the_statistic() -> None:
     optimizer.statistics = TensorStatistics(
         slot={id(p): 0},
         counted={id(p): False},
-        numel=torch.tensor([4.0]),
+        numel=torch.tensor([4.0], dtype=torch.float64),
         group=distributed.world_group(),
     )
     p.grad = torch.full((4,), 2.0)
