@@ -161,7 +161,7 @@ def _report(run: Training, state: RunState, lr: float, interval: Interval) -> Ru
         token_digest=add_digests(state.token_digest, lanes[2:4]),
     )
     seconds = time.perf_counter() - interval.started
-    run.reporter.training(state, loss=summary.loss, lr=lr, tokens=summary.tokens, seconds=seconds)
+    run.reporter.training(state, summary, lr=lr, seconds=seconds)
     return state
 
 
