@@ -82,6 +82,11 @@ def rank() -> int:
     return torch.distributed.get_rank()
 
 
+def world_size() -> int:
+    """Return the number of ranks."""
+    return torch.distributed.get_world_size()
+
+
 def is_main_rank() -> bool:
     """Tell whether this rank logs and writes."""
     return rank() == 0

@@ -93,6 +93,10 @@ class Objective(ABC):
     def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
         """Rebuild the unmasked tokens [t] from the batch that was consumed (for the digest)."""
 
+    def scored_share(self, phase: str) -> float:
+        """Return the share of a row's slots that are scored in `phase`, at most."""
+        return 1.0
+
 
 def next_tokens(rows: Rows, last: int) -> NDArray[np.int64]:
     """Return [t] the token after each slot of the stream; `last` after the last one.

@@ -35,8 +35,12 @@ class MaskingObjective(Objective):
             rows.g,
             seq_length=rows.seq_length,
             mask_seed=mask_seed,
-            mask_rate=self.mask_rate_by_phase.get(phase, self.mask_rate),
+            mask_rate=self.scored_share(phase),
             mask_id=ids.mask,
             vocab_size=ids.vocab_size,
             special_ids=ids.special,
         )
+
+    def scored_share(self, phase: str) -> float:
+        """Return the phase's mask rate: special tokens and padding are never masked."""
+        return self.mask_rate_by_phase.get(phase, self.mask_rate)

@@ -16,6 +16,7 @@ from megatron_ettin import distributed
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.objectives import Batch
 from megatron_ettin.order.digest import mask_digest, token_digest
+from megatron_ettin.training.memory import peak_memory_bytes
 
 #: Digest lanes of a step: order (low, high), token (low, high), mask.
 LANES = 5
@@ -41,6 +42,8 @@ class Summary:
     steps: list[StepRange]
     lanes: NDArray[np.uint64]
     """[n, 5]: digest lanes of each step."""
+    peak_memory_bytes: int
+    """Largest memory of a rank since the run began, over the ranks."""
 
     @property
     def tokens(self) -> int:
@@ -117,16 +120,21 @@ class Interval:
         """Sum over all ranks; all of them call this and get the same result.
 
         The digests ride the all-reduce of the losses: a lane is sent as two halves of 32 bits,
-        whose sums over fewer than 2^21 ranks are exact in a double.
+        whose sums over fewer than 2^21 ranks are exact in a double. So do the peaks of memory,
+        each in the place of its rank.
         """
         lanes = np.array(self._lanes, dtype=np.uint64)
         halves = np.stack([lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)])
         losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
-        sent = torch.from_numpy(halves.astype(np.float64).ravel()).to(losses.device)
-        received = distributed.all_reduce_sum(torch.cat([losses, sent])).cpu().numpy()
-        low, high = received[2:].reshape(2, *lanes.shape).astype(np.uint64)
+        peaks = np.zeros(distributed.world_size())
+        peaks[distributed.rank()] = peak_memory_bytes()
+        sent = np.concatenate([halves.astype(np.float64).ravel(), peaks])
+        together = torch.cat([losses, torch.from_numpy(sent).to(losses.device)])
+        received = distributed.all_reduce_sum(together).cpu().numpy()
+        low, high = received[2 : -len(peaks)].reshape(2, *lanes.shape).astype(np.uint64)
         return Summary(
             loss=float(received[0] / received[1]),
             steps=self._steps,
             lanes=low + (high << np.uint64(32)),
+            peak_memory_bytes=int(received[-len(peaks) :].max()),
         )

@@ -163,12 +163,7 @@ def _report(run: Training, state: RunState, lr: float, interval: Interval) -> Ru
     )
     seconds = time.perf_counter() - interval.started
     run.reporter.training(
-        state,
-        loss=summary.loss,
-        lr=lr,
-        tokens=summary.tokens,
-        seconds=seconds,
-        optimizer_seconds=interval.optimizer.seconds(),
+        state, summary, lr=lr, seconds=seconds, optimizer_seconds=interval.optimizer.seconds()
     )
     return state
 

@@ -15,6 +15,7 @@ from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
 from megatron_ettin.order.digest import format_digest
+from megatron_ettin.training.interval import Summary
 from megatron_ettin.training.validation import HeldOutLoss
 
 logger = logging.getLogger(__name__)
@@ -78,14 +79,14 @@ class Reporter:
     def training(
         self,
         state: RunState,
+        summary: Summary,
         *,
-        loss: float,
         lr: float,
-        tokens: int,
         seconds: float,
         optimizer_seconds: float,
     ) -> None:
-        """Report the steps since the last line: mean loss, last rate, tokens and wall seconds."""
+        """Report the steps since the last line, the last rate, and their wall seconds."""
+        tokens_per_second = summary.tokens / seconds
         self._write(
             {
                 "kind": "train",
@@ -93,14 +94,15 @@ class Reporter:
                 "g": state.g,
                 "phase": state.phase,
                 "tokens": state.consumed_tokens,
-                "loss": loss,
+                "loss": summary.loss,
                 "lr": lr,
                 "seconds": seconds,
-                "tokens_per_second": tokens / seconds,
+                "tokens_per_second": tokens_per_second,
                 "optimizer_share": optimizer_seconds / seconds,
+                "peak_memory_bytes": summary.peak_memory_bytes,
                 "token_digest": format_digest(state.token_digest),
             },
-            f"loss {loss:.4f} · lr {lr:.3e} · {tokens / seconds:,.0f} tok/s",
+            f"loss {summary.loss:.4f} · lr {lr:.3e} · {tokens_per_second:,.0f} tok/s",
         )
 
     def validation(self, state: RunState, held_out: HeldOutLoss) -> None:

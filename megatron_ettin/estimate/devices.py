@@ -1,0 +1,99 @@
+"""The devices that an estimate knows: their memory and the peak of their matrix products."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["cpu", "cuda"]
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What one rank runs on."""
+
+    name: str
+    kind: Kind
+    memory_bytes: int
+    """Memory that a process can get; on a CPU, the machine's, which all ranks share."""
+    peak_flops: dict[str, float]
+    """Dense matrix products by precision, FLOP/s; on a CPU, of all cores together."""
+    runtime_bytes: int
+    """What a rank needs before it holds a tensor: libraries, on a GPU the CUDA context."""
+
+
+#: Libraries on a GPU: the context of CUDA and its handles. Not measured here.
+CUDA_RUNTIME_BYTES = GIB
+
+
+def _gpu(name: str, memory_gib: float, bf16: float, fp32: float) -> Device:
+    return Device(
+        name=name,
+        kind="cuda",
+        memory_bytes=int(memory_gib * GIB),
+        peak_flops={"bf16": bf16 * 1e12, "fp32": fp32 * 1e12},
+        runtime_bytes=CUDA_RUNTIME_BYTES,
+    )
+
+
+#: Peaks: NVIDIA's data sheets (SXM forms; bf16 dense with fp32 accumulation; fp32 without tensor
+#: cores, as torch computes it by default). Memory: what torch reports as the device's total.
+GPUS = {
+    "h100": _gpu("H100 SXM 80 GB", 79.1, 989.4, 66.9),
+    "h200": _gpu("H200 SXM 141 GB", 139.8, 989.4, 66.9),
+    "a100-80": _gpu("A100 SXM 80 GB", 79.1, 312.0, 19.5),
+    "a100-40": _gpu("A100 SXM 40 GB", 39.4, 312.0, 19.5),
+    "l40s": _gpu("L40S 48 GB", 44.4, 362.0, 91.6),
+}
+DEVICES = ("cpu", *GPUS)
+
+
+def device(name: str) -> Device:
+    """Return the device `name` of DEVICES; for the CPU, this machine is measured (10 seconds)."""
+    return this_machine() if name == "cpu" else GPUS[name]
+
+
+def this_machine() -> Device:
+    """Measure this machine's CPU: its memory, its peak, what the libraries need."""
+    peak = measured_peak_flops()
+    return Device(
+        name=f"this machine's {os.cpu_count()} cores",
+        kind="cpu",
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        peak_flops={"bf16": peak, "fp32": peak},
+        runtime_bytes=measured_runtime_bytes(),
+    )
+
+
+def measured_peak_flops(seconds: float = 1.0) -> float:
+    """Return the FLOP/s of float32 products of [2048, 2048] on all cores, the best of a second."""
+    left = np.random.default_rng(0).random((2048, 2048), dtype=np.float32)
+    right = left.T.copy()
+    best = 0.0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or not best:
+        begin = time.perf_counter()
+        left @ right
+        best = max(best, 2.0 * 2048**3 / (time.perf_counter() - begin))
+    return best
+
+
+def measured_runtime_bytes() -> int:
+    """Return the resident set of a process that has imported what training imports."""
+    program = (
+        "import megatron_ettin.training.set_up, pathlib\n"
+        "print(pathlib.Path('/proc/self/statm').read_text().split()[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise OSError(f"the training libraries cannot be imported:\n{done.stderr[-2000:]}")
+    return int(done.stdout) * os.sysconf("SC_PAGE_SIZE")
