@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -56,9 +57,15 @@ class Ranks:
             process.communicate()
 
     def run(
-        self, checkpoint: Path, expected: Path, output: Path, *, deadline: float
+        self,
+        checkpoint: Path,
+        expected: Path,
+        output: Path,
+        *,
+        saving: Sequence[str],
+        deadline: float,
     ) -> dict[str, float]:
-        """Return the difference from `expected` by layout; output/LAYOUT is what it saved.
+        """Return the difference from `expected` by layout; those of `saving` leave output/LAYOUT.
 
         Fails with the output of the first rank that ends, or is late by `deadline` seconds.
         """
@@ -66,6 +73,7 @@ class Ranks:
             "checkpoint": str(checkpoint),
             "expected": str(expected),
             "output": str(output),
+            "saving": saving,
             "ports": free_ports(3),
         }
         for process in self.processes:

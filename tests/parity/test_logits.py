@@ -40,7 +40,7 @@ def test_a_key_more_or_less_shows(nano: Case, window: int, tmp_path: Path) -> No
 
 
 def test_published_decoder_is_read_as_transformers_computes_it(tmp_path: Path) -> None:
-    reference = make_reference("decoder", SIZES, local_attention=128)
+    reference = make_reference("decoder", SIZES["nano"], local_attention=128)
     reference.save_pretrained(tmp_path / "hf")
     saved = from_huggingface(tmp_path / "hf", tmp_path / "c")
     assert saved.model.sliding_window == 63
