@@ -2,8 +2,9 @@
 
 A job names a checkpoint, the logits that are expected of it, and a folder OUTPUT. The four ranks
 load the checkpoint as TP=2 x PP=2; then the first two as TP=2, while the others do so as PP=2. Each
-layout leaves how far its logits are off in OUTPUT/LAYOUT.json, and those that the job names save the
-checkpoint again as OUTPUT/LAYOUT. One start for all jobs: a rank's imports take longer than its work.
+layout leaves how far its logits are off in OUTPUT/LAYOUT.json, and those that the job names save
+the checkpoint again as OUTPUT/LAYOUT. All jobs share one start of the processes, because a rank's
+imports take longer than its work.
 """
 
 import json
