@@ -2,7 +2,7 @@
 #
 #   make venv          .venv with the pinned packages of constraints.txt and the C++ extension
 #   make test          the whole test suite
-#   make test-long     random tests with ten thousand cases or more, which `make test` leaves out
+#   make test-long     what `make test` leaves out: ten thousand random cases or more, the largest models
 #   make test-next     the whole suite under Python 3.12 or newer, with the newer Megatron-Core that
 #                      constraints.txt names for it; its CUDA build of torch is a large download
 #   make check         format, lint, types, layers and the fast tests: what every commit must pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from megatron_ettin.config.checks import positive
 from megatron_ettin.config.data import DataConfig, PhaseConfig

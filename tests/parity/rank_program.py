@@ -1,14 +1,15 @@
-"""What one of four ranks of the parity tests runs: the same checkpoints in two layouts.
+"""What one of four ranks of the parity tests runs: jobs from standard input, one JSON a line.
 
-Arguments: OUTPUT PORT CHECKPOINT... TP=2 x PP=2 ranks save each checkpoint again as
-OUTPUT/tp2pp2/<its name>. Then the first two of them, meeting at PORT, save it as OUTPUT/tp2/<its
-name> and write its logits to OUTPUT/tp2/<its name>.pt. One start for both, because a rank's imports
-take longer than its work.
+A job names a checkpoint, the logits that are expected of it, and a folder OUTPUT. The four ranks
+load the checkpoint as TP=2 x PP=2; then the first two as TP=2, while the others do so as PP=2. Each
+layout leaves how far its logits are off in OUTPUT/LAYOUT.json, and those that the job names save
+the checkpoint again as OUTPUT/LAYOUT. All jobs share one start of the processes, because a rank's
+imports take longer than its work.
 """
 
+import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,52 @@ import torch
 
 from megatron_ettin import checkpoint, distributed
 from megatron_ettin.config import HardwareConfig
-from tests.parity.references import Packed, load_stage, stage_logits
+from tests.parity.references import Packed, difference
+from tests.parity.stages import load_stage, stage_logits
+
+ALL = HardwareConfig(tensor_parallel_size=2, pipeline_parallel_size=2)
+HALVES = (HardwareConfig(tensor_parallel_size=2), HardwareConfig(pipeline_parallel_size=2))
 
 
 def main() -> None:
-    output, port = Path(sys.argv[1]), sys.argv[2]
-    folders = [Path(argument) for argument in sys.argv[3:]]
-    hardware = HardwareConfig(tensor_parallel_size=2, pipeline_parallel_size=2)
-    with distributed.process_groups(hardware):
-        for _ in save_again(folders, output / "tp2pp2", hardware):
-            pass
-    if int(os.environ["RANK"]) >= 2:
-        return
-    os.environ |= {"WORLD_SIZE": "2", "MASTER_PORT": port}
-    hardware = HardwareConfig(tensor_parallel_size=2)
-    with distributed.process_groups(hardware):
-        for name, stage in save_again(folders, output / "tp2", hardware):
-            logits = stage_logits(stage, Packed.random(stage.model_config.vocab_size))
-            if distributed.is_main_rank():
-                torch.save(logits, output / "tp2" / f"{name}.pt")
+    rank = int(os.environ["RANK"])
+    half = rank // 2
+    for line in sys.stdin:
+        job = json.loads(line)
+        ports = job["ports"]
+        run_layout("tp2pp2", ALL, job, rank=rank, world_size=4, port=ports[0])
+        name = ("tp2", "pp2")[half]
+        run_layout(name, HALVES[half], job, rank=rank % 2, world_size=2, port=ports[1 + half])
 
 
-def save_again(
-    folders: list[Path], output: Path, hardware: HardwareConfig
-) -> Iterator[tuple[str, Any]]:
-    """Load each checkpoint in this layout, save it, and yield its name and this rank's stage."""
-    for folder in folders:
+def run_layout(
+    name: str,
+    hardware: HardwareConfig,
+    job: dict[str, Any],
+    *,
+    rank: int,
+    world_size: int,
+    port: int,
+) -> None:
+    """Load the job's checkpoint in one layout, compare its logits and save it again."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_PORT": str(port)}
+    folder, output = Path(job["checkpoint"]), Path(job["output"])
+    with distributed.process_groups(hardware):
         stage = load_stage(folder, hardware)
-        checkpoint.save_weights(
-            output / folder.name,
-            stage,
-            saved=checkpoint.read_model(folder),
-            config_yaml=(folder / checkpoint.CONFIG_FILE).read_text(),
-            tokenizer_sha256="",
-        )
-        yield folder.name, stage
+        logits = stage_logits(stage, Packed.random(stage.model_config.vocab_size))
+        if name in job["saving"]:
+            checkpoint.save_weights(
+                output / name,
+                stage,
+                saved=checkpoint.read_model(folder),
+                config_yaml=(folder / checkpoint.CONFIG_FILE).read_text(),
+                tokenizer_sha256="",
+            )
+        if logits is not None and distributed.tensor_parallel_rank() == 0:
+            found = difference(logits, torch.load(job["expected"], mmap=True))
+            unfinished = output / f"{name}.unfinished.json"
+            unfinished.write_text(json.dumps(found))
+            unfinished.rename(output / f"{name}.json")
 
 
 if __name__ == "__main__":

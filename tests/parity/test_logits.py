@@ -1,35 +1,25 @@
-"""Logits of the model here equal transformers', from one process and from two tensor ranks."""
+"""What test_sizes.py does not say: other windows show, and shapes that no size has fit too."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from megatron_ettin import checkpoint
 from megatron_ettin.export.huggingface import from_huggingface
 from tests.parity.conftest import Case
 from tests.parity.references import (
     KINDS,
-    NANO,
+    SIZES,
     TOLERANCE,
     Packed,
-    checkpoint_logits,
     difference,
     make_reference,
     reference_logits,
 )
+from tests.parity.stages import checkpoint_logits
 
 #: What an error of one key in a window amounts to here, at the least.
 VISIBLE = 100 * TOLERANCE
-
-
-def test_one_process(case: Case) -> None:
-    assert difference(checkpoint_logits(case.checkpoint, case.packed), case.logits) <= TOLERANCE
-
-
-def test_two_tensor_ranks(case: Case, layouts: Path) -> None:
-    logits = torch.load(layouts / "tp2" / f"{case.name}.pt")
-    assert difference(logits, case.logits) <= TOLERANCE
 
 
 @pytest.mark.parametrize("window", [63, 65])
@@ -50,11 +40,11 @@ def test_a_key_more_or_less_shows(nano: Case, window: int, tmp_path: Path) -> No
 
 
 def test_published_decoder_is_read_as_transformers_computes_it(tmp_path: Path) -> None:
-    reference = make_reference("decoder", NANO, local_attention=128)
+    reference = make_reference("decoder", SIZES["nano"], local_attention=128)
     reference.save_pretrained(tmp_path / "hf")
     saved = from_huggingface(tmp_path / "hf", tmp_path / "c")
     assert saved.model.sliding_window == 63
-    packed = Packed.random(NANO["vocab_size"])
+    packed = Packed.random(SIZES["nano"]["vocab_size"])
     expected = reference_logits(reference, packed)
     assert difference(checkpoint_logits(tmp_path / "c", packed), expected) <= TOLERANCE
 
