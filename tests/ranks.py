@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from megatron_ettin.evaluation.layouts import Layout
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +46,27 @@ def run_ranks(
         for process in processes:
             process.kill()
             process.wait()
+
+
+def run_layouts(jobs: Sequence[tuple[Layout, list[str]]], *, ranks: int, folder: Path) -> None:
+    """Train each job, a layout and pretrain's arguments, one after the other on the same ranks."""
+    ports = free_ports(len(jobs))
+    cases = [
+        {
+            "processes": layout.processes,
+            "port": port,
+            "arguments": [*arguments, *layout.arguments(), "--logging.log_every_steps=1"],
+        }
+        for (layout, arguments), port in zip(jobs, ports, strict=True)
+    ]
+    (folder / "jobs.json").write_text(json.dumps(cases))
+    run_ranks(
+        Path(__file__).with_name("layout_program.py"),
+        [str(folder / "jobs.json")],
+        ranks=ranks,
+        logs=folder,
+        deadline_seconds=900.0,
+    )
 
 
 def _wait_for_all(

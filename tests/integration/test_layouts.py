@@ -1,6 +1,5 @@
 """One run in every layout: the same losses, the same tokens and the same weights at its end."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from megatron_ettin.evaluation.layouts import (
     read_curve,
 )
 from tests.conftest import TinyCorpus
-from tests.ranks import free_ports, run_ranks
+from tests.ranks import run_layouts
 
 OBJECTIVES = ("MaskedLM", "CausalLM")
 #: Cases: a layout and what else its command line says. Rows are of 128, then of 256 slots.
@@ -42,23 +41,13 @@ def runs(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
                 layout, overrides = CASES[name]
                 arguments = [
                     f"--config={config}",
-                    *LAYOUTS[layout].arguments(),
                     *overrides,
                     "--model.num_attention_heads=4",
                     f"--hardware.precision={precision}",
                     f"--run_dir={folder / objective / precision / name}",
                 ]
-                jobs.append({"processes": LAYOUTS[layout].processes, "arguments": arguments})
-    for job, port in zip(jobs, free_ports(len(jobs)), strict=True):
-        job["port"] = port
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks(
-        Path(__file__).with_name("layout_program.py"),
-        [str(folder / "jobs.json")],
-        ranks=4,
-        logs=folder,
-        deadline_seconds=900.0,
-    )
+                jobs.append((LAYOUTS[layout], arguments))
+    run_layouts(jobs, ranks=4, folder=folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Whole runs through torchrun: resuming, killing, initialising, reporting."""
+"""Whole runs: resuming, killing, initialising, reporting."""
 
 import json
 import os
@@ -12,10 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from megatron_ettin.evaluation.layouts import LAYOUTS, Curve, read_curve, run_layout
+from megatron_ettin.checkpoint import CheckpointError
+from megatron_ettin.evaluation.layouts import (
+    LAYOUTS,
+    Curve,
+    final_weights,
+    largest_weight_difference,
+    read_curve,
+    run_layout,
+)
 from megatron_ettin.order.ledger import RECORD, Ledger
 from tests.conftest import TinyCorpus
+from tests.ranks import run_layouts
+from tests.training import train_here
 
 SAVE_EVERY = "--checkpoint.save_every_tokens=8000"
 RESUME = "--checkpoint.resume=true"
@@ -28,7 +39,7 @@ def whole_run(
     """Return (configuration, run folder, curve) of an uninterrupted run that saved on its way."""
     folder = tmp_path_factory.mktemp("whole")
     config = tiny_corpus.write_config(folder / "run.yaml", objective="MaskedLM")
-    curve = run_layout(LAYOUTS["tp1"], [f"--config={config}", SAVE_EVERY], folder / "run")
+    curve = train_here([f"--config={config}", SAVE_EVERY], folder / "run")
     return config, folder / "run", curve
 
 
@@ -76,7 +87,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     config, run_dir, expected = whole_run
     copy = cut_off(run_dir, tmp_path / "run", keep=1)
-    curve = run_layout(LAYOUTS["tp1"], [f"--config={config}", SAVE_EVERY, RESUME], copy)
+    curve = train_here([f"--config={config}", SAVE_EVERY, RESUME], copy)
     assert curve == expected
     assert steps_saved(copy) == steps_saved(run_dir)
     ledgers = [Ledger.read(folder / "ledger") for folder in (run_dir, copy)]
@@ -86,15 +97,39 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "dp2"])
-def test_a_run_resumes_under_another_layout(
-    whole_run: tuple[Path, Path, Curve], layout: str, tmp_path: Path
+def test_phases_one_by_one_are_the_run_of_all(
+    whole_run: tuple[Path, Path, Curve], tmp_path: Path
 ) -> None:
     config, run_dir, expected = whole_run
-    copy = cut_off(run_dir, tmp_path / "run", keep=1)
-    curve = run_layout(LAYOUTS[layout], [f"--config={config}", SAVE_EVERY, RESUME], copy)
-    assert curve.largest_relative_difference(expected) <= 1e-5
-    assert curve.token_digest == expected.token_digest
+    sections = yaml.safe_load(config.read_text())
+    sections["phases"] = sections["phases"][:1]
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(sections))
+    train_here([f"--config={tmp_path / 'first.yaml'}"], tmp_path / "run")
+    resume = [f"--config={config}", RESUME]
+    with pytest.raises(CheckpointError, match="amend_order"):
+        train_here(resume, tmp_path / "run")
+    curve = train_here([*resume, "--checkpoint.amend_order=true"], tmp_path / "run")
+    assert curve == expected
+    weights = final_weights(tmp_path / "run")
+    assert largest_weight_difference(weights, final_weights(run_dir))[0] == 0.0
+
+
+@pytest.mark.slow
+def test_a_run_resumes_under_other_layouts(
+    whole_run: tuple[Path, Path, Curve], tmp_path: Path
+) -> None:
+    config, run_dir, expected = whole_run
+    layouts = ("tp2", "pp2", "dp2", "dp2_unsharded", "tp2sp", "cp2")
+    jobs = []
+    for name in layouts:
+        copy = cut_off(run_dir, tmp_path / name, keep=1)
+        arguments = [f"--config={config}", SAVE_EVERY, RESUME, f"--run_dir={copy}"]
+        jobs.append((LAYOUTS[name], arguments))
+    run_layouts(jobs, ranks=2, folder=tmp_path)
+    for name in layouts:
+        curve = read_curve(tmp_path / name)
+        assert curve.largest_relative_difference(expected) <= 1e-5, name
+        assert curve.token_digest == expected.token_digest, name
 
 
 @pytest.mark.slow
@@ -120,7 +155,7 @@ def test_a_killed_run_goes_on(whole_run: tuple[Path, Path, Curve], tmp_path: Pat
     # The whole session: torchrun, its rank, and the rank's checkpoint writer.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    curve = run_layout(LAYOUTS["tp1"], [*arguments, RESUME], tmp_path / "run")
+    curve = train_here([*arguments, RESUME], tmp_path / "run")
     assert curve == expected
     assert steps_of(Ledger.read(tmp_path / "run" / "ledger")) == steps_of(whole)
 
@@ -128,16 +163,13 @@ def test_a_killed_run_goes_on(whole_run: tuple[Path, Path, Curve], tmp_path: Pat
 @pytest.mark.slow
 def test_another_order_is_refused(whole_run: tuple[Path, Path, Curve]) -> None:
     config, run_dir, _ = whole_run
-    with pytest.raises(RuntimeError, match=r"error: .*another sample order"):
-        run_layout(
-            LAYOUTS["tp1"],
-            [f"--config={config}", RESUME, "--data.pools={short: [0.0, 0.5], long: [0.6, 1.0]}"],
-            run_dir,
-        )
-    with pytest.raises(RuntimeError, match=r"error: .*another objective"):
-        run_layout(LAYOUTS["tp1"], [f"--config={config}", RESUME, "--objective=CausalLM"], run_dir)
-    with pytest.raises(RuntimeError, match=r"error: .*resume true"):
-        run_layout(LAYOUTS["tp1"], [f"--config={config}"], run_dir)
+    run, pools = f"--config={config}", "--data.pools={short: [0.0, 0.5], long: [0.6, 1.0]}"
+    with pytest.raises(CheckpointError, match="another sample order"):
+        train_here([run, RESUME, pools], run_dir)
+    with pytest.raises(CheckpointError, match="another objective"):
+        train_here([run, RESUME, "--objective=CausalLM"], run_dir)
+    with pytest.raises(CheckpointError, match="resume true"):
+        train_here([run], run_dir)
 
 
 @pytest.mark.slow

@@ -21,6 +21,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS = sorted(path.stem for path in (EXAMPLES / "model").glob("*.yaml"))
 PHASES = dict.fromkeys(("", "nano/", "third/"), ("pretrain", "extension", "decay"))
 OBJECTIVES = {"mlm": "bidirectional", "clm": "causal", "mntp": "bidirectional"}
+#: Peak rate, weight decay and warm-up tokens of the released pre-training runs.
+PRETRAINING = {
+    "17m": (3e-3, 3e-4, 4e9),
+    "32m": (3e-3, 3e-4, 4e9),
+    "68m": (3e-3, 3e-4, 3e9),
+    "150m": (8e-4, 1e-5, 3e9),
+    "400m": (5e-4, 1e-5, 2e9),
+    "1b": (5e-4, 5e-5, 2e9),
+}
 #: Peak rate, weight decay, warm-up, tokens and decaying tokens of the released cross-training runs.
 CROSS = {
     "17m": (1.5e-3, 3e-4, 3e9, 50e9, 10e9),
@@ -65,6 +74,22 @@ def cross_arguments(size: str, objective: str) -> list[str]:
     files.append("hardware/cpu" if size == "nano" else "hardware/1xh100")
     flags = [f"--config={EXAMPLES / name}.yaml" for name in files]
     return [*flags, "--run_dir=run", "--checkpoint.initialize_from=other"]
+
+
+@pytest.mark.parametrize("size", sorted(PRETRAINING))
+def test_published_hyperparameters(size: str) -> None:
+    run = parse_args(arguments(size, "mlm", ""))
+    assert PRETRAINING[size] == (
+        run.optimizer.lr,
+        run.optimizer.weight_decay,
+        run.optimizer.warmup_tokens,
+    )
+    tokens = [phase.train_tokens for phase in run.phases]
+    rates = [(phase.lr_start, phase.lr_end) for phase in run.phases]
+    assert tokens == [1_700_000_000_000, 250_000_000_000, 50_000_000_000]
+    assert rates == [(1.0, 1.0), (1.0, 0.5), (0.5, 0.02)]
+    assert run.optimizer.clip_grad == 0.0
+    assert (run.optimizer.beta1, run.optimizer.beta2, run.optimizer.epsilon) == (0.9, 0.98, 1e-6)
 
 
 @pytest.mark.parametrize("size", MODELS)

@@ -1,6 +1,6 @@
-"""Train one run under several parallel layouts and compare the losses step by step.
+"""Train one run under several parallel layouts; compare losses and final weights.
 
-python tools/compare_losses.py --output runs/layouts --config A.yaml --config B.yaml ...
+python tools/compare_layouts.py --output runs/layouts --config A.yaml --config B.yaml ...
 """
 
 import argparse
@@ -9,11 +9,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from megatron_ettin.evaluation.layouts import LAYOUTS, Curve, run_layout
+from megatron_ettin.evaluation.layouts import (
+    LAYOUTS,
+    Curve,
+    final_weights,
+    largest_weight_difference,
+    run_layout,
+)
 
 
 def main() -> None:
-    """Run every layout and print how far its losses are from the first one's."""
+    """Run every layout and print how far its losses and weights are from the first one's."""
     args = parse_arguments()
     curves: dict[str, Curve] = {}
     for name in tqdm(args.layouts, desc="layouts", disable=None):
@@ -26,16 +32,21 @@ def main() -> None:
             )
         except RuntimeError as error:
             raise SystemExit(f"error: {error}") from None
-    reference = curves[args.layouts[0]]
-    print("layout  processes  steps  last loss   largest relative difference  token digest")
+    first = args.layouts[0]
+    weights = final_weights(args.output / first)
+    print(
+        f"{'layout':20} processes  steps  last loss  largest relative difference of a\n"
+        f"{'':48} loss  tensor at the end  token digest"
+    )
     worst = 0.0
     for name, curve in curves.items():
-        difference = curve.largest_relative_difference(reference)
-        worst = max(worst, difference)
-        same = "same" if curve.token_digest == reference.token_digest else "DIFFERENT"
+        loss = curve.largest_relative_difference(curves[first])
+        tensor, _ = largest_weight_difference(final_weights(args.output / name), weights)
+        worst = max(worst, loss, tensor)
+        same = "same" if curve.token_digest == curves[first].token_digest else "DIFFERENT"
         print(
-            f"{name:7} {LAYOUTS[name].processes:9}  {len(curve.losses):5}  "
-            f"{curve.losses[-1]:9.6f}   {difference:27.1e}  {same}"
+            f"{name:20} {LAYOUTS[name].processes:9}  {len(curve.losses):5}  "
+            f"{curve.losses[-1]:9.6f}  {loss:8.1e}  {tensor:17.1e}  {same}"
         )
     same_tokens = len({curve.token_digest for curve in curves.values()}) == 1
     if worst > args.tolerance or not same_tokens:
