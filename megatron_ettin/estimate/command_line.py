@@ -151,16 +151,15 @@ def _scaled(phases: list[PhaseConfig], tokens: int) -> list[PhaseConfig]:
     """Return phases of `tokens` together, each with the share it has now."""
     whole = sum(phase.train_tokens for phase in phases)
 
-    def scaled(count: int | None) -> int | None:
-        return None if count is None else max(1, round(count * tokens / whole))
+    def scaled(count: int) -> int:
+        return max(1, round(count * tokens / whole))
 
-    return [
-        replace(
-            phase,
-            train_tokens=scaled(phase.train_tokens),
-            train_rows=scaled(phase.train_rows),
-            lr_decay_tokens=scaled(phase.lr_decay_tokens),
-            batch_ramp_tokens=scaled(phase.batch_ramp_tokens),
-        )
-        for phase in phases
-    ]
+    scaled_phases = []
+    for phase in phases:
+        optional: dict[str, Any] = {
+            name: scaled(count)
+            for name in ("train_rows", "lr_decay_tokens", "batch_ramp_tokens")
+            if (count := getattr(phase, name)) is not None
+        }
+        scaled_phases.append(replace(phase, train_tokens=scaled(phase.train_tokens), **optional))
+    return scaled_phases

@@ -16,6 +16,8 @@ from megatron_ettin.model.counts import Attention, layer_matrix_parameters
 FP32 = 4
 #: Bytes of a chunk of logits (model/linear_cross_entropy.py, which imports torch).
 LOGITS_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+#: Elements that the optimizer updates at a time (training/adamw.py, which imports torch).
+OPTIMIZER_BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
 #: On a CPU: what the C library has taken from the system and cannot use for the next tensor (freed
 #: blocks between kept ones), as a share of the activations. Measured (docs/estimate.md).
 CPU_HEAP_OVERHEAD = 0.55
@@ -51,6 +53,8 @@ class Work:
     def optimizer_shards(self) -> int:
         """Ranks that share the optimizer's state of the same weights."""
         hardware = self.hardware
+        if not hardware.use_distributed_optimizer:
+            return 1
         return self.world_size // (hardware.tensor_parallel_size * hardware.pipeline_parallel_size)
 
     @property
@@ -241,8 +245,9 @@ def _embedding_gradients(work: Work, stage: int) -> int:
 
 
 def _optimizer_step(work: Work, stage: int) -> int:
-    """Count the update of the rank's own shards, and the root that it is divided by."""
-    return 2 * FP32 * -(-rank_parameters(work, stage) // work.optimizer_shards)
+    """Count two copies of a block of shards: the update, and the root that it is divided by."""
+    own = -(-rank_parameters(work, stage) // work.optimizer_shards)
+    return 2 * FP32 * min(own, OPTIMIZER_BLOCK_ELEMENTS[work.device.kind])
 
 
 def _heap_overhead(work: Work, activations: int) -> int:
