@@ -37,7 +37,7 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
     """[t / cp] int64, restarting per segment, for the slots of this context-parallel rank."""
     first_slot: int = 0
     """The first of those slots in the stream; they are consecutive."""
-    g: torch.Tensor | None = None
+    g: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     """[m] int64 global row numbers, for the counters of the dropout."""
     dropout: OutputDropout | None = None
     """Dropout of the attention outputs; None while nothing is trained."""

@@ -52,7 +52,7 @@ def linear_cross_entropy(
     """
     if chunk_positions is None:
         chunk_positions = max(1, CHUNK_BYTES[hidden.device.type] // (4 * weight.shape[0]))
-    total, by_position = _LinearCrossEntropy.apply(
+    total, by_position = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, labels, vocab_size, group, chunk_positions
     )
     return SummedLoss(total, by_position)
@@ -62,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Losses and gradients chunk by chunk."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
@@ -95,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         hidden, weight, bias = gradients.scaled(scale)
         return hidden, weight, bias, None, None, None, None

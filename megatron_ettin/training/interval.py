@@ -78,7 +78,7 @@ def _moment() -> Any:
     """Return the time now: as an event of the GPU's own queue of work if there is one."""
     if not torch.cuda.is_available():
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 
