@@ -26,9 +26,9 @@ Tolerance = tuple[float, float]
 FP32: Tolerance = (1e-5, 1e-5)
 #: Between layouts, both in bf16. Measured: 7.3e-5 and 7.7e-3.
 BF16_LAYOUTS: Tolerance = (2e-4, 2e-2)
-#: Between bf16 and fp32. Measured: 5.3e-4, and 0.08 for one tensor of the encoder (0.034 for the next,
-#: 0.017 for the median): Adam's steps are as long where gradients are small as where they are large,
-#: so rounding decides some of them.
+#: Between bf16 and fp32. Measured: 5.3e-4, and 0.08 for one tensor of the encoder (0.034 for the
+#: next, 0.017 for the median): Adam's steps are as long where gradients are small as where they are
+#: large, so rounding decides some of them.
 BF16_TO_FP32: Tolerance = (1e-3, 1e-1)
 
 
