@@ -92,13 +92,15 @@ def recipe(folder: Path) -> dict[str, Any]:
                 batch_ramp_start=4,
                 batch_ramp_tokens=6_000,
             ),
-            phase("extension", lr_end=0.5, **rotary),
+            # No multiple of the window, nor a divisor of the micro-batch: as 7,999 is beside 1,024.
+            phase("extension", seq_length=250, lr_end=0.5, **rotary),
             phase(
                 "decay",
                 lr_start=0.5,
                 lr_end=0.02,
                 lr_decay="linear",
                 lr_decay_tokens=6_000,
+                seq_length=250,
                 **rotary,
             ),
         ],
