@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -86,12 +87,16 @@ def _wait_for_all(
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different ports of this machine that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Return different ports of this machine that nobody listens on.
+
+    Below those that a system gives to connections by itself, so that they are still free when a
+    case of some minutes later needs them.
+    """
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 12_768):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise OSError(f"fewer than {count} ports are free")
