@@ -5,6 +5,7 @@ Source: Wortsman et al. 2023 (arXiv 2304.13013), in the form of ModernBERT's `sr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -62,35 +63,39 @@ class StableAdamW(AdamW):
         for group in self.param_groups:
             group["step"] += 1
         blocks = list(self.blocks())
-        norms = []
-        for block in blocks:
+        ends = itertools.accumulate(len(block.shards) for block in blocks)
+        places = [slice(end - len(b.shards), end) for b, end in zip(blocks, ends, strict=True)]
+        shards = [shard for block in blocks for shard in block.shards]
+        # One tensor: kept norms would lie between the blocks' temporary memory and fragment it.
+        norms = self._statistics.numel.new_empty(len(shards))
+        for block, place in zip(blocks, places, strict=True):
             advance_moments(block)
-            norms += _normalised_gradient_norms(block)
-        damping = self._damping([shard for block in blocks for shard in block.shards], norms)
-        begin = 0
-        for block in blocks:
-            end = begin + len(block.shards)
-            rates = block.group["lr"] / damping[begin:end]
+            norms[place] = torch.stack(_normalised_gradient_norms(block))
+        damping = self._damping(shards, norms)
+        for block, place in zip(blocks, places, strict=True):
+            rates = block.group["lr"] / damping[place]
             keep = 1.0 - rates * (block.decay / self.peak_lr)
             move(block, rate=list(rates.unbind()), keep=list(keep.unbind()))
-            begin = end
 
-    def _damping(self, shards: list[torch.Tensor], norms: list[torch.Tensor]) -> torch.Tensor:
+    @property
+    def _statistics(self) -> TensorStatistics:
+        assert self.statistics is not None, "StableAdamW.statistics is not set"
+        return self.statistics
+
+    def _damping(self, shards: list[torch.Tensor], norms: torch.Tensor) -> torch.Tensor:
         """Return max(1, RMS) of the logical tensor of each slice, float32.
 
-        `shards` and `norms` tell for each slice the shard that it is cut from and the norm of its
-        g / max(sqrt(v), eps).
+        `shards` and `norms` [slices], float64, tell for each slice the shard that it is cut from
+        and the norm of its g / max(sqrt(v), eps).
         """
-        statistics = self.statistics
-        assert statistics is not None, "StableAdamW.statistics is not set"
+        statistics = self._statistics
         device = statistics.numel.device
         slots = torch.tensor([statistics.slot[id(shard)] for shard in shards], device=device).long()
         counted = [statistics.counted[id(shard)] for shard in shards]
-        squares = torch.stack(norms).double().square_() if norms else slots.double()
         # Not index_add_: on a GPU its order of summation differs from run to run.
         belongs = slots == torch.arange(len(statistics.numel), device=device)[:, None]
         belongs &= torch.tensor(counted, dtype=torch.bool, device=device)
-        sums = torch.where(belongs, squares, 0.0).sum(dim=1)
+        sums = torch.where(belongs, norms.square(), 0.0).sum(dim=1)
         torch.distributed.all_reduce(sums, group=statistics.group)
         return (sums / statistics.numel).sqrt_().clamp_(min=1.0)[slots].float()
 

@@ -82,6 +82,15 @@ def test_checkpoints_follow_the_token_clock(whole_run: tuple[Path, Path, Curve])
 
 
 @pytest.mark.slow
+def test_every_line_tells_the_optimizers_share(whole_run: tuple[Path, Path, Curve]) -> None:
+    _, run_dir, curve = whole_run
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").open()]
+    shares = [line["optimizer_share"] for line in lines if line["kind"] == "train"]
+    assert len(shares) == len(curve.losses)
+    assert all(0.0 < share < 1.0 for share in shares)
+
+
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(
     whole_run: tuple[Path, Path, Curve], tmp_path: Path
 ) -> None:
@@ -168,6 +177,8 @@ def test_another_order_is_refused(whole_run: tuple[Path, Path, Curve]) -> None:
         train_here([run, RESUME, pools], run_dir)
     with pytest.raises(CheckpointError, match="another objective"):
         train_here([run, RESUME, "--objective=CausalLM"], run_dir)
+    with pytest.raises(CheckpointError, match=r"another optimizer\.name"):
+        train_here([run, RESUME, "--optimizer.name=adamw"], run_dir)
     with pytest.raises(CheckpointError, match="resume true"):
         train_here([run], run_dir)
 
