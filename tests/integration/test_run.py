@@ -84,7 +84,7 @@ def test_checkpoints_follow_the_token_clock(whole_run: tuple[Path, Path, Curve])
 @pytest.mark.slow
 def test_every_line_tells_the_optimizers_share(whole_run: tuple[Path, Path, Curve]) -> None:
     _, run_dir, curve = whole_run
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     shares = [line["optimizer_share"] for line in lines if line["kind"] == "train"]
     assert len(shares) == len(curve.losses)
     assert all(0.0 < share < 1.0 for share in shares)
