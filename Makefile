@@ -33,8 +33,9 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py $(CPP) | $(BIN)/python
 test: venv
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+# glibc keeps what was freed in pieces of up to 32 MB, which the layers of large models are.
 test-long: venv
-	$(BIN)/python -m pytest -m long
+	MALLOC_MMAP_THRESHOLD_=1000000 $(BIN)/python -m pytest -m long
 
 test-next:
 	@$(NEXT_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "error: Python 3.12 or newer is needed; make test-next NEXT_PYTHON=/path/to/python3 names one")'
