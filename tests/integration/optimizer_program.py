@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def report(what: str, worst: float) -> None:
-    print(f"rank {distributed.rank()} {what}: {worst:.1e}", flush=True)
+    print(f"rank{distributed.rank()}: {what}: {worst:.1e}", flush=True)
 
 
 class Rank:

@@ -1,31 +1,17 @@
 """The optimizers in every layout, step by step, against whole tensors in one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.integration.optimizer_program import CASES, RESUMED
-
-ROOT = Path(__file__).parents[2]
+from tests.ranks import run_ranks
 
 
 @pytest.mark.slow
 def test_fifty_steps_equal_the_reference_in_every_layout(tmp_path: Path) -> None:
     """One start of four ranks for all cases: their imports take longer than their work."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "4", "-m", "tests.integration.optimizer_program"),
-            str(tmp_path),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    assert done.stdout.count("rank ") == 4 * len(CASES + RESUMED)
+    program = Path(__file__).with_name("optimizer_program.py")
+    run_ranks(program, [str(tmp_path)], ranks=4, logs=tmp_path, deadline_seconds=600.0)
+    for log in tmp_path.glob("rank*.log"):
+        assert log.read_text().count(f"{log.stem}: ") == len(CASES + RESUMED)
