@@ -20,14 +20,14 @@ from megatron_ettin.export.composer import from_composer
 from tests.conftest import TinyCorpus
 from tests.parity.references import (
     KINDS,
-    NANO,
+    SIZES,
     TOLERANCE,
     Packed,
-    checkpoint_logits,
     difference,
     make_reference,
     reference_logits,
 )
+from tests.parity.stages import checkpoint_logits
 from tools.convert import main
 
 OUTSIDE_LAYERS = {
@@ -52,7 +52,7 @@ def original_weights(kind: str, model: Any) -> dict[str, torch.Tensor]:
     theirs = model.state_dict()
     found = {name: theirs[theirs_name] for name, theirs_name in OUTSIDE_LAYERS.items()}
     found |= {name: theirs[theirs_name] for name, theirs_name in HEADS[kind].items()}
-    for i in range(NANO["num_hidden_layers"]):
+    for i in range(SIZES["nano"]["num_hidden_layers"]):
         ours, hf = f"bert.encoder.layers.{i}.", f"model.layers.{i}."
         for name in IN_LAYERS:
             found[f"{ours}{name}.weight"] = theirs[f"{hf}{name}.weight"]
@@ -69,7 +69,7 @@ def original_weights(kind: str, model: Any) -> dict[str, torch.Tensor]:
 def settings(kind: str) -> dict[str, Any]:
     """Return a `model_config` as in the released training files."""
     return {
-        **NANO,
+        **SIZES["nano"],
         "activation_function": "gelu",
         "attention_layer": "rope",
         "attention_probs_dropout_prob": 0.0,
@@ -121,7 +121,7 @@ def composer_state(kind: str, model: Any, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
-    return {kind: make_reference(kind, NANO) for kind in KINDS}
+    return {kind: make_reference(kind, SIZES["nano"]) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,7 +137,7 @@ def test_a_composer_checkpoint_computes_the_same(
     assert (saved.rotary_base_global, saved.rotary_base_local) == (160_000.0, 10_000.0)
     assert (saved.max_seq_length, saved.prediction_shift) == (512, 0)
     assert saved.tokenizer == str(tiny_corpus.folder / "tokenizer")
-    packed = Packed.random(NANO["vocab_size"])
+    packed = Packed.random(SIZES["nano"]["vocab_size"])
     expected = reference_logits(models[kind], packed)
     assert difference(checkpoint_logits(tmp_path / "c", packed), expected) <= TOLERANCE
 

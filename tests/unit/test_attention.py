@@ -33,7 +33,8 @@ def dense(
 
 def core_attention(mask_type: AttnMaskType, window: tuple[int, int] | None) -> SdpaCoreAttention:
     config: Any = SimpleNamespace(window_size=window, window_attn_skip_freq=None)
-    return SdpaCoreAttention(config, 1, mask_type, "self")
+    alone: Any = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1))
+    return SdpaCoreAttention(config, 1, mask_type, "self", pg_collection=alone)
 
 
 @pytest.mark.parametrize(
