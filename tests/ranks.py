@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megatron_ettin.evaluation.layouts import Layout
@@ -17,10 +19,15 @@ from megatron_ettin.evaluation.layouts import Layout
 ROOT = Path(__file__).parents[1]
 
 
-def run_ranks(
-    program: Path, arguments: Sequence[str], *, ranks: int, logs: Path, deadline_seconds: float
-) -> None:
-    """Run `program` on all ranks to its end; fail with the output of the first that fails."""
+@contextmanager
+def started_ranks(
+    program: Path, arguments: Sequence[str], *, ranks: int, logs: Path
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start `program` on all ranks, output in logs/rankN.log; none outlives the block.
+
+    Each is in a session of its own, which the process that Megatron-Core's checkpoint writer starts
+    joins: killing the rank alone would leave that one behind.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -29,24 +36,37 @@ def run_ranks(
         "MASTER_PORT": str(free_ports(1)[0]),
         "WORLD_SIZE": str(ranks),
     }
-    processes: list[subprocess.Popen[bytes]] = []
-    outputs = [logs / f"rank{rank}.log" for rank in range(ranks)]
+    processes: list[subprocess.Popen[str]] = []
     try:
-        for rank, output in enumerate(outputs):
-            with output.open("wb") as file:
+        for rank in range(ranks):
+            with (logs / f"rank{rank}.log").open("w") as file:
                 processes.append(
                     subprocess.Popen(
                         [sys.executable, str(program), *arguments],
                         env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stdin=subprocess.PIPE,
                         stdout=file,
                         stderr=subprocess.STDOUT,
+                        text=True,
+                        start_new_session=True,
                     )
                 )
-        _wait_for_all(processes, outputs, deadline_seconds)
+        yield processes
     finally:
         for process in processes:
-            process.kill()
-            process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def run_ranks(
+    program: Path, arguments: Sequence[str], *, ranks: int, logs: Path, deadline_seconds: float
+) -> None:
+    """Run `program` on all ranks to its end; fail with the output of the first that fails."""
+    with started_ranks(program, arguments, ranks=ranks, logs=logs) as processes:
+        _wait_for_all(
+            processes, [logs / f"rank{rank}.log" for rank in range(ranks)], deadline_seconds
+        )
 
 
 def run_layouts(jobs: Sequence[tuple[Layout, list[str]]], *, ranks: int, folder: Path) -> None:
@@ -71,7 +91,7 @@ def run_layouts(jobs: Sequence[tuple[Layout, list[str]]], *, ranks: int, folder:
 
 
 def _wait_for_all(
-    processes: Sequence[subprocess.Popen[bytes]], outputs: Sequence[Path], deadline_seconds: float
+    processes: Sequence[subprocess.Popen[str]], outputs: Sequence[Path], deadline_seconds: float
 ) -> None:
     """Return when all have ended well; the others would wait for one that has failed."""
     deadline = time.monotonic() + deadline_seconds

@@ -3,58 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
-ROOT = Path(__file__).parents[2]
+from tests.ranks import free_ports, started_ranks
+
 RANKS = 4
 #: What a job is run as, and the processes that each takes.
 LAYOUTS = {"tp2": 2, "pp2": 2, "tp2pp2": 4}
 
 
 class Ranks:
-    """The processes, between `with` and its end; their output goes to files in `folder`."""
+    """The processes of a `with` block; their output goes to files in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, processes: list[subprocess.Popen[str]], folder: Path) -> None:
+        self.processes = processes
         self.logs = [folder / f"rank{rank}.log" for rank in range(RANKS)]
-        self.processes: list[subprocess.Popen[str]] = []
 
-    def __enter__(self) -> Ranks:
-        command = [sys.executable, str(Path(__file__).with_name("rank_program.py"))]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "MASTER_ADDR": "127.0.0.1",
-        }
-        for rank, log in enumerate(self.logs):
-            with log.open("w") as file:
-                process = subprocess.Popen(
-                    command,
-                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdin=subprocess.PIPE,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            self.processes.append(process)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for process in self.processes:
-            process.kill()
-            process.communicate()
+    @classmethod
+    @contextmanager
+    def started(cls, folder: Path) -> Iterator[Ranks]:
+        """Start them, and end them with the block."""
+        program = Path(__file__).with_name("rank_program.py")
+        with started_ranks(program, [], ranks=RANKS, logs=folder) as processes:
+            yield cls(processes, folder)
 
     def run(
         self,
@@ -89,15 +64,3 @@ class Ranks:
             assert time.monotonic() < end, f"late:\n{late}"
             time.sleep(0.05)
         return {answer.stem: json.loads(answer.read_text()) for answer in answers}
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports of this machine that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

@@ -56,7 +56,7 @@ class Measured(Case):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    with Ranks(tmp_path_factory.mktemp("ranks")) as started:
+    with Ranks.started(tmp_path_factory.mktemp("ranks")) as started:
         yield started
 
 
