@@ -118,7 +118,8 @@ def test_phases_one_by_one_are_the_run_of_all(
     with pytest.raises(CheckpointError, match="amend_order"):
         train_here(resume, tmp_path / "run")
     curve = train_here([*resume, "--checkpoint.amend_order=true"], tmp_path / "run")
-    assert curve == expected
+    assert (curve.losses, curve.token_digest) == (expected.losses, expected.token_digest)
+    assert curve.heldout_losses[-1] == expected.heldout_losses[-1]
     weights = final_weights(tmp_path / "run")
     assert largest_weight_difference(weights, final_weights(run_dir))[0] == 0.0
 
@@ -146,10 +147,10 @@ def test_a_killed_run_goes_on(whole_run: tuple[Path, Path, Curve], tmp_path: Pat
     config, run_dir, expected = whole_run
     whole = Ledger.read(run_dir / "ledger")
     arguments = [f"--config={config}", SAVE_EVERY]
+    # Not by torchrun, which gives its ranks sessions of their own.
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "1", "-m", "megatron_ettin.pretrain", *arguments),
+            *(sys.executable, "-m", "megatron_ettin.pretrain", *arguments),
             f"--run_dir={tmp_path / 'run'}",
         ],
         start_new_session=True,
@@ -161,7 +162,7 @@ def test_a_killed_run_goes_on(whole_run: tuple[Path, Path, Curve], tmp_path: Pat
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "the run never got to its seventh step"
         time.sleep(0.02)
-    # The whole session: torchrun, its rank, and the rank's checkpoint writer.
+    # The whole session: the rank and its checkpoint writer.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     curve = train_here([*arguments, RESUME], tmp_path / "run")
