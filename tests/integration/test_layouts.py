@@ -1,5 +1,6 @@
 """One run in every layout: the same losses, the same tokens and the same weights at its end."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,12 @@ CASES = {name: (name, ["--hardware.micro_batch_tokens=512"]) for name in LAYOUTS
     f"micro_batch_{rows}": ("tp1", [f"--hardware.micro_batch_tokens={256 * rows}"])
     for rows in (1, 4)
 }
-BF16 = ("tp1", "tp2", "tp2sp", "pp2", "dp2", "cp2")
+#: What every run of the tests has: each kind of parallelism, mostly together with others. The rest
+#: tells them apart, and takes twice as long.
+MIXED = ("dp2", "dp2_unsharded", "tp2pp2", "tp2pp2sp_recompute", "tp2cp2sp")
+MIXED += ("micro_batch_1", "micro_batch_4")
+REST = tuple(case for case in CASES if case not in ("tp1", *MIXED))
+MIXED_BF16, REST_BF16 = ("tp2sp",), ("tp2", "pp2", "dp2", "cp2")
 #: Largest relative difference of a loss, and relative L2 distance of a tensor at the end.
 Tolerance = tuple[float, float]
 #: Measured: 1.2e-8 (losses are sums in float64) and 1.4e-6.
@@ -32,15 +38,13 @@ BF16_LAYOUTS: Tolerance = (2e-4, 2e-2)
 BF16_TO_FP32: Tolerance = (1e-3, 1e-1)
 
 
-@pytest.fixture(scope="module")
-def runs(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with runs/OBJECTIVE/PRECISION/CASE."""
-    folder = tmp_path_factory.mktemp("layouts")
+def train(folder: Path, corpus: TinyCorpus, fp32: Sequence[str], bf16: Sequence[str]) -> Path:
+    """Leave runs of these cases, and of one process, in folder/OBJECTIVE/PRECISION/CASE."""
     jobs = []
     for objective in OBJECTIVES:
-        config = tiny_corpus.write_config(folder / f"{objective}.yaml", objective=objective)
-        for precision, names in (("fp32", CASES), ("bf16", BF16)):
-            for name in names:
+        config = corpus.write_config(folder / f"{objective}.yaml", objective=objective)
+        for precision, names in (("fp32", fp32), ("bf16", bf16)):
+            for name in ("tp1", *names):
                 layout, overrides = CASES[name]
                 arguments = [
                     f"--config={config}",
@@ -52,6 +56,16 @@ def runs(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> P
                 jobs.append((LAYOUTS[layout], arguments))
     run_layouts(jobs, ranks=4, folder=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("mixed"), tiny_corpus, MIXED, MIXED_BF16)
+
+
+@pytest.fixture(scope="module")
+def rest(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("rest"), tiny_corpus, REST, REST_BF16)
 
 
 def require_near(found: Path, expected: Path, tolerance: Tolerance) -> None:
@@ -67,24 +81,35 @@ def require_near(found: Path, expected: Path, tolerance: Tolerance) -> None:
     assert distance <= tolerance[1], tensor
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("case", [case for case in CASES if case != "tp1"])
-def test_the_layout_changes_nothing(runs: Path, objective: str, case: str) -> None:
-    folder = runs / objective / "fp32"
-    require_near(folder / case, folder / "tp1", FP32)
+def require_near_in_bf16(runs: Path, objective: str, case: str) -> None:
+    found = runs / objective / "bf16" / case
+    require_near(found, runs / objective / "bf16" / "tp1", BF16_LAYOUTS)
+    require_near(found, runs / objective / "fp32" / "tp1", BF16_TO_FP32)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("case", [case for case in BF16 if case != "tp1"])
-def test_the_layout_changes_rounding_in_bf16(runs: Path, objective: str, case: str) -> None:
-    folder = runs / objective / "bf16"
-    require_near(folder / case, folder / "tp1", BF16_LAYOUTS)
+@pytest.mark.parametrize("case", MIXED)
+def test_the_layout_changes_nothing(mixed: Path, objective: str, case: str) -> None:
+    require_near(mixed / objective / "fp32" / case, mixed / objective / "fp32" / "tp1", FP32)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("case", REST)
+def test_no_other_layout_changes_anything(rest: Path, objective: str, case: str) -> None:
+    require_near(rest / objective / "fp32" / case, rest / objective / "fp32" / "tp1", FP32)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("case", BF16)
-def test_bf16_stays_near_fp32(runs: Path, objective: str, case: str) -> None:
-    require_near(runs / objective / "bf16" / case, runs / objective / "fp32" / "tp1", BF16_TO_FP32)
+@pytest.mark.parametrize("case", MIXED_BF16)
+def test_bf16_stays_near(mixed: Path, objective: str, case: str) -> None:
+    require_near_in_bf16(mixed, objective, case)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("case", REST_BF16)
+def test_bf16_stays_near_in_other_layouts(rest: Path, objective: str, case: str) -> None:
+    require_near_in_bf16(rest, objective, case)

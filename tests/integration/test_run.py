@@ -129,7 +129,7 @@ def test_a_run_resumes_under_other_layouts(
     whole_run: tuple[Path, Path, Curve], tmp_path: Path
 ) -> None:
     config, run_dir, expected = whole_run
-    layouts = ("tp2", "pp2", "dp2", "dp2_unsharded", "tp2sp", "cp2")
+    layouts = ("tp2", "pp2", "dp2_unsharded", "cp2")
     jobs = []
     for name in layouts:
         copy = cut_off(run_dir, tmp_path / name, keep=1)
