@@ -119,6 +119,9 @@ class RunConfig:
     """Held-out loss."""
     seeds: SeedConfig = SeedConfig()
     """Counter seeds."""
+    profile: bool = False
+    """Trace three steps after the first five: run_dir/profile.json, and what took longest in the
+    log; of the main rank."""
 
     def __post_init__(self) -> None:
         """Refuse sections that contradict each other."""

@@ -1,4 +1,4 @@
-"""The devices that an estimate knows: their memory and the peak of their matrix products."""
+"""The devices that an estimate knows: GPUs by their data sheets, and this machine, measured."""
 
 from __future__ import annotations
 
@@ -6,52 +6,11 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-Kind = Literal["cpu", "cuda"]
-GIB = 2**30
+from megatron_ettin.model.gpus import GPUS, Device
 
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """What one rank runs on."""
-
-    name: str
-    kind: Kind
-    memory_bytes: int
-    """Memory that a process can get; on a CPU, the machine's, which all ranks share."""
-    peak_flops: dict[str, float]
-    """Dense matrix products by precision, FLOP/s; on a CPU, of all cores together."""
-    runtime_bytes: int
-    """What a rank needs before it holds a tensor: libraries, on a GPU the CUDA context."""
-
-
-#: Libraries on a GPU: the context of CUDA and its handles. Not measured here.
-CUDA_RUNTIME_BYTES = GIB
-
-
-def _gpu(name: str, memory_gib: float, bf16: float, fp32: float) -> Device:
-    return Device(
-        name=name,
-        kind="cuda",
-        memory_bytes=int(memory_gib * GIB),
-        peak_flops={"bf16": bf16 * 1e12, "fp32": fp32 * 1e12},
-        runtime_bytes=CUDA_RUNTIME_BYTES,
-    )
-
-
-#: Peaks: NVIDIA's data sheets (SXM forms; bf16 dense with fp32 accumulation; fp32 without tensor
-#: cores, as torch computes it by default). Memory: what torch reports as the device's total.
-GPUS = {
-    "h100": _gpu("H100 SXM 80 GB", 79.1, 989.4, 66.9),
-    "h200": _gpu("H200 SXM 141 GB", 139.8, 989.4, 66.9),
-    "a100-80": _gpu("A100 SXM 80 GB", 79.1, 312.0, 19.5),
-    "a100-40": _gpu("A100 SXM 40 GB", 39.4, 312.0, 19.5),
-    "l40s": _gpu("L40S 48 GB", 44.4, 362.0, 91.6),
-}
 DEVICES = ("cpu", *GPUS)
 
 

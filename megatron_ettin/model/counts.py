@@ -6,9 +6,11 @@ dropout are left out, as is usual for model FLOPs. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from megatron_ettin.config import ModelConfig
 
@@ -75,30 +77,32 @@ def layer_matrix_parameters(model: ModelConfig) -> int:
     return 4 * h * h + 3 * h * f
 
 
-def visible_pairs(length: int, attention: Attention, window: int | None) -> int:
-    """Count the (query, key) pairs of a document of `length` tokens.
+def visible_pairs(lengths: ArrayLike, attention: Attention, window: int | None) -> int:
+    """Count the (query, key) pairs of documents of `lengths` tokens each (one or many).
 
     With a `window`, query i sees the keys i - window ... i + window, or ... i if causal.
     """
-    reach = length - 1 if window is None else min(window, length - 1)
+    tokens = np.atleast_1d(np.asarray(lengths, dtype=np.int64))
+    reach = tokens - 1 if window is None else np.minimum(window, tokens - 1)
     # Keys to the left of each query: 0, 1, ..., reach - 1, then `reach` for all that remain.
-    left = reach * (reach - 1) // 2 + reach * (length - reach)
-    return length + (left if attention == "causal" else 2 * left)
+    left = reach * (reach - 1) // 2 + reach * (tokens - reach)
+    return int((tokens + (left if attention == "causal" else 2 * left)).sum())
 
 
 def document_flops(
-    model: ModelConfig, attention: Attention, lengths: Sequence[int], scored_positions: float
+    model: ModelConfig, attention: Attention, lengths: ArrayLike, scored_positions: float
 ) -> Flops:
-    """Count the operations of training on documents of `lengths` tokens each.
+    """Count the operations of training on documents of `lengths` [n] tokens each.
 
     A full row as one document is an upper bound for what may lie in it. `scored_positions` of the
     tokens go through the head and the output layer.
     """
-    tokens = sum(lengths)
-    pairs = 0
-    for layer in range(model.num_layers):
-        window = None if model.is_global(layer) else model.sliding_window
-        pairs += sum(visible_pairs(length, attention, window) for length in lengths)
+    tokens = int(np.sum(lengths, dtype=np.int64))
+    layers_global = sum(model.is_global(layer) for layer in range(model.num_layers))
+    pairs = layers_global * visible_pairs(lengths, attention, None)
+    pairs += (model.num_layers - layers_global) * visible_pairs(
+        lengths, attention, model.sliding_window
+    )
     h = model.hidden_size
     linear = 2.0 * tokens * model.num_layers * layer_matrix_parameters(model)
     # A pair costs a product over all heads' channels for its score and one for its value.
@@ -106,6 +110,28 @@ def document_flops(
     head = 2.0 * scored_positions * (h * h + h * model.vocab_size)
     # Each product has two in the backward pass: for the gradient of either factor.
     return Flops(forward=layers + head, backward=2.0 * (layers + head), recompute=layers)
+
+
+def mfu(flops_per_second: float, peak_flops: float, device: str) -> float:
+    """Return the model FLOPs utilization (MFU; Chowdhery et al. 2022, arXiv 2204.02311, app. B).
+
+    Args:
+        flops_per_second: `Flops.model` per second, of all devices together.
+        peak_flops: peak of their dense bf16 products, of all together, whatever the precision of
+            the run, so that its share can be compared with that of any other.
+        device: their name, for the error.
+
+    Raises:
+        ValueError: more than the peak, which no measurement can be.
+    """
+    share = flops_per_second / peak_flops
+    if share > 1.0:
+        raise ValueError(
+            f"MFU of {share:.0%} on {device}: {flops_per_second:.4g} FLOP/s are more than its bf16 "
+            f"peak of {peak_flops:.4g}: the clock was read before the device was done, the "
+            f"operations are counted wrongly, or the device is another than it is called"
+        )
+    return share
 
 
 def flops_per_token(

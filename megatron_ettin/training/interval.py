@@ -13,24 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_ettin import distributed
-from megatron_ettin.data.loader import Loader
-from megatron_ettin.objectives import Batch
-from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.training.memory import peak_memory_bytes
-
-#: Digest lanes of a step: order (low, high), token (low, high), mask.
-LANES = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRange:
-    """The rows of one step; columns of its ledger record that every rank knows."""
-
-    step: int
-    phase: int
-    g_begin: int
-    g_end: int
-    tokens: int
+from megatron_ettin.training.micro_batch import MicroBatch
+from megatron_ettin.training.preparation import LANES, Prepared, StepRange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +27,8 @@ class Summary:
     steps: list[StepRange]
     lanes: NDArray[np.uint64]
     """[n, 5]: digest lanes of each step."""
+    flops: float
+    """Operations of the model that all documents took, without padding and recomputation."""
     peak_memory_bytes: int
     """Largest memory of a rank since the run began, over the ranks."""
 
@@ -92,6 +79,7 @@ class Interval:
         self.optimizer = Stopwatch()
         self._steps: list[StepRange] = []
         self._lanes: list[NDArray[np.uint64]] = []
+        self._flops = 0.0
         self._losses = torch.zeros(2, dtype=torch.float64, device=distributed.device())
 
     def begin(self, step: StepRange) -> None:
@@ -99,16 +87,12 @@ class Interval:
         self._steps.append(step)
         self._lanes.append(np.zeros(LANES, dtype=np.uint64))
 
-    def consume(self, batches: Iterator[Batch], loader: Loader) -> Iterator[Batch]:
-        """Yield batches, adding each to the step's digests as it is handed to the model."""
+    def consume(self, batches: Iterator[Prepared]) -> Iterator[MicroBatch]:
+        """Yield micro-batches, adding each to the step as it is handed to the model."""
         for batch in batches:
-            if distributed.counts_rows():
-                lanes = self._lanes[-1]
-                order = loader.order.order_digests_of(self._steps[-1].phase, batch.rows.g)
-                lanes[0:2] += order.sum(axis=0, dtype=np.uint64)
-                lanes[2:4] += token_digest(batch.rows, loader.objective.original_tokens(batch))
-                lanes[4:] += mask_digest(batch)
-            yield batch
+            self._lanes[-1] += batch.lanes
+            self._flops += batch.flops
+            yield batch.micro_batch
 
     def add(self, reports: list[dict[str, torch.Tensor]]) -> None:
         """Add a step's losses (none but on the last stage) without waiting for the device."""
@@ -120,21 +104,22 @@ class Interval:
         """Sum over all ranks; all of them call this and get the same result.
 
         The digests ride the all-reduce of the losses: a lane is sent as two halves of 32 bits,
-        whose sums over fewer than 2^21 ranks are exact in a double. So do the peaks of memory,
-        each in the place of its rank.
+        whose sums over fewer than 2^21 ranks are exact in a double. So do the operations, and the
+        peaks of memory, each in the place of its rank.
         """
         lanes = np.array(self._lanes, dtype=np.uint64)
         halves = np.stack([lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)])
         losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
         peaks = np.zeros(distributed.world_size())
         peaks[distributed.rank()] = peak_memory_bytes()
-        sent = np.concatenate([halves.astype(np.float64).ravel(), peaks])
+        sent = np.concatenate([[self._flops], halves.astype(np.float64).ravel(), peaks])
         together = torch.cat([losses, torch.from_numpy(sent).to(losses.device)])
         received = distributed.all_reduce_sum(together).cpu().numpy()
-        low, high = received[2 : -len(peaks)].reshape(2, *lanes.shape).astype(np.uint64)
+        low, high = received[3 : -len(peaks)].reshape(2, *lanes.shape).astype(np.uint64)
         return Summary(
             loss=float(received[0] / received[1]),
             steps=self._steps,
             lanes=low + (high << np.uint64(32)),
+            flops=float(received[2]),
             peak_memory_bytes=int(received[-len(peaks) :].max()),
         )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from megatron.core.distributed import DistributedDataParallel
@@ -18,11 +21,18 @@ from megatron_ettin.data.loader import Loader
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order import PhaseSpec
 from megatron_ettin.order.digest import add_digests
-from megatron_ettin.order.steps import first_row_kept, step_end
+from megatron_ettin.order.steps import first_row_kept
 from megatron_ettin.training.forward_step import forward_step
-from megatron_ettin.training.interval import Interval, StepRange
+from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.optimizer import Optimizer
+from megatron_ettin.training.preparation import (
+    Prepared,
+    StepRange,
+    ahead,
+    phase_micro_batches,
+)
+from megatron_ettin.training.profile import run_profile
 from megatron_ettin.training.recorder import Recorder
 from megatron_ettin.training.schedule import learning_rate
 from megatron_ettin.training.validation import Validation
@@ -49,78 +59,80 @@ class DivergedError(ValueError):
 def train(run: Training, state: RunState) -> RunState:
     """Run the steps from `state` to the end of the last phase and return where the run ended."""
     spec = run.loader.order.spec
-    for index in range(spec.phase_index(state.g), len(spec.phases)):
-        phase, settings = spec.phases[index], run.config.phases[index]
-        run.stage.set_rotary_bases(settings.rotary_base_global, settings.rotary_base_local)
-        if state.phase != phase.name:
-            state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
-            run.recorder.phase(state, index, phase)
-        state = _train_phase(run, phase, settings, state)
+    with run_profile(run.config) as step_done:
+        for index in range(spec.phase_index(state.g), len(spec.phases)):
+            phase, settings = spec.phases[index], run.config.phases[index]
+            run.stage.set_rotary_bases(settings.rotary_base_global, settings.rotary_base_local)
+            if state.phase != phase.name:
+                state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
+                run.recorder.phase(state, index, phase)
+            state = _train_phase(run, phase, settings, state, step_done)
     run.recorder.end(state)
     return state
 
 
 def _train_phase(
-    run: Training, phase: PhaseSpec, settings: PhaseConfig, state: RunState
+    run: Training,
+    phase: PhaseSpec,
+    settings: PhaseConfig,
+    state: RunState,
+    step_done: Callable[[], None],
 ) -> RunState:
     """Run the phase's steps; its last one may be short, none crosses it."""
     interval = Interval()
     state = _skip(run, phase, state)
-    while state.g < phase.end_g:
-        before = state
-        lr = learning_rate(
-            run.config.optimizer,
-            settings,
-            run_tokens=state.consumed_tokens,
-            phase_tokens=state.phase_tokens,
-        )
-        state = train_step(run, phase, settings, state, lr, interval)
-        next_g = first_row_kept(phase, run.config.data.skip_rows, state.g)
-        ends = next_g == phase.end_g
-        saves = ends or _crosses(run.config.checkpoint.save_every_tokens, before, state)
-        logs = state.step % run.config.logging.log_every_steps == 0
-        if logs or saves or next_g > state.g:
-            state = _report(run, state, lr, interval)
-            interval = Interval()
-        state = _skip(run, phase, state)
-        if run.validation is not None and (
-            state.g == run.loader.order.num_rows
-            or _crosses(run.config.validation.every_tokens, before, state)
-        ):
-            run.reporter.validation(state, run.validation.measure(run.ddp))
-        if saves:
-            state = _save(run, state)
+    coming = phase_micro_batches(run.config, run.loader, state, phase.end_g)
+    with ahead(coming) as prepared:
+        for step, batches in itertools.groupby(prepared, key=attrgetter("step")):
+            before = state
+            lr = learning_rate(
+                run.config.optimizer,
+                settings,
+                run_tokens=state.consumed_tokens,
+                phase_tokens=state.phase_tokens,
+            )
+            state = train_step(run, step, batches, state, lr, interval)
+            step_done()
+            next_g = first_row_kept(phase, run.config.data.skip_rows, state.g)
+            ends = next_g == phase.end_g
+            saves = ends or _crosses(run.config.checkpoint.save_every_tokens, before, state)
+            logs = state.step % run.config.logging.log_every_steps == 0
+            if logs or saves or next_g > state.g:
+                state = _report(run, state, lr, interval)
+                interval = Interval()
+            state = _skip(run, phase, state)
+            if run.validation is not None and (
+                state.g == run.loader.order.num_rows
+                or _crosses(run.config.validation.every_tokens, before, state)
+            ):
+                run.reporter.validation(state, run.validation.measure(run.ddp))
+            if saves:
+                state = _save(run, state)
     return state
 
 
 def train_step(
     run: Training,
-    phase: PhaseSpec,
-    settings: PhaseConfig,
+    step: StepRange,
+    batches: Iterator[Prepared],
     state: RunState,
     lr: float,
     interval: Interval,
 ) -> RunState:
-    """Take one optimizer step over rows of one phase and return the new state."""
-    begin, skip_rows = state.g, run.config.data.skip_rows
-    end = step_end(phase, settings, skip_rows, g=begin, phase_tokens=state.phase_tokens)
-    step = StepRange(
-        step=state.step + 1,
-        phase=run.loader.order.spec.phase_index(begin),
-        g_begin=begin,
-        g_end=end,
-        tokens=int(run.loader.order.row_tokens(begin, end).sum()),
-    )
+    """Take one optimizer step over its micro-batches and return the new state.
+
+    On a GPU the call returns while the step is still being computed there: it reads nothing back.
+    """
     interval.begin(step)
     run.ddp.train()
     run.ddp.zero_grad_buffer()
     run.optimizer.zero_grad()
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=interval.consume(run.loader.micro_batches(begin, end), run.loader),
+        data_iterator=interval.consume(batches),
         model=run.ddp,
-        num_microbatches=run.loader.num_micro_batches(begin, end),
-        seq_length=run.loader.micro_batch_slots(begin),
+        num_microbatches=run.loader.num_micro_batches(step.g_begin, step.g_end),
+        seq_length=run.loader.micro_batch_slots(step.g_begin),
         micro_batch_size=1,
     )
     run.optimizer.set_lr(lr)
@@ -130,7 +142,7 @@ def train_step(
     run.reporter.advance(step.tokens)
     return dataclasses.replace(
         state,
-        g=end,
+        g=step.g_end,
         step=step.step,
         consumed_tokens=state.consumed_tokens + step.tokens,
         phase_tokens=state.phase_tokens + step.tokens,

@@ -9,11 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
+from megatron_ettin.model.counts import mfu
+from megatron_ettin.model.gpus import Device, gpu_called
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.training.interval import Summary
 from megatron_ettin.training.validation import HeldOutLoss
@@ -32,6 +35,7 @@ class Reporter:
         self._wandb: Any = None
         if not self._is_main:
             return
+        self._gpu = _known_gpu()
         path = Path(config.run_dir) / "metrics.jsonl"
         kept = lines_up_to(path, state.step)
         unfinished = path.with_suffix(".unfinished")
@@ -87,6 +91,7 @@ class Reporter:
     ) -> None:
         """Report the steps since the last line, the last rate, and their wall seconds."""
         tokens_per_second = summary.tokens / seconds
+        share = self._mfu(summary.flops / seconds)
         self._write(
             {
                 "kind": "train",
@@ -98,11 +103,13 @@ class Reporter:
                 "lr": lr,
                 "seconds": seconds,
                 "tokens_per_second": tokens_per_second,
+                **share,
                 "optimizer_share": optimizer_seconds / seconds,
                 "peak_memory_bytes": summary.peak_memory_bytes,
                 "token_digest": format_digest(state.token_digest),
             },
-            f"loss {summary.loss:.4f} · lr {lr:.3e} · {tokens_per_second:,.0f} tok/s",
+            f"loss {summary.loss:.4f} · lr {lr:.3e} · {tokens_per_second:,.0f} tok/s"
+            + "".join(f" · MFU {value:.1%}" for value in share.values()),
         )
 
     def validation(self, state: RunState, held_out: HeldOutLoss) -> None:
@@ -127,6 +134,13 @@ class Reporter:
             digest = format_digest(state.token_digest)
             logger.info("%s tokens consumed, digest %s", f"{state.consumed_tokens:,}", digest)
 
+    def _mfu(self, flops_per_second: float) -> dict[str, float]:
+        """Return the field of the MFU of all ranks, where the GPU's peak is known."""
+        if not self._is_main or self._gpu is None:
+            return {}
+        peak = self._gpu.peak_flops["bf16"] * distributed.world_size()
+        return {"mfu": mfu(flops_per_second, peak, self._gpu.name)}
+
     def _write(self, record: dict[str, Any], text: str) -> None:
         if not self._is_main:
             return
@@ -138,6 +152,18 @@ class Reporter:
         if self._wandb is not None:
             numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
             self._wandb.log(numbers, step=record["step"])
+
+
+def _known_gpu() -> Device | None:
+    """Return this rank's GPU if its peak is known; say so if it is not. None on a CPU."""
+    device = distributed.device()
+    if device.type == "cpu":
+        return None
+    name = torch.cuda.get_device_name(device)
+    gpu = gpu_called(name)
+    if gpu is None:
+        logger.info("the peak of %s is not known: metrics.jsonl has no mfu", name)
+    return gpu
 
 
 def lines_up_to(path: Path, step: int) -> list[str]:

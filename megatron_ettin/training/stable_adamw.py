@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +29,17 @@ class TensorStatistics:
     counted: dict[int, bool]
     numel: torch.Tensor
     group: torch.distributed.ProcessGroup
+
+
+class _Slices(NamedTuple):
+    """Which logical tensors the slices of a step belong to."""
+
+    shards: list[int]
+    """The shard (by id) that each slice is cut from."""
+    slots: torch.Tensor
+    """[slices] int64, the logical tensor of each."""
+    foreign: torch.Tensor
+    """[slots, slices] bool, False where a slice counts in a tensor's statistics."""
 
 
 class StableAdamW(AdamW):
@@ -55,6 +66,7 @@ class StableAdamW(AdamW):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         self.peak_lr = lr
         self.statistics: TensorStatistics | None = None
+        self._slices: _Slices | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -89,15 +101,28 @@ class StableAdamW(AdamW):
         and the norm of its g / max(sqrt(v), eps).
         """
         statistics = self._statistics
-        device = statistics.numel.device
-        slots = torch.tensor([statistics.slot[id(shard)] for shard in shards], device=device).long()
-        counted = [statistics.counted[id(shard)] for shard in shards]
-        # Not index_add_: on a GPU its order of summation differs from run to run.
-        belongs = slots == torch.arange(len(statistics.numel), device=device)[:, None]
-        belongs &= torch.tensor(counted, dtype=torch.bool, device=device)
-        sums = torch.where(belongs, norms.square(), 0.0).sum(dim=1)
+        slices = self._slices_of([id(shard) for shard in shards])
+        # Not index_add_: on a GPU its order of summation differs from run to run. Not where: a GPU
+        # waits for its scalar.
+        sums = norms.square().expand(slices.foreign.shape).masked_fill(slices.foreign, 0.0)
+        sums = sums.sum(dim=1)
         torch.distributed.all_reduce(sums, group=statistics.group)
-        return (sums / statistics.numel).sqrt_().clamp_(min=1.0)[slots].float()
+        return (sums / statistics.numel).sqrt_().clamp_(min=1.0)[slices.slots].float()
+
+    def _slices_of(self, shards: list[int]) -> _Slices:
+        """Return the tables for slices of `shards` (by id), which are mostly those of last time.
+
+        They come from lists, so that a GPU waits for them: not at every step, then.
+        """
+        if self._slices is None or self._slices.shards != shards:
+            statistics = self._statistics
+            device = statistics.numel.device
+            slots = torch.tensor([statistics.slot[shard] for shard in shards], device=device)
+            counted = [statistics.counted[shard] for shard in shards]
+            belongs = slots == torch.arange(len(statistics.numel), device=device)[:, None]
+            belongs &= torch.tensor(counted, dtype=torch.bool, device=device)
+            self._slices = _Slices(shards, slots.long(), ~belongs)
+        return self._slices
 
 
 def _normalised_gradient_norms(block: Block) -> list[torch.Tensor]:

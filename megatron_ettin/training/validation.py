@@ -12,6 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_ettin import distributed
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.training.forward_step import forward_step
+from megatron_ettin.training.preparation import ahead, micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,11 @@ class Validation:
     def measure(self, ddp: DistributedDataParallel) -> HeldOutLoss:
         """Measure the loss; all ranks call this and get the same result."""
         ddp.eval()
-        with torch.no_grad():
+        batches = micro_batches(self.loader, 0, self.num_rows)
+        with torch.no_grad(), ahead(batches) as prepared:
             reports = get_forward_backward_func()(
                 forward_step_func=forward_step,
-                data_iterator=self.loader.micro_batches(0, self.num_rows),
+                data_iterator=prepared,
                 model=ddp,
                 num_microbatches=self.loader.num_micro_batches(0, self.num_rows),
                 seq_length=self.loader.micro_batch_slots(0),

@@ -17,6 +17,7 @@ from megatron_ettin.pretrain import pretrain
 from megatron_ettin.training import set_up
 from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.loop import Training, train_step
+from megatron_ettin.training.preparation import phase_micro_batches, phase_steps
 from tests.conftest import TinyCorpus
 from tests.parity.runs import load_parameters
 
@@ -90,9 +91,11 @@ def assert_fresh_start(config: RunConfig, source: Path) -> None:
             adam = run.optimizer.optimizer
             assert all(not tensor.any() for tensor in tensors(dict(adam.state)))
             assert {group.get("step", 0) for group in adam.param_groups} == {0}
-            phase, settings = order.spec.phases[0], config.phases[0]
+            settings = config.phases[0]
             run.stage.set_rotary_bases(settings.rotary_base_global, settings.rotary_base_local)
-            train_step(run, phase, settings, state, 0.0, Interval())
+            batches = phase_micro_batches(config, run.loader, state, order.spec.phases[0].end_g)
+            step = next(phase_steps(config, order, state, order.spec.phases[0].end_g))
+            train_step(run, step, batches, state, 0.0, Interval())
             # The optimizer's own copy of the weights is the source's too, or it would replace them.
             assert_equal_bits(run, expected)
         run.recorder.end(state)

@@ -13,10 +13,10 @@ import yaml
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, PhaseConfig, SeedConfig
-from megatron_ettin.estimate import devices, memory, plan, throughput
+from megatron_ettin.estimate import memory, plan, throughput
 from megatron_ettin.estimate.command_line import parse
 from megatron_ettin.evaluation.layouts import LAYOUTS, run_layout
-from megatron_ettin.model import counts
+from megatron_ettin.model import counts, gpus
 from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.counts import Attention
 from megatron_ettin.model.linear_cross_entropy import CHUNK_BYTES
@@ -35,10 +35,10 @@ SMALL = ModelConfig(
     vocab_size=640,
     sliding_window=16,
 )
-CPU = devices.Device(
+CPU = gpus.Device(
     name="a CPU",
     kind="cpu",
-    memory_bytes=16 * devices.GIB,
+    memory_bytes=16 * gpus.GIB,
     peak_flops={"fp32": 1e11, "bf16": 1e11},
     runtime_bytes=400_000_000,
 )
@@ -356,7 +356,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(
 def test_the_micro_batch_that_is_chosen_is_the_largest_that_fits() -> None:
     question = parse(files("400m", "mlm"))
     assert question.choose_micro_batch
-    h100 = devices.GPUS["h100"]
+    h100 = gpus.GPUS["h100"]
     found = plan.estimate(question.config, h100, num_devices=1, fill=1.0, choose_micro_batch=True)
     chosen = found.hardware.micro_batch_tokens
     assert found.total_memory_bytes <= plan.COMFORTABLE_SHARE * h100.memory_bytes

@@ -1,0 +1,173 @@
+"""A micro-batch as a step consumes it: on the device, in shapes that stay, sent in one copy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_ettin import distributed
+from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.objectives import Batch
+
+#: On a GPU, scored positions come in multiples of this: whole tiles of its matrix products.
+POSITIONS_MULTIPLE = 128
+#: Bytes between the starts of two arrays in a buffer, at least: whole lines of any cache.
+ALIGNMENT = 128
+#: The label of a position that only fills up the shape.
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """This rank's t slots of a stream of m rows, and the n positions that it predicts from."""
+
+    tokens: torch.Tensor
+    """[t] int64 input ids."""
+    packed: PackedRows
+    """Segments, positions and row numbers of the stream."""
+    scored: torch.Tensor
+    """[n] int64 slots of these t, ascending, then slot 0 where a position only fills up."""
+    labels: torch.Tensor
+    """[n] int64 tokens predicted at `scored`, NO_LABEL where a position only fills up."""
+    counts: torch.Tensor
+    """[m] int64 scored positions of each row; those that fill up count nowhere."""
+    total: torch.Tensor
+    """[] int32, their sum."""
+    memory: torch.Tensor
+    """[bytes] uint8: the others are views of it."""
+    copied: torch.cuda.Event | None
+    """When the copy to the device is done; None on a CPU, where nothing is copied."""
+
+    def wait(self) -> None:
+        """Let the current stream, but not the caller, wait for the copy; call it before use."""
+        if self.copied is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self.copied)
+            # Or the allocator would hand the memory to the next copy as soon as Python lets it go.
+            self.memory.record_stream(stream)
+
+
+def copy_stream() -> torch.cuda.Stream | None:
+    """Return a stream for copies to this rank's GPU; None on a CPU."""
+    device = distributed.device()
+    if device.type == "cpu":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def micro_batch(batch: Batch, scored_share: float, stream: torch.cuda.Stream | None) -> MicroBatch:
+    """Prepare a batch for the device of this rank, on `stream` if it is a GPU.
+
+    `scored_share` is the share of the slots that the objective scores, at most.
+    """
+    rows = batch.rows
+    slots = local_slots(len(batch.tokens))
+    scored = np.flatnonzero(batch.loss_mask[slots])
+    in_stream = slots.start + scored
+    kind = distributed.device().type
+    missing = positions(len(scored), capacity(kind, slots.stop - slots.start, scored_share)) - len(
+        scored
+    )
+    arrays: dict[str, NDArray[Any]] = {
+        "tokens": batch.tokens[slots],
+        "position_ids": rows.position_ids[slots],
+        "cu_seqlens": rows.cu_seqlens,
+        "g": rows.g,
+        "counts": np.bincount(in_stream // rows.seq_length, minlength=len(rows.g)),
+        "total": np.array([len(scored)], dtype=np.int32),
+        "scored": np.pad(scored, (0, missing)),
+        "labels": np.pad(batch.labels[in_stream], (0, missing), constant_values=NO_LABEL),
+    }
+    memory, there, copied = send(arrays, stream)
+    packed = PackedRows.of(
+        there["cu_seqlens"],
+        rows.seq_length,
+        there["position_ids"],
+        there["g"],
+        first_slot=slots.start,
+    )
+    return MicroBatch(
+        tokens=there["tokens"],
+        packed=packed,
+        scored=there["scored"],
+        labels=there["labels"],
+        counts=there["counts"],
+        total=there["total"][0],
+        memory=memory,
+        copied=copied,
+    )
+
+
+def local_slots(slots: int) -> slice:
+    """Return which of a stream's slots this context-parallel rank holds."""
+    rank, size = distributed.context_parallel()
+    return slice(rank * slots // size, (rank + 1) * slots // size)
+
+
+def capacity(kind: str, slots: int, scored_share: float) -> int:
+    """Return how many scored positions a device of `kind` takes at once.
+
+    On a GPU: as many as `slots` draws at a rate of `scored_share` give, and six standard deviations
+    more, so that the shape is almost always the same. On a CPU 1: filling up would cost real work.
+    """
+    if kind == "cpu":
+        return 1
+    expected = slots * scored_share
+    most = math.ceil(expected + 6.0 * math.sqrt(expected * (1.0 - scored_share)))
+    return -(-min(most, slots) // POSITIONS_MULTIPLE) * POSITIONS_MULTIPLE
+
+
+def positions(scored: int, at_once: int) -> int:
+    """Return the positions to compute for `scored` ones in capacities of `at_once`.
+
+    What overflows takes another capacity, and nothing at all still takes one, unless it is 1.
+    """
+    return max(-(-scored // at_once), int(at_once > 1)) * at_once
+
+
+def send(
+    arrays: dict[str, NDArray[Any]], stream: torch.cuda.Stream | None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.cuda.Event | None]:
+    """Lay arrays [k] into one buffer and copy it to the GPU of `stream`, without waiting.
+
+    Without a stream the buffer stays where it is. Its memory is torch's to use again: a pinned
+    buffer's when the copy is done, any other when no tensor views it any more.
+
+    Returns:
+        The buffer on the device [bytes] uint8, its views by name, and the end of the copy.
+    """
+    ends = np.cumsum([-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays.values()])
+    begins = dict(zip(arrays, [0, *ends.tolist()], strict=False))
+    if stream is None:
+        memory = _filled(arrays, begins, int(ends[-1]), pinned=False)
+        copied = None
+    else:
+        with torch.cuda.stream(stream):
+            staging = _filled(arrays, begins, int(ends[-1]), pinned=True)
+            memory = staging.to(stream.device, non_blocking=True)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record(stream)
+    views = {
+        name: memory[begins[name] : begins[name] + array.nbytes].view(_torch_dtype(array))
+        for name, array in arrays.items()
+    }
+    return memory, views, copied
+
+
+def _filled(
+    arrays: dict[str, NDArray[Any]], begins: dict[str, int], size: int, *, pinned: bool
+) -> torch.Tensor:
+    buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    for name, array in arrays.items():
+        begin = begins[name]
+        buffer.numpy()[begin : begin + array.nbytes].view(array.dtype)[:] = array
+    return buffer
+
+
+def _torch_dtype(array: NDArray[Any]) -> torch.dtype:
+    return {"int64": torch.int64, "int32": torch.int32}[array.dtype.name]

@@ -1,0 +1,179 @@
+"""What a step consumes, prepared by a thread ahead of it: a pure function of (config, rows)."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin import distributed
+from megatron_ettin.checkpoint import RunState
+from megatron_ettin.config import RunConfig
+from megatron_ettin.data.loader import Loader
+from megatron_ettin.model.counts import document_flops
+from megatron_ettin.objectives import Batch
+from megatron_ettin.objectives.base import PADDING
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.order.digest import mask_digest, token_digest
+from megatron_ettin.order.steps import planned_steps
+from megatron_ettin.training.micro_batch import MicroBatch, copy_stream, micro_batch
+
+#: Digest lanes of a step: order (low, high), token (low, high), mask.
+LANES = 5
+#: Items that `ahead` has ready, or nearly so.
+DEPTH = 2
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRange:
+    """The rows of one step; columns of its ledger record that every rank knows."""
+
+    step: int
+    phase: int
+    g_begin: int
+    g_end: int
+    tokens: int
+
+
+class Prepared(NamedTuple):
+    """A micro-batch of a step, and what is reported of it."""
+
+    step: StepRange
+    micro_batch: MicroBatch
+    lanes: NDArray[np.uint64]
+    """[LANES] digests of its rows; zero unless this rank counts rows."""
+    flops: float
+    """Operations of the model that its documents take; zero unless this rank counts rows."""
+
+
+def phase_micro_batches(
+    config: RunConfig, loader: Loader, state: RunState, end: int
+) -> Iterator[Prepared]:
+    """Yield this rank's micro-batches of all steps up to row `end`, where a phase ends."""
+    stream, counts_rows = copy_stream(), distributed.counts_rows()
+    for step in phase_steps(config, loader.order, state, end):
+        share = _scored_share(loader, step.g_begin)
+        for batch in loader.micro_batches(step.g_begin, step.g_end):
+            yield Prepared(
+                step=step,
+                micro_batch=micro_batch(batch, share, stream),
+                lanes=digest_lanes(batch, loader, step.phase)
+                if counts_rows
+                else np.zeros(LANES, dtype=np.uint64),
+                flops=batch_flops(batch, config) if counts_rows else 0.0,
+            )
+
+
+def phase_steps(
+    config: RunConfig, order: SampleOrder, state: RunState, end: int
+) -> Iterator[StepRange]:
+    """Yield the steps from `state` to row `end`, where a phase ends."""
+    planned = planned_steps(
+        order, config.phases, config.data.skip_rows, g=state.g, phase_tokens=state.phase_tokens
+    )
+    rows = itertools.takewhile(lambda rows: rows[0] < end, planned)
+    for number, (g_begin, g_end) in enumerate(rows, start=state.step + 1):
+        yield StepRange(
+            step=number,
+            phase=order.spec.phase_index(g_begin),
+            g_begin=g_begin,
+            g_end=g_end,
+            tokens=int(order.row_tokens(g_begin, g_end).sum()),
+        )
+
+
+def micro_batches(loader: Loader, begin: int, end: int) -> Iterator[MicroBatch]:
+    """Yield this rank's micro-batches of rows [begin, end), which lie in one phase."""
+    stream, share = copy_stream(), _scored_share(loader, begin)
+    for batch in loader.micro_batches(begin, end):
+        yield micro_batch(batch, share, stream)
+
+
+def digest_lanes(batch: Batch, loader: Loader, phase: int) -> NDArray[np.uint64]:
+    """Return [LANES]: the digests of a batch's rows, its tokens rebuilt from what it holds."""
+    order = loader.order.order_digests_of(phase, batch.rows.g).sum(axis=0, dtype=np.uint64)
+    tokens = token_digest(batch.rows, loader.objective.original_tokens(batch))
+    return np.concatenate([order, tokens, mask_digest(batch)])
+
+
+def batch_flops(batch: Batch, config: RunConfig) -> float:
+    """Return the operations that training on a batch's documents takes, forward and backward."""
+    lengths = np.diff(batch.rows.cu_seqlens)[batch.rows.segment_kind != PADDING]
+    scored = int(np.count_nonzero(batch.loss_mask))
+    return document_flops(config.model, config.objective.attention, lengths, scored).model
+
+
+def _scored_share(loader: Loader, g: int) -> float:
+    spec = loader.order.spec
+    return loader.objective.scored_share(spec.phases[spec.phase_index(g)].name)
+
+
+@contextmanager
+def ahead(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[Item]]:
+    """Provide `items` in the block, up to `depth` of them computed before they are asked for.
+
+    A thread computes them; it ends with the block, however that ends. An exception in it is raised
+    where the item that it spoilt is asked for, with the thread's own traceback.
+    """
+    work = _Ahead(items, depth)
+    thread = threading.Thread(target=work.run, name="preparation")
+    thread.start()
+    try:
+        yield work.results()
+    finally:
+        work.stop()
+        thread.join()
+
+
+class _Ended(NamedTuple):
+    """The last result of the thread."""
+
+    error: BaseException | None
+
+
+class _Ahead(Generic[Item]):
+    """What the thread of `ahead` and the one that asks share."""
+
+    def __init__(self, items: Iterator[Item], depth: int) -> None:
+        self._items = items
+        self._results: SimpleQueue[Item | _Ended] = SimpleQueue()
+        self._room = threading.Semaphore(depth)
+        self._stopped = False
+
+    def run(self) -> None:
+        """Compute items while there is room, until they end or nobody wants them any more."""
+        error = None
+        try:
+            while self._has_room():
+                self._results.put(next(self._items))
+        except StopIteration:
+            pass
+        except BaseException as raised:  # the other thread's to handle, whatever it is
+            error = raised
+        self._results.put(_Ended(error))
+
+    def results(self) -> Iterator[Item]:
+        """Yield the items as they get ready."""
+        while not isinstance(result := self._results.get(), _Ended):
+            self._room.release()
+            yield result
+        if result.error is not None:
+            raise result.error
+
+    def stop(self) -> None:
+        """Let `run` return after the item that it is at."""
+        self._stopped = True
+        self._room.release()
+
+    def _has_room(self) -> bool:
+        self._room.acquire()
+        return not self._stopped
