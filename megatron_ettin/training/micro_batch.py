@@ -60,19 +60,17 @@ def copy_stream() -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def micro_batch(batch: Batch, scored_share: float, stream: torch.cuda.Stream | None) -> MicroBatch:
-    """Prepare a batch for the device of this rank, on `stream` if it is a GPU.
+def micro_batch(
+    batch: Batch, *, slots: slice, at_once: int, stream: torch.cuda.Stream | None
+) -> MicroBatch:
+    """Prepare this rank's `slots` of a batch, with scored positions in multiples of `at_once`.
 
-    `scored_share` is the share of the slots that the objective scores, at most.
+    They are copied to the GPU of `stream`; without one they stay on the CPU.
     """
     rows = batch.rows
-    slots = local_slots(len(batch.tokens))
     scored = np.flatnonzero(batch.loss_mask[slots])
     in_stream = slots.start + scored
-    kind = distributed.device().type
-    missing = positions(len(scored), capacity(kind, slots.stop - slots.start, scored_share)) - len(
-        scored
-    )
+    missing = positions(len(scored), at_once) - len(scored)
     arrays: dict[str, NDArray[Any]] = {
         "tokens": batch.tokens[slots],
         "position_ids": rows.position_ids[slots],

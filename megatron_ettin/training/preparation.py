@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from megatron_ettin import distributed
@@ -23,7 +24,13 @@ from megatron_ettin.objectives.base import PADDING
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.steps import planned_steps
-from megatron_ettin.training.micro_batch import MicroBatch, copy_stream, micro_batch
+from megatron_ettin.training.micro_batch import (
+    MicroBatch,
+    capacity,
+    copy_stream,
+    local_slots,
+    micro_batch,
+)
 
 #: Digest lanes of a step: order (low, high), token (low, high), mask.
 LANES = 5
@@ -61,11 +68,10 @@ def phase_micro_batches(
     """Yield this rank's micro-batches of all steps up to row `end`, where a phase ends."""
     stream, counts_rows = copy_stream(), distributed.counts_rows()
     for step in phase_steps(config, loader.order, state, end):
-        share = _scored_share(loader, step.g_begin)
-        for batch in loader.micro_batches(step.g_begin, step.g_end):
+        for batch, prepared in _prepared(loader, step.g_begin, step.g_end, stream):
             yield Prepared(
                 step=step,
-                micro_batch=micro_batch(batch, share, stream),
+                micro_batch=prepared,
                 lanes=digest_lanes(batch, loader, step.phase)
                 if counts_rows
                 else np.zeros(LANES, dtype=np.uint64),
@@ -93,9 +99,19 @@ def phase_steps(
 
 def micro_batches(loader: Loader, begin: int, end: int) -> Iterator[MicroBatch]:
     """Yield this rank's micro-batches of rows [begin, end), which lie in one phase."""
-    stream, share = copy_stream(), _scored_share(loader, begin)
+    for _, prepared in _prepared(loader, begin, end, copy_stream()):
+        yield prepared
+
+
+def _prepared(
+    loader: Loader, begin: int, end: int, stream: torch.cuda.Stream | None
+) -> Iterator[tuple[Batch, MicroBatch]]:
+    spec = loader.order.spec
+    share = loader.objective.scored_share(spec.phases[spec.phase_index(begin)].name)
+    slots = local_slots(loader.micro_batch_slots(begin))
+    at_once = capacity(distributed.device().type, slots.stop - slots.start, share)
     for batch in loader.micro_batches(begin, end):
-        yield micro_batch(batch, share, stream)
+        yield batch, micro_batch(batch, slots=slots, at_once=at_once, stream=stream)
 
 
 def digest_lanes(batch: Batch, loader: Loader, phase: int) -> NDArray[np.uint64]:
@@ -110,11 +126,6 @@ def batch_flops(batch: Batch, config: RunConfig) -> float:
     lengths = np.diff(batch.rows.cu_seqlens)[batch.rows.segment_kind != PADDING]
     scored = int(np.count_nonzero(batch.loss_mask))
     return document_flops(config.model, config.objective.attention, lengths, scored).model
-
-
-def _scored_share(loader: Loader, g: int) -> float:
-    spec = loader.order.spec
-    return loader.objective.scored_share(spec.phases[spec.phase_index(g)].name)
 
 
 @contextmanager

@@ -120,6 +120,26 @@ def test_flops_of_a_model_counted_by_hand() -> None:
     assert flops.model == 3 * flops.forward
 
 
+@pytest.mark.parametrize("attention", BOTH)
+def test_flops_of_documents_are_the_sum_of_each(attention: Attention) -> None:
+    model, lengths = example("17m"), [1, 2, 64, 65, 66, 1000, 8192]
+    each = [counts.document_flops(model, attention, [length], 0).forward for length in lengths]
+    assert counts.document_flops(model, attention, lengths, 0).forward == sum(each)
+    assert counts.document_flops(model, attention, [], 0).model == 0.0
+
+
+def test_mfu_beyond_the_peak_is_refused() -> None:
+    assert counts.mfu(494.7e12, 989.4e12, "H100") == 0.5
+    with pytest.raises(ValueError, match=r"MFU of 101% on H100: 9.993e\+14 FLOP/s are more"):
+        counts.mfu(999.3e12, 989.4e12, "H100")
+
+
+def test_gpus_are_known_by_their_whole_name() -> None:
+    assert gpus.gpu_called("NVIDIA H200") == gpus.GPUS["h200"]
+    assert gpus.gpu_called("NVIDIA H100 80GB HBM3") == gpus.GPUS["h100"]
+    assert gpus.gpu_called("NVIDIA H100 PCIe") is None
+
+
 @pytest.mark.parametrize("size", ["17m", "400m"])
 @pytest.mark.parametrize("stages", [1, 2, 3, 5])
 def test_layers_are_divided_as_megatron_divides_them(size: str, stages: int) -> None:

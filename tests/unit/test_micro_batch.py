@@ -1,0 +1,166 @@
+"""What a step consumes equals the batch it is prepared from, in shapes that stay on a GPU."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_ettin import distributed
+from megatron_ettin.config import HardwareConfig
+from megatron_ettin.data.loader import Loader
+from megatron_ettin.model.linear_cross_entropy import SummedLoss
+from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective
+from megatron_ettin.training.forward_step import forward_step
+from megatron_ettin.training.micro_batch import (
+    NO_LABEL,
+    MicroBatch,
+    capacity,
+    micro_batch,
+    positions,
+)
+from megatron_ettin.training.preparation import micro_batches
+from tests.conftest import TinyCorpus
+from tests.unit.test_sample_order import FIRST, make_order
+
+OBJECTIVES = [MaskedLM(), CausalLM(), MaskedNextToken()]
+#: The last micro-batch of these rows has an idle row, and of 2 ranks the second has two.
+BEGIN, END, ROWS = 3, 10, 2
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    with distributed.process_groups(HardwareConfig()):
+        yield
+
+
+def make_loader(corpus: TinyCorpus, objective: Objective, rank: int = 0, ranks: int = 1) -> Loader:
+    order = make_order(corpus, FIRST)
+    return Loader(
+        order=order,
+        objective=objective,
+        ids=order.ids,
+        mask_seed=4,
+        micro_batch_tokens=ROWS * FIRST.seq_length,
+        data_parallel_rank=rank,
+        data_parallel_size=ranks,
+    )
+
+
+def assert_equal(prepared: MicroBatch, batch: Batch, slots: slice) -> None:
+    """Check every tensor against the arrays of the batch, slot by slot."""
+    rows = batch.rows
+    scored = [p for p in range(slots.start, slots.stop) if batch.loss_mask[p]]
+    n = len(scored)
+    assert prepared.tokens.tolist() == batch.tokens[slots].tolist()
+    packed = prepared.packed
+    assert packed.position_ids is not None
+    assert packed.position_ids.tolist() == rows.position_ids[slots].tolist()
+    assert packed.cu_seqlens_q.tolist() == rows.cu_seqlens.tolist()
+    assert packed.cu_seqlens_q.dtype == torch.int32
+    assert (packed.g.tolist(), packed.first_slot) == (rows.g.tolist(), slots.start)
+    assert packed.max_seqlen_q == rows.seq_length
+    assert (prepared.scored[:n] + slots.start).tolist() == scored
+    assert prepared.labels[:n].tolist() == [batch.labels[p] for p in scored]
+    in_row = [sum(p // rows.seq_length == row for p in scored) for row in range(len(rows.g))]
+    assert prepared.counts.tolist() == in_row
+    assert (prepared.total.item(), prepared.total.dtype, prepared.total.dim()) == (
+        n,
+        torch.int32,
+        0,
+    )
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 2)])
+def test_prepared_is_what_was_loaded(
+    tiny_corpus: TinyCorpus, objective: Objective, rank: int, ranks: int
+) -> None:
+    loader = make_loader(tiny_corpus, objective, rank, ranks)
+    batches = list(loader.micro_batches(BEGIN, END))
+    prepared = list(micro_batches(loader, BEGIN, END))
+    assert len(prepared) == len(batches)
+    assert (batches[-1].rows.g < 0).any()
+    for one, batch in zip(prepared, batches, strict=True):
+        assert_equal(one, batch, slice(0, len(batch.tokens)))
+        assert len(one.scored) == len(one.labels) == batch.loss_mask.sum()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("at_once", [1, 128])
+def test_ranks_that_share_slots_hold_all_of_them(
+    tiny_corpus: TinyCorpus, objective: Objective, at_once: int
+) -> None:
+    batch = next(make_loader(tiny_corpus, objective).micro_batches(BEGIN, END))
+    slots = len(batch.tokens)
+    shares = [slice(i * slots // 4, (i + 1) * slots // 4) for i in range(4)]
+    prepared = [micro_batch(batch, slots=s, at_once=at_once, stream=None) for s in shares]
+    for one, share in zip(prepared, shares, strict=True):
+        assert_equal(one, batch, share)
+    assert sum(one.total.item() for one in prepared) == batch.loss_mask.sum()
+
+
+def test_what_fills_up_points_nowhere_and_overflow_takes_another_capacity(
+    tiny_corpus: TinyCorpus,
+) -> None:
+    batch = next(make_loader(tiny_corpus, CausalLM()).micro_batches(BEGIN, END))
+    slots = slice(0, len(batch.tokens))
+    n = int(batch.loss_mask.sum())
+    assert 128 < n < 256
+    for at_once, expected in ((256, 256), (128, 256), (64, 64 * math.ceil(n / 64))):
+        one = micro_batch(batch, slots=slots, at_once=at_once, stream=None)
+        assert_equal(one, batch, slots)
+        assert len(one.scored) == len(one.labels) == expected
+        assert set(one.scored[n:].tolist()) == {0}
+        assert set(one.labels[n:].tolist()) == {NO_LABEL}
+
+
+def test_positions_are_whole_capacities() -> None:
+    assert [positions(n, 128) for n in (0, 1, 128, 129, 256, 257)] == [128, 128, 128, 256, 256, 384]
+    assert [positions(n, 1) for n in (0, 1, 129)] == [0, 1, 129], "nothing is filled up on a CPU"
+
+
+@pytest.mark.parametrize("slots", [512, 8192, 65536])
+@pytest.mark.parametrize("share", [0.15, 0.3, 1.0])
+def test_capacity_is_what_draws_almost_never_exceed(slots: int, share: float) -> None:
+    found = capacity("cuda", slots, share)
+    draws = np.random.default_rng(0).binomial(slots, share, size=100_000)
+    assert found % 128 == 0
+    assert draws.max() <= found <= slots
+    assert found <= slots * share + 7 * math.sqrt(slots * share) + 128
+    assert capacity("cpu", slots, share) == 1
+
+
+def test_the_capacity_of_few_slots_holds_them_all() -> None:
+    assert [capacity("cuda", slots, 1.0) for slots in (1, 128, 130)] == [128, 128, 256]
+
+
+class Losses(torch.nn.Module):
+    """A model whose loss is the root of the label, and zero where there is none."""
+
+    def forward(self, **given: torch.Tensor) -> SummedLoss:
+        losses = given["labels"].float().sqrt().where(given["labels"] >= 0, 0.0)
+        return SummedLoss(losses.sum(), losses)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_losses_are_reported_by_row(tiny_corpus: TinyCorpus, objective: Objective) -> None:
+    loader = make_loader(tiny_corpus, objective)
+    for batch in loader.micro_batches(BEGIN, END):
+        slots = slice(0, len(batch.tokens))
+        for at_once in (1, 128):
+            prepared = micro_batch(batch, slots=slots, at_once=at_once, stream=None)
+            output, loss_of = forward_step(iter([prepared]), Losses())
+            assert isinstance(output, SummedLoss)
+            _, total, report = loss_of(output)
+            # As it was summed before: losses one by one into the row that they lie in.
+            scored = np.flatnonzero(batch.loss_mask)
+            row_of = torch.from_numpy(scored // batch.rows.seq_length)
+            expected = torch.zeros(ROWS, dtype=torch.float64)
+            expected.index_add_(0, row_of, output.by_position[: len(scored)].double())
+            assert torch.equal(report["loss_sums"], expected)
+            assert torch.equal(report["counts"], torch.bincount(row_of, minlength=ROWS))
+            assert torch.equal(report["g"], torch.from_numpy(batch.rows.g))
+            assert total == len(scored)
