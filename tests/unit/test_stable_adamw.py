@@ -124,3 +124,31 @@ def test_replicas_that_are_not_counted_do_not_change_the_statistic() -> None:
     optimizer.step()
     # First step: m / sqrt(v) is the gradient's sign, and nothing is damped.
     torch.testing.assert_close(p.data, torch.full((4,), 1.0 - LR), rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_which_tensors_are_damped_follows_the_gradients_there_are() -> None:
+    torch.manual_seed(0)
+    starts = [torch.randn(5), torch.randn(7), torch.randn(3)]
+    held = [torch.nn.Parameter(start.clone()) for start in starts]
+    optimizer = StableAdamW(
+        [{"params": held, "wd_mult": 1.0}], lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY
+    )
+    optimizer.statistics = TensorStatistics(
+        slot={id(p): slot for slot, p in enumerate(held)},
+        counted={id(p): True for p in held},
+        numel=torch.tensor([5.0, 7.0, 3.0], dtype=torch.float64),
+        group=distributed.world_group(),
+    )
+    expected = [start.double() for start in starts]
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in expected]
+    everywhere, without_second = {0, 1, 2}, {0, 2}
+    for step, present in enumerate([everywhere, without_second, everywhere, everywhere], start=1):
+        for i, p in enumerate(held):
+            # Later spikes, so that the damping acts.
+            p.grad = torch.randn_like(p) * 30.0 ** (step - 1) if i in present else None
+            if p.grad is not None:
+                reference_step(expected[i], p.grad.double(), *moments[i], step, LR, DECAY)
+        optimizer.step()
+        for p, q in zip(held, expected, strict=True):
+            torch.testing.assert_close(p.data.double(), q, rtol=2e-6, atol=2e-6)
