@@ -124,7 +124,6 @@ def train_step(
     On a GPU the call returns while the step is still being computed there: it reads nothing back.
     """
     interval.begin(step)
-    run.ddp.train()
     run.ddp.zero_grad_buffer()
     run.optimizer.zero_grad()
     reports = get_forward_backward_func()(

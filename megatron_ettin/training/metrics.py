@@ -33,9 +33,9 @@ class Reporter:
         """Open run_dir/metrics.jsonl, dropping lines after `state` (of a run that was cut off)."""
         self._is_main = distributed.is_main_rank()
         self._wandb: Any = None
+        self._gpu = _known_gpu()
         if not self._is_main:
             return
-        self._gpu = _known_gpu()
         path = Path(config.run_dir) / "metrics.jsonl"
         kept = lines_up_to(path, state.step)
         unfinished = path.with_suffix(".unfinished")
@@ -91,7 +91,7 @@ class Reporter:
     ) -> None:
         """Report the steps since the last line, the last rate, and their wall seconds."""
         tokens_per_second = summary.tokens / seconds
-        share = self._mfu(summary.flops / seconds)
+        share = mfu_field(self._gpu, summary.flops / seconds, distributed.world_size())
         self._write(
             {
                 "kind": "train",
@@ -134,13 +134,6 @@ class Reporter:
             digest = format_digest(state.token_digest)
             logger.info("%s tokens consumed, digest %s", f"{state.consumed_tokens:,}", digest)
 
-    def _mfu(self, flops_per_second: float) -> dict[str, float]:
-        """Return the field of the MFU of all ranks, where the GPU's peak is known."""
-        if not self._is_main or self._gpu is None:
-            return {}
-        peak = self._gpu.peak_flops["bf16"] * distributed.world_size()
-        return {"mfu": mfu(flops_per_second, peak, self._gpu.name)}
-
     def _write(self, record: dict[str, Any], text: str) -> None:
         if not self._is_main:
             return
@@ -152,6 +145,16 @@ class Reporter:
         if self._wandb is not None:
             numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
             self._wandb.log(numbers, step=record["step"])
+
+
+def mfu_field(gpu: Device | None, flops_per_second: float, ranks: int) -> dict[str, float]:
+    """Return the field of a line that says how much of the peak of `ranks` GPUs was used.
+
+    No field if the peak is not known. `flops_per_second` are those of all ranks together.
+    """
+    if gpu is None:
+        return {}
+    return {"mfu": mfu(flops_per_second, gpu.peak_flops["bf16"] * ranks, f"{ranks} x {gpu.name}")}
 
 
 def _known_gpu() -> Device | None:

@@ -45,6 +45,7 @@ class Validation:
                 micro_batch_size=1,
                 forward_only=True,
             )
+        ddp.train()
         rows = torch.zeros(self.num_rows, 2, dtype=torch.float64, device=distributed.device())
         if distributed.counts_losses():
             for report in reports:

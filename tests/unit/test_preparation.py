@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import os
+import signal
 import threading
 import time
 import traceback
@@ -84,6 +86,22 @@ def fail_within(error: type[BaseException]) -> None:
 def test_the_thread_ends_with_a_block_that_fails(error: type[BaseException]) -> None:
     with pytest.raises(error):
         fail_within(error)
+    assert not preparing()
+
+
+def wait_for_a_slow_item() -> None:
+    def slow() -> Iterator[int]:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        yield 0
+
+    with ahead(slow()) as items:
+        next(items)
+
+
+def test_an_interrupt_ends_the_wait_and_the_thread() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_a_slow_item()
     assert not preparing()
 
 

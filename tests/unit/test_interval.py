@@ -1,0 +1,55 @@
+"""What the steps of an interval add up to, and what is said of the GPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_ettin import distributed
+from megatron_ettin.config import HardwareConfig
+from megatron_ettin.model.gpus import GPUS
+from megatron_ettin.training.interval import Interval
+from megatron_ettin.training.metrics import mfu_field
+from megatron_ettin.training.preparation import phase_micro_batches, phase_steps
+from tests.conftest import TinyCorpus
+from tests.unit.test_preparation import make_run, start
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    with distributed.process_groups(HardwareConfig()):
+        yield
+
+
+@pytest.mark.usefixtures("one_process")
+def test_an_interval_is_the_sum_of_what_was_consumed(
+    tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    config, loader = make_run(tiny_corpus, tmp_path, "MaskedLM")
+    end = loader.order.spec.phases[0].end_g
+    steps = list(phase_steps(config, loader.order, start(loader), end))[:3]
+    prepared = list(phase_micro_batches(config, loader, start(loader), end))
+    interval = Interval()
+    for number, step in enumerate(steps, start=1):
+        interval.begin(step)
+        mine = [item for item in prepared if item.step == step]
+        assert len(list(interval.consume(iter(mine)))) == len(mine) > 1
+        sums, counts = torch.tensor([1.5, number]), torch.tensor([2, 1])
+        interval.add([{"loss_sums": sums.double(), "counts": counts}] * 2)
+    summary = interval.summed()
+    assert summary.steps == steps
+    assert summary.tokens == sum(step.tokens for step in steps)
+    assert summary.loss == pytest.approx(2 * (3 * 1.5 + 1 + 2 + 3) / 18)
+    assert summary.flops == sum(item.flops for item in prepared if item.step.step <= 3) > 0
+    for lanes, step in zip(summary.lanes, steps, strict=True):
+        expected = [item.lanes for item in prepared if item.step == step]
+        assert lanes.tolist() == np.sum(expected, axis=0).tolist()
+
+
+def test_the_mfu_is_a_share_of_all_gpus() -> None:
+    assert mfu_field(GPUS["h200"], 989.4e12, 4) == {"mfu": pytest.approx(0.25)}
+    assert mfu_field(None, 989.4e12, 4) == {}
+    with pytest.raises(ValueError, match="4 x H100 SXM 80 GB"):
+        mfu_field(GPUS["h100"], 4e15, 4)
