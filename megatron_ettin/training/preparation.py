@@ -137,12 +137,14 @@ def ahead(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[Item]]
     """
     work = _Ahead(items, depth)
     thread = threading.Thread(target=work.run, name="preparation")
-    thread.start()
     try:
+        thread.start()
         yield work.results()
     finally:
         work.stop()
-        thread.join()
+        # An interrupt may have come before the thread, which then ends by itself if it begins.
+        if thread.is_alive():
+            thread.join()
 
 
 class _Ended(NamedTuple):
