@@ -1,6 +1,6 @@
-"""The kernels of the loss for GPUs: in Triton's interpreter, compiled, and on a GPU if there is one.
+"""The kernels of the loss for GPUs: in Triton's interpreter, and they compile where no GPU is.
 
-Each against torch's cross-entropy in float64.
+On a GPU, test_linear_cross_entropy.py runs them.
 """
 
 import os
@@ -41,7 +41,7 @@ def test_the_kernels_compile_for_hopper(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function = getattr(cross_entropy_triton, kernel)
     types = {"logits_ptr": "*bf16", "labels_ptr": "*i64", "BLOCK": "constexpr"}
-    types |= {name: "*fp32" for name in ("found_ptr", "peak_ptr", "share_ptr")}
+    types |= dict.fromkeys(("found_ptr", "peak_ptr", "share_ptr"), "*fp32")
     names = function.arg_names
     # As Triton specialises the padded vocabulary's columns and the tensors that torch allocates.
     by_16 = {(names.index(name),): [["tt.divisibility", 16]] for name in ("logits_ptr", "columns")}
