@@ -57,7 +57,7 @@ def _grid(rows: int, width: int) -> tuple[int, int]:
     return triton.cdiv(rows, ROWS), triton.cdiv(width, COLUMNS)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _tile(rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return this program's rows [ROWS, 1], columns [1, COLUMNS] and which of them exist."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from megatron.core.transformer.module import MegatronModule
 
@@ -22,4 +20,4 @@ class GatedGelu(MegatronModule):  # type: ignore[misc]
 
             return gated_gelu(gated)
         x, gate = gated.chunk(2, dim=-1)
-        return cast(torch.Tensor, torch.nn.functional.gelu(x) * gate)
+        return torch.nn.functional.gelu(x) * gate
