@@ -15,7 +15,7 @@ from megatron_ettin.model.gpus import Device
 
 FP32 = 4
 #: Bytes of a chunk of logits (model/linear_cross_entropy.py, which imports torch).
-LOGITS_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+LOGITS_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 #: Elements that the optimizer updates at a time (training/adamw.py, which imports torch).
 OPTIMIZER_BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
 #: On a CPU: what the C library has taken from the system and cannot use for the next tensor (freed
@@ -173,7 +173,9 @@ def layer_activations(work: Work, layer: int) -> int:
         attention = (2 + 2 * _blocks_seen(work)) * channels
         if size != FP32:
             rotation += _blocks_seen(work) * model.sliding_window  # the mask, in the layer's type
-    mlp = 5 * model.ffn_hidden_size // work.hardware.tensor_parallel_size
+    # Both halves of the first product, the second one's input; on a CPU the GELU too.
+    mlp = (4 if work.device.kind == "cpu" else 3) * model.ffn_hidden_size
+    mlp //= work.hardware.tensor_parallel_size
     shared += 2 * norms  # the norms' statistics
     elements = work.shared_slots * shared + work.rank_slots * (rotation + attention + mlp)
     return size * elements + FP32 * heads * work.rank_slots  # and those of the softmax
@@ -222,9 +224,11 @@ def _logits(work: Work, stage: int) -> int:
     if not _is_last(work, stage):
         return 0
     scored = work.scored // work.hardware.context_parallel_size
-    positions = min(scored, LOGITS_CHUNK_BYTES[work.device.kind] // (FP32 * work.columns))
-    chunk = FP32 * positions * work.columns
-    if work.hardware.precision != "fp32":
+    logit_bytes = work.bytes_per_element if work.device.kind == "cuda" else FP32
+    positions = min(scored, LOGITS_CHUNK_BYTES[work.device.kind] // (logit_bytes * work.columns))
+    chunk = logit_bytes * positions * work.columns
+    if logit_bytes != work.bytes_per_element:
+        # The product in the layers' type, and that of the weight's gradient.
         chunk += 2 * positions * work.columns + 2 * work.columns * work.model.hidden_size
     return chunk + _output_gradients(work, stage)
 

@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_ettin.model.attention import PackedRows, SdpaCoreAttention
+from megatron_ettin.model.mlp import GatedGelu
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -103,7 +104,9 @@ def _layer_spec(mask_type: AttnMaskType, *, has_input_norm: bool) -> ModuleSpec:
             mlp=ModuleSpec(
                 module=MLP,
                 submodules=MLPSubmodules(
-                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
+                    linear_fc1=ColumnParallelLinear,
+                    linear_fc2=RowParallelLinear,
+                    activation_func=GatedGelu,
                 ),
             ),
             mlp_bda=get_bias_dropout_add,

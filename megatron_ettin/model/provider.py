@@ -104,6 +104,8 @@ def transformer_config(
         "add_bias_linear": False,
         "gated_linear_unit": True,
         "activation_func": torch.nn.functional.gelu,  # exact erf, as in ModernBERT
+        # Megatron-Core's name for an activation that is a module of the spec: model/mlp.py.
+        "use_te_activation_func": True,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "window_size": (model.sliding_window, right),

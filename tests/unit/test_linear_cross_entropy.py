@@ -68,6 +68,78 @@ def test_losses_and_gradients(
     assert not weight.grad[VOCAB:].any(), "columns of padding learn nothing"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("chunk", [8, None])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, TOLERANCE), (torch.bfloat16, 1e-2)], ids=str
+)
+def test_losses_and_gradients_on_a_gpu(
+    alone: dist.ProcessGroup, chunk: int | None, dtype: torch.dtype, tolerance: float
+) -> None:
+    *leaves, labels = inputs(dtype)
+    hidden, weight, bias = (x.detach().cuda().requires_grad_() for x in leaves)
+    # Positions that only fill up a shape, with the states of others.
+    filler = torch.full((5,), -1)
+    loss = linear_cross_entropy(
+        torch.cat([hidden[:5], hidden]),
+        weight,
+        bias,
+        torch.cat([filler, labels]).cuda(),
+        vocab_size=VOCAB,
+        group=alone,
+        chunk_positions=chunk,
+    )
+    (loss.total * 0.5).backward()
+    assert not loss.by_position[:5].any()
+    found = (loss.by_position[5:], hidden.grad, weight.grad, bias.grad)
+    for ours, expected in zip(found, plain(dtype, 0.5), strict=True):
+        assert ours is not None
+        assert relative_distance(ours.cpu(), expected) <= tolerance
+    assert weight.grad is not None
+    assert not weight.grad[VOCAB:].any(), "columns of padding learn nothing"
+
+
+@pytest.mark.parametrize("chunk", [1, 8, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_positions_without_a_label_change_nothing(
+    alone: dist.ProcessGroup, chunk: int | None, dtype: torch.dtype
+) -> None:
+    hidden, weight, bias, labels = inputs(dtype)
+    # In the middle and at the end, as many as fill chunks of their own.
+    place = torch.cat([torch.arange(10), torch.arange(30, 30 + POSITIONS - 10)])
+    padded = torch.full((80, HIDDEN), 3.0, dtype=dtype)
+    padded[place] = hidden.detach()
+    padded.requires_grad_()
+    padded_labels = torch.full((80,), -1)
+    padded_labels[place] = labels
+    padded_weight, padded_bias = (x.detach().clone().requires_grad_() for x in (weight, bias))
+    filler = torch.ones(80, dtype=torch.bool).index_fill_(0, place, value=False)
+
+    expected = linear_cross_entropy(hidden, weight, bias, labels, vocab_size=VOCAB, group=alone)
+    expected.total.backward()
+    loss = linear_cross_entropy(
+        padded,
+        padded_weight,
+        padded_bias,
+        padded_labels,
+        vocab_size=VOCAB,
+        group=alone,
+        chunk_positions=chunk,
+    )
+    loss.total.backward()
+    assert padded.grad is not None
+    assert not loss.by_position[filler].any()
+    assert not padded.grad[filler].any()
+    # Sums over other chunks: float32 rounds differently, and bfloat16 rounds each chunk's product.
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    found = (loss.by_position[place], padded.grad[place], padded_weight.grad, padded_bias.grad)
+    wanted = (expected.by_position, hidden.grad, weight.grad, bias.grad)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert relative_distance(ours, theirs.double()) <= tolerance
+
+
 def test_nothing_scored_costs_nothing(alone: dist.ProcessGroup) -> None:
     hidden, weight, bias, _ = inputs(torch.float32)
     none = hidden[:0].detach().requires_grad_()
@@ -89,7 +161,7 @@ def test_no_gradients_are_made_where_none_are_wanted(alone: dist.ProcessGroup) -
 
 
 def test_columns_divided_over_ranks(tmp_path: Path) -> None:
-    """Four ranks: the last has padding only, and labels lie in the others' columns."""
+    """Four ranks: the last has padding only, and labels lie in the others' columns or are none."""
     torch.multiprocessing.spawn(_divided, args=(4, str(tmp_path / "store")), nprocs=4)
 
 
@@ -100,13 +172,14 @@ def _divided(rank: int, size: int, store: str) -> None:
     hidden = leaves[0]
     weight, bias = (x.detach()[mine].clone().requires_grad_() for x in leaves[1:])
     labels = labels.clamp(max=95)
+    labels[[5, 36]] = -1
     loss = linear_cross_entropy(
         hidden, weight, bias, labels, vocab_size=96, group=dist.group.WORLD, chunk_positions=10
     )
     loss.total.backward()
     whole = [x.detach().double().requires_grad_() for x in leaves]
     logits = whole[0] @ whole[1][:96].t() + whole[2][:96]
-    losses = F.cross_entropy(logits, labels, reduction="none")
+    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1)
     losses.sum().backward()
     assert relative_distance(loss.by_position, losses.detach()) <= TOLERANCE
     assert relative_distance(hidden.grad, whole[0].grad) <= TOLERANCE

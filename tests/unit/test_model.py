@@ -11,6 +11,7 @@ from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model import weight_map
 from megatron_ettin.model.initialize import initial_tensor, local_shard
+from megatron_ettin.model.mlp import GatedGelu
 from megatron_ettin.model.provider import (
     Attention,
     build_model,
@@ -82,6 +83,19 @@ def test_layers_0_3_6_are_global_and_windows_follow_the_objective() -> None:
         assert [core.window for core in cores] == [
             None if layer % 3 == 0 else window for layer in range(7)
         ]
+
+
+@pytest.mark.usefixtures("one_process")
+def test_the_mlp_multiplies_the_exact_gelu_by_the_other_half() -> None:
+    mlp = build_model(TINY, "causal", HardwareConfig(), SeedConfig()).decoder.layers[1].mlp
+    assert isinstance(mlp.activation_func, GatedGelu)
+    hidden = torch.randn(5, 1, TINY.hidden_size, generator=torch.Generator().manual_seed(1))
+    output, bias = mlp(hidden)
+    first, second = (layer.weight.double() for layer in (mlp.linear_fc1, mlp.linear_fc2))
+    x, gate = (hidden.double() @ first.t()).chunk(2, dim=-1)
+    expected = (x * (1 + torch.erf(x / 2**0.5)) / 2 * gate) @ second.t()
+    assert bias is None
+    assert torch.allclose(output.double(), expected, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.usefixtures("one_process")
