@@ -102,7 +102,8 @@ class SavedModel:
         phases = {phase.name: phase for phase in config.phases}
         phase = phases[state.phase] if state.phase else config.phases[0]
         return cls(
-            model=config.model,
+            # Which backend trained them is no property of the weights.
+            model=dataclasses.replace(config.model, backend="auto"),
             attention=config.objective.attention,
             rotary_base_global=phase.rotary_base_global,
             rotary_base_local=phase.rotary_base_local,

@@ -8,7 +8,6 @@ from typing import Literal
 from megatron_ettin.config.checks import positive
 from megatron_ettin.config.model import ModelConfig
 
-
 #: Transformer Engine's fp8 products take sizes that are multiples of this.
 FP8_MULTIPLE = 16
 
