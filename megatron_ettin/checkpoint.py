@@ -32,7 +32,14 @@ from megatron_ettin.publication import publish_folder
 
 STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
 #: Packages whose versions a checkpoint records.
-PACKAGES = ("megatron-ettin", "torch", "megatron-core", "numpy", "tokenizers")
+PACKAGES = (
+    "megatron-ettin",
+    "torch",
+    "megatron-core",
+    "transformer-engine",
+    "numpy",
+    "tokenizers",
+)
 #: Fields of ModelConfig that shape or rename tensors: two models that differ in one are not alike.
 ARCHITECTURE = (
     "num_layers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from megatron.core.transformer.enums import AttnMaskType
@@ -104,10 +104,7 @@ def transformer_config(
     """
     if hardware.precision == "auto":
         raise ValueError("hardware.precision: auto is no precision; see training/precision.py")
-    known = {field.name for field in dataclasses.fields(TransformerConfig)}
-    unknown = sorted(set(model.megatron_overrides) - known)
-    if unknown:
-        raise ValueError(f"model.megatron_overrides: TransformerConfig has no field {unknown}")
+    _require_known(model.megatron_overrides)
     local = [not model.is_global(layer) for layer in range(model.num_layers)]
     is_bf16 = hardware.parameter_precision == "bf16"
     dtype = torch.bfloat16 if is_bf16 else torch.float32
@@ -153,6 +150,12 @@ def transformer_config(
         **_fp8_fields(hardware),
     }
     return TransformerConfig(**{**fields, **model.megatron_overrides})
+
+
+def _require_known(overrides: dict[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(TransformerConfig)}
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"model.megatron_overrides: TransformerConfig has no field {unknown}")
 
 
 def _backend_fields(backend: Backend) -> dict[str, object]:

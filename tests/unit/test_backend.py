@@ -81,6 +81,24 @@ def test_fp8_reaches_megatron(recipe: Any, form: str, history: int) -> None:
     assert config.deterministic_mode
 
 
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("delayed", "TEDelayedScaling"),
+        ("tensorwise", "Float8CurrentScaling"),
+        ("blockwise", "Float8BlockScaling"),
+    ],
+)
+def test_recipes_are_transformer_engines_and_leave_attention_alone(recipe: Any, name: str) -> None:
+    pytest.importorskip("transformer_engine.pytorch")
+    from megatron.core.fp8_utils import get_fp8_recipe
+
+    hardware = HardwareConfig(precision="fp8", fp8_recipe=recipe)
+    found = get_fp8_recipe(transformer_config(TINY, "causal", hardware, "transformer_engine"))
+    assert type(found).__name__ == name
+    assert not found.fp8_dpa
+
+
 @pytest.mark.parametrize("backend", ["local", "transformer_engine"])
 def test_only_transformer_engine_fuses_rotation_and_gradients(backend: Any) -> None:
     if backend == "transformer_engine":
