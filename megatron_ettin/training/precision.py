@@ -48,6 +48,7 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.hardware.precision != "auto":
         return config
     candidates = {_name(candidate): candidate for candidate in _candidates(config)}
+    distributed.require_equal("what hardware.precision: auto can be", ", ".join(candidates))
     if len(candidates) == 1:
         (name,) = candidates
         logger.info("precision auto: %s, the only one for this machine", name)
