@@ -32,7 +32,14 @@ from megatron_ettin.publication import publish_folder
 
 STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
 #: Packages whose versions a checkpoint records.
-PACKAGES = ("megatron-ettin", "torch", "megatron-core", "numpy", "tokenizers")
+PACKAGES = (
+    "megatron-ettin",
+    "torch",
+    "megatron-core",
+    "transformer-engine",
+    "numpy",
+    "tokenizers",
+)
 #: Fields of ModelConfig that shape or rename tensors: two models that differ in one are not alike.
 ARCHITECTURE = (
     "num_layers",
@@ -102,7 +109,8 @@ class SavedModel:
         phases = {phase.name: phase for phase in config.phases}
         phase = phases[state.phase] if state.phase else config.phases[0]
         return cls(
-            model=config.model,
+            # Which backend trained them is no property of the weights.
+            model=dataclasses.replace(config.model, backend="auto"),
             attention=config.objective.attention,
             rotary_base_global=phase.rotary_base_global,
             rotary_base_local=phase.rotary_base_local,

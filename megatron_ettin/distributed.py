@@ -10,12 +10,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
+from torch.utils import deterministic
 
 from megatron_ettin import cpu
 from megatron_ettin.config import HardwareConfig
+
+T = TypeVar("T")
 
 #: Long enough for a checkpoint of a large model, short enough that a dead rank is noticed.
 TIMEOUT = timedelta(minutes=30)
@@ -52,20 +56,44 @@ def process_groups(hardware: HardwareConfig) -> Iterator[None]:
         torch.cuda.set_device(device())
     else:
         cpu.adapt_megatron()
-    _init_process_group(world_size)
+    with _algorithms(is_deterministic=hardware.deterministic):
+        _init_process_group(world_size)
+        try:
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=hardware.tensor_parallel_size,
+                pipeline_model_parallel_size=hardware.pipeline_parallel_size,
+                context_parallel_size=hardware.context_parallel_size,
+            )
+            # Megatron-Core forks this generator for TP-dependent randomness. Nothing of ours draws
+            # from it (all randomness is counters), but its modules insist that it exists.
+            tensor_parallel.model_parallel_cuda_manual_seed(1)
+            yield
+        finally:
+            parallel_state.destroy_model_parallel()
+            torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _algorithms(*, is_deterministic: bool) -> Iterator[None]:
+    """Inside the block, take only algorithms that give the same bits each time, if asked to.
+
+    cuBLAS, NCCL and Transformer Engine read their variables when they are first used.
+    """
+    if not is_deterministic:
+        yield
+        return
+    os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # The one algorithm that all collectives have, so that NCCL's tuning cannot change a sum.
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    # Torch would also fill every new tensor with NaN, a pass over memory that finds only bugs.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
     try:
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=hardware.tensor_parallel_size,
-            pipeline_model_parallel_size=hardware.pipeline_parallel_size,
-            context_parallel_size=hardware.context_parallel_size,
-        )
-        # Megatron-Core forks this generator for TP-dependent randomness. Nothing of ours draws
-        # from it (all randomness is counters), but its modules insist that it exists.
-        tensor_parallel.model_parallel_cuda_manual_seed(1)
         yield
     finally:
-        parallel_state.destroy_model_parallel()
-        torch.distributed.destroy_process_group()
+        torch.use_deterministic_algorithms(False)
+        deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 def _init_process_group(world_size: int) -> None:
@@ -180,6 +208,13 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     total = values.to(device(), copy=True)
     torch.distributed.all_reduce(total)
     return total
+
+
+def from_main_rank(value: T) -> T:
+    """Return the value that rank 0 was given, on all ranks; it is pickled."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def require_equal(what: str, text: str) -> None:

@@ -29,13 +29,16 @@ def pretrain(config: RunConfig) -> None:
     """Train `config` to its end, or from its newest checkpoint with `checkpoint.resume`."""
     from megatron_ettin import distributed
     from megatron_ettin.data.orders import sample_order
-    from megatron_ettin.training import set_up
+    from megatron_ettin.model.backend import choose_backend
+    from megatron_ettin.training import precision, set_up
     from megatron_ettin.training.loop import train
     from megatron_ettin.training.optimizer import require_packages
 
     require_packages(config.optimizer)
+    choose_backend(config.model, config.hardware)  # raises what would be found out much later
     with distributed.process_groups(config.hardware):
         distributed.require_equal("the configuration", to_yaml(config))
+        config = precision.resolve(config)
         order = sample_order(config)
         state = set_up.starting_state(config, order)
         run = set_up.training(config, order, state)

@@ -5,7 +5,7 @@ Neither torch nor megatron is imported here, so that `--help` and a typo answer 
 
 from megatron_ettin.config.command_line import ConfigError, load_config, parse_args, to_yaml
 from megatron_ettin.config.data import DataConfig, PhaseConfig, SourceConfig
-from megatron_ettin.config.hardware import HardwareConfig, check_layout
+from megatron_ettin.config.hardware import HardwareConfig, check_fp8, check_layout
 from megatron_ettin.config.model import ModelConfig
 from megatron_ettin.config.run import (
     CheckpointConfig,
@@ -29,6 +29,7 @@ __all__ = [
     "SeedConfig",
     "SourceConfig",
     "ValidationConfig",
+    "check_fp8",
     "check_layout",
     "load_config",
     "parse_args",

@@ -8,6 +8,9 @@ from typing import Literal
 from megatron_ettin.config.checks import positive
 from megatron_ettin.config.model import ModelConfig
 
+#: Transformer Engine's fp8 products take sizes that are multiples of this.
+FP8_MULTIPLE = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
@@ -26,8 +29,15 @@ class HardwareConfig:
     more work."""
     micro_batch_tokens: int = 8192
     """Slots of a micro-batch, at most: as many whole rows as fit."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward and backward pass; the optimizer always keeps fp32 weights."""
+    precision: Literal["fp32", "bf16", "fp8", "auto"] = "fp32"
+    """Of the forward and backward pass; the optimizer always keeps fp32 weights. fp8: the layers'
+    linears, by Transformer Engine; the rest and the weights are bf16. auto: the one that a short
+    measurement on this machine finds fastest (its verdict is kept, see docs/architecture.md)."""
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = "tensorwise"
+    """How fp8 tensors are scaled: by their own maximum, that of blocks, or (delayed) that of past
+    steps, which no checkpoint holds: then a resumed run starts with an empty history."""
+    deterministic: bool = False
+    """On a GPU, take only algorithms that repeat a run bit by bit; slower. A CPU always does."""
     use_distributed_optimizer: bool = True
     """Divide fp32 weights and moments over the data-parallel ranks; false: each holds all of them.
     The update is the same, and a checkpoint of one resumes with the other."""
@@ -48,6 +58,11 @@ class HardwareConfig:
                 "hardware.sequence_parallel: shares slots among tensor-parallel ranks, but "
                 "hardware.tensor_parallel_size is 1"
             )
+
+    @property
+    def parameter_precision(self) -> Literal["fp32", "bf16"]:
+        """Precision of weights and activations; auto, which is not decided yet, counts as bf16."""
+        return "fp32" if self.precision == "fp32" else "bf16"
 
     @property
     def model_ranks(self) -> int:
@@ -106,3 +121,19 @@ def check_layout(model: ModelConfig, hardware: HardwareConfig) -> None:
             f"hardware.pipeline_parallel_size: {hardware.pipeline_parallel_size} exceeds "
             f"model.num_layers: {model.num_layers}"
         )
+
+
+def check_fp8(model: ModelConfig, hardware: HardwareConfig, seq_length: int) -> None:
+    """Raise ValueError naming the field if fp8 products cannot have the shapes of a run."""
+    tensor = hardware.tensor_parallel_size
+    slots = hardware.micro_batch_rows(seq_length) * seq_length
+    for field, what, size, ranks in (
+        ("hardware.micro_batch_tokens", "slots", slots, hardware.slot_ranks),
+        ("model.hidden_size", "channels", model.hidden_size, tensor),
+        ("model.ffn_hidden_size", "channels", model.ffn_hidden_size, tensor),
+    ):
+        if size % (ranks * FP8_MULTIPLE):
+            raise ValueError(
+                f"{field}: hardware.precision fp8 needs a multiple of {FP8_MULTIPLE} {what} on "
+                f"each rank, but {size} are shared by {ranks}"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from megatron_ettin.config.checks import positive
 
@@ -36,6 +36,10 @@ class ModelConfig:
     """Standard deviation of the input-side weights (full_megatron)."""
     attention_output_dropout: float = 0.1
     """Dropout of the attention output while training (the released recipe's; nowhere else)."""
+    backend: Literal["auto", "local", "transformer_engine"] = field(default="auto", compare=False)
+    """Whose linears and attention run: Megatron-Core's and torch's (local) or Transformer Engine's.
+    auto: Transformer Engine's where it and a GPU are there, in bf16 and fp8. Weights, their names
+    and checkpoints are the same."""
     megatron_overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of Megatron-Core's TransformerConfig to set as they are: the one escape hatch."""
 

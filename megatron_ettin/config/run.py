@@ -7,7 +7,7 @@ from typing import Literal
 
 from megatron_ettin.config.checks import positive
 from megatron_ettin.config.data import DataConfig, PhaseConfig
-from megatron_ettin.config.hardware import HardwareConfig, check_layout
+from megatron_ettin.config.hardware import HardwareConfig, check_fp8, check_layout
 from megatron_ettin.config.model import ModelConfig
 from megatron_ettin.objectives import Objective
 
@@ -140,8 +140,27 @@ class RunConfig:
             self.hardware.micro_batch_rows(phase.seq_length)
         if self.data.validation:
             self.hardware.micro_batch_rows(self.validation.seq_length)
+        self._check_precision()
         if self.optimizer.name == "muon" and self.hardware.use_distributed_optimizer:
             raise ValueError(
                 "optimizer.name: muon needs whole tensors; give "
                 "--hardware.use_distributed_optimizer false"
             )
+
+    def _check_precision(self) -> None:
+        backend, precision = self.model.backend, self.hardware.precision
+        if backend == "transformer_engine" and precision == "fp32":
+            raise ValueError(
+                "model.backend: transformer_engine rounds the factors of fp32 products to TF32; "
+                "give hardware.precision bf16 or fp8, or the backend local"
+            )
+        if precision == "fp8":
+            if backend == "local":
+                raise ValueError(
+                    "hardware.precision: fp8 needs Transformer Engine, but model.backend is local"
+                )
+            lengths = [phase.seq_length for phase in self.phases]
+            if self.data.validation:
+                lengths.append(self.validation.seq_length)
+            for length in lengths:
+                check_fp8(self.model, self.hardware, length)

@@ -47,7 +47,7 @@ class Work:
     @property
     def bytes_per_element(self) -> int:
         """Bytes of a weight or an activation."""
-        return FP32 if self.hardware.precision == "fp32" else 2
+        return FP32 if self.hardware.parameter_precision == "fp32" else 2
 
     @property
     def optimizer_shards(self) -> int:
@@ -131,7 +131,7 @@ def _kept(work: Work, stage: int) -> dict[str, int]:
     parameters = rank_parameters(work, stage)
     own = -(-parameters // work.optimizer_shards)
     # In fp32 the optimizer updates views of the weights themselves.
-    masters = 0 if work.hardware.precision == "fp32" else FP32 * own
+    masters = 0 if work.hardware.parameter_precision == "fp32" else FP32 * own
     return {
         "weights": work.bytes_per_element * parameters,
         "gradients": FP32 * parameters,

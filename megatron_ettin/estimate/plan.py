@@ -125,7 +125,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
     model = config.model
     padding = (model.padded_vocab_size - model.vocab_size) * (model.hidden_size + 1)
     count = parameters(model).total + padding
-    return count * ((4 if config.hardware.precision == "fp32" else 2) + 3 * 4)
+    return count * ((4 if config.hardware.parameter_precision == "fp32" else 2) + 3 * 4)
 
 
 def num_checkpoints(config: RunConfig, phase_tokens: list[int]) -> int:

@@ -1,4 +1,4 @@
-"""Core attention over a packed stream by SDPA: per document, or in blocks of a window.
+"""Core attention over a packed stream, and SDPA for it: per document, or in blocks of a window.
 
 Context-parallel ranks each hold a share of the slots. For the attention they exchange it for all
 slots of a share of the heads (DeepSpeed-Ulysses, arXiv 2309.14509), so that documents and windows
@@ -8,6 +8,7 @@ may lie anywhere.
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,12 +94,8 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
         return self.masks[key]
 
 
-class SdpaCoreAttention(MegatronModule):  # type: ignore[misc]
-    """Scaled dot-product attention within segments; full or windowed by layer.
-
-    Global layers loop over the documents. Local layers take blocks of `window` queries against the
-    neighbouring blocks of keys, so their cost is linear in t and free of any loop.
-    """
+class CoreAttention(MegatronModule):  # type: ignore[misc]
+    """Attention within segments, full or windowed by layer; subclasses compute it (`attend`)."""
 
     def __init__(
         self,
@@ -116,11 +113,7 @@ class SdpaCoreAttention(MegatronModule):  # type: ignore[misc]
         self.cp_group = pg_collection.cp
         self.is_causal = attn_mask_type == AttnMaskType.causal
         self.scale = softmax_scale
-        self.window: tuple[int, int] | None = None
-        if is_layer_window_attention(
-            config.window_size, config.window_attn_skip_freq, layer_number
-        ):
-            self.window = config.window_size
+        self.window = layer_window(config, layer_number)
 
     def forward(
         self,
@@ -137,16 +130,36 @@ class SdpaCoreAttention(MegatronModule):  # type: ignore[misc]
         t are the slots of this context-parallel rank.
         """
         slots = query.shape[0]
-        attend = self._within_documents if self.window is None else self._within_windows
         if self.cp_group.size() == 1:
-            q, k, v = (x.squeeze(1).transpose(0, 1) for x in (query, key, value))
-            out = attend(q, k, v, packed_seq_params).transpose(0, 1)
+            q, k, v = (x.squeeze(1) for x in (query, key, value))
+            out = self.attend(q, k, v, packed_seq_params)
         else:
             together = torch.cat([query, key, value], dim=1)
             q, k, v = _slots_for_heads(together, self.cp_group).unbind(dim=1)
-            out = attend(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), packed_seq_params)
-            out = _heads_for_slots(out.transpose(0, 1), self.cp_group)
+            out = _heads_for_slots(self.attend(q, k, v, packed_seq_params), self.cp_group)
         return out.reshape(slots, 1, -1)
+
+    @abstractmethod
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
+    ) -> torch.Tensor:
+        """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
+
+
+class SdpaCoreAttention(CoreAttention):
+    """Scaled dot-product attention on a CPU, and in fp32.
+
+    Global layers loop over the documents. Local layers take blocks of `window` queries against the
+    neighbouring blocks of keys, so their cost is linear in t and free of any loop.
+    """
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
+    ) -> torch.Tensor:
+        """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
+        within = self._within_documents if self.window is None else self._within_windows
+        q, k, v = (x.transpose(0, 1) for x in (query, key, value))
+        return within(q, k, v, packed).transpose(0, 1)
 
     def _within_documents(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
@@ -183,6 +196,14 @@ class SdpaCoreAttention(MegatronModule):  # type: ignore[misc]
             scale=self.scale,
         )
         return out.transpose(0, 1).reshape(heads, padded, size)[:, :slots]
+
+
+def layer_window(config: TransformerConfig, layer_number: int) -> tuple[int, int] | None:
+    """Return the keys that layer `layer_number`, from 1, sees (left, right); None if all."""
+    is_local = is_layer_window_attention(
+        config.window_size, config.window_attn_skip_freq, layer_number
+    )
+    return config.window_size if is_local else None
 
 
 def _slots_for_heads(x: torch.Tensor, group: ProcessGroup) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.dropout import OutputDropout
 from megatron_ettin.model.layer_spec import LayerNorm
 from megatron_ettin.model.linear_cross_entropy import SummedLoss, linear_cross_entropy
+
+#: Ends the names under which modules keep what is no weight.
+EXTRA_STATE = "_extra_state"
 
 
 class EttinEmbedding(MegatronModule):  # type: ignore[misc]
@@ -109,6 +113,8 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
             # The head works on the scored slots, which all tensor-parallel ranks hold alike.
             replicated = copy.copy(config)
             replicated.sequence_parallel = False
+            # Megatron-Core's own linear would need apex for it.
+            replicated.gradient_accumulation_fusion = False
             self.head = PredictionHead(replicated)
             self.output_layer = ColumnParallelLinear(
                 config.hidden_size,
@@ -202,8 +208,17 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         return torch.stack([table[packed.position_ids] for table in tables])
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the layout-free description of the weights for `dist_checkpointing`."""
+        """Return the layout-free description of the weights for `dist_checkpointing`.
+
+        Without `_extra_state`: it would tie a checkpoint to the backend that wrote it. It holds
+        nothing but the amax history of the fp8 recipe "delayed", which fills again in a few steps.
+        """
         state = super().sharded_state_dict(*args, **kwargs)
-        # The block's `_extra_state` entries hold nothing without Transformer Engine, and would tie
-        # a checkpoint to the backend that wrote it.
-        return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
+        return {key: value for key, value in state.items() if not key.endswith(EXTRA_STATE)}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; the modules' `_extra_state`, which no checkpoint holds, stays as it is."""
+        own = {key: value for key, value in self.state_dict().items() if key.endswith(EXTRA_STATE)}
+        return super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)

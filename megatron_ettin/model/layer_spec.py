@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -16,7 +15,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_ettin.model.attention import PackedRows, SdpaCoreAttention
+from megatron_ettin.model.attention import CoreAttention, PackedRows
+from megatron_ettin.model.backend import Backend, Linears, core_attention, linears
 from megatron_ettin.model.mlp import GatedGelu
 
 
@@ -74,16 +74,26 @@ class EttinLayer(TransformerLayer):  # type: ignore[misc]
 
 
 def block_spec(
-    config: TransformerConfig, mask_type: AttnMaskType, layers: range
+    config: TransformerConfig, mask_type: AttnMaskType, layers: range, backend: Backend
 ) -> TransformerBlockSubmodules:
     """Return the spec of the layers `layers` (counted from 0) that a pipeline stage holds."""
     return TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(mask_type, has_input_norm=layer > 0) for layer in layers],
+        layer_specs=[
+            _layer_spec(
+                mask_type,
+                linears(backend),
+                core_attention(backend, config, mask_type, layer + 1),
+                has_input_norm=layer > 0,
+            )
+            for layer in layers
+        ],
         layer_norm=LayerNorm,
     )
 
 
-def _layer_spec(mask_type: AttnMaskType, *, has_input_norm: bool) -> ModuleSpec:
+def _layer_spec(
+    mask_type: AttnMaskType, linear: Linears, core: type[CoreAttention], *, has_input_norm: bool
+) -> ModuleSpec:
     # Layer 0 has no attention norm: the embedding is normalised already (ModernBERT's
     # skip_first_prenorm).
     return ModuleSpec(
@@ -94,9 +104,7 @@ def _layer_spec(mask_type: AttnMaskType, *, has_input_norm: bool) -> ModuleSpec:
                 module=EttinSelfAttention,
                 params={"attn_mask_type": mask_type},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
-                    core_attention=SdpaCoreAttention,
-                    linear_proj=RowParallelLinear,
+                    linear_qkv=linear.column, core_attention=core, linear_proj=linear.row
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
@@ -104,8 +112,8 @@ def _layer_spec(mask_type: AttnMaskType, *, has_input_norm: bool) -> ModuleSpec:
             mlp=ModuleSpec(
                 module=MLP,
                 submodules=MLPSubmodules(
-                    linear_fc1=ColumnParallelLinear,
-                    linear_fc2=RowParallelLinear,
+                    linear_fc1=linear.column,
+                    linear_fc2=linear.row,
                     activation_func=GatedGelu,
                 ),
             ),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import logging
+from typing import Any, Literal
 
 import torch
 from megatron.core.transformer.enums import AttnMaskType
@@ -14,9 +15,12 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model import weight_map
+from megatron_ettin.model.backend import Backend, choose_backend
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.initialize import initial_tensor, local_shard
 from megatron_ettin.model.layer_spec import block_spec
+
+logger = logging.getLogger(__name__)
 
 Attention = Literal["bidirectional", "causal"]
 ATTENTION_MASKS = {"bidirectional": AttnMaskType.padding, "causal": AttnMaskType.causal}
@@ -29,23 +33,29 @@ def build_model(
 
     Needs process groups (`distributed.process_groups`).
     """
-    stage = build_stage(model, attention, hardware, seeds)
+    backend = choose_backend(model, hardware)
+    logger.info("layers by %s, %s", backend.replace("_", " "), hardware.precision)
+    stage = build_stage(model, attention, hardware, seeds, backend)
     initialize_weights(stage, seeds.init)
     return stage.to(distributed.device())
 
 
 def build_stage(
-    model: ModelConfig, attention: Attention, hardware: HardwareConfig, seeds: SeedConfig
+    model: ModelConfig,
+    attention: Attention,
+    hardware: HardwareConfig,
+    seeds: SeedConfig,
+    backend: Backend = "local",
 ) -> EttinModel:
     """Return this rank's stage on the CPU with weights that mean nothing yet."""
-    config = transformer_config(model, attention, hardware)
+    config = transformer_config(model, attention, hardware, backend)
     pp_rank = distributed.pipeline_parallel_rank()
     first = get_transformer_layer_offset(config, None, pp_rank)
     layers = range(first, first + get_num_layers_to_build(config, None, pp_rank))
     return EttinModel(
         config,
         model,
-        block_spec(config, ATTENTION_MASKS[attention], layers),
+        block_spec(config, ATTENTION_MASKS[attention], layers, backend),
         pre_process=distributed.is_first_stage(),
         post_process=distributed.is_last_stage(),
         dropout_seed=seeds.dropout,
@@ -81,19 +91,23 @@ def logical_parameters(stage: EttinModel) -> list[tuple[str, torch.nn.Parameter]
 
 
 def transformer_config(
-    model: ModelConfig, attention: Attention, hardware: HardwareConfig
+    model: ModelConfig,
+    attention: Attention,
+    hardware: HardwareConfig,
+    backend: Backend = "local",
 ) -> TransformerConfig:
     """Translate our configuration to Megatron-Core's.
 
     Raises:
-        ValueError: `model.megatron_overrides` names no field of TransformerConfig.
+        ValueError: `model.megatron_overrides` names no field of TransformerConfig, or
+            `hardware.precision` is still auto.
     """
-    known = {field.name for field in dataclasses.fields(TransformerConfig)}
-    unknown = sorted(set(model.megatron_overrides) - known)
-    if unknown:
-        raise ValueError(f"model.megatron_overrides: TransformerConfig has no field {unknown}")
+    if hardware.precision == "auto":
+        raise ValueError("hardware.precision: auto is no precision; see training/precision.py")
+    _require_known(model.megatron_overrides)
     local = [not model.is_global(layer) for layer in range(model.num_layers)]
-    dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
+    is_bf16 = hardware.parameter_precision == "bf16"
+    dtype = torch.bfloat16 if is_bf16 else torch.float32
     right = model.sliding_window if attention == "bidirectional" else 0
     fields = {
         "num_layers": model.num_layers,
@@ -121,22 +135,51 @@ def transformer_config(
         **_uneven_stages(model.num_layers, hardware.pipeline_parallel_size),
         "pipeline_dtype": dtype,
         "params_dtype": dtype,
-        "bf16": hardware.precision == "bf16",
+        "bf16": is_bf16,
+        "deterministic_mode": hardware.deterministic,
         "use_cpu_initialization": True,
         # Megatron-Core marks sharded parameters only when it initialises them; the values are ours.
         "init_method": _leave_as_is,
         "output_layer_init_method": _leave_as_is,
         "embedding_init_method": _leave_as_is,
         "calculate_per_token_loss": True,
-        # These need apex or Transformer Engine, or (bias fusions) compute the tanh GELU.
-        "gradient_accumulation_fusion": False,
+        # These need apex, or (bias fusions) compute the tanh GELU.
         "persist_layer_norm": False,
         "bias_activation_fusion": False,
         "bias_dropout_fusion": False,
         "masked_softmax_fusion": False,
-        "apply_rope_fusion": False,
+        **_backend_fields(backend),
+        **_fp8_fields(hardware),
     }
     return TransformerConfig(**{**fields, **model.megatron_overrides})
+
+
+def _require_known(overrides: dict[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(TransformerConfig)}
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"model.megatron_overrides: TransformerConfig has no field {unknown}")
+
+
+def _backend_fields(backend: Backend) -> dict[str, object]:
+    """Return what Transformer Engine fuses: rotation, and weight gradients into the fp32 sums."""
+    fuses = backend == "transformer_engine"
+    return {"gradient_accumulation_fusion": fuses, "apply_rope_fusion": fuses}
+
+
+def _fp8_fields(hardware: HardwareConfig) -> dict[str, object]:
+    """Return the recipe of the layers' linears; Megatron-Core's block enters it around them."""
+    if hardware.precision != "fp8":
+        return {}
+    recipe = hardware.fp8_recipe
+    fields: dict[str, object] = {
+        # Gradients in E5M2, unless blocks with a scale of their own need no wider range.
+        "fp8": "e4m3" if recipe == "blockwise" else "hybrid",
+        "fp8_recipe": recipe,
+    }
+    if recipe == "delayed":
+        # Transformer Engine's defaults; Megatron-Core's history is one step long.
+        fields |= {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+    return fields
 
 
 def _recompute(hardware: HardwareConfig) -> dict[str, object]:

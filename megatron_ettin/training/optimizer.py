@@ -147,7 +147,7 @@ def build_optimizer(
         adam_beta2=config.beta2,
         adam_eps=config.epsilon,
         clip_grad=config.clip_grad,
-        bf16=hardware.precision == "bf16",
+        bf16=hardware.parameter_precision == "bf16",
         use_distributed_optimizer=hardware.use_distributed_optimizer,
         # Not "blockwise", the default: it would orthogonalise each tensor-parallel part alone.
         muon_tp_mode="duplicated",

@@ -164,6 +164,9 @@ def test_an_overridden_objective_reads_back_identically(tmp_path: Path) -> None:
         ("--optimizer.lr=fast", "optimizer.lr"),
         ("--optimizer.name=muon", "--hardware.use_distributed_optimizer false"),
         ("--hardware.precision=fp7", "hardware.precision"),
+        ("--hardware.fp8_recipe=mxfp8", "hardware.fp8_recipe"),
+        ("--model.backend=apex", "model.backend"),
+        ("--model.backend=transformer_engine", "model.backend: transformer_engine"),
         ("--hardware.tensor_parallel_size=3", "hardware.tensor_parallel_size"),
         ("--hardware.tensor_parallel_size=0", "hardware.tensor_parallel_size"),
         ("--hardware.pipeline_parallel_size=5", "model.num_layers: 4"),
@@ -183,6 +186,15 @@ def test_an_overridden_objective_reads_back_identically(tmp_path: Path) -> None:
 def test_a_wrong_field_is_named(override: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
         nano(override)
+
+
+def test_fp8_is_checked_against_backend_and_shapes() -> None:
+    fp8 = "--hardware.precision=fp8"
+    assert nano(fp8).hardware.parameter_precision == "bf16"
+    with pytest.raises(ConfigError, match=r"hardware\.precision: fp8.*model\.backend is local"):
+        nano(fp8, "--model.backend=local")
+    with pytest.raises(ConfigError, match=r"model\.ffn_hidden_size.*multiple of 16"):
+        nano(fp8, "--model.ffn_hidden_size=200")
 
 
 def test_a_typo_in_a_file_is_named(tmp_path: Path) -> None:

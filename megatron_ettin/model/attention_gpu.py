@@ -1,0 +1,163 @@
+"""Core attention on a GPU, packed and in 16 bits: torch's varlen kernel, or Transformer Engine's.
+
+Both take the stream as it is, with its segment borders, so that nothing waits for their values and
+shapes are constant. They need no package beyond the backend's own; a flash-attn that is installed
+is Transformer Engine's to choose.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+
+from megatron_ettin.model.attention import CoreAttention, PackedRows
+
+logger = logging.getLogger(__name__)
+
+UNFUSED = "NVTE_UNFUSED_ATTN"
+
+
+class VarlenCoreAttention(CoreAttention):
+    """The flash attention inside torch (FlashAttention-2, arXiv 2307.08691).
+
+    Its backward pass is deterministic under `torch.use_deterministic_algorithms`.
+    """
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
+    ) -> torch.Tensor:
+        """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
+        out = varlen_attn(
+            query,
+            key,
+            value,
+            packed.cu_seqlens_q,
+            packed.cu_seqlens_kv,
+            packed.max_seqlen_q,
+            packed.max_seqlen_kv,
+            scale=self.scale,
+            window_size=varlen_window(is_causal=self.is_causal, window=self.window),
+        )
+        return cast(torch.Tensor, out)
+
+
+def varlen_window(*, is_causal: bool, window: tuple[int, int] | None) -> tuple[int, int]:
+    """Return (keys to the left, to the right) in the kernels' terms: -1 is no bound."""
+    if window is not None:
+        return window
+    return (-1, 0) if is_causal else (-1, -1)
+
+
+class TransformerEngineCoreAttention(CoreAttention):
+    """Transformer Engine's packed attention (cuDNN's, or flash-attn's if that is installed).
+
+    In bf16 under every fp8 recipe: on Hopper its fp8 attention has neither windows nor a packed
+    backward pass. Context parallelism is ours, around it, so it is told of none.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build the attention of a layer, for a rank's share of the heads."""
+        super().__init__(*args, **kwargs)
+        config = self.config
+        ranks = config.tensor_model_parallel_size * config.context_parallel_size
+        self.kernel = packed_kernel(
+            config.num_attention_heads // ranks,
+            config.kv_channels,
+            is_causal=self.is_causal,
+            window=self.window,
+            scale=self.scale,
+        )
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
+    ) -> torch.Tensor:
+        """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
+        with packed_kernels_only():
+            out: torch.Tensor = self.kernel(
+                query,
+                key,
+                value,
+                cu_seqlens_q=packed.cu_seqlens_q,
+                cu_seqlens_kv=packed.cu_seqlens_kv,
+                max_seqlen_q=packed.max_seqlen_q,
+                max_seqlen_kv=packed.max_seqlen_kv,
+            )
+        return out.view(query.shape)
+
+
+def packed_kernel(
+    heads: int,
+    head_size: int,
+    *,
+    is_causal: bool,
+    window: tuple[int, int] | None,
+    scale: float | None = None,
+) -> torch.nn.Module:
+    """Return Transformer Engine's attention over packed segments of `heads` heads."""
+    from transformer_engine.pytorch import DotProductAttention
+
+    kernel: torch.nn.Module = DotProductAttention(
+        heads,
+        head_size,
+        attention_dropout=0.0,
+        qkv_format="thd",
+        attn_mask_type="padding_causal" if is_causal else "padding",
+        window_size=window,
+        softmax_scale=scale,
+    )
+    return kernel
+
+
+@contextmanager
+def packed_kernels_only() -> Iterator[None]:
+    """Have Transformer Engine raise rather than pad all segments to the longest, inside the block.
+
+    That last resort of its needs memory for the square of their length. Its environment variable is
+    read where a kernel is chosen; Megatron-Core insists on another value where a model is built.
+    """
+    before = os.environ.get(UNFUSED)
+    os.environ[UNFUSED] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[UNFUSED]
+        else:
+            os.environ[UNFUSED] = before
+
+
+@lru_cache
+def transformer_engine_attends(
+    heads: int, head_size: int, *, is_causal: bool, window: tuple[int, int] | None
+) -> bool:
+    """Tell whether Transformer Engine has a packed kernel of this kind, by running it once.
+
+    It says so itself only for the versions, devices and shapes at hand, and by raising.
+    """
+    device = torch.cuda.current_device()
+    # A long segment, one within the window, and an empty one as at the end of every row.
+    borders = torch.tensor([0, 208, 256, 256], dtype=torch.int32, device=device)
+    shape = (256, heads, head_size)
+    q, k, v = (
+        torch.zeros(shape, dtype=torch.bfloat16, device=device, requires_grad=True)
+        for _ in range(3)
+    )
+    try:
+        kernel = packed_kernel(heads, head_size, is_causal=is_causal, window=window)
+        lengths = {"max_seqlen_q": 256, "max_seqlen_kv": 256}
+        with packed_kernels_only():
+            out = kernel(q, k, v, cu_seqlens_q=borders, cu_seqlens_kv=borders, **lengths)
+        out.backward(torch.ones_like(out))
+        torch.cuda.synchronize()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        kind = f"window {window}" if window else "whole documents"
+        logger.info("attention (%s): torch's kernel; Transformer Engine has none: %s", kind, error)
+        return False
+    return True

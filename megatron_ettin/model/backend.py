@@ -1,0 +1,111 @@
+"""Whose modules a layer is made of: Megatron-Core's and torch's, or Transformer Engine's.
+
+A backend changes speed and rounding, never which weights there are: the linears' weights have the
+same names and shapes, and the norms are torch's either way (Transformer Engine's carry a bias).
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.model.attention import CoreAttention, SdpaCoreAttention, layer_window
+from megatron_ettin.model.attention_gpu import (
+    TransformerEngineCoreAttention,
+    VarlenCoreAttention,
+    transformer_engine_attends,
+)
+
+Backend = Literal["local", "transformer_engine"]
+
+
+@dataclass(frozen=True)
+class Linears:
+    """The linear modules of a layer, built with Megatron-Core's arguments."""
+
+    column: Any
+    """Divides its output over tensor-parallel ranks."""
+    row: Any
+    """Divides its input."""
+
+
+def choose_backend(model: ModelConfig, hardware: HardwareConfig) -> Backend:
+    """Return the backend that a model runs on, on this machine.
+
+    Raises:
+        ValueError: Transformer Engine is asked for, by name or by fp8, and cannot be used.
+    """
+    if model.backend == "local":
+        return "local"
+    lack = transformer_engine_lack()
+    if lack is None and hardware.precision == "fp8":
+        lack = _recipe_lack(hardware.fp8_recipe)
+    if lack is None:
+        # Its fp32 products round their factors to TF32.
+        return "local" if hardware.parameter_precision == "fp32" else "transformer_engine"
+    if hardware.precision == "fp8":
+        raise ValueError(f"hardware.precision: fp8 needs Transformer Engine on a GPU: {lack}")
+    if model.backend == "transformer_engine":
+        raise ValueError(f"model.backend: transformer_engine cannot be used: {lack}")
+    return "local"
+
+
+@lru_cache(maxsize=1)
+def transformer_engine_lack() -> str | None:
+    """Return why Transformer Engine cannot be used here; None if it can."""
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except (AssertionError, ImportError, OSError, RuntimeError) as error:
+        return f"transformer_engine.pytorch cannot be imported ({error})"
+    return None
+
+
+def _recipe_lack(recipe: str) -> str | None:
+    """Return why this GPU cannot run an fp8 recipe; None if it can."""
+    from transformer_engine import pytorch as engine
+
+    if recipe == "blockwise":
+        available, reason = engine.is_fp8_block_scaling_available(return_reason=True)
+    else:
+        available, reason = engine.is_fp8_available(return_reason=True)
+    return None if available else f"hardware.fp8_recipe {recipe}: {reason}"
+
+
+def linears(backend: Backend) -> Linears:
+    """Return the linear modules of a backend."""
+    if backend == "local":
+        return Linears(ColumnParallelLinear, RowParallelLinear)
+    from megatron.core.extensions import transformer_engine as extension
+
+    return Linears(extension.TEColumnParallelLinear, extension.TERowParallelLinear)
+
+
+def core_attention(
+    backend: Backend, config: TransformerConfig, mask_type: AttnMaskType, layer_number: int
+) -> type[CoreAttention]:
+    """Return the core attention of layer `layer_number`, from 1.
+
+    Kernels for GPUs know 16 bits only. Without one, a GPU in fp32 waits for the borders of the
+    segments, which is for comparisons, not for training.
+    """
+    if not torch.cuda.is_available() or config.params_dtype == torch.float32:
+        return SdpaCoreAttention
+    ranks = config.tensor_model_parallel_size * config.context_parallel_size
+    if backend == "transformer_engine" and transformer_engine_attends(
+        config.num_attention_heads // ranks,
+        config.kv_channels,
+        is_causal=mask_type == AttnMaskType.causal,
+        window=layer_window(config, layer_number),
+    ):
+        return TransformerEngineCoreAttention
+    return VarlenCoreAttention

@@ -1,0 +1,248 @@
+"""What `hardware.precision: auto` stands for on this machine: a short measurement, kept on disk.
+
+Two layers of the run's own model, a global and a local one, go forward and backward at the run's
+micro-batch. Everything after `resolve` sees a precision by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_block import TransformerBlock
+
+from megatron_ettin import distributed
+from megatron_ettin.config import RunConfig
+from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.model.backend import choose_backend
+from megatron_ettin.model.layer_spec import block_spec
+from megatron_ettin.model.provider import ATTENTION_MASKS, transformer_config
+from megatron_ettin.publication import publish_text
+
+logger = logging.getLogger(__name__)
+
+#: A narrower precision is taken if it needs at most this share of the wider one's time: less gain
+#: is within what measurements differ by, and not worth its rounding.
+CLEARLY_FASTER = 0.95
+#: Rounds that are not timed (kernels are compiled and chosen in them), and rounds that are.
+ROUNDS = {"cpu": (1, 3), "cuda": (5, 20)}
+#: The fp8 recipes that carry nothing from step to step, so that a resumed run equals another.
+STATELESS_RECIPES = ("tensorwise", "blockwise")
+CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Return `config` with the precision that auto stands for; all ranks call this and agree."""
+    if config.hardware.precision != "auto":
+        return config
+    candidates = {_name(candidate): candidate for candidate in _candidates(config)}
+    distributed.require_equal("what hardware.precision: auto can be", ", ".join(candidates))
+    if len(candidates) == 1:
+        (name,) = candidates
+        logger.info("precision auto: %s, the only one for this machine", name)
+        return candidates[name]
+    key = _key(config, list(candidates))
+    path = verdict_file(key)
+    seconds = distributed.from_main_rank(read_verdict(path, key))
+    if seconds is None:
+        measured = {name: layer_seconds(candidate) for name, candidate in candidates.items()}
+        seconds = distributed.from_main_rank(measured)
+        if distributed.is_main_rank():
+            write_verdict(path, key, seconds)
+    name = fastest(seconds)
+    numbers = ", ".join(f"{each} {1e3 * took:.2f} ms" for each, took in seconds.items())
+    logger.info("precision auto: %s (two layers: %s)", name, numbers)
+    return candidates[name]
+
+
+def fastest(seconds: dict[str, float]) -> str:
+    """Return the name with the least time; the first, the widest, unless one is clearly faster."""
+    widest = next(iter(seconds))
+    best = min(seconds, key=lambda name: seconds[name])
+    return best if seconds[best] <= CLEARLY_FASTER * seconds[widest] else widest
+
+
+def _name(config: RunConfig) -> str:
+    hardware = config.hardware
+    is_fp8 = hardware.precision == "fp8"
+    return f"fp8 {hardware.fp8_recipe}" if is_fp8 else hardware.precision
+
+
+def _candidates(config: RunConfig) -> list[RunConfig]:
+    """Return the run in each precision that it can have here, the widest first."""
+    if torch.cuda.is_available():
+        changes = [{"precision": "bf16"}]
+        changes += [{"precision": "fp8", "fp8_recipe": recipe} for recipe in STATELESS_RECIPES]
+    else:
+        changes = [{"precision": "fp32"}]
+        changes += [{"precision": "bf16"}] if cpu_multiplies_bf16(CPU_INFO) else []
+    found = []
+    for change in changes:
+        hardware = dataclasses.replace(config.hardware, **change)  # type: ignore[arg-type]
+        try:
+            candidate = dataclasses.replace(config, hardware=hardware)
+            choose_backend(candidate.model, candidate.hardware)
+        except ValueError as error:
+            logger.info("precision auto: without %s: %s", " ".join(change.values()), error)
+            continue
+        found.append(candidate)
+    return found
+
+
+def cpu_multiplies_bf16(cpu_info: Path) -> bool:
+    """Tell from Linux's description of the processors whether they have products of bf16."""
+    if not cpu_info.exists():
+        return False
+    return bool(CPU_BF16_FLAGS & set(cpu_info.read_text().split()))
+
+
+def layer_seconds(config: RunConfig) -> float:
+    """Return the time of a global and a local layer, forward and backward, per micro-batch.
+
+    All ranks call this: tensor- and context-parallel ranks share the layers.
+    """
+    hardware = dataclasses.replace(config.hardware, pipeline_parallel_size=1)
+    model = dataclasses.replace(config.model, num_layers=2, global_attention_every=2)
+    attention = config.objective.attention
+    backend = choose_backend(model, hardware)
+    settings = transformer_config(model, attention, hardware, backend)
+    spec = block_spec(settings, ATTENTION_MASKS[attention], range(2), backend)
+    device = distributed.device()
+    block = TransformerBlock(settings, spec, pre_process=True, post_process=False).to(device)
+    for parameter in block.parameters():
+        with torch.no_grad():
+            parameter.copy_(_ramp(parameter.shape, 0.03, device))
+        # Where Transformer Engine adds up gradients, as in a run.
+        parameter.main_grad = torch.zeros_like(parameter, dtype=torch.float32)
+    seq_length = max(config.phases, key=lambda phase: phase.train_tokens).seq_length
+    slots = hardware.micro_batch_rows(seq_length) * seq_length
+    packed = _whole_rows(slots, seq_length, device)
+    angles = torch.zeros(
+        2, slots // hardware.context_parallel_size, 1, 1, model.head_size, device=device
+    )
+    shape = torch.Size((slots // hardware.slot_ranks, 1, model.hidden_size))
+    hidden = _ramp(shape, 1.0, device).to(settings.params_dtype).requires_grad_()
+
+    def step() -> None:
+        # Casts the weights again, as the first micro-batch of a step does: fp8's dearest case.
+        block.set_is_first_microbatch()
+        out = block(
+            hidden_states=hidden,
+            attention_mask=None,
+            rotary_pos_emb=angles,
+            packed_seq_params=packed,
+        )
+        out.backward(hidden.detach())
+
+    return _median_seconds(step, device)
+
+
+def _whole_rows(slots: int, seq_length: int, device: torch.device) -> PackedRows:
+    """Return a stream whose rows are one document each."""
+    borders = torch.arange(0, slots + 1, seq_length, dtype=torch.int32, device=device)
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    return PackedRows.of(borders, seq_length, position_ids=nothing, g=nothing)
+
+
+def _ramp(shape: torch.Size, peak: float, device: torch.device) -> torch.Tensor:
+    """Return numbers from -peak to peak: neither zeros nor NaN, which take other times."""
+    return torch.linspace(-peak, peak, shape.numel(), device=device).view(shape)
+
+
+def _median_seconds(step: Callable[[], None], device: torch.device) -> float:
+    """Return the median time of `step`, called again before the last has ended on a GPU."""
+    untimed, timed = ROUNDS[device.type]
+    for _ in range(untimed):
+        step()
+    if device.type == "cpu":
+        stamps = [time.perf_counter()]
+        for _ in range(timed):
+            step()
+            stamps.append(time.perf_counter())
+        return statistics.median(b - a for a, b in itertools.pairwise(stamps))
+    marks = [
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(timed + 1)
+    ]
+    marks[0].record()
+    for mark in marks[1:]:
+        step()
+        mark.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks))
+
+
+def _key(config: RunConfig, names: list[str]) -> dict[str, Any]:
+    """Return all that a verdict depends on."""
+    model, hardware = config.model, config.hardware
+    phase = max(config.phases, key=lambda phase: phase.train_tokens)
+    on_gpu = torch.cuda.is_available()
+    return {
+        "candidates": names,
+        "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(CPU_INFO),
+        "threads": None if on_gpu else torch.get_num_threads(),
+        "torch": torch.__version__,
+        "megatron_core": metadata.version("megatron-core"),
+        "transformer_engine": _version("transformer-engine"),
+        "backend": model.backend,
+        "attention": config.objective.attention,
+        "layer": [model.hidden_size, model.ffn_hidden_size, model.num_attention_heads],
+        "window": model.sliding_window,
+        "rows": [hardware.micro_batch_rows(phase.seq_length), phase.seq_length],
+        "ranks": [hardware.tensor_parallel_size, hardware.context_parallel_size],
+        "sequence_parallel": hardware.sequence_parallel,
+        "recompute": hardware.recompute,
+        "deterministic": hardware.deterministic,
+    }
+
+
+def _cpu_name(cpu_info: Path) -> str:
+    """Return the first processor's name, as Linux gives it."""
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def verdict_file(key: dict[str, Any]) -> Path:
+    """Return where the verdict for `key` is kept: in ~/.cache, or XDG_CACHE_HOME if that is set."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache / "megatron_ettin" / f"precision-{digest[:16]}.json"
+
+
+def read_verdict(path: Path, key: dict[str, Any]) -> dict[str, float] | None:
+    """Return the seconds that were measured for `key`; None if there is no verdict on it."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    is_verdict = isinstance(document, dict) and document.get("key") == key
+    return document["seconds"] if is_verdict else None
+
+
+def write_verdict(path: Path, key: dict[str, Any], seconds: dict[str, float]) -> None:
+    """Keep a verdict; where nothing can be written, the next run measures again."""
+    text = json.dumps({"key": key, "seconds": seconds}, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        publish_text(path, text)
+    except OSError as error:
+        logger.warning("precision auto: the verdict is not kept: %s", error)
