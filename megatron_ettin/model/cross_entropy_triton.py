@@ -12,16 +12,15 @@ import torch
 import triton
 import triton.language as tl
 
-# Not specialised: what differs between the chunks of a step, and would be compiled twice.
 #: Of a row at a time. Sixteen for each thread: two loads of 16 bytes in bfloat16.
 BLOCK_COLUMNS = 4096
 WARPS = 8
-#: Where a row's peak starts. Not -inf: (-inf) - (-inf) is no number.
-LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
 def statistics(logits: torch.Tensor, labels: torch.Tensor, first: int, real: int) -> torch.Tensor:
     """Return [3, c] float32: highest logit, sum of exp(logit - highest), the label's logit.
+
+    A rank whose columns are all padding has -inf, 0 and 0, which add nothing to the others'.
 
     Args:
         logits: [c, columns] of this rank, contiguous; they stay as they are.
@@ -57,6 +56,7 @@ def gradient_(
     )
 
 
+# Not specialised: what differs between the chunks of a step, and would be compiled twice.
 @triton.jit(do_not_specialize=["labels_ptr", "rows", "first"])  # type: ignore[untyped-decorator]
 def row_statistics(  # type: ignore[no-untyped-def]
     logits_ptr,
@@ -71,7 +71,7 @@ def row_statistics(  # type: ignore[no-untyped-def]
     """Write the statistics of a row; the sums are rescaled once a block."""
     row = tl.program_id(0).to(tl.int64)
     line = logits_ptr + row * columns
-    peak = tl.full([], LOWEST, tl.float32)
+    peak = tl.full([], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     for begin in range(0, real, BLOCK):
         at = begin + tl.arange(0, BLOCK)

@@ -24,6 +24,7 @@ def is_wrong(shape: tuple[int, int, int], spread: float, dtype: torch.dtype) -> 
     columns, real, ranks = shape
     generator = torch.Generator().manual_seed(columns)
     whole = (torch.randn(ROWS, columns, generator=generator) * spread).to(dtype)
+    whole[2, real - 1] = 2 * whole.abs().max()  # a peak in the last block
     labels = torch.randint(0, real, (ROWS,), generator=generator)
     labels[[0, 1, 4]] = torch.tensor([0, real - 1, -1])
     exact = whole[:, :real].double().requires_grad_()
