@@ -10,19 +10,23 @@ scales. The columns may be divided over tensor-parallel ranks, as in Megatron-Co
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch.distributed import ProcessGroup
 
-#: Bytes of a chunk's logits, in float32 on a CPU and in the parameters' type on a GPU. On a CPU,
-#: chunks of 128 to 1024 positions of 50,368 columns are about equally fast, 1.3 to 1.7 times as
-#: fast as all at once. On a GPU, for each column c positions move 14 c bytes (as
-#: cross_entropy_triton.py counts), and a chunk moves 12 * hidden_size more: weights that are read
-#: twice, their gradient that is read and written. With the 10,659 positions of 1 GiB in bfloat16
-#: that is 2 % more at 17M, and 14 % at 1B, where products take longer than bytes; and the tiles of
-#: a product go more than 100 times around a GPU, so that its last round costs nothing.
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+#: Bytes of a chunk's logits, in the parameters' type. On a CPU a product of 500 positions and more
+#: runs at its full speed, and fewer chunks mean fewer sums of the weight's gradient. On a GPU, for
+#: each column c positions move 14 c bytes (as cross_entropy_triton.py counts), and a chunk moves
+#: 12 * hidden_size more: weights that are read twice, their gradient that is read and written. With
+#: the 10,659 positions of 1 GiB in bfloat16 that is 2 % more at 17M, and 14 % at 1B, where products
+#: take longer than bytes; and the tiles of a product go more than 100 times around a GPU, so that
+#: its last round costs nothing.
+CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
+#: On a CPU, bytes of the logits in float32 that become a gradient together: they stay in its cache
+#: from the first of eight passes to the last.
+BLOCK_BYTES = 2**22
 
 
 class SummedLoss(NamedTuple):
@@ -57,9 +61,8 @@ def linear_cross_entropy(
         chunk_positions: positions of a chunk; what fits in CHUNK_BYTES if not given.
     """
     if chunk_positions is None:
-        logit_bytes = hidden.element_size() if hidden.is_cuda else 4
-        chunk_positions = CHUNK_BYTES[hidden.device.type] // (logit_bytes * weight.shape[0])
-        chunk_positions = max(1, chunk_positions)
+        row_bytes = hidden.element_size() * weight.shape[0]
+        chunk_positions = max(1, CHUNK_BYTES[hidden.device.type] // row_bytes)
     total, by_position = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, labels, vocab_size, group, chunk_positions
     )
@@ -88,12 +91,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for begin in range(0, len(labels), chunk_positions):
             chunk = slice(begin, begin + chunk_positions)
             logits = torch.addmm(bias, hidden[chunk], weight.t())
-            if not logits.is_cuda:
-                logits = logits.float()
-            mine = _statistics_(logits, labels[chunk], first, real)
-            losses[chunk], share = _over_ranks(mine, labels[chunk], group)
+            for block in _blocks(logits):
+                losses[chunk][block] = _losses_(
+                    logits[block], labels[chunk][block], first, real, group, gradients is not None
+                )
             if gradients is not None:
-                _gradient_(logits, labels[chunk], first, real, mine[0], share)
                 gradients.add(chunk, hidden[chunk], weight, logits)
         ctx.gradients = gradients
         if gradients is not None and group.size() > 1:
@@ -114,7 +116,8 @@ class _Gradients:
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
         self.dtype = weight.dtype
         self.hidden = torch.empty_like(hidden)
-        self.weight = torch.zeros_like(weight, dtype=torch.float32)
+        # Of no position there is none; the first chunk's is made by its product.
+        self.weight = torch.zeros_like(weight) if not len(hidden) else None
         self.bias = torch.zeros_like(bias, dtype=torch.float32)
 
     def add(
@@ -122,20 +125,50 @@ class _Gradients:
     ) -> None:
         """Add those of a chunk, given the gradient of its logits [c, columns]."""
         self.bias += logits.sum(dim=0, dtype=torch.float32)
-        narrow = logits.to(self.dtype)
-        torch.mm(narrow, weight, out=self.hidden[chunk])
-        if self.dtype == torch.float32:
-            self.weight.addmm_(narrow.t(), hidden)
+        torch.mm(logits, weight, out=self.hidden[chunk])
+        if self.weight is None:
+            self.weight = logits.t() @ hidden
+        elif self.dtype == torch.float32:
+            self.weight.addmm_(logits.t(), hidden)
         elif hidden.is_cuda:
             # Summed where it is, in float32; only CUDA has a product of two types.
-            into = self.weight
-            torch.addmm(into, narrow.t(), hidden, out_dtype=torch.float32, out=into)
+            into = self.weight = self.weight.float()
+            torch.addmm(into, logits.t(), hidden, out_dtype=torch.float32, out=into)
         else:
-            self.weight += narrow.t() @ hidden
+            self.weight = self.weight.float() + logits.t() @ hidden
 
     def scaled(self, scale: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return them times `scale`, in the parameters' type; they are used up."""
+        assert self.weight is not None
         return tuple(x.mul_(scale).to(self.dtype) for x in (self.hidden, self.weight, self.bias))
+
+
+def _blocks(logits: torch.Tensor) -> Iterator[slice]:
+    """Yield the positions of a chunk that are worked on together: on a GPU, all of them."""
+    positions = len(logits)
+    if not logits.is_cuda:
+        positions = max(1, BLOCK_BYTES // (4 * logits.shape[1]))
+    for begin in range(0, len(logits), positions):
+        yield slice(begin, begin + positions)
+
+
+def _losses_(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    first: int,
+    real: int,
+    group: ProcessGroup,
+    to_gradient: bool,
+) -> torch.Tensor:
+    """Return the losses [c] of logits [c, columns], which `to_gradient` makes their gradient."""
+    wide = logits if logits.is_cuda else logits.float()
+    mine = _statistics_(wide, labels, first, real)
+    losses, share = _over_ranks(mine, labels, group)
+    if to_gradient:
+        _gradient_(wide, labels, first, real, mine[0], share)
+        if wide is not logits:
+            logits.copy_(wide)
+    return losses
 
 
 def _statistics_(logits: torch.Tensor, labels: torch.Tensor, first: int, real: int) -> torch.Tensor:

@@ -117,7 +117,7 @@ def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training
         stage=stage,
         ddp=ddp,
         optimizer=build_optimizer(ddp, config.optimizer, config.hardware),
-        loader=_loader(config, order),
+        loader=loader(config, order),
         validation=_validation(config),
         reporter=Reporter(
             config,
@@ -146,7 +146,8 @@ def restore(run: Training, state: RunState) -> RunState:
     )
 
 
-def _loader(config: RunConfig, order: SampleOrder) -> Loader:
+def loader(config: RunConfig, order: SampleOrder) -> Loader:
+    """Return this rank's loader of the order's rows."""
     rank, size = distributed.data_parallel()
     return Loader(
         order=order,
@@ -163,7 +164,7 @@ def _validation(config: RunConfig) -> Validation | None:
     if not config.data.validation:
         return None
     return Validation(
-        loader=_loader(config, held_out_order(config)), num_rows=config.validation.num_rows
+        loader=loader(config, held_out_order(config)), num_rows=config.validation.num_rows
     )
 
 
