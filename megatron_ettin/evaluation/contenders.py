@@ -1,0 +1,288 @@
+"""Ways to train the same model on the same text, a step at a time: ours, and transformers' module.
+
+All of them do whole optimizer steps. They are compared by the tokens that they learn from, special
+tokens counted, padding not.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_ettin import distributed
+from megatron_ettin.checkpoint import RunState, SavedModel
+from megatron_ettin.config import RunConfig
+from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.tokenize import load_tokenizer
+from megatron_ettin.export.architecture import huggingface_config, kind_of
+from megatron_ettin.indexed import IndexedReader
+from megatron_ettin.objectives import Batch, TokenIds
+from megatron_ettin.objectives.base import PADDING
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.training import set_up
+from megatron_ettin.training.interval import Interval
+from megatron_ettin.training.loop import train_step
+from megatron_ettin.training.preparation import (
+    Prepared,
+    StepRange,
+    ahead,
+    phase_micro_batches,
+)
+
+IGNORED = -100
+"""A label that transformers' losses leave out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step has learned from."""
+
+    tokens: int
+    """Tokens, special tokens counted, padding not."""
+    slots: int
+    """Positions that went through the model, padding counted."""
+    flops: float | None = None
+    """Operations that the model needed for its documents, where they are known."""
+
+
+class Contender(ABC):
+    """A model in training."""
+
+    def __init__(self) -> None:
+        """Start with nothing open."""
+        self.opened = ExitStack()
+        """What runs beside the steps."""
+
+    @abstractmethod
+    def step(self) -> Step:
+        """Take one optimizer step; on a GPU, return without waiting for it."""
+
+    def close(self) -> None:
+        """End what runs beside the steps; no step comes after that."""
+        self.opened.close()
+
+
+class Ours(Contender):
+    """This project's training loop, less its reports and checkpoints."""
+
+    def __init__(self, config: RunConfig, *, data_stays: bool = False) -> None:
+        """Build the run of `config` from its beginning; needs process groups and a fresh run_dir.
+
+        `data_stays`: train on one step's micro-batches again and again, prepared and on the device
+        beforehand, as if the loader cost nothing.
+        """
+        super().__init__()
+        order = sample_order(config)
+        self.state: RunState = set_up.starting_state(config, order)
+        self.run = set_up.training(config, order, self.state)
+        self.opened.enter_context(self.run.reporter)
+        coming = phase_micro_batches(
+            config, self.run.loader, self.state, order.spec.phases[0].end_g
+        )
+        if data_stays:
+            (_, first), *_ = itertools.groupby(coming, key=attrgetter("step"))
+            self._steps = self._again_and_again(list(first))
+        else:
+            prepared = self.opened.enter_context(ahead(coming))
+            self._steps = itertools.groupby(prepared, key=attrgetter("step"))
+
+    def step(self) -> Step:
+        """Train on the next rows of the order, or on the same again."""
+        step, batches = next(self._steps)
+        self._flops = 0.0
+        self.run.ddp.train()
+        self.state = train_step(
+            self.run,
+            step,
+            self._counted(batches),
+            self.state,
+            self.run.config.optimizer.lr,
+            Interval(),
+        )
+        seq_length = self.run.config.phases[0].seq_length
+        return Step(
+            tokens=step.tokens,
+            slots=(step.g_end - step.g_begin) * seq_length,
+            flops=self._flops,
+        )
+
+    def _counted(self, batches: Iterator[Prepared]) -> Iterator[Prepared]:
+        for batch in batches:
+            self._flops += batch.flops
+            yield batch
+
+    def _again_and_again(
+        self, prepared: list[Prepared]
+    ) -> Iterator[tuple[StepRange, Iterator[Prepared]]]:
+        while True:
+            yield prepared[0].step, iter(prepared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """A batch as transformers takes it: arrays [rows, length]; no `mask` if all is attended."""
+
+    tokens: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    mask: NDArray[np.int64] | None
+    real_tokens: int
+
+    def on(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return the arguments of the model's forward."""
+        arrays = {"input_ids": self.tokens, "labels": self.labels, "attention_mask": self.mask}
+        return {
+            name: torch.from_numpy(array).to(device)
+            for name, array in arrays.items()
+            if array is not None
+        }
+
+
+class Transformers(Contender):
+    """transformers' module in a plain training loop: autocast for bf16, torch's fused AdamW."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        batches: Iterator[Inputs],
+        *,
+        sparse: bool,
+        micro_batches: int,
+        attention: str = "sdpa",
+    ) -> None:
+        """Build the module with its own initial weights.
+
+        Args:
+            config: whose model, objective, precision and learning rate it takes.
+            batches: endless.
+            sparse: predict at scored positions only (`sparse_prediction`, encoders alone have it).
+            micro_batches: batches of a step.
+            attention: transformers' name of an implementation.
+        """
+        super().__init__()
+        self.device = distributed.device()
+        self.model = _module(config, sparse=sparse, attention=attention).to(self.device)
+        self.model.train()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.optimizer.lr, fused=True
+        )
+        self.batches, self.micro_batches = batches, micro_batches
+        self.is_bf16 = config.hardware.precision != "fp32"
+
+    def step(self) -> Step:
+        """Train on the next batches."""
+        tokens = slots = 0
+        for inputs in itertools.islice(self.batches, self.micro_batches):
+            with self._precision():
+                loss = self.model(**inputs.on(self.device)).loss
+            (loss / self.micro_batches).backward()
+            tokens += inputs.real_tokens
+            slots += inputs.tokens.size
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return Step(tokens=tokens, slots=slots)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if not self.is_bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _module(config: RunConfig, *, sparse: bool, attention: str) -> Any:
+    phase = config.phases[0]
+    saved = SavedModel(
+        model=config.model,
+        attention=config.objective.attention,
+        rotary_base_global=phase.rotary_base_global,
+        rotary_base_local=phase.rotary_base_local,
+        max_seq_length=phase.seq_length,
+        tokenizer=None,
+    )
+    ids = load_tokenizer(Path(config.data.tokenizer)).ids
+    special = {"pad_token_id": ids.pad, "cls_token_id": ids.cls, "sep_token_id": ids.sep}
+    ends = {"bos_token_id": ids.cls, "eos_token_id": ids.sep}
+    settings = huggingface_config(saved, special_ids=special | ends)
+    if sparse:
+        settings.sparse_prediction = True
+    settings._attn_implementation = attention
+    return kind_of(saved.attention).model_class(settings)
+
+
+def packed_batches(config: RunConfig, order: SampleOrder) -> Iterator[Inputs]:
+    """Yield the micro-batches that ours trains on, [rows, seq_length], as if each row were a text.
+
+    Documents of a row see each other, which transformers' module cannot prevent. Starts again
+    after the last row.
+    """
+    loader = set_up.loader(config, order)
+    (phase, *_) = order.spec.phases
+    while True:
+        for batch in loader.micro_batches(0, phase.end_g):
+            yield _whole_rows(batch, causal=config.objective.attention == "causal")
+
+
+def _whole_rows(batch: Batch, *, causal: bool) -> Inputs:
+    length = batch.rows.seq_length
+    tokens = batch.tokens.reshape(-1, length)
+    # For a decoder the module shifts by itself.
+    labels = batch.rows.tokens if causal else np.where(batch.loss_mask, batch.labels, IGNORED)
+    segments = np.diff(batch.rows.cu_seqlens)
+    real = int(segments[batch.rows.segment_kind != PADDING].sum())
+    return Inputs(tokens=tokens, labels=labels.reshape(-1, length), mask=None, real_tokens=real)
+
+
+def padded_batches(
+    config: RunConfig, ids: TokenIds, *, batch_size: int, by_length: bool
+) -> Iterator[Inputs]:
+    """Yield batches of `batch_size` documents, padded to the longest, without end.
+
+    Documents come in random order, those of the first source; what is longer than the phase's rows
+    is cut, as a user of transformers would. `by_length` sorts each hundred batches by length first
+    and then mixes the batches. Masks are drawn at random, at the phase's rate.
+    """
+    source, *_ = config.data.sources.values()
+    reader, limit = IndexedReader(source.prefix), config.phases[0].seq_length - 2
+    draw = np.random.default_rng(config.seeds.order)
+    while True:
+        documents = draw.permutation(len(reader))
+        for pool in np.split(documents, range(100 * batch_size, len(documents), 100 * batch_size)):
+            if by_length:
+                pool = pool[np.argsort([len(reader[document]) for document in pool])]
+            batches = np.split(pool, range(batch_size, len(pool), batch_size))
+            for place in draw.permutation(len(batches)):
+                texts = [reader[document][:limit] for document in batches[place]]
+                yield _padded(config, ids, texts, draw)
+
+
+def _padded(
+    config: RunConfig, ids: TokenIds, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator
+) -> Inputs:
+    framed = [np.concatenate([[ids.cls], text, [ids.sep]]) for text in texts]
+    lengths = np.array([len(text) for text in framed])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    tokens = np.full(mask.shape, ids.pad)
+    tokens[mask] = np.concatenate(framed)
+    labels = np.where(mask, tokens, IGNORED)
+    if config.objective.attention == "bidirectional":
+        rate = config.objective.scored_share(config.phases[0].name)
+        scored = (draw.random(mask.shape) < rate) & mask & ~np.isin(tokens, ids.special)
+        labels[~scored] = IGNORED
+        tokens = np.where(scored & (draw.random(mask.shape) < 0.8), ids.mask, tokens)
+    return Inputs(
+        tokens=tokens, labels=labels, mask=mask.astype(np.int64), real_tokens=int(lengths.sum())
+    )
+
+
+def corpus_is_there(config: RunConfig) -> bool:
+    """Tell whether the configuration's corpora and tokenizer have been made."""
+    prefixes = [Path(f"{source.prefix}.bin") for source in config.data.sources.values()]
+    return all(path.exists() for path in [*prefixes, Path(config.data.tokenizer)])

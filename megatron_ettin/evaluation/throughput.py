@@ -1,0 +1,117 @@
+"""Tokens per second of ways to train one model, measured side by side in one process."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from megatron_ettin import distributed
+from megatron_ettin.evaluation.contenders import Contender, Step
+
+Builder = Callable[[int], Contender]
+"""Makes a contender whose micro-batches have at most so many slots."""
+WARM_UP_STEPS = 1
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """The timed steps of one contender."""
+
+    micro_batch_slots: int
+    peak_memory_bytes: int | None = None
+    """Of the device, on a GPU, where contenders run one after the other."""
+    steps: list[Step] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Median over the steps of tokens learned from per second."""
+        return statistics.median(self._rates())
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The slowest and the fastest step, tokens per second."""
+        return min(self._rates()), max(self._rates())
+
+    @property
+    def fill(self) -> float:
+        """The share of the slots that were not padding."""
+        return sum(step.tokens for step in self.steps) / sum(step.slots for step in self.steps)
+
+    def _rates(self) -> list[float]:
+        return [
+            step.tokens / seconds for step, seconds in zip(self.steps, self.seconds, strict=True)
+        ]
+
+    def time(self, contender: Contender) -> None:
+        """Add a step of `contender`, from an idle device to an idle device."""
+        _wait()
+        begin = time.perf_counter()
+        step = contender.step()
+        _wait()
+        self.seconds.append(time.perf_counter() - begin)
+        self.steps.append(step)
+
+
+def side_by_side(
+    builders: Mapping[str, Builder], *, micro_batch_slots: int, rounds: int
+) -> dict[str, Measurement]:
+    """Measure contenders in turns, a step each, so that a busy machine slows all of them alike."""
+    contenders = {name: build(micro_batch_slots) for name, build in builders.items()}
+    found = {name: Measurement(micro_batch_slots=micro_batch_slots) for name in builders}
+    for contender in contenders.values():
+        for _ in range(WARM_UP_STEPS):
+            contender.step()
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            found[name].time(contender)
+    return found
+
+
+def one_by_one(
+    builders: Mapping[str, Builder], *, micro_batch_slots: int, rounds: int
+) -> dict[str, Measurement]:
+    """Measure contenders one after the other, each alone on the device and its memory.
+
+    A contender that does not fit runs with half the slots in a micro-batch, and so on.
+    """
+    found = {}
+    for name, build in builders.items():
+        slots, contender = _largest_that_fits(build, micro_batch_slots)
+        measurement = Measurement(micro_batch_slots=slots)
+        for _ in range(rounds):
+            measurement.time(contender)
+        measurement.peak_memory_bytes = int(torch.cuda.max_memory_allocated())
+        found[name] = measurement
+        del contender
+    return found
+
+
+def _largest_that_fits(build: Builder, slots: int) -> tuple[int, Contender]:
+    """Build with `slots`, halved until the first steps run; take those steps."""
+    while True:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            contender = build(slots)
+            for _ in range(WARM_UP_STEPS):
+                contender.step()
+            _wait()
+        except torch.OutOfMemoryError:
+            if slots // 2 < 1024:
+                raise
+        else:
+            return slots, contender
+        contender = None  # type: ignore[assignment]
+        slots //= 2
+
+
+def _wait() -> None:
+    if distributed.device().type == "cuda":
+        torch.cuda.synchronize()
