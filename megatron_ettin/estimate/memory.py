@@ -15,9 +15,9 @@ from megatron_ettin.model.gpus import Device
 
 FP32 = 4
 #: Bytes of a chunk of logits (model/linear_cross_entropy.py, which imports torch).
-LOGITS_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+LOGITS_CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
 #: Elements that the optimizer updates at a time (training/adamw.py, which imports torch).
-OPTIMIZER_BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
+OPTIMIZER_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 #: On a CPU: what the C library has taken from the system and cannot use for the next tensor (freed
 #: blocks between kept ones), as a share of the activations. Measured (docs/estimate.md).
 CPU_HEAP_OVERHEAD = 0.55
@@ -171,8 +171,10 @@ def layer_activations(work: Work, layer: int) -> int:
     else:
         # Queries, outputs; keys and values with their neighbours.
         attention = (2 + 2 * _blocks_seen(work)) * channels
-        if size != FP32:
-            rotation += _blocks_seen(work) * model.sliding_window  # the mask, in the layer's type
+        if size != FP32 and work.device.kind == "cpu":
+            # The weights of the softmax, in float32 and in the layer's type.
+            weights = heads * _blocks_seen(work) * model.sliding_window
+            attention += weights + FP32 * weights // size
     # Both halves of the first product, the second one's input; on a CPU the GELU too.
     mlp = (4 if work.device.kind == "cpu" else 3) * model.ffn_hidden_size
     mlp //= work.hardware.tensor_parallel_size
@@ -206,7 +208,7 @@ def _around_layers(work: Work, stage: int) -> int:
     if stage == work.hardware.pipeline_parallel_size - 1:
         kept += hidden * work.shared_slots
         # The head's product, activation and norm, and the gradient that the loss leaves behind.
-        kept += 5 * hidden * (work.scored // work.hardware.context_parallel_size)
+        kept += 5 * hidden * _scored(work)
     return kept
 
 
@@ -215,21 +217,31 @@ def _is_last(work: Work, stage: int) -> bool:
 
 
 def _output_gradients(work: Work, stage: int) -> int:
-    """Count the sum over chunks of the output layer's weight gradient."""
-    return FP32 * work.columns * (work.model.hidden_size + 1) if _is_last(work, stage) else 0
+    """Count the gradients of the output layer's weight and bias: sums over chunks are float32."""
+    if not _is_last(work, stage):
+        return 0
+    size = FP32 if _scored(work) > _chunk_positions(work) else work.bytes_per_element
+    return work.columns * (size * work.model.hidden_size + FP32)
+
+
+def _scored(work: Work) -> int:
+    return work.scored // work.hardware.context_parallel_size
+
+
+def _chunk_positions(work: Work) -> int:
+    """Return the positions whose logits exist at once."""
+    row = work.bytes_per_element * work.columns
+    return min(_scored(work), LOGITS_CHUNK_BYTES[work.device.kind] // row)
 
 
 def _logits(work: Work, stage: int) -> int:
     """Count a chunk of logits, and the gradient of the output's weight."""
     if not _is_last(work, stage):
         return 0
-    scored = work.scored // work.hardware.context_parallel_size
-    logit_bytes = work.bytes_per_element if work.device.kind == "cuda" else FP32
-    positions = min(scored, LOGITS_CHUNK_BYTES[work.device.kind] // (logit_bytes * work.columns))
-    chunk = logit_bytes * positions * work.columns
-    if logit_bytes != work.bytes_per_element:
-        # The product in the layers' type, and that of the weight's gradient.
-        chunk += 2 * positions * work.columns + 2 * work.columns * work.model.hidden_size
+    chunk = work.bytes_per_element * _chunk_positions(work) * work.columns
+    if work.bytes_per_element != FP32 and _scored(work) > _chunk_positions(work):
+        # A chunk's product before it is added.
+        chunk += work.bytes_per_element * work.columns * work.model.hidden_size
     return chunk + _output_gradients(work, stage)
 
 

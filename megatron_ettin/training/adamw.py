@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 #: Elements that are updated together. On a CPU they fit its cache; a GPU wants few, long kernels.
-BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
+BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 
 #: A factor for all slices of a block, or one scalar tensor for each.
 Factor = float | list[torch.Tensor]

@@ -137,7 +137,7 @@ def build_optimizer(
 ) -> Optimizer:
     """Return the optimizer of this rank's stage. Norms and biases are not decayed.
 
-    `ddp` must have been built with the same `use_distributed_optimizer` as `hardware`.
+    It divides its state over ranks if the gradients of `ddp` are.
     """
     settings = MegatronOptimizerConfig(
         optimizer="muon" if config.name == "muon" else "adam",
@@ -148,7 +148,7 @@ def build_optimizer(
         adam_eps=config.epsilon,
         clip_grad=config.clip_grad,
         bf16=hardware.parameter_precision == "bf16",
-        use_distributed_optimizer=hardware.use_distributed_optimizer,
+        use_distributed_optimizer=ddp.ddp_config.use_distributed_optimizer,
         # Not "blockwise", the default: it would orthogonalise each tensor-parallel part alone.
         muon_tp_mode="duplicated",
     )

@@ -106,7 +106,9 @@ def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training
         stage.config,
         DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
-            use_distributed_optimizer=config.hardware.use_distributed_optimizer,
+            # One rank alone has nothing to divide, and would only copy gradients and weights.
+            use_distributed_optimizer=config.hardware.use_distributed_optimizer
+            and distributed.data_parallel_group().size() > 1,
         ),
         stage,
     )
