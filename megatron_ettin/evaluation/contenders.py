@@ -280,9 +280,3 @@ def _padded(
     return Inputs(
         tokens=tokens, labels=labels, mask=mask.astype(np.int64), real_tokens=int(lengths.sum())
     )
-
-
-def corpus_is_there(config: RunConfig) -> bool:
-    """Tell whether the configuration's corpora and tokenizer have been made."""
-    prefixes = [Path(f"{source.prefix}.bin") for source in config.data.sources.values()]
-    return all(path.exists() for path in [*prefixes, Path(config.data.tokenizer)])

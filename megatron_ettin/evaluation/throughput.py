@@ -43,6 +43,16 @@ class Measurement:
         """The share of the slots that were not padding."""
         return sum(step.tokens for step in self.steps) / sum(step.slots for step in self.steps)
 
+    @property
+    def flops_per_s(self) -> float | None:
+        """Median of the operations that the model needed per second, where they are known."""
+        rates = [
+            step.flops / seconds
+            for step, seconds in zip(self.steps, self.seconds, strict=True)
+            if step.flops is not None
+        ]
+        return statistics.median(rates) if rates else None
+
     def _rates(self) -> list[float]:
         return [
             step.tokens / seconds for step, seconds in zip(self.steps, self.seconds, strict=True)
@@ -70,6 +80,8 @@ def side_by_side(
     for _ in range(rounds):
         for name, contender in contenders.items():
             found[name].time(contender)
+    for contender in contenders.values():
+        contender.close()
     return found
 
 
@@ -88,6 +100,7 @@ def one_by_one(
             measurement.time(contender)
         measurement.peak_memory_bytes = int(torch.cuda.max_memory_allocated())
         found[name] = measurement
+        contender.close()
         del contender
     return found
 
