@@ -26,7 +26,7 @@ from megatron_ettin.export import architecture, weights
 from megatron_ettin.export.architecture import Kind, kind_of, objective_of
 from megatron_ettin.export.card import model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
-from megatron_ettin.model.provider import build_model
+from megatron_ettin.model.provider import build_stage
 from megatron_ettin.model.weight_map import Architecture
 from megatron_ettin.publication import publish_folder
 
@@ -131,7 +131,8 @@ def write_checkpoint(
     `hardware` goes to the checkpoint's config.yaml.
     """
     with distributed.process_groups(WHOLE):
-        stage = build_model(saved.model, saved.attention, WHOLE, SeedConfig())
+        stage = build_stage(saved.model, saved.attention, WHOLE, SeedConfig())
+        stage.to(distributed.device())
         weights.fill_parameters(stage, read, names_of)
         checkpoint.save_weights(
             output,
@@ -144,7 +145,8 @@ def write_checkpoint(
 
 def _read_weights(folder: Path, saved: SavedModel, kind: Kind) -> dict[str, torch.Tensor]:
     with distributed.process_groups(WHOLE):
-        stage = build_model(saved.model, saved.attention, WHOLE, SeedConfig())
+        stage = build_stage(saved.model, saved.attention, WHOLE, SeedConfig())
+        stage.to(distributed.device())
         checkpoint.load(folder, stage, None, saved.model)
         return weights.huggingface_tensors(stage, kind.architecture)
 
