@@ -90,7 +90,7 @@ class Ours(Contender):
             config, self.run.loader, self.state, order.spec.phases[0].end_g
         )
         if data_stays:
-            (_, first), *_ = itertools.groupby(coming, key=attrgetter("step"))
+            _, first = next(itertools.groupby(coming, key=attrgetter("step")))
             self._steps = self._again_and_again(list(first))
         else:
             prepared = self.opened.enter_context(ahead(coming))

@@ -143,11 +143,6 @@ def transformer_config(
         "output_layer_init_method": _leave_as_is,
         "embedding_init_method": _leave_as_is,
         "calculate_per_token_loss": True,
-        # These need apex, or (bias fusions) compute the tanh GELU.
-        "persist_layer_norm": False,
-        "bias_activation_fusion": False,
-        "bias_dropout_fusion": False,
-        "masked_softmax_fusion": False,
         **_backend_fields(backend),
         **_fp8_fields(hardware),
     }
@@ -161,9 +156,17 @@ def _require_known(overrides: dict[str, Any]) -> None:
 
 
 def _backend_fields(backend: Backend) -> dict[str, object]:
-    """Return what Transformer Engine fuses: rotation, and weight gradients into the fp32 sums."""
+    """Return what is fused: with Transformer Engine rotation, and weight gradients into sums."""
     fuses = backend == "transformer_engine"
-    return {"gradient_accumulation_fusion": fuses, "apply_rope_fusion": fuses}
+    return {
+        "gradient_accumulation_fusion": fuses,
+        "apply_rope_fusion": fuses,
+        # These need apex, or (bias fusions) compute the tanh GELU.
+        "persist_layer_norm": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+    }
 
 
 def _fp8_fields(hardware: HardwareConfig) -> dict[str, object]:

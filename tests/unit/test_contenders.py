@@ -1,0 +1,194 @@
+"""What is compared does the same work: steps of every contender, and the plain model's numbers."""
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from megatron_ettin import distributed
+from megatron_ettin.config import HardwareConfig, RunConfig
+from megatron_ettin.data.orders import sample_order
+from megatron_ettin.evaluation.contenders import (
+    IGNORED,
+    Contender,
+    Ours,
+    Step,
+    Transformers,
+    packed_batches,
+    padded_batches,
+)
+from megatron_ettin.evaluation.path_cost import PARTS, path_cost
+from megatron_ettin.evaluation.plain_model import PlainModel
+from megatron_ettin.evaluation.throughput import Measurement, side_by_side
+from megatron_ettin.training.preparation import micro_batches
+from tests.conftest import TinyCorpus
+from tests.runs import tiny_config
+
+ROOT = Path(__file__).parents[2]
+OBJECTIVES = ("MaskedLM", "CausalLM")
+
+
+@pytest.fixture(autouse=True)
+def one_process() -> Iterator[None]:
+    with distributed.process_groups(HardwareConfig(threads_per_rank=1)):
+        yield
+
+
+def config_of(corpus: TinyCorpus, folder: Path, objective: str) -> RunConfig:
+    """Return a run of one phase: whole rows of 128, four micro-batches of 512 slots a step."""
+    config = tiny_config(corpus, folder / "run", objective=objective)
+    return dataclasses.replace(config, phases=config.phases[:1])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_plain_model_computes_what_the_model_computes(
+    tiny_corpus: TinyCorpus, tmp_path: Path, objective: str
+) -> None:
+    ours = Ours(config_of(tiny_corpus, tmp_path, objective))
+    stage, batch = ours.run.stage, next(micro_batches(ours.run.loader, 0, 4))
+    plain = PlainModel(stage, 10_000.0, 10_000.0)
+    # In training, so that the dropout is compared too.
+    packed = dataclasses.replace(batch.packed, dropout=stage.output_dropout)
+    loss = plain(batch.tokens, packed, batch.scored, batch.labels)
+    loss.backward()
+    expected = stage.train()(batch.tokens, batch.packed, batch.scored, batch.labels).total
+    expected.backward()
+    ours.close()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    for name, parameter in stage.named_parameters():
+        found, wanted = plain.weights[name.replace(".", "/")].grad, parameter.main_grad
+        assert float((found - wanted).norm() / wanted.norm()) <= 1e-5, name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_contender_learns_from_the_tokens_that_it_counts(
+    tiny_corpus: TinyCorpus, tmp_path: Path, objective: str
+) -> None:
+    config = config_of(tiny_corpus, tmp_path, objective)
+    order = sample_order(config)
+    rows = config.phases[0].global_batch_size
+    tokens = int(order.row_tokens(0, rows).sum())
+    ours = Ours(config)
+    peer = Transformers(config, packed_batches(config, order), sparse=False, micro_batches=4)
+    before = [p.detach().clone() for p in peer.model.parameters()]
+    steps = [ours.step(), peer.step()]
+    ours.close()
+    assert [step.tokens for step in steps] == [tokens, tokens]
+    assert [step.slots for step in steps] == [rows * 128, rows * 128]
+    assert steps[0].flops is not None
+    assert steps[0].flops > 0.0
+    assert any(not torch.equal(a, b) for a, b in zip(before, peer.model.parameters(), strict=True))
+
+
+def test_data_that_stays_is_the_first_steps_again_and_again(
+    tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    ours = Ours(config_of(tiny_corpus, tmp_path, "MaskedLM"), data_stays=True)
+    first, second = ours.step(), ours.step()
+    ours.close()
+    assert first == second
+    assert first.tokens > 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_padded_batches_hold_whole_documents(
+    tiny_corpus: TinyCorpus, tmp_path: Path, objective: str
+) -> None:
+    config = config_of(tiny_corpus, tmp_path, objective)
+    ids = sample_order(config).ids
+    for inputs in itertools.islice(padded_batches(config, ids, batch_size=8, by_length=False), 5):
+        assert inputs.mask is not None
+        lengths = inputs.mask.sum(axis=1)
+        assert inputs.tokens.shape == (8, lengths.max())
+        assert inputs.tokens.shape[1] <= config.phases[0].seq_length
+        assert inputs.real_tokens == lengths.sum()
+        assert (inputs.tokens[:, 0] == ids.cls).all()
+        assert (inputs.tokens[np.arange(8), lengths - 1] == ids.sep).all()
+        assert (inputs.tokens[inputs.mask == 0] == ids.pad).all()
+        scored = inputs.labels != IGNORED
+        assert not scored[inputs.mask == 0].any()
+        if objective == "CausalLM":
+            assert (scored == (inputs.mask == 1)).all()
+        else:
+            assert 0.15 < scored.sum() / inputs.real_tokens < 0.45
+            assert (inputs.tokens[scored] == ids.mask).mean() > 0.5
+
+
+def test_batches_by_length_have_less_padding(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    config = config_of(tiny_corpus, tmp_path, "MaskedLM")
+    ids = sample_order(config).ids
+    fills = []
+    for by_length in (False, True):
+        batches = padded_batches(config, ids, batch_size=8, by_length=by_length)
+        some = list(itertools.islice(batches, 20))
+        fills.append(sum(b.real_tokens for b in some) / sum(b.tokens.size for b in some))
+    assert fills[1] > fills[0]
+
+
+def test_rates_are_medians_over_steps() -> None:
+    measurement = Measurement(micro_batch_slots=512)
+    measurement.steps = [Step(tokens=100, slots=200, flops=f) for f in (10.0, 20.0, 60.0)]
+    measurement.seconds = [1.0, 2.0, 4.0]
+    assert measurement.tokens_per_s == 50.0
+    assert measurement.spread == (25.0, 100.0)
+    assert measurement.fill == 0.5
+    assert measurement.flops_per_s == 10.0
+
+
+def test_contenders_take_turns() -> None:
+    turns: list[str] = []
+
+    class Named(Contender):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def step(self) -> Step:
+            turns.append(self.name)
+            return Step(tokens=1, slots=1)
+
+    builders = {name: lambda _, name=name: Named(name) for name in "ab"}
+    found = side_by_side(builders, micro_batch_slots=512, rounds=2)
+    assert turns == ["a", "b", "a", "b", "a", "b"]
+    assert {name: len(measurement.steps) for name, measurement in found.items()} == {"a": 2, "b": 2}
+
+
+def test_every_part_of_the_path_is_measured(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    config = config_of(tiny_corpus, tmp_path, "MaskedLM")
+    phase = dataclasses.replace(config.phases[0], global_batch_size=4)
+    found = path_cost(dataclasses.replace(config, phases=[phase]), rounds=1)
+    assert tuple(found) == PARTS
+    assert all(each.megatron > 0.0 and each.plain > 0.0 for each in found.values())
+
+
+@pytest.mark.slow
+def test_the_benchmark_reports_every_contender(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    data = {**tiny_corpus.data, "blend": {"pretrain": {"alpha": 0.7, "beta": 0.3}}, "pools": {}}
+    path = tmp_path / "data.yaml"
+    path.write_text(yaml.safe_dump({"data": data}))
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "tools" / "bench_train.py"), "--device", "cpu"),
+            *("--models", "nano", "--objectives", "mlm", "clm", "--rounds", "1"),
+            *("--data", str(path), "--path-cost", "--json"),
+        ],
+        capture_output=True,
+        check=True,
+        text=True,
+        cwd=ROOT,
+    )
+    report = json.loads(done.stdout.splitlines()[-1])["nano"]
+    names = {"ours", "peer_packed", "peer_padded", "peer_padded_by_length"}
+    for objective, wanted in (("mlm", names | {"peer_packed_sparse"}), ("clm", names)):
+        rates = {k: v for k, v in report[objective].items() if k.endswith("_tokens_per_s")}
+        assert set(rates) == {f"{name}_tokens_per_s" for name in wanted}
+        assert all(rate > 0.0 for rate in rates.values())
+        assert set(report[objective]["path_cost"]) == set(PARTS)
