@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ NO_CORPUS = "no corpus in quickstart/: make it with `make quickstart`, or give -
 NO_TIME = "not enough time was left"
 #: The exit code of a stage that ran out of time, as timeout(1) has it.
 OUT_OF_TIME = 124
+GRACE_SECONDS = 10
 ALL_SIZES = ("17m", "32m", "68m", "150m", "400m", "1b")
 LARGE = "32m or 68m or 400m or 1b"
 
@@ -107,13 +109,14 @@ def stages() -> list[Stage]:
         for path in (ROOT / "tests/unit").glob("test_*.py")
         if "pytest.mark.gpu" in path.read_text()
     )
-    bf16, short = ("--precisions", "bf16"), ("--rounds", "3", "--no-peers")
+    bf16 = ("--objectives", "mlm", "--precisions", "bf16")
+    short = ("--rounds", "3", "--no-peers")
     model = "tests/gpu/test_model.py"
     return [
         Stage("native", ("setup.py", "build_ext", "--inplace"), 240),
-        Stage("environment", ("-m", "tests.gpu.environment"), 40),
-        tests("kernels", "-m", "gpu", *kernels, most=80),
-        tests("model-small", model, "-k", f"not ({LARGE})", most=120),
+        Stage("environment", ("-m", "tests.gpu.environment"), 45),
+        tests("kernels", "-m", "gpu", *kernels, most=70),
+        tests("model-small", model, "-k", f"not ({LARGE})", most=125),
         bench("bench-short", "--models", "17m", "150m", "1b", *bf16, *short, most=240),
         tests("hot-path", "tests/gpu/test_hot_path.py", most=60),
         tests("fp8", "tests/gpu/test_fp8.py", most=120),
@@ -229,7 +232,8 @@ def run_stage(stage: Stage, seconds: int, folder: Path) -> dict[str, Any]:
 def run(command: Sequence[str], seconds: int) -> tuple[int, str]:
     """Run a command in a session of its own; return its exit code and all that it printed.
 
-    When the time is up the whole session is killed: tests start processes too.
+    When the time is up it is interrupted, so that tests end what they have started and pytest
+    writes its report; a little later the whole session is killed.
     """
     with tempfile.TemporaryFile("w+") as file:
         process = subprocess.Popen(
@@ -238,9 +242,14 @@ def run(command: Sequence[str], seconds: int) -> tuple[int, str]:
         try:
             code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             code = OUT_OF_TIME
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=GRACE_SECONDS)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         file.seek(0)
         return code, file.read()
 
