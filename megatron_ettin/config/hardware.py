@@ -39,8 +39,9 @@ class HardwareConfig:
     deterministic: bool = False
     """On a GPU, take only algorithms that repeat a run bit by bit; slower. A CPU always does."""
     use_distributed_optimizer: bool = True
-    """Divide fp32 weights and moments over the data-parallel ranks; false: each holds all of them.
-    The update is the same, and a checkpoint of one resumes with the other."""
+    """Divide fp32 weights and moments over the data-parallel ranks, if there are several; false:
+    each holds all of them. The update is the same, and a checkpoint of one resumes with the
+    other."""
     threads_per_rank: int | None = None
     """CPU threads of a rank; torch's own choice if not given."""
 

@@ -150,11 +150,17 @@ class Reporter:
 def mfu_field(gpu: Device | None, flops_per_second: float, ranks: int) -> dict[str, float]:
     """Return the field of a line that says how much of the peak of `ranks` GPUs was used.
 
-    No field if the peak is not known. `flops_per_second` are those of all ranks together.
+    No field if the peak is not known, or if more than all of it would have been used: that is
+    logged as an error, but a figure ends no run. `flops_per_second` are of all ranks together.
     """
     if gpu is None:
         return {}
-    return {"mfu": mfu(flops_per_second, gpu.peak_flops["bf16"] * ranks, f"{ranks} x {gpu.name}")}
+    peak = gpu.peak_flops["bf16"] * ranks
+    try:
+        return {"mfu": mfu(flops_per_second, peak, f"{ranks} x {gpu.name}")}
+    except ValueError as error:
+        logger.error("%s", error)
+        return {}
 
 
 def _known_gpu() -> Device | None:

@@ -39,15 +39,8 @@ def waiting_is_an_error() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("objective", ["MaskedLM", "CausalLM"])
-@pytest.mark.parametrize("sharded", [True, False])
-def test_a_step_waits_for_nothing(
-    tiny_corpus: TinyCorpus, tmp_path: Path, objective: str, sharded: bool
-) -> None:
-    hardware = {
-        "micro_batch_tokens": 512,
-        "precision": "bf16",
-        "use_distributed_optimizer": sharded,
-    }
+def test_a_step_waits_for_nothing(tiny_corpus: TinyCorpus, tmp_path: Path, objective: str) -> None:
+    hardware = {"micro_batch_tokens": 512, "precision": "bf16"}
     config = tiny_config(tiny_corpus, tmp_path / "run", objective=objective, hardware=hardware)
     with distributed.process_groups(config.hardware):
         order = sample_order(config)
