@@ -39,7 +39,8 @@ class _Path:
     """Both ways through the parts, on one micro-batch."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.ours = Ours(config)
+        # The same rows in every step, as the plain one has.
+        self.ours = Ours(config, data_stays=True)
         self.stage, phase = self.ours.run.stage, config.phases[0]
         self.ours.run.ddp.train()
         self.plain = PlainModel(self.stage, phase.rotary_base_global, phase.rotary_base_local)
@@ -130,7 +131,7 @@ def path_cost(config: RunConfig, *, rounds: int) -> dict[str, Seconds]:
     """Measure each part of a step of one micro-batch on a CPU, both ways in turns.
 
     Attention, loss, dropout and update are the same functions both ways, so that what is left is
-    Megatron-Core's: layers, schedule, gradient buffers, optimizer; and the preparation of batches.
+    Megatron-Core's: layers, schedule, gradient buffers, optimizer.
     """
     # Gradients here mean nothing: the weights stay where they are.
     still = dataclasses.replace(config.optimizer, lr=1e-12)

@@ -1,57 +1,41 @@
 """The dropout kernel for GPUs: the bits of the C++ factors, and it compiles where no GPU is."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="triton comes with the CUDA builds of torch")
+from tests.kernels import NOTHING_WRONG, compiled_for_hopper, interpreted
 
-ROOT = Path(__file__).parents[2]
+pytest.importorskip("triton", reason="triton comes with the CUDA builds of torch")
 
 
 def test_the_interpreted_kernel_equals_the_cpp_factors() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.interpreted_dropout"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "wrong: []\n", done.stdout + done.stderr
+    assert interpreted("tests.unit.interpreted_dropout") == NOTHING_WRONG
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_kernel_compiles_for_hopper(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from megatron_ettin.model.dropout_triton import BLOCK_DRAWS, multiply_rows
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     pointers = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "g_ptr": "*i64"}
     numbers = {"key": "u64", "threshold": "i32", "kept": "fp32"}
     sizes = ["row_size", "first", "count", "first_row", "blocks_per_row"]
-    source = ASTSource(
+    compiled = compiled_for_hopper(
         multiply_rows,
-        {**pointers, **numbers, **dict.fromkeys(sizes, "i32"), "BLOCK": "constexpr"},
+        {**pointers, **numbers, **dict.fromkeys(sizes, "i32")},
         {"BLOCK": BLOCK_DRAWS},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    ptx = compiled.asm["ptx"]
+    ptx = compiled["ptx"]
     # Draws are shifted without their sign: an arithmetic shift of 64 bits would be wrong.
     assert re.search(r"\bshr\.u64\b", ptx)
     assert not re.search(r"\bshr\.s64\b.*, (27|30|31);", ptx)
     # The interpreter cuts to bfloat16, so that a GPU rounds to nearest is seen here.
     assert (dtype == "bf16") == bool(re.search(r"\bcvt\.rn\.bf16", ptx))
-    assert "cubin" in compiled.asm
+    assert "cubin" in compiled
 
 
 @pytest.mark.gpu

@@ -1,63 +1,44 @@
 """The kernels of the MLP's activation for GPUs: interpreted, compiled, run on a GPU."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="triton comes with the CUDA builds of torch")
+from tests.kernels import NOTHING_WRONG, compiled_for_hopper, interpreted
 
-ROOT = Path(__file__).parents[2]
+pytest.importorskip("triton", reason="triton comes with the CUDA builds of torch")
 
 
 def test_the_interpreted_kernels_equal_the_exact_activation() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.interpreted_gated_gelu"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "wrong: []\n", done.stdout + done.stderr
+    assert interpreted("tests.unit.interpreted_gated_gelu") == NOTHING_WRONG
 
 
 @pytest.mark.parametrize("kernel", ["multiply", "differentiate"])
 def test_the_kernels_compile_for_hopper(
     kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from megatron_ettin.model import gated_gelu_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function = getattr(gated_gelu_triton, kernel)
     names = function.arg_names
-    types = {"rows": "i32", "width": "i32", "ROWS": "constexpr", "COLUMNS": "constexpr"}
-    # As Triton specialises the published widths and the tensors that torch allocates.
-    by_16 = [name for name in names if name.endswith("_ptr") or name == "width"]
-    compiled = triton.compile(
-        ASTSource(
-            function,
-            {name: types.get(name, "*bf16") for name in names},
-            {"ROWS": gated_gelu_triton.ROWS, "COLUMNS": gated_gelu_triton.COLUMNS},
-            {(names.index(name),): [["tt.divisibility", 16]] for name in by_16},
-        ),
-        target=GPUTarget("cuda", 90, 32),
+    pointers = [name for name in names if name.endswith("_ptr")]
+    compiled = compiled_for_hopper(
+        function,
+        {**dict.fromkeys(pointers, "*bf16"), "rows": "i32", "width": "i32"},
+        {"ROWS": gated_gelu_triton.ROWS, "COLUMNS": gated_gelu_triton.COLUMNS},
+        # As for the published widths, and the tensors that torch allocates.
+        by_16=[*pointers, "width"],
         options={"num_warps": gated_gelu_triton.WARPS},
     )
-    ptx = compiled.asm["ptx"]
+    ptx = compiled["ptx"]
     # 16 bytes of a thread at a time, in registers, rounded to nearest.
     assert re.search(r"ld\.global\.v4\.b32", ptx)
     assert re.search(r"st\.global\.v4\.b32", ptx)
     assert not re.search(r"\b(ld|st)\.local", ptx)
     assert re.search(r"\bcvt\.rn\.bf16", ptx)
-    assert "cubin" in compiled.asm
+    assert "cubin" in compiled
 
 
 @pytest.mark.gpu
