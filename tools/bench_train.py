@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -81,6 +83,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             found = process.submit(measure, cell).result()
         tqdm.write(as_text(cell, found))
+        sys.stdout.flush()  # a run that is cut short has said what it knows
         is_first = cell.precision == args.precisions[0]
         suffix = "" if is_first else f"_{cell.precision}"
         fields = {f"{name}{suffix}": value for name, value in found.items()}
@@ -223,12 +226,13 @@ def profile(cell: Cell, config: Any, folder: Path) -> Found:
     if cell.profile is not None:
         folder = cell.profile / f"{cell.model}_{cell.objective}_{cell.precision}"
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    ours = Ours(config)
-    with profiled(folder, warm_up=2, steps=2) as step_done:
+    with (
+        closing(Ours(config)) as ours,
+        profiled(folder, warm_up=2, steps=2) as step_done,
+    ):
         for _ in range(4):
             ours.step()
             step_done()
-    ours.close()
     intervals = kernel_intervals(folder / TRACE_FILE)
     return {"ours_idle_share": idle_share(intervals)} if len(intervals) else {}
 

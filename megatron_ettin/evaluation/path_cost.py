@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import closing
 from statistics import median
 
 import torch
@@ -137,14 +138,14 @@ def path_cost(config: RunConfig, *, rounds: int) -> dict[str, Seconds]:
     still = dataclasses.replace(config.optimizer, lr=1e-12)
     path = _Path(dataclasses.replace(config, optimizer=still))
     taken: dict[str, list[list[float]]] = {part: [[], []] for part in PARTS}
-    for is_timed in [False] + [True] * rounds:
-        for part, ways in path.parts().items():
-            for times, way in zip(taken[part], ways, strict=True):
-                begin = time.perf_counter()
-                way()
-                if is_timed:
-                    times.append(time.perf_counter() - begin)
-    path.ours.close()
+    with closing(path.ours):
+        for is_timed in [False] + [True] * rounds:
+            for part, ways in path.parts().items():
+                for times, way in zip(taken[part], ways, strict=True):
+                    begin = time.perf_counter()
+                    way()
+                    if is_timed:
+                        times.append(time.perf_counter() - begin)
     return {
         part: Seconds(megatron=median(ours), plain=median(plain))
         for part, (ours, plain) in taken.items()

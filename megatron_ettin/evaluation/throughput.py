@@ -6,6 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,8 @@ from megatron_ettin.evaluation.contenders import Contender, Step
 Builder = Callable[[int], Contender]
 """Makes a contender whose micro-batches have at most so many slots."""
 WARM_UP_STEPS = 1
+SMALLEST_SLOTS = 1024
+"""Of a micro-batch: one row."""
 
 
 @dataclass(kw_only=True)
@@ -72,16 +75,18 @@ def side_by_side(
     builders: Mapping[str, Builder], *, micro_batch_slots: int, rounds: int
 ) -> dict[str, Measurement]:
     """Measure contenders in turns, a step each, so that a busy machine slows all of them alike."""
-    contenders = {name: build(micro_batch_slots) for name, build in builders.items()}
     found = {name: Measurement(micro_batch_slots=micro_batch_slots) for name in builders}
-    for contender in contenders.values():
-        for _ in range(WARM_UP_STEPS):
-            contender.step()
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            found[name].time(contender)
-    for contender in contenders.values():
-        contender.close()
+    with ExitStack() as opened:
+        contenders = {
+            name: opened.enter_context(closing(build(micro_batch_slots)))
+            for name, build in builders.items()
+        }
+        for contender in contenders.values():
+            for _ in range(WARM_UP_STEPS):
+                contender.step()
+        for _ in range(rounds):
+            for name, contender in contenders.items():
+                found[name].time(contender)
     return found
 
 
@@ -96,33 +101,41 @@ def one_by_one(
     for name, build in builders.items():
         slots, contender = _largest_that_fits(build, micro_batch_slots)
         measurement = Measurement(micro_batch_slots=slots)
-        for _ in range(rounds):
-            measurement.time(contender)
+        with closing(contender):
+            for _ in range(rounds):
+                measurement.time(contender)
         measurement.peak_memory_bytes = int(torch.cuda.max_memory_allocated())
         found[name] = measurement
-        contender.close()
         del contender
+        _free()
     return found
 
 
 def _largest_that_fits(build: Builder, slots: int) -> tuple[int, Contender]:
     """Build with `slots`, halved until the first steps run; take those steps."""
     while True:
-        gc.collect()
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        contender: Contender | None = None
         try:
             contender = build(slots)
             for _ in range(WARM_UP_STEPS):
                 contender.step()
             _wait()
-        except torch.OutOfMemoryError:
-            if slots // 2 < 1024:
-                raise
-        else:
             return slots, contender
-        contender = None  # type: ignore[assignment]
+        except BaseException as error:
+            if contender is not None:
+                contender.close()
+            if not isinstance(error, torch.OutOfMemoryError) or slots // 2 < SMALLEST_SLOTS:
+                raise
+        del contender
+        _free()
         slots //= 2
+
+
+def _free() -> None:
+    """Give back what the GPU holds for contenders that nothing refers to."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _wait() -> None:
