@@ -235,6 +235,9 @@ def run(command: Sequence[str], seconds: int) -> tuple[int, str]:
     When the time is up it is interrupted, so that tests end what they have started and pytest
     writes its report; a little later the whole session is killed.
     """
+    # What a program handles, its children start with; what it ignores, as a shell's background job
+    # does interrupts, they would ignore too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryFile("w+") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True

@@ -100,8 +100,13 @@ def wait_for_a_slow_item() -> None:
 
 
 def test_an_interrupt_ends_the_wait_and_the_thread() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        wait_for_a_slow_item()
+    # A shell's background jobs start with interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            wait_for_a_slow_item()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not preparing()
 
 
