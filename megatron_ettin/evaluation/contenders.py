@@ -125,6 +125,9 @@ class Ours(Contender):
         self, prepared: list[Prepared]
     ) -> Iterator[tuple[StepRange, Iterator[Prepared]]]:
         while True:
+            for each in prepared:
+                # The first layer makes them for each micro-batch; on a GPU there are none.
+                each.micro_batch.packed.masks.clear()
             yield prepared[0].step, iter(prepared)
 
 

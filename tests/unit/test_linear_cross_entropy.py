@@ -162,27 +162,40 @@ def test_no_gradients_are_made_where_none_are_wanted(alone: dist.ProcessGroup) -
 
 def test_columns_divided_over_ranks(tmp_path: Path) -> None:
     """Four ranks: the last has padding only, and labels lie in the others' columns or are none."""
-    torch.multiprocessing.spawn(_divided, args=(4, str(tmp_path / "store")), nprocs=4)
+    torch.multiprocessing.spawn(_divided, args=(4, tmp_path), nprocs=4)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+    *leaves, labels = _divided_inputs()
+    hidden, weight, bias = (x.detach().double().requires_grad_() for x in leaves)
+    logits = hidden @ weight[:96].t() + bias[:96]
+    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1)
+    losses.sum().backward()
+    for found in ranks:
+        assert relative_distance(found["losses"], losses.detach()) <= TOLERANCE
+        assert relative_distance(found["hidden"], hidden.grad) <= TOLERANCE
+    for name, expected in (("weight", weight.grad), ("bias", bias.grad)):
+        together = torch.cat([found[name] for found in ranks])
+        assert torch.allclose(together.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def _divided(rank: int, size: int, store: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+def _divided_inputs() -> tuple[torch.Tensor, ...]:
     *leaves, labels = inputs(torch.float32)
+    labels = labels.clamp(max=95)
+    labels[[5, 36]] = -1
+    return *leaves, labels
+
+
+def _divided(rank: int, size: int, folder: Path) -> None:
+    """Write this rank's losses and gradients."""
+    store = folder / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    *leaves, labels = _divided_inputs()
     mine = slice(rank * PADDED // size, (rank + 1) * PADDED // size)
     hidden = leaves[0]
     weight, bias = (x.detach()[mine].clone().requires_grad_() for x in leaves[1:])
-    labels = labels.clamp(max=95)
-    labels[[5, 36]] = -1
     loss = linear_cross_entropy(
         hidden, weight, bias, labels, vocab_size=96, group=dist.group.WORLD, chunk_positions=10
     )
     loss.total.backward()
-    whole = [x.detach().double().requires_grad_() for x in leaves]
-    logits = whole[0] @ whole[1][:96].t() + whole[2][:96]
-    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1)
-    losses.sum().backward()
-    assert relative_distance(loss.by_position, losses.detach()) <= TOLERANCE
-    assert relative_distance(hidden.grad, whole[0].grad) <= TOLERANCE
-    for ours, expected in ((weight.grad, whole[1].grad[mine]), (bias.grad, whole[2].grad[mine])):
-        assert torch.allclose(ours.double(), expected, rtol=1e-5, atol=1e-5)
+    found = {"hidden": hidden.grad, "weight": weight.grad, "bias": bias.grad}
+    torch.save({"losses": loss.by_position, **found}, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -23,6 +23,7 @@ from megatron_ettin.data.orders import sample_order
 from megatron_ettin.model import counts
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.steps import first_row_kept, step_end
+from megatron_ettin.training import set_up
 from megatron_ettin.training.preparation import ahead, phase_micro_batches, phase_steps
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
@@ -114,17 +115,7 @@ def make_run(
     corpus: TinyCorpus, folder: Path, objective: str, **sections: Any
 ) -> tuple[RunConfig, Loader]:
     config = tiny_config(corpus, folder / "run", objective=objective, **sections)
-    order = sample_order(config)
-    loader = Loader(
-        order=order,
-        objective=config.objective,
-        ids=order.ids,
-        mask_seed=config.seeds.mask,
-        micro_batch_tokens=config.hardware.micro_batch_tokens,
-        data_parallel_rank=0,
-        data_parallel_size=1,
-    )
-    return config, loader
+    return config, set_up.loader(config, sample_order(config))
 
 
 def start(loader: Loader) -> RunState:
