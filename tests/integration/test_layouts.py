@@ -29,7 +29,7 @@ MIXED_BF16, REST_BF16 = ("tp2sp",), ("tp2", "pp2", "dp2", "cp2")
 Tolerance = tuple[float, float]
 #: Measured: 1.2e-8 (losses are sums in float64) and 1.4e-6.
 FP32: Tolerance = (1e-5, 1e-5)
-#: Between layouts, both in bf16. Measured: 7.3e-5 and 7.7e-3.
+#: Between layouts, both in bf16. Measured: 7.3e-5 and 9.2e-3.
 BF16_LAYOUTS: Tolerance = (2e-4, 2e-2)
 #: Between bf16 and fp32. Measured: 5.3e-4, and 0.08 for one tensor of the encoder (0.034 for the
 #: next, 0.017 for the median): Adam's steps are as long where gradients are small as where they are
