@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TypeVar
 
@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 #: Long enough for a checkpoint of a large model, short enough that a dead rank is noticed.
 TIMEOUT = timedelta(minutes=30)
+#: Products whose code a CPU keeps: more than a step repeats. With 64 steps got slower.
+KERNELS_KEPT = "128"
 
 
 def device() -> torch.device:
@@ -39,7 +41,8 @@ def process_groups(hardware: HardwareConfig) -> Iterator[None]:
     Under torchrun the world comes from its environment; without it the world is this process.
 
     Raises:
-        ValueError: the world size is not a multiple of the ranks of one replica.
+        ValueError: the world size is not a multiple of the ranks of one replica, or CUDA graphs
+            are asked for without a GPU.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size % hardware.model_ranks:
@@ -50,13 +53,16 @@ def process_groups(hardware: HardwareConfig) -> Iterator[None]:
             f"{hardware.context_parallel_size}: start a multiple of {hardware.model_ranks} with "
             f"torchrun"
         )
+    if hardware.cuda_graphs and device().type == "cpu":
+        raise ValueError("hardware.cuda_graphs: needs a GPU, but there is none: give false")
     if hardware.threads_per_rank is not None:
         torch.set_num_threads(hardware.threads_per_rank)
     if device().type == "cuda":
         torch.cuda.set_device(device())
     else:
+        _bound_kernel_caches()
         cpu.adapt_megatron()
-    with _algorithms(is_deterministic=hardware.deterministic):
+    with _algorithms(is_deterministic=hardware.deterministic), _stream(hardware):
         _init_process_group(world_size)
         try:
             parallel_state.initialize_model_parallel(
@@ -94,6 +100,27 @@ def _algorithms(*, is_deterministic: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(False)
         deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+
+
+def _bound_kernel_caches() -> None:
+    """Let a CPU keep the code of few 16-bit products, unless the environment has a number.
+
+    oneDNN and torch's layer over it keep 1,024 products each, one per shape; documents have new
+    lengths in each step, so that memory would grow for sixty steps, to twice of what a run needs.
+    Their variables are read at the first product.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, KERNELS_KEPT)
+
+
+def _stream(hardware: HardwareConfig) -> AbstractContextManager[object]:
+    """Return the block in which a rank's GPU works on a stream that graphs can be captured from.
+
+    The default stream cannot be, and gradients are added up on the one that weights were made on.
+    """
+    if not hardware.cuda_graphs:
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
 
 def _init_process_group(world_size: int) -> None:

@@ -38,6 +38,9 @@ class HardwareConfig:
     steps, which no checkpoint holds: then a resumed run starts with an empty history."""
     deterministic: bool = False
     """On a GPU, take only algorithms that repeat a run bit by bit; slower. A CPU always does."""
+    cuda_graphs: bool = False
+    """On a GPU, start the forward and backward pass of a micro-batch as one CUDA graph, so that a
+    small model does not wait for its launches; for a model that is whole on each rank."""
     use_distributed_optimizer: bool = True
     """Divide fp32 weights and moments over the data-parallel ranks, if there are several; false:
     each holds all of them. The update is the same, and a checkpoint of one resumes with the
@@ -59,6 +62,20 @@ class HardwareConfig:
                 "hardware.sequence_parallel: shares slots among tensor-parallel ranks, but "
                 "hardware.tensor_parallel_size is 1"
             )
+        if self.cuda_graphs:
+            self._check_cuda_graphs()
+
+    def _check_cuda_graphs(self) -> None:
+        """Refuse what a graph cannot hold: other ranks, and what is decided while it runs."""
+        delays = self.precision in ("fp8", "auto") and self.fp8_recipe == "delayed"
+        for field, refused, why in (
+            ("tensor, pipeline and context parallel sizes", self.model_ranks > 1, "must be 1"),
+            ("recompute", self.recompute != "none", "must be none"),
+            ("precision", self.precision == "fp32", "must be bf16, fp8 or auto"),
+            ("fp8_recipe", delays, "must be tensorwise or blockwise"),
+        ):
+            if refused:
+                raise ValueError(f"hardware.cuda_graphs: {field} {why}, or cuda_graphs false")
 
     @property
     def parameter_precision(self) -> Literal["fp32", "bf16"]:

@@ -12,7 +12,6 @@ from operator import attrgetter
 from pathlib import Path
 
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint import RunState
@@ -23,6 +22,7 @@ from megatron_ettin.order import PhaseSpec
 from megatron_ettin.order.digest import add_digests
 from megatron_ettin.order.steps import first_row_kept
 from megatron_ettin.training.forward_step import forward_step
+from megatron_ettin.training.graphs import Passes
 from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.optimizer import Optimizer
@@ -45,6 +45,7 @@ class Training:
     config: RunConfig
     stage: EttinModel
     ddp: DistributedDataParallel
+    passes: Passes
     optimizer: Optimizer
     loader: Loader
     validation: Validation | None
@@ -126,7 +127,7 @@ def train_step(
     interval.begin(step)
     run.ddp.zero_grad_buffer()
     run.optimizer.zero_grad()
-    reports = get_forward_backward_func()(
+    reports = run.passes(
         forward_step_func=forward_step,
         data_iterator=interval.consume(batches),
         model=run.ddp,

@@ -11,6 +11,7 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ettin import checkpoint, distributed
 from megatron_ettin import config as configuration
@@ -18,9 +19,11 @@ from megatron_ettin.checkpoint import CheckpointError, RunState
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import held_out_order
+from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
 from megatron_ettin.order import OrderSpec, SampleOrder
 from megatron_ettin.publication import publish_text
+from megatron_ettin.training.graphs import GraphedPasses, Passes
 from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.optimizer import build_optimizer
@@ -112,12 +115,12 @@ def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training
         ),
         stage,
     )
-    stage.config.finalize_model_grads_func = finalize_model_grads
     _write_run_files(config, order)
     return Training(
         config=config,
         stage=stage,
         ddp=ddp,
+        passes=_passes(config, stage),
         optimizer=build_optimizer(ddp, config.optimizer, config.hardware),
         loader=loader(config, order),
         validation=_validation(config),
@@ -129,6 +132,15 @@ def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training
         ),
         recorder=recorder,
     )
+
+
+def _passes(config: RunConfig, stage: EttinModel) -> Passes:
+    """Return what runs a step's forward and backward passes: Megatron-Core, or graphs of it."""
+    if config.hardware.cuda_graphs:
+        return GraphedPasses(stage)
+    stage.config.finalize_model_grads_func = finalize_model_grads
+    passes: Passes = get_forward_backward_func()
+    return passes
 
 
 def restore(run: Training, state: RunState) -> RunState:

@@ -16,6 +16,7 @@ from megatron_ettin.training.forward_step import forward_step
 from megatron_ettin.training.micro_batch import (
     NO_LABEL,
     MicroBatch,
+    borders,
     capacity,
     micro_batch,
     positions,
@@ -57,7 +58,7 @@ def assert_equal(prepared: MicroBatch, batch: Batch, slots: slice) -> None:
     packed = prepared.packed
     assert packed.position_ids is not None
     assert packed.position_ids.tolist() == rows.position_ids[slots].tolist()
-    assert packed.cu_seqlens_q.tolist() == rows.cu_seqlens.tolist()
+    assert packed.cu_seqlens_q.tolist() == borders(rows.cu_seqlens).tolist()
     assert packed.cu_seqlens_q.dtype == torch.int32
     assert (packed.g.tolist(), packed.first_slot) == (rows.g.tolist(), slots.start)
     assert packed.max_seqlen_q == rows.seq_length
@@ -115,6 +116,38 @@ def test_what_fills_up_points_nowhere_and_overflow_takes_another_capacity(
         assert len(one.scored) == len(one.labels) == expected
         assert set(one.scored[n:].tolist()) == {0}
         assert set(one.labels[n:].tolist()) == {NO_LABEL}
+
+
+@pytest.mark.parametrize("count", [1, 7, 15, 16, 17, 33, 385, 1000])
+def test_borders_are_those_of_segments_that_hold_slots(count: int) -> None:
+    lengths = np.random.default_rng(count).integers(1, 50, count)
+    with_empty_ones = np.insert(lengths, np.arange(0, count, 3), 0)
+    cu_seqlens = np.concatenate([[0], np.cumsum(with_empty_ones), [lengths.sum()] * 5])
+    found = borders(cu_seqlens.astype(np.int32))
+    assert found.dtype == np.int32
+    assert found[: count + 1].tolist() == [0, *np.cumsum(lengths)]
+    assert set(found[count + 1 :].tolist()) <= {lengths.sum()}
+    assert count <= len(found) - 1 <= count + count // 8
+
+
+def test_few_lengths_of_borders_come_up() -> None:
+    counts = range(360, 410)  # in micro-batches of about 385 documents
+    assert len({len(borders(np.arange(count + 1, dtype=np.int32))) for count in counts}) <= 3
+
+
+def test_a_clone_takes_the_values_of_another(tiny_corpus: TinyCorpus) -> None:
+    loader = make_loader(tiny_corpus, CausalLM())
+    batches = list(loader.micro_batches(0, 40))
+    slots = slice(0, len(batches[0].tokens))
+    prepared = [micro_batch(batch, slots=slots, at_once=512, stream=None) for batch in batches]
+    own = prepared[0].clone()
+    same_shapes = [n for n, one in enumerate(prepared) if one.shapes == own.shapes]
+    assert len(same_shapes) > 1
+    for n in same_shapes:
+        own.take(prepared[n])
+        assert_equal(own, batches[n], slots)
+        assert own.memory.data_ptr() != prepared[n].memory.data_ptr()
+    assert_equal(prepared[0], batches[0], slots)
 
 
 def test_positions_are_whole_capacities() -> None:

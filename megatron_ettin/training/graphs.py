@@ -1,0 +1,144 @@
+"""CUDA graphs: the forward and backward pass of a micro-batch, started at once.
+
+What is captured is Megatron-Core's own loop over one micro-batch, its hooks that add gradients up
+included. Gradients then meet those of other ranks outside, once a step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_ettin import distributed
+from megatron_ettin.model.ettin_model import EttinModel
+from megatron_ettin.training.micro_batch import MicroBatch
+
+logger = logging.getLogger(__name__)
+
+Report = dict[str, torch.Tensor]
+"""What a micro-batch reports (training/forward_step.py)."""
+Passes = Callable[..., list[Report]]
+"""Runs a step's micro-batches, as Megatron-Core's `get_forward_backward_func()` does."""
+Capture = Callable[[Callable[[], Report]], Callable[[], Report]]
+"""Makes of a function one that does the same work again, on the same memory."""
+
+#: Micro-batches of a shape that run as they are: kernels are compiled and chosen in them.
+WARM_UP = 2
+#: Shapes that are captured; others come up too seldom to be worth it.
+MOST_GRAPHS = 32
+
+
+class GraphedPasses:
+    """Runs a step's micro-batches as `get_forward_backward_func()` does, from one graph a shape.
+
+    Needs the whole model on each rank, and a current stream that is not the default one.
+    """
+
+    def __init__(self, stage: EttinModel, capture: Capture | None = None) -> None:
+        """Start without graphs; `capture` makes them, by default on the GPU."""
+        self._stage = stage
+        # This class finalises a step's gradients, not each of its micro-batches.
+        stage.config.finalize_model_grads_func = None
+        self._capture = CudaCapture() if capture is None else capture
+        self._rotary = stage.rotary
+        self._of_shapes: dict[tuple[int, ...], _PassesOfShape] = {}
+
+    def __call__(
+        self,
+        *,
+        forward_step_func: Callable[..., Any],
+        data_iterator: Iterator[MicroBatch],
+        model: torch.nn.Module,
+        num_microbatches: int,
+        **sizes: int,
+    ) -> list[Report]:
+        """Run the next micro-batches, finalise the gradients, return the micro-batches' reports."""
+        if self._rotary is not self._stage.rotary:
+            # Graphs read the tables that they were captured with.
+            self._rotary, self._of_shapes = self._stage.rotary, {}
+
+        def passes(batch: MicroBatch) -> Report:
+            (report,) = get_forward_backward_func()(
+                forward_step_func=forward_step_func,
+                data_iterator=iter([batch]),
+                model=model,
+                num_microbatches=1,
+                **sizes,
+            )
+            return report
+
+        reports = []
+        total = torch.zeros([], dtype=torch.int32, device=distributed.device())
+        for batch in itertools.islice(data_iterator, num_microbatches):
+            batch.wait()
+            total += batch.total
+            reports.append(self._of_shape(batch).run(batch, passes))
+        finalize_model_grads([model], total)
+        return reports
+
+    def _of_shape(self, batch: MicroBatch) -> _PassesOfShape:
+        shapes = batch.shapes
+        if shapes not in self._of_shapes:
+            can_capture = len(self._of_shapes) < MOST_GRAPHS
+            self._of_shapes[shapes] = _PassesOfShape(self._capture if can_capture else None)
+        return self._of_shapes[shapes]
+
+
+class _PassesOfShape:
+    """The passes of micro-batches of the same shapes."""
+
+    def __init__(self, capture: Capture | None) -> None:
+        """Start without a graph; never capture one if `capture` is None."""
+        self._capture = capture
+        self._left_to_warm_up = WARM_UP
+        self._captured: tuple[MicroBatch, Callable[[], Report]] | None = None
+
+    def run(self, batch: MicroBatch, passes: Callable[[MicroBatch], Report]) -> Report:
+        """Run the passes of `batch`, whose copy has been waited for, and return its report."""
+        if self._capture is None or self._left_to_warm_up:
+            self._left_to_warm_up = max(self._left_to_warm_up - 1, 0)
+            return passes(batch)
+        if self._captured is None:
+            own = batch.clone()
+            self._captured = own, self._capture(partial(passes, own))
+            logger.info("a CUDA graph for micro-batches of shapes %s", batch.shapes)
+        own, again = self._captured
+        own.take(batch)
+        # The next micro-batch's goes to the same memory.
+        return {name: value.clone() for name, value in again().items()}
+
+
+class CudaCapture:
+    """Captures functions from the current stream; their graphs share memory between them.
+
+    So only one may run at a time, and what it returns must be copied before another does.
+    """
+
+    def __init__(self) -> None:
+        """Start with no memory."""
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Report]) -> Callable[[], Report]:
+        """Return the captured `function`; what it returns is overwritten each time."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, which prepare micro-batches and watch collectives, go on meanwhile.
+        with torch.cuda.graph(
+            graph,
+            pool=self._pool,
+            stream=torch.cuda.current_stream(),
+            capture_error_mode="thread_local",
+        ):
+            report = function()
+
+        def again() -> Report:
+            graph.replay()
+            return report
+
+        return again
