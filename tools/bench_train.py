@@ -48,6 +48,7 @@ class Cell:
     data: Path
     rounds: int
     micro_batch_slots: int
+    cuda_graphs: bool
     peers: bool
     path_cost: bool
     profile: Path | None
@@ -69,6 +70,7 @@ def main() -> None:
             data=args.data,
             rounds=args.rounds,
             micro_batch_slots=args.micro_batch_tokens or MICRO_BATCH_SLOTS[args.device],
+            cuda_graphs=args.cuda_graphs,
             peers=not args.no_peers,
             path_cost=args.path_cost,
             profile=args.profile,
@@ -103,6 +105,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", type=Path, default=Path("examples/data/quickstart.yaml"), help="its `data`")
     add("--rounds", type=int, default=7, help="timed steps of each contender (7)")
     add("--micro-batch-tokens", type=int, help="slots of a micro-batch (CPU 4096, GPU 65536)")
+    add("--cuda-graphs", action="store_true", help="ours with hardware.cuda_graphs")
     add("--no-peers", action="store_true", help="measure this project alone")
     add("--path-cost", action="store_true", help="also the cost over plain PyTorch by part (CPU)")
     add("--profile", type=Path, help="keep a trace of each cell below this folder")
@@ -161,6 +164,7 @@ def configuration(cell: Cell, folder: Path, slots: int) -> Any:
             "--data.validation=[]",
             f"--hardware.micro_batch_tokens={slots}",
             f"--hardware.precision={cell.precision}",
+            f"--hardware.cuda_graphs={str(cell.cuda_graphs).lower()}",
             f"--hardware.threads_per_rank={cell.threads}",
             f"--run_dir={tempfile.mkdtemp(dir=folder)}/run",
         ]

@@ -20,12 +20,14 @@ LOGITS_CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
 OPTIMIZER_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 #: On a CPU: what the C library has taken from the system and cannot use for the next tensor (freed
 #: blocks between kept ones), as a share of the activations. Measured (docs/estimate.md).
-CPU_HEAP_OVERHEAD = 0.55
+CPU_HEAP_OVERHEAD = 0.9
 #: Larger blocks come from the system and go back to it, one by one (glibc, M_MMAP_THRESHOLD).
 CPU_HEAP_BLOCK_BYTES = 32 * 2**20
 #: On a CPU: what twenty steps add to the libraries; code that is read in, buffers of MKL, blocks of
 #: sizes that have not come up again. Measured too.
-CPU_RUNNING_BYTES = 140_000_000
+CPU_RUNNING_BYTES = 75_000_000
+#: And in 16 bits, the products that oneDNN keeps (distributed.py bounds their number).
+CPU_KERNELS_BYTES = 200_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,8 @@ def rank_memory(work: Work, stage: int) -> dict[str, int]:
     runtime = work.device.runtime_bytes
     if work.device.kind == "cpu":
         runtime += CPU_RUNNING_BYTES + _heap_overhead(work, activations)
+        if work.bytes_per_element != FP32:
+            runtime += CPU_KERNELS_BYTES
     return {
         **kept,
         "activations": activations,

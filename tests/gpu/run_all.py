@@ -120,7 +120,11 @@ def stages() -> list[Stage]:
         bench("bench-short", "--models", "17m", "150m", "1b", *bf16, *short, most=240),
         tests("hot-path", "tests/gpu/test_hot_path.py", most=60),
         tests("graphs", "tests/gpu/test_graphs.py", most=120),
-        compare("graphs-17m", "17m", "precision=bf16", "precision=bf16,cuda_graphs=true", most=120),
+        bench(
+            "bench-graphs",
+            *("--models", "17m", "32m", "68m", "150m", *bf16, *short, "--cuda-graphs"),
+            most=240,
+        ),
         tests("fp8", "tests/gpu/test_fp8.py", most=120),
         tests("training", "tests/gpu/test_training.py", most=120),
         tests("checkpoint", "tests/gpu/test_checkpoint.py", most=90),
