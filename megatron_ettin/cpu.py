@@ -81,6 +81,11 @@ def optimizer_mode() -> AbstractContextManager[object]:
     return nullcontext() if torch.cuda.is_available() else CudaNamesOnCpu()
 
 
+def without_modes() -> AbstractContextManager[None]:
+    """Return the block in which torch is called directly: for many calls that name no device."""
+    return torch._C.DisableTorchFunction()
+
+
 def adapt_megatron() -> None:
     """Redirect CUDA names to the CPU; calling it again starts with fresh random states."""
     if torch.cuda.is_available():

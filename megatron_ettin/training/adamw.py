@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from megatron_ettin import cpu
+
 #: Elements that are updated together. On a CPU they fit its cache; a GPU wants few, long kernels.
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 
@@ -72,6 +74,11 @@ class AdamW(torch.optim.AdamW):
         self.initialize_state()
         for group in self.param_groups:
             group["step"] += 1
+        with cpu.without_modes():
+            self.update()
+
+    def update(self) -> None:
+        """Update moments and weights; the groups have the number of this step."""
         for block in self.blocks():
             lr = block.group["lr"]
             advance_moments(block)

@@ -68,12 +68,8 @@ class StableAdamW(AdamW):
         self.statistics: TensorStatistics | None = None
         self._slices: _Slices | None = None
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every shard that has a gradient; the ranks of `statistics.group` call this."""
-        self.initialize_state()
-        for group in self.param_groups:
-            group["step"] += 1
+    def update(self) -> None:
+        """Update moments and weights; the ranks of `statistics.group` call this together."""
         blocks = list(self.blocks())
         ends = itertools.accumulate(len(block.shards) for block in blocks)
         places = [slice(end - len(b.shards), end) for b, end in zip(blocks, ends, strict=True)]
