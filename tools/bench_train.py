@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -81,9 +82,14 @@ def main() -> None:
         for precision in args.precisions
     ]
     report: dict[str, dict[str, Found]] = {model: {} for model in args.models}
+    killed = []
     for cell in tqdm(cells, disable=None):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            found = process.submit(measure, cell).result()
+        try:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                found = process.submit(measure, cell).result()
+        except BrokenProcessPool:
+            killed.append(f"{cell.model} {cell.objective} {cell.precision}")
+            continue
         tqdm.write(as_text(cell, found))
         sys.stdout.flush()  # a run that is cut short has said what it knows
         is_first = cell.precision == args.precisions[0]
@@ -92,6 +98,11 @@ def main() -> None:
         report[cell.model].setdefault(cell.objective, {}).update(fields)
     if args.json:
         print(json.dumps(report))
+    if killed:
+        sys.exit(
+            f"error: not measured: {', '.join(killed)}: the process was killed, by the system if "
+            f"memory ran out; give a smaller --micro-batch-tokens, or --no-peers"
+        )
 
 
 def parse_arguments() -> argparse.Namespace:
