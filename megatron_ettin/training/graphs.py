@@ -35,20 +35,55 @@ WARM_UP = 2
 MOST_GRAPHS = 32
 
 
+class CudaCapture:
+    """Captures functions from the current stream; their graphs share memory between them.
+
+    So only one may run at a time, and what it returns must be copied before another does.
+    """
+
+    def __init__(self) -> None:
+        """Start with no memory."""
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Report]) -> Callable[[], Report]:
+        """Return the captured `function`; what it returns is overwritten each time."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, which prepare micro-batches and watch collectives, go on meanwhile.
+        with torch.cuda.graph(
+            graph,
+            pool=self._pool,
+            stream=torch.cuda.current_stream(),
+            capture_error_mode="thread_local",
+        ):
+            report = function()
+
+        def again() -> Report:
+            graph.replay()
+            return report
+
+        return again
+
+
 class GraphedPasses:
     """Runs a step's micro-batches as `get_forward_backward_func()` does, from one graph a shape.
 
     Needs the whole model on each rank, and a current stream that is not the default one.
     """
 
-    def __init__(self, stage: EttinModel, capture: Capture | None = None) -> None:
-        """Start without graphs; `capture` makes them, by default on the GPU."""
+    def __init__(self, stage: EttinModel, new_capture: Callable[[], Capture] = CudaCapture) -> None:
+        """Start without graphs; `new_capture` returns what captures those of a phase."""
         self._stage = stage
         # This class finalises a step's gradients, not each of its micro-batches.
         stage.config.finalize_model_grads_func = None
-        self._capture = CudaCapture() if capture is None else capture
-        self._rotary = stage.rotary
+        self._new_capture = new_capture
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start again without graphs: they read the rotary tables that they were captured with."""
+        self._rotary = self._stage.rotary
         self._of_shapes: dict[tuple[int, ...], _PassesOfShape] = {}
+        # Memory that all graphs have left cannot be captured to again.
+        self._capture = self._new_capture()
 
     def __call__(
         self,
@@ -61,8 +96,7 @@ class GraphedPasses:
     ) -> list[Report]:
         """Run the next micro-batches, finalise the gradients, return the micro-batches' reports."""
         if self._rotary is not self._stage.rotary:
-            # Graphs read the tables that they were captured with.
-            self._rotary, self._of_shapes = self._stage.rotary, {}
+            self._forget()
 
         def passes(batch: MicroBatch) -> Report:
             (report,) = get_forward_backward_func()(
@@ -113,32 +147,3 @@ class _PassesOfShape:
         own.take(batch)
         # The next micro-batch's goes to the same memory.
         return {name: value.clone() for name, value in again().items()}
-
-
-class CudaCapture:
-    """Captures functions from the current stream; their graphs share memory between them.
-
-    So only one may run at a time, and what it returns must be copied before another does.
-    """
-
-    def __init__(self) -> None:
-        """Start with no memory."""
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, function: Callable[[], Report]) -> Callable[[], Report]:
-        """Return the captured `function`; what it returns is overwritten each time."""
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, which prepare micro-batches and watch collectives, go on meanwhile.
-        with torch.cuda.graph(
-            graph,
-            pool=self._pool,
-            stream=torch.cuda.current_stream(),
-            capture_error_mode="thread_local",
-        ):
-            report = function()
-
-        def again() -> Report:
-            graph.replay()
-            return report
-
-        return again

@@ -67,7 +67,7 @@ def trained(config: RunConfig, captured: Captured | None = None) -> Path:
         run = set_up.training(config, order, state)
         if captured is not None:
             captured.stage = run.stage
-            run = dataclasses.replace(run, passes=GraphedPasses(run.stage, captured))
+            run = dataclasses.replace(run, passes=GraphedPasses(run.stage, lambda: captured))
         with run.reporter:
             train(run, set_up.restore(run, state))
     return Path(config.run_dir)
