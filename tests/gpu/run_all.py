@@ -103,7 +103,7 @@ def profile(model: str, most: int) -> Stage:
 
 
 def stages() -> list[Stage]:
-    """Return all of them; the first four take a few minutes together."""
+    """Return all of them; the first five take a few minutes together."""
     kernels = sorted(
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "tests/unit").glob("test_*.py")
@@ -116,6 +116,7 @@ def stages() -> list[Stage]:
         Stage("native", ("setup.py", "build_ext", "--inplace"), 240),
         Stage("environment", ("-m", "tests.gpu.environment"), 45),
         tests("kernels", "-m", "gpu", *kernels, most=70),
+        Stage("bench-attention", ("tools/bench_attention.py", "--json"), 60),
         tests("model-small", model, "-k", f"not ({LARGE})", most=125),
         bench("bench-short", "--models", "17m", "150m", "1b", *bf16, *short, most=240),
         tests("hot-path", "tests/gpu/test_hot_path.py", most=60),

@@ -1,0 +1,170 @@
+"""Times of the attention kernels of global and local layers, forward and backward."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+from numpy.typing import NDArray
+
+from megatron_ettin import distributed
+from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.model.attention import CoreAttention, PackedRows, SdpaCoreAttention
+from megatron_ettin.model.attention_gpu import (
+    TransformerEngineCoreAttention,
+    VarlenCoreAttention,
+    transformer_engine_attends,
+)
+from megatron_ettin.model.backend import transformer_engine_lack
+from megatron_ettin.model.provider import ATTENTION_MASKS, Attention, transformer_config
+from megatron_ettin.training.micro_batch import borders
+
+#: Slots of a row for each segment that it has room for (config/data.py).
+SLOTS_PER_SEGMENT = 16
+#: The kinds of three layers that follow each other (ModelConfig.global_attention_every).
+LAYERS = ("global", "local", "local")
+WARM_UP = 3
+
+Step = Callable[[], None]
+Times = dict[str, float]
+"""Milliseconds by what took them."""
+
+
+def attention_times(
+    model: ModelConfig, attention: Attention, cu_seqlens: NDArray[np.int32], *, rounds: int
+) -> dict[str, Times]:
+    """Measure the attention of a model's layers by kernel; needs process groups.
+
+    Args:
+        model: whose heads and window are taken.
+        attention: the mask.
+        cu_seqlens: borders [n + 1] of the segments of whole rows, empty ones included; each kernel
+            is measured with those and without.
+        rounds: timed passes.
+    """
+    layers = _layers(model, attention, cu_seqlens)
+    return {label: _measured(steps, rounds) for label, steps in layers.items()}
+
+
+def documents(slots: int, seq_length: int, mean: int) -> NDArray[np.int32]:
+    """Return borders [n + 1] of full rows of documents with lognormal lengths, and empty segments.
+
+    A row has as many segments as there is room for, as rows of a sample order have.
+    """
+    draw = np.random.default_rng(0)
+    room = seq_length // SLOTS_PER_SEGMENT + 1
+    found = [0]
+    for begin in range(0, slots, seq_length):
+        lengths = np.maximum(draw.lognormal(np.log(mean) - 0.5, 1.0, room).astype(int), 1)
+        found += (begin + np.minimum(np.cumsum(lengths), seq_length)).tolist()
+        found[-1] = begin + seq_length
+    return np.array(found, dtype=np.int32)
+
+
+def _layers(
+    model: ModelConfig, attention: Attention, cu_seqlens: NDArray[np.int32]
+) -> dict[str, dict[str, Step]]:
+    """Return forward and backward passes by kernel and kind of layer."""
+    device = distributed.device()
+    precision: Literal["bf16", "fp32"] = "bf16" if device.type == "cuda" else "fp32"
+    config = transformer_config(model, attention, HardwareConfig(precision=precision))
+    mask = ATTENTION_MASKS[attention]
+    groups = ProcessGroupCollection.use_mpu_process_groups(["cp"])
+    streams = {"": borders(cu_seqlens), " with empty segments": cu_seqlens}
+    found: dict[str, dict[str, Step]] = {}
+    for (label, ends), (name, kind) in itertools.product(streams.items(), _kernels().items()):
+        packed = PackedRows.of(
+            torch.from_numpy(ends).to(device),
+            int(np.diff(cu_seqlens).max()),
+            torch.zeros(0, device=device),
+            torch.zeros(0, device=device),
+        )
+        layers = {}
+        for number, layer in enumerate(LAYERS[:2], start=1):
+            core = kind(config, number, mask, "self", pg_collection=groups)
+            if _serves(core):
+                layers[layer] = _passes(core, packed, int(ends[-1]), config)
+        found[name + label] = layers
+    return found
+
+
+def _kernels() -> dict[str, type[CoreAttention]]:
+    """Return the attentions that this machine can have, by name."""
+    if distributed.device().type == "cpu":
+        return {"sdpa": SdpaCoreAttention}
+    found: dict[str, type[CoreAttention]] = {"varlen": VarlenCoreAttention}
+    if transformer_engine_lack() is None:
+        found["transformer_engine"] = TransformerEngineCoreAttention
+    return found
+
+
+def _serves(core: CoreAttention) -> bool:
+    """Tell whether a layer's attention has a kernel here."""
+    if not isinstance(core, TransformerEngineCoreAttention):
+        return True
+    heads, size = core.config.num_attention_heads, core.config.kv_channels
+    return transformer_engine_attends(heads, size, is_causal=core.is_causal, window=core.window)
+
+
+def _passes(core: CoreAttention, packed: PackedRows, slots: int, config: TransformerConfig) -> Step:
+    """Return a function that goes forward and backward through the attention of a layer."""
+    shape = (slots, 1, config.num_attention_heads, config.kv_channels)
+    device = distributed.device()
+    inputs = [
+        torch.randn(shape, device=device, dtype=config.params_dtype, requires_grad=True)
+        for _ in range(3)
+    ]
+    gradient = torch.randn(slots, 1, shape[2] * shape[3], device=device, dtype=config.params_dtype)
+
+    def step() -> None:
+        out = core(*inputs, None, packed_seq_params=packed)
+        torch.autograd.grad(out, inputs, gradient)
+
+    return step
+
+
+def _measured(layers: dict[str, Step], rounds: int) -> Times:
+    """Return milliseconds of each kind of layer, and on a GPU of starting a layer's passes."""
+    found = {f"{kind}_ms": _median_ms(step, rounds) for kind, step in layers.items()}
+    if torch.cuda.is_available() and len(layers) == len(set(LAYERS)):
+        found["host_ms"] = _started_ms([layers[kind] for kind in LAYERS], rounds)
+    return found
+
+
+def _median_ms(step: Step, rounds: int) -> float:
+    """Return the median time of a step, from an idle device to an idle device."""
+    times = []
+    for number in range(WARM_UP + rounds):
+        _wait()
+        begin = time.perf_counter()
+        step()
+        _wait()
+        if number >= WARM_UP:
+            times.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(times)
+
+
+def _started_ms(steps: Sequence[Step], rounds: int) -> float:
+    """Return the median time in which the host starts one of `steps`, each after the others."""
+    times = []
+    for _ in range(rounds):
+        _wait()
+        begin = time.perf_counter()
+        for step in steps:
+            step()
+        times.append(1e3 * (time.perf_counter() - begin) / len(steps))
+    _wait()
+    return statistics.median(times)
+
+
+def _wait() -> None:
+    """Wait until the GPU has nothing to do, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
