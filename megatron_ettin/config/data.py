@@ -10,6 +10,9 @@ from megatron_ettin.objectives import Specials
 
 Packing = Literal["bfd", "concat", "none"]
 
+#: Slots of a bfd row for each piece that it may hold, if nothing else is said.
+SLOTS_PER_SEGMENT = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
@@ -97,7 +100,7 @@ class PhaseConfig:
             return 1
         if self.max_segments_per_row is not None:
             return self.max_segments_per_row
-        return max(1, self.seq_length // 16)
+        return max(1, self.seq_length // SLOTS_PER_SEGMENT)
 
 
 @dataclass(frozen=True, kw_only=True)

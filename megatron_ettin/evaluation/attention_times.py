@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.config.data import SLOTS_PER_SEGMENT
+from megatron_ettin.evaluation.throughput import wait_for_device
 from megatron_ettin.model.attention import CoreAttention, PackedRows, SdpaCoreAttention
 from megatron_ettin.model.attention_gpu import (
     TransformerEngineCoreAttention,
@@ -25,9 +27,8 @@ from megatron_ettin.model.attention_gpu import (
 from megatron_ettin.model.backend import transformer_engine_lack
 from megatron_ettin.model.provider import ATTENTION_MASKS, Attention, transformer_config
 from megatron_ettin.training.micro_batch import borders
+from megatron_ettin.training.precision import median_seconds
 
-#: Slots of a row for each segment that it has room for (config/data.py).
-SLOTS_PER_SEGMENT = 16
 #: The kinds of three layers that follow each other (ModelConfig.global_attention_every).
 LAYERS = ("global", "local", "local")
 WARM_UP = 3
@@ -132,39 +133,23 @@ def _passes(core: CoreAttention, packed: PackedRows, slots: int, config: Transfo
 
 def _measured(layers: dict[str, Step], rounds: int) -> Times:
     """Return milliseconds of each kind of layer, and on a GPU of starting a layer's passes."""
-    found = {f"{kind}_ms": _median_ms(step, rounds) for kind, step in layers.items()}
+    found = {
+        f"{kind}_ms": 1e3 * median_seconds(step, untimed=WARM_UP, timed=rounds)
+        for kind, step in layers.items()
+    }
     if torch.cuda.is_available() and len(layers) == len(set(LAYERS)):
         found["host_ms"] = _started_ms([layers[kind] for kind in LAYERS], rounds)
     return found
-
-
-def _median_ms(step: Step, rounds: int) -> float:
-    """Return the median time of a step, from an idle device to an idle device."""
-    times = []
-    for number in range(WARM_UP + rounds):
-        _wait()
-        begin = time.perf_counter()
-        step()
-        _wait()
-        if number >= WARM_UP:
-            times.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(times)
 
 
 def _started_ms(steps: Sequence[Step], rounds: int) -> float:
     """Return the median time in which the host starts one of `steps`, each after the others."""
     times = []
     for _ in range(rounds):
-        _wait()
+        wait_for_device()
         begin = time.perf_counter()
         for step in steps:
             step()
         times.append(1e3 * (time.perf_counter() - begin) / len(steps))
-    _wait()
+    wait_for_device()
     return statistics.median(times)
-
-
-def _wait() -> None:
-    """Wait until the GPU has nothing to do, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

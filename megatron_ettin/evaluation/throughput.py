@@ -63,10 +63,10 @@ class Measurement:
 
     def time(self, contender: Contender) -> None:
         """Add a step of `contender`, from an idle device to an idle device."""
-        _wait()
+        wait_for_device()
         begin = time.perf_counter()
         step = contender.step()
-        _wait()
+        wait_for_device()
         self.seconds.append(time.perf_counter() - begin)
         self.steps.append(step)
 
@@ -120,7 +120,7 @@ def _largest_that_fits(build: Builder, slots: int) -> tuple[int, Contender]:
             contender = build(slots)
             for _ in range(WARM_UP_STEPS):
                 contender.step()
-            _wait()
+            wait_for_device()
             return slots, contender
         except BaseException as error:
             if contender is not None:
@@ -138,6 +138,7 @@ def _free() -> None:
     torch.cuda.empty_cache()
 
 
-def _wait() -> None:
+def wait_for_device() -> None:
+    """Wait until the GPU has nothing to do, if there is one."""
     if distributed.device().type == "cuda":
         torch.cuda.synchronize()

@@ -146,7 +146,8 @@ def layer_seconds(config: RunConfig) -> float:
         )
         out.backward(hidden.detach())
 
-    return _median_seconds(step, device)
+    untimed, timed = ROUNDS[device.type]
+    return median_seconds(step, untimed=untimed, timed=timed)
 
 
 def _whole_rows(slots: int, seq_length: int, device: torch.device) -> PackedRows:
@@ -161,12 +162,11 @@ def _ramp(shape: torch.Size, peak: float, device: torch.device) -> torch.Tensor:
     return torch.linspace(-peak, peak, shape.numel(), device=device).view(shape)
 
 
-def _median_seconds(step: Callable[[], None], device: torch.device) -> float:
+def median_seconds(step: Callable[[], None], *, untimed: int, timed: int) -> float:
     """Return the median time of `step`, called again before the last has ended on a GPU."""
-    untimed, timed = ROUNDS[device.type]
     for _ in range(untimed):
         step()
-    if device.type == "cpu":
+    if not torch.cuda.is_available():
         stamps = [time.perf_counter()]
         for _ in range(timed):
             step()
