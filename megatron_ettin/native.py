@@ -6,7 +6,6 @@ it; the file system raises OSError. What the functions compute is specified in d
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
@@ -92,6 +91,9 @@ def blend_quotas(weights: Sequence[float], period: int = BLEND_PERIOD) -> list[i
     Exact rational arithmetic; equal remainders go to the lower index. Raises ValueError naming the
     weight that is not a finite number > 0 or whose share is below 1 / period.
     """
+    # With its decimals it takes longer to import than a question about a ledger to answer.
+    from fractions import Fraction
+
     if not weights:
         raise ValueError("a blend needs at least one weight")
     for i, weight in enumerate(weights):

@@ -1,7 +1,21 @@
 """The global sample order: what row g is, and which tokens it holds."""
 
+from typing import TYPE_CHECKING, Any
+
 from megatron_ettin.order.digest import mask_digest, token_digest
-from megatron_ettin.order.sample_order import SampleOrder
 from megatron_ettin.order.spec import OrderSpec, PhaseSpec, PoolSpec
 
+if TYPE_CHECKING:
+    from megatron_ettin.order.sample_order import SampleOrder
+
 __all__ = ["OrderSpec", "PhaseSpec", "PoolSpec", "SampleOrder", "mask_digest", "token_digest"]
+
+
+def __getattr__(name: str) -> Any:
+    # With SampleOrder comes the parser of configurations, which takes longer to import than a
+    # question about a ledger takes to answer.
+    if name == "SampleOrder":
+        from megatron_ettin.order.sample_order import SampleOrder
+
+        return SampleOrder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin import native
-from megatron_ettin.objectives import Batch, Rows
+
+if TYPE_CHECKING:
+    from megatron_ettin.objectives import Batch, Rows
 
 
 def token_digest(rows: Rows, tokens: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -11,10 +11,11 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megatron_ettin.config.data import Packing
-from megatron_ettin.objectives import Specials
+if TYPE_CHECKING:
+    from megatron_ettin.config.data import Packing
+    from megatron_ettin.objectives import Specials
 
 FORMAT = "order/1"
 

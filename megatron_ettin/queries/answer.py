@@ -13,12 +13,22 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import Any, Protocol, runtime_checkable
 
 WIDTH = 100
 """Columns at which lists of numbers are broken."""
+
+
+@runtime_checkable
+class ArrowTable(Protocol):
+    """What is used of a `pyarrow.Table`, which most questions do without."""
+
+    column_names: list[str]
+    columns: list[Any]
+
+    def to_pylist(self) -> list[dict[str, Any]]:
+        """Return the rows, by column name."""
+        ...
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser, example: str) -> None:
@@ -47,7 +57,7 @@ def as_text(answer: Any) -> str:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, pa.Table):
+    if isinstance(value, ArrowTable):
         return _plain(value.to_pylist())
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
@@ -74,7 +84,7 @@ def _blocks(value: Any) -> Iterator[str]:
     for name, entry in fields.items():
         if name in facts:
             continue
-        if isinstance(entry, pa.Table):
+        if isinstance(entry, ArrowTable):
             yield from ("", *_table(entry.column_names, _rows_of(entry)))
         elif _is_table(entry):
             names = [f.name for f in dataclasses.fields(entry[0])]
@@ -93,7 +103,7 @@ def _blocks(value: Any) -> Iterator[str]:
 
 
 def _is_fact(value: Any) -> bool:
-    return not isinstance(value, pa.Table | list | tuple)
+    return not isinstance(value, ArrowTable | list | tuple)
 
 
 def _is_table(value: Any) -> bool:
@@ -105,7 +115,7 @@ def _is_table(value: Any) -> bool:
     )
 
 
-def _rows_of(table: pa.Table) -> list[list[Any]]:
+def _rows_of(table: ArrowTable) -> list[list[Any]]:
     columns = [column.to_pylist() for column in table.columns]
     return [list(row) for row in zip(*columns, strict=True)]
 

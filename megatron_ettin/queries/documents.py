@@ -6,13 +6,15 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.data.provenance import Provenance
 from megatron_ettin.queries.recorded_run import RecordedRun
+
+if TYPE_CHECKING:
+    from megatron_ettin.data.provenance import Provenance
 
 
 class Document(NamedTuple):
@@ -71,10 +73,8 @@ class Sidecars:
     def of(self, source: str) -> Provenance | None:
         """Return a source's provenance; None where preprocessing left none."""
         if source not in self._opened:
-            try:
-                self._opened[source] = Provenance.open(self._run.order.prefix(source))
-            except FileNotFoundError:
-                self._opened[source] = None
+            prefix = self._run.order.prefix(source)
+            self._opened[source] = _open(prefix) if _has_sidecar(prefix) else None
         return self._opened[source]
 
     def origins(self, documents: Sequence[Document]) -> list[Origin]:
@@ -89,6 +89,17 @@ class Sidecars:
             for ordinal, row in zip(ordinals, rows, strict=True):
                 found[Document(source, ordinal)] = Origin(row["id"], row["url"])
         return [found.get(document, Origin(None, None)) for document in documents]
+
+
+def _has_sidecar(prefix: str) -> bool:
+    return Path(f"{prefix}.docs.parquet").exists()
+
+
+def _open(prefix: str) -> Provenance:
+    # Arrow takes longer to import than a question about a corpus without provenance to answer.
+    from megatron_ettin.data.provenance import Provenance
+
+    return Provenance.open(prefix)
 
 
 def select_sources(run: RecordedRun, name: str | None) -> list[str]:

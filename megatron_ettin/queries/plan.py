@@ -13,7 +13,6 @@ from megatron_ettin.config import RunConfig, parse_args
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.order import PhaseSpec, SampleOrder
 from megatron_ettin.queries.answer import show
-from megatron_ettin.queries.plan_figure import write_figure
 from megatron_ettin.queries.recorded_run import open_run
 
 
@@ -95,6 +94,8 @@ def plan(config: RunConfig, *, figure: Path | None = None) -> Plan:
     """
     order = sample_order(config)
     if figure is not None:
+        from megatron_ettin.queries.plan_figure import write_figure
+
         write_figure(order, figure)
     phases = order.spec.phases
     return Plan(

@@ -9,14 +9,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.queries.answer import add_shared_arguments, as_json
 from megatron_ettin.queries.faults import FAIL, PASS, Check, Fault
 from megatron_ettin.queries.record import read_spec
-from megatron_ettin.queries.recorded_run import open_run
 from megatron_ettin.queries.verify_chain import check_chain
-from megatron_ettin.queries.verify_rows import check_order, check_tokens
 
 EXAMPLE = "--run runs/encoder --tokens --sample 0.01 --seed 7"
 SMALL_SAMPLE = 0.001
@@ -86,6 +83,11 @@ def verify(
     if ledger is None:
         chain.notes.append("order and tokens were not checked: the ledger is damaged")
     elif order or tokens:
+        # The chain alone is checked without what opens configurations and corpora.
+        from megatron_ettin.order import SampleOrder
+        from megatron_ettin.queries.recorded_run import open_run
+        from megatron_ettin.queries.verify_rows import check_order, check_tokens
+
         run = open_run(folder, must_match=False)
         changes = run.changes
         if not isinstance(run.order, SampleOrder) or run.config is None:
