@@ -158,6 +158,8 @@ class _Recording:
             "phase_ids": spec.phase_ids(),
             "objective": {"name": type(objective).__name__, **dataclasses.asdict(objective)},
             "seeds": dataclasses.asdict(self.config.seeds),
+            "model": dataclasses.asdict(self.config.model),
+            "token_ids": dataclasses.asdict(self.order.ids),
             "layout": {**dataclasses.asdict(self.config.hardware), "data_parallel_size": 1},
             "versions": {},
             "host": "test",

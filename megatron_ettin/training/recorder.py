@@ -12,6 +12,7 @@ import numpy as np
 from megatron_ettin import checkpoint, distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
+from megatron_ettin.objectives import TokenIds
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Kind, LedgerWriter
@@ -22,7 +23,13 @@ class Recorder:
     """Appends to RUN_DIR/ledger on the main rank, and does nothing elsewhere."""
 
     def __init__(
-        self, config: RunConfig, spec: OrderSpec, state: RunState, *, is_amended: bool
+        self,
+        config: RunConfig,
+        spec: OrderSpec,
+        state: RunState,
+        *,
+        ids: TokenIds,
+        is_amended: bool,
     ) -> None:
         """Open the ledger where `state` stands; records after it become a fork.
 
@@ -35,7 +42,9 @@ class Recorder:
             return
         self._writer = LedgerWriter.open(Path(config.run_dir) / "ledger", at=state.ledger_head)
         is_new = self._writer.head.seq < 0
-        self._opening = [(Kind.START if is_new else Kind.RESUME, _describe(config, spec, state))]
+        self._opening = [
+            (Kind.START if is_new else Kind.RESUME, _describe(config, spec, state, ids))
+        ]
         if is_amended:
             amended = {
                 "from": {"phase_ids": state.phase_ids, "phase_ends": state.phase_ends},
@@ -120,7 +129,8 @@ class Recorder:
             writer.append(kind, step=step, g_begin=g, g_end=g, payload=payload)
 
 
-def _describe(config: RunConfig, spec: OrderSpec, state: RunState) -> dict[str, Any]:
+def _describe(config: RunConfig, spec: OrderSpec, state: RunState, ids: TokenIds) -> dict[str, Any]:
+    """Return what masks, dropout and initial weights follow from, and who computes."""
     _, size = distributed.data_parallel()
     return {
         "order_id": spec.order_id,
@@ -130,6 +140,8 @@ def _describe(config: RunConfig, spec: OrderSpec, state: RunState) -> dict[str, 
             **dataclasses.asdict(config.objective),
         },
         "seeds": dataclasses.asdict(config.seeds),
+        "model": dataclasses.asdict(config.model),
+        "token_ids": dataclasses.asdict(ids),
         "layout": {**dataclasses.asdict(config.hardware), "data_parallel_size": size},
         "versions": checkpoint.versions(),
         "host": platform.node(),

@@ -102,7 +102,11 @@ def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training
     """Build model, optimizer, loaders and reports for this rank."""
     # First, because its lock refuses a run_dir that another process is training in.
     recorder = Recorder(
-        config, order.spec, state, is_amended=bool(state.step) and differs(order.spec, state)
+        config,
+        order.spec,
+        state,
+        ids=order.ids,
+        is_amended=bool(state.step) and differs(order.spec, state),
     )
     stage = build_model(config.model, config.objective.attention, config.hardware, config.seeds)
     ddp = DistributedDataParallel(
