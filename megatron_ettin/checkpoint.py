@@ -1,25 +1,22 @@
 """Save, resume (same run, all state) and initialise (new run, weights only).
 
 A checkpoint is a folder: Megatron-Core's layout-free `torch_dist` shards, plus `model.json` (what
-the weights are), `config.yaml` (the run) and `state.json` (where it stood), written under a
-temporary name and renamed when complete. There is no random state in it: all randomness is a
-function of (seed, g).
+the weights are), `config.yaml` (the run) and `state.json` (where it stood, and the SHA-256 of every
+other file), written under a temporary name and renamed when complete. There is no random state in
+it: all randomness is a function of (seed, g).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
@@ -27,10 +24,19 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_ettin import config as configuration
 from megatron_ettin import distributed
 from megatron_ettin.config import ModelConfig, RunConfig
+from megatron_ettin.file_digests import FileDigest, FileList, differences, unlisted
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.publication import publish_folder
+from megatron_ettin.shards import (
+    UnreadableShardsError,
+    in_one_line,
+    read_shards,
+    write_shards,
+)
 
 STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
+#: How a checkpoint is loaded whose files are not those that its state lists.
+SKIP_CHECK = "give --checkpoint.check_files false (tools/convert.py: --no-check-files)"
 #: Packages whose versions a checkpoint records.
 PACKAGES = (
     "megatron-ettin",
@@ -77,6 +83,9 @@ class RunState:
     ledger_chain: str = ""
     """Chain hash up to that record, hexadecimal; empty before the first step."""
     tokenizer_sha256: str = ""
+    initialized_from: dict[str, str | None] | None = None
+    """`checkpoint`, the folder (as given) that the run's first weights came from, and its
+    `files_sha256`; None where they were drawn."""
 
     @property
     def ledger_head(self) -> Head | None:
@@ -124,25 +133,46 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the folder and the reason."""
 
 
-def save(
+def write(
     folder: Path,
     stage: MegatronModule,
     optimizer: MegatronOptimizer | None,
     *,
     config: RunConfig,
     state: RunState,
-) -> None:
-    """Write a checkpoint to `folder`, which appears only when it is complete. All ranks call this.
+) -> FileList:
+    """Write all files of a checkpoint but its state, which `publish` adds. All ranks call this.
 
-    `stage` is the unwrapped module (a DDP wrapper would prefix every name).
+    `stage` is the unwrapped module (a DDP wrapper would prefix every name). The files are in
+    `folder` with `.unfinished`; the list of them is the same on all ranks.
+
+    Raises:
+        CheckpointError: `folder` exists, or the disk refuses; the message says which.
     """
-    _write(
+    return _write(
         folder,
         _sharded_state(stage, optimizer, is_loading=False),
         saved=SavedModel.of_run(config, state),
         config_yaml=configuration.to_yaml(config),
-        state=state,
     )
+
+
+def publish(folder: Path, files: FileList, state: RunState) -> None:
+    """Add the state to what `write` has written, and name it `folder`. All ranks call this.
+
+    Nobody takes an unfinished folder for a checkpoint, so `state` may name a record of the ledger
+    that holds the digest of the list.
+    """
+    if distributed.is_main_rank():
+        document = {
+            "versions": versions(),
+            **files.to_document(),
+            **dataclasses.asdict(state),
+        }
+        text = json.dumps(document, indent=2) + "\n"
+        (_unfinished(folder) / STATE_FILE).write_text(text)
+        publish_folder(_unfinished(folder), folder)
+    distributed.barrier()
 
 
 def save_weights(
@@ -157,41 +187,52 @@ def save_weights(
 
     `config_yaml` holds the sections of a run that the weights decide.
     """
-    _write(
-        folder,
-        _sharded_state(stage, None, is_loading=False),
-        saved=saved,
-        config_yaml=config_yaml,
-        state=RunState(tokenizer_sha256=tokenizer_sha256),
-    )
+    shards = _sharded_state(stage, None, is_loading=False)
+    files = _write(folder, shards, saved=saved, config_yaml=config_yaml)
+    publish(folder, files, RunState(tokenizer_sha256=tokenizer_sha256))
 
 
 def _write(
-    folder: Path, shards: dict[str, Any], *, saved: SavedModel, config_yaml: str, state: RunState
-) -> None:
-    unfinished = folder.with_name(folder.name + ".unfinished")
+    folder: Path, shards: dict[str, Any], *, saved: SavedModel, config_yaml: str
+) -> FileList:
+    unfinished = _unfinished(folder)
     if distributed.is_main_rank():
+        if folder.exists():
+            raise CheckpointError(f"{folder}: exists already; a checkpoint is never replaced")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     distributed.barrier()
-    dist_checkpointing.save(shards, str(unfinished), sharded_strategy=_single_writer())
+    try:
+        digests = write_shards(unfinished, shards)
+    except CheckpointException as error:  # a BaseException, with one cause for each rank
+        cause = next(iter(error.failures.values()), (error,))[0]
+        raise CheckpointError(f"{unfinished}: cannot be written: {in_one_line(cause)}") from error
     if distributed.is_main_rank():
-        # Which files Megatron-Core writes beside the shards differs between its versions.
-        files = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
-        (unfinished / CONFIG_FILE).write_text(config_yaml)
-        (unfinished / MODEL_FILE).write_text(json.dumps(dataclasses.asdict(saved), indent=2) + "\n")
-        document = {"versions": versions(), "files": files, **dataclasses.asdict(state)}
-        (unfinished / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n")
-        if folder.exists():
-            raise CheckpointError(f"{folder}: exists already; a checkpoint is never replaced")
-        publish_folder(unfinished, folder)
-    distributed.barrier()
+        texts = {
+            CONFIG_FILE: config_yaml,
+            MODEL_FILE: json.dumps(dataclasses.asdict(saved), indent=2) + "\n",
+        }
+        for name, text in texts.items():
+            (unfinished / name).write_bytes(text.encode())
+            digests[name] = FileDigest.of_content(text.encode())
+    every = {name: file for part in distributed.all_gather(digests) for name, file in part.items()}
+    if distributed.is_main_rank():
+        # Which small files Megatron-Core writes beside the shards differs between its versions.
+        others = [path for path in unfinished.iterdir() if path.name not in every]
+        every |= {path.name: FileDigest.of_file(path) for path in others}
+    return FileList(distributed.from_main_rank(every))
+
+
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".unfinished")
 
 
 def load(
     folder: Path, stage: MegatronModule, optimizer: MegatronOptimizer | None, model: ModelConfig
 ) -> RunState:
     """Load weights, and the optimizer's state if it is given, into this rank's layout.
+
+    The files' digests are not compared: call `check_files` first.
 
     Raises:
         CheckpointError: no checkpoint, an incomplete one, or one of another architecture.
@@ -203,6 +244,48 @@ def load(
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
     return state
+
+
+def check_files(folder: Path) -> FileList:
+    """Compare every file of a checkpoint with the digests in its state; return the list of files.
+
+    Under torchrun all ranks call this: those of a machine share the files, and all ranks raise if
+    one finds a difference.
+
+    Raises:
+        CheckpointError: no checkpoint, one without digests, or other files than were saved.
+    """
+    listed = read_files(folder)
+    place, size = distributed.local_rank()
+    by_size = sorted(listed.files, key=lambda name: -listed.files[name].num_bytes)
+    faults = differences(folder, listed, by_size[place::size])
+    if place == 0:
+        faults += unlisted(folder, listed, beside=[STATE_FILE])
+    if every := [fault for part in distributed.all_gather(faults) for fault in part]:
+        more = f" (and {len(every) - 1} more such files)" if len(every) > 1 else ""
+        raise CheckpointError(
+            f"{every[0]}{more}. The checkpoint is not as it was saved: copy it again, or use "
+            f"another one; {SKIP_CHECK} to load it as it is"
+        )
+    return listed
+
+
+def read_files(folder: Path) -> FileList:
+    """Return the list of files with digests that the state in `folder` holds.
+
+    Raises:
+        CheckpointError: no checkpoint, or one without digests.
+    """
+    if not (folder / STATE_FILE).is_file():
+        raise CheckpointError(f"{folder}: no checkpoint here ({STATE_FILE} is missing)")
+    document = _read_json(folder / STATE_FILE)
+    try:
+        return FileList.from_document(document)
+    except ValueError as error:
+        since = "" if "files_sha256" in document else " (it was saved by an earlier version)"
+        raise CheckpointError(
+            f"{folder / STATE_FILE}: {error}{since}: {SKIP_CHECK} to load it unchecked"
+        ) from error
 
 
 def check_architecture(folder: Path, model: ModelConfig) -> None:
@@ -222,8 +305,8 @@ def check_architecture(folder: Path, model: ModelConfig) -> None:
 def read_state(folder: Path) -> RunState:
     """Return where the run stood when `folder` was saved."""
     document = _read_json(folder / STATE_FILE)
-    document.pop("versions")
-    document.pop("files")
+    for name in ("versions", "files", "files_sha256"):
+        document.pop(name, None)
     try:
         for name in ("order_digest", "token_digest", "phase_ids", "phase_ends"):
             document[name] = tuple(document[name])
@@ -257,14 +340,20 @@ def newest(run_dir: Path) -> Path | None:
     complete = [
         path
         for path in (run_dir / "checkpoints").glob("step_*")
-        if path.is_dir() and (path / STATE_FILE).is_file() and path.suffix == ""
+        if step_of(path) is not None and (path / STATE_FILE).is_file()
     ]
-    return max(complete, key=lambda path: int(path.name.removeprefix("step_")), default=None)
+    return max(complete, key=lambda path: step_of(path) or 0, default=None)
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
     """Return the folder of the checkpoint after `step`."""
     return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def step_of(path: Path) -> int | None:
+    """Return the step that `folder_of` named `path` after, or None where it did not."""
+    found = re.fullmatch(r"step_(\d+)", path.name)
+    return int(found[1]) if found else None
 
 
 def versions() -> dict[str, str]:
@@ -296,7 +385,9 @@ def _sharded_state(
 
 
 def _read_shards(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    for name, size in _read_json(folder / STATE_FILE)["files"].items():
+    files = _read_json(folder / STATE_FILE).get("files", {})
+    for name, written in files.items():
+        size = written["bytes"] if isinstance(written, dict) else written  # earlier versions
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
@@ -305,20 +396,9 @@ def _read_shards(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
                 f"{path}: is {state}, but {size} bytes were written; copy it again"
             )
     try:
-        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(folder))
-    except CheckpointException as error:  # a BaseException, with one cause for each rank
-        cause = next(iter(error.failures.values()))[0]
-        raise CheckpointError(f"{folder}: incomplete or damaged: {cause}") from error
-    except CheckpointingException as error:
-        raise CheckpointError(f"{folder}: incomplete or damaged: {error}") from error
-    return loaded
-
-
-def _single_writer() -> TorchDistSaveShardedStrategy:
-    strategy = get_default_save_sharded_strategy("torch_dist")
-    # Two writers a rank gain nothing for models of these sizes and cost another process each.
-    strategy.thread_count = 1
-    return strategy
+        return read_shards(folder, wanted)
+    except UnreadableShardsError as error:
+        raise CheckpointError(f"{error}; copy the checkpoint again, or use another one") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

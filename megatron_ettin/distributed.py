@@ -142,6 +142,13 @@ def world_size() -> int:
     return torch.distributed.get_world_size()
 
 
+def local_rank() -> tuple[int, int]:
+    """Return (rank, size) among this machine's ranks, (0, 1) where torchrun did not count them."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return 0, 1
+    return int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+
+
 def is_main_rank() -> bool:
     """Tell whether this rank logs and writes."""
     return rank() == 0
@@ -244,10 +251,18 @@ def from_main_rank(value: T) -> T:
     return values[0]
 
 
+def all_gather(value: T) -> list[T]:
+    """Return the values of all ranks, by rank; they are pickled. Without ranks, the one value."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[T] = [value] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def require_equal(what: str, text: str) -> None:
     """Raise ValueError on all ranks unless all of them were given the same `text`."""
-    digests: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(digests, hashlib.sha256(text.encode()).hexdigest())
+    digests = all_gather(hashlib.sha256(text.encode()).hexdigest())
     if differing := [other for other, digest in enumerate(digests) if digest != digests[0]]:
         raise ValueError(
             f"{what} differs between rank 0 and ranks {differing}: was a file changed while the "

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, output = args.pop("command"), args["output"]
     try:
         if command == "to-hf":
-            saved = to_huggingface(args["checkpoint"], output)
+            saved = to_huggingface(args.pop("checkpoint"), **args)
         elif command == "from-composer":
             saved = from_composer(args.pop("input"), **args)
         else:
@@ -43,6 +43,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = commands.add_parser("to-hf", help="checkpoint to ModernBERT folder").add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run_dir/checkpoints/step_N")
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")
+    check = "compare each file's SHA-256 with what was saved, before it is loaded"
+    add("--check-files", action=argparse.BooleanOptionalAction, default=True, help=check)
     add = commands.add_parser("from-hf", help="ModernBERT folder to checkpoint").add_argument
     add("--input", type=Path, required=True, metavar="DIR", help="has config.json, safetensors")
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")

@@ -55,6 +55,9 @@ class CheckpointConfig:
     checkpoint's run had planned (phases added, cut, re-weighted); the ledger records it."""
     initialize_from: str | None = None
     """Checkpoint folder to take the weights from, with a fresh optimizer and order."""
+    check_files: bool = True
+    """Compare the SHA-256 of every file of a checkpoint with what was saved before it is loaded.
+    False also loads checkpoints without digests, which earlier versions saved."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,15 +39,18 @@ CONFIG_HEADER = """\
 """
 
 
-def to_huggingface(folder: Path, output: Path) -> SavedModel:
+def to_huggingface(folder: Path, output: Path, *, check_files: bool = True) -> SavedModel:
     """Convert the checkpoint in `folder` to a ModernBERT folder, which appears when complete.
 
-    A tokenizer that is gone or changed is left out, with a notice in the log.
+    With `check_files`, every file's SHA-256 must be the one that was saved. A tokenizer that is
+    gone or changed is left out, with a notice in the log.
 
     Raises:
         ValueError: no usable checkpoint, or something is at `output` already.
     """
     check_free(output)
+    if check_files:
+        checkpoint.check_files(folder)
     saved, state = checkpoint.read_model(folder), checkpoint.read_state(folder)
     kind = kind_of(saved.attention)
     if saved.model.megatron_overrides:

@@ -181,10 +181,11 @@ def _report(run: Training, state: RunState, lr: float, interval: Interval) -> Ru
 
 
 def _save(run: Training, state: RunState) -> RunState:
-    """Write a checkpoint that names the ledger's last record, which is durable before it exists."""
+    """Write a checkpoint: its files, then the ledger's record of them, then its state and name."""
     folder = checkpoint.folder_of(Path(run.config.run_dir), state.step)
-    state = run.recorder.checkpoint(state, folder.name)
-    checkpoint.save(folder, run.stage, run.optimizer, config=run.config, state=state)
+    files = checkpoint.write(folder, run.stage, run.optimizer, config=run.config, state=state)
+    state = run.recorder.checkpoint(state, folder.name, files.sha256)
+    checkpoint.publish(folder, files, state)
     return state
 
 

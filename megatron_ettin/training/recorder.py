@@ -40,7 +40,9 @@ class Recorder:
         self._opening: list[tuple[Kind, dict[str, Any]]] = []
         if not distributed.is_main_rank() or state.g == spec.num_rows:
             return
-        self._writer = LedgerWriter.open(Path(config.run_dir) / "ledger", at=state.ledger_head)
+        self._writer = LedgerWriter.open(
+            Path(config.run_dir) / "ledger", at=state.ledger_head, holding=_recorded(config, state)
+        )
         is_new = self._writer.head.seq < 0
         self._opening = [
             (Kind.START if is_new else Kind.RESUME, _describe(config, spec, state, ids))
@@ -82,12 +84,17 @@ class Recorder:
         payload = {"reason": "data.skip_rows"}
         self._event(Kind.SKIP, state, phase, payload=payload, g_end=end)
 
-    def checkpoint(self, state: RunState, name: str) -> RunState:
-        """Record a checkpoint that is about to be written; return the state it is to hold.
+    def checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
+        """Record a checkpoint whose files are written; return the state it is to hold.
 
         The ledger is durable up to and including this record when the call returns.
         """
-        payload = {"name": name, "phase": state.phase, **_digests(state)}
+        payload = {
+            "name": name,
+            "phase": state.phase,
+            **_digests(state),
+            "files_sha256": files_sha256,
+        }
         self._event(Kind.CHECKPOINT, state, 0, payload=payload)
         if self._writer is None:
             return state
@@ -146,7 +153,16 @@ def _describe(config: RunConfig, spec: OrderSpec, state: RunState, ids: TokenIds
         "versions": checkpoint.versions(),
         "host": platform.node(),
         "from_checkpoint": checkpoint.folder_of(Path(), state.step).name if state.step else None,
+        "initialized_from": state.initialized_from,
     }
+
+
+def _recorded(config: RunConfig, state: RunState) -> dict[str, Any]:
+    """Return what the ledger's record of the checkpoint that the run goes on from must hold."""
+    if not state.step or not config.checkpoint.check_files:
+        return {}
+    folder = checkpoint.folder_of(Path(config.run_dir), state.step)
+    return {"files_sha256": checkpoint.read_files(folder).sha256}
 
 
 def _digests(state: RunState) -> dict[str, Any]:

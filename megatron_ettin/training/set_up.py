@@ -42,20 +42,31 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
     """
     found = checkpoint.newest(Path(config.run_dir))
     if found is None:
-        if config.checkpoint.initialize_from is not None:
-            # Here too, so that nothing is written for a run that cannot start.
-            source = Path(config.checkpoint.initialize_from)
-            checkpoint.check_architecture(source, config.model)
-        return RunState(tokenizer_sha256=order.spec.tokenizer_sha256)
+        return RunState(
+            tokenizer_sha256=order.spec.tokenizer_sha256,
+            initialized_from=_source_of_weights(config),
+        )
     if not config.checkpoint.resume:
         raise CheckpointError(
             f"{config.run_dir}: holds checkpoints of a run already ({found.name}): give "
             f"--checkpoint.resume true to go on from there, or another run_dir"
         )
+    if config.checkpoint.check_files:
+        checkpoint.check_files(found)
     _check_same_run(config, found)
     state = checkpoint.read_state(found)
     _check_same_order(config, order.spec, found, state)
     return state
+
+
+def _source_of_weights(config: RunConfig) -> dict[str, str | None] | None:
+    """Return what a new run's first weights are loaded from, once it was found to be loadable."""
+    given = config.checkpoint.initialize_from
+    if given is None:
+        return None
+    files = checkpoint.check_files(Path(given)) if config.checkpoint.check_files else None
+    checkpoint.check_architecture(Path(given), config.model)
+    return {"checkpoint": given, "files_sha256": None if files is None else files.sha256}
 
 
 def _check_same_order(config: RunConfig, spec: OrderSpec, found: Path, state: RunState) -> None:

@@ -174,7 +174,9 @@ class Rank:
             run_dir="",
             hardware=self.case.hardware,
         )
-        checkpoint.save(folder, self.stage, self.optimizer, config=config, state=RunState())
+        state = RunState()
+        files = checkpoint.write(folder, self.stage, self.optimizer, config=config, state=state)
+        checkpoint.publish(folder, files, state)
 
 
 def layout() -> tuple[int, int]:

@@ -59,7 +59,8 @@ def save_run(
     with distributed.process_groups(hardware):
         stage = build_model(config.model, config.objective.attention, hardware, SeedConfig(init=3))
         state = RunState(g=4, step=1, phase=phase, tokenizer_sha256=sha256)
-        checkpoint.save(folder, stage, None, config=config, state=state)
+        files = checkpoint.write(folder, stage, None, config=config, state=state)
+        checkpoint.publish(folder, files, state)
         return {name: p.detach().clone() for name, p in logical_parameters(stage)}
 
 

@@ -220,9 +220,9 @@ def write_run(
     with distributed.process_groups(config.hardware):
         attention = config.objective.attention
         stage = build_model(config.model, attention, config.hardware, config.seeds)
-        checkpoint.save(
-            checkpoint.folder_of(folder, STEPS), stage, None, config=config, state=state
-        )
+        saved = checkpoint.folder_of(folder, STEPS)
+        files = checkpoint.write(saved, stage, None, config=config, state=state)
+        checkpoint.publish(saved, files, state)
     (folder / "order.json").write_text(order.spec.to_json())
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return order.spec.num_rows

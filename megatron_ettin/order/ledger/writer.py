@@ -74,15 +74,18 @@ class LedgerWriter:
         os.register_at_fork(after_in_child=lambda: _close(writer()))
 
     @classmethod
-    def open(cls, folder: Path, at: Head | None = None) -> Self:
+    def open(
+        cls, folder: Path, at: Head | None = None, *, holding: Mapping[str, Any] | None = None
+    ) -> Self:
         """Verify the ledger and continue it after record `at`, the head a checkpoint refers to.
 
         None means from the beginning. What follows `at` is moved to forks/ and a FORK record says
-        so; see docs/ledger.md.
+        so; see docs/ledger.md. `holding` are fields that the payload of `at` must have.
 
         Raises:
             LedgerError: another process writes this ledger; a record up to `at` is damaged; the
-                ledger ends before `at` or holds another record in its place.
+                ledger ends before `at`, holds another record in its place, or one with other
+                fields. Nothing was changed then.
         """
         writer = cls(folder)
         try:
@@ -90,7 +93,7 @@ class LedgerWriter:
             if interrupted is not None:
                 _logger.warning("%s: finishing a fork that was interrupted", folder)
                 writer._carry_out(interrupted)
-            writer._continue_after(EMPTY if at is None else at)
+            writer._continue_after(EMPTY if at is None else at, holding or {})
         except BaseException:
             writer.close()
             raise
@@ -250,12 +253,13 @@ class LedgerWriter:
                 f"a STEP or SKIP has one or more, other records none"
             )
 
-    def _continue_after(self, at: Head) -> None:
+    def _continue_after(self, at: Head, holding: Mapping[str, Any]) -> None:
         """Verify the ledger, move what follows `at` to forks/ and go on after it."""
         content = self._paths[RECORDS_FILE].read_bytes()
         lines = self._paths[EVENTS_FILE].read_bytes()
         found = scan(content, lines)
         self._refuse_head(found, at)
+        self._refuse_other_payload(found, at, holding)
         keep = at.seq + 1
         if not self._follows_as_fork(found, at) and (
             len(content) > keep * RECORD_BYTES or len(lines) > found.event_bytes(keep)
@@ -295,6 +299,17 @@ class LedgerWriter:
             f"{self._paths[RECORDS_FILE]}: record {at.seq} has chain {chain}, the checkpoint's "
             f"has {at.chain}: {place}. Resume from a checkpoint of this ledger"
         )
+
+    def _refuse_other_payload(self, found: Scan, at: Head, holding: Mapping[str, Any]) -> None:
+        """Raise LedgerError unless the payload of record `at` has the fields `holding`."""
+        recorded = found.payloads.get(at.seq, {})
+        for name, value in holding.items():
+            if recorded.get(name) != value:
+                raise LedgerError(
+                    f"{self._paths[RECORDS_FILE]}: record {at.seq} says {name} "
+                    f"{recorded.get(name)}, but the checkpoint says {value}: restore the "
+                    f"checkpoint as it was saved, or resume from another one"
+                )
 
     def _follows_as_fork(self, found: Scan, at: Head) -> bool:
         """Tell whether all that follows `at` is the FORK record of an earlier return to it."""
