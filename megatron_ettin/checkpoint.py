@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
-from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_ettin import config as configuration
 from megatron_ettin import distributed
@@ -27,12 +26,7 @@ from megatron_ettin.config import ModelConfig, RunConfig
 from megatron_ettin.file_digests import FileDigest, FileList, differences, unlisted
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.publication import publish_folder
-from megatron_ettin.shards import (
-    UnreadableShardsError,
-    in_one_line,
-    read_shards,
-    write_shards,
-)
+from megatron_ettin.shards import ShardsError, read_shards, write_shards
 
 STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
 #: How a checkpoint is loaded whose files are not those that its state lists.
@@ -147,11 +141,13 @@ def write(
     `folder` with `.unfinished`; the list of them is the same on all ranks.
 
     Raises:
-        CheckpointError: `folder` exists, or the disk refuses; the message says which.
+        CheckpointError: `folder` exists.
+        ShardsError: the disk refuses; the message says why.
     """
     return _write(
         folder,
-        _sharded_state(stage, optimizer, is_loading=False),
+        stage,
+        optimizer,
         saved=SavedModel.of_run(config, state),
         config_yaml=configuration.to_yaml(config),
     )
@@ -187,13 +183,17 @@ def save_weights(
 
     `config_yaml` holds the sections of a run that the weights decide.
     """
-    shards = _sharded_state(stage, None, is_loading=False)
-    files = _write(folder, shards, saved=saved, config_yaml=config_yaml)
+    files = _write(folder, stage, None, saved=saved, config_yaml=config_yaml)
     publish(folder, files, RunState(tokenizer_sha256=tokenizer_sha256))
 
 
 def _write(
-    folder: Path, shards: dict[str, Any], *, saved: SavedModel, config_yaml: str
+    folder: Path,
+    stage: MegatronModule,
+    optimizer: MegatronOptimizer | None,
+    *,
+    saved: SavedModel,
+    config_yaml: str,
 ) -> FileList:
     unfinished = _unfinished(folder)
     if distributed.is_main_rank():
@@ -202,11 +202,7 @@ def _write(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     distributed.barrier()
-    try:
-        digests = write_shards(unfinished, shards)
-    except CheckpointException as error:  # a BaseException, with one cause for each rank
-        cause = next(iter(error.failures.values()), (error,))[0]
-        raise CheckpointError(f"{unfinished}: cannot be written: {in_one_line(cause)}") from error
+    digests = write_shards(unfinished, stage, optimizer)
     if distributed.is_main_rank():
         texts = {
             CONFIG_FILE: config_yaml,
@@ -239,7 +235,11 @@ def load(
     """
     check_architecture(folder, model)
     state = read_state(folder)
-    loaded = _read_shards(folder, _sharded_state(stage, optimizer, is_loading=True))
+    _check_sizes(folder)
+    try:
+        loaded = read_shards(folder, stage, optimizer)
+    except ShardsError as error:
+        raise CheckpointError(f"{error}; copy the checkpoint again, or use another one") from error
     stage.load_state_dict(loaded["model"])
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
@@ -367,27 +367,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _sharded_state(
-    stage: MegatronModule, optimizer: MegatronOptimizer | None, *, is_loading: bool
-) -> dict[str, Any]:
-    sharding = {
-        # The default type writes flattened ranges, which 0.16.1 refuses to load.
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "chained_optim_avoid_prefix": True,
-        "dp_cp_group": distributed.data_parallel_group(),
-    }
-    state = {"model": stage.sharded_state_dict(metadata=sharding)}
-    if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(
-            state["model"], is_loading=is_loading, metadata=sharding
-        )
-    return state
-
-
-def _read_shards(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    files = _read_json(folder / STATE_FILE).get("files", {})
-    for name, written in files.items():
-        size = written["bytes"] if isinstance(written, dict) else written  # earlier versions
+def _check_sizes(folder: Path) -> None:
+    """Raise CheckpointError if a file is missing or cut; costs nothing, so it is always done."""
+    for name, written in _read_json(folder / STATE_FILE).get("files", {}).items():
+        size = written["bytes"] if isinstance(written, dict) else written  # of earlier versions
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
@@ -395,10 +378,6 @@ def _read_shards(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: is {state}, but {size} bytes were written; copy it again"
             )
-    try:
-        return read_shards(folder, wanted)
-    except UnreadableShardsError as error:
-        raise CheckpointError(f"{error}; copy the checkpoint again, or use another one") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

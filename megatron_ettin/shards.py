@@ -25,6 +25,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import (
     FileSystem,
@@ -36,28 +38,71 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from megatron_ettin import distributed
 from megatron_ettin.file_digests import FileDigest
 
 #: Pieces of at least this size are hashed while they are written; a tensor is one piece.
 PARALLEL_BYTES = 1 << 20
 
 
-class UnreadableShardsError(ValueError):
-    """Shards cannot be loaded; the message names the file or folder and the reason."""
+class ShardsError(ValueError):
+    """Shards cannot be written or loaded; the message names the file or folder and the reason."""
 
 
-def write_shards(folder: Path, sharded_state: dict[str, Any]) -> dict[str, FileDigest]:
+def write_shards(
+    folder: Path, stage: MegatronModule, optimizer: MegatronOptimizer | None
+) -> dict[str, FileDigest]:
     """Write to `folder`, which exists; all ranks call this. Return digests of this rank's files.
 
     Rank 0 also writes what all ranks share; small files of Megatron-Core's may not be among the
     digests.
 
     Raises:
-        CheckpointException: torch's, a BaseException: a rank could not write.
+        ShardsError: a rank could not write, naming the reason.
     """
     strategy = _HashingSave()
-    dist_checkpointing.save(sharded_state, str(folder), sharded_strategy=strategy)
+    state = _sharded_state(stage, optimizer, is_loading=False)
+    try:
+        dist_checkpointing.save(state, str(folder), sharded_strategy=strategy)
+    except CheckpointException as error:
+        raise ShardsError(f"{folder}: cannot be written: {_cause(error)}") from error
     return strategy.files.digests
+
+
+def read_shards(
+    folder: Path, stage: MegatronModule, optimizer: MegatronOptimizer | None
+) -> dict[str, Any]:
+    """Load the state of `model`, and of `optimizer` if it is given; all ranks call this.
+
+    Raises:
+        ShardsError: naming the file that is damaged, as far as that can be told.
+    """
+    _read_small_files(folder)
+    wanted = _sharded_state(stage, optimizer, is_loading=True)
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(folder))
+    except CheckpointException as error:
+        raise ShardsError(f"{folder}: incomplete or damaged: {_cause(error)}") from error
+    except Exception as error:  # what damaged bytes are unpickled to can raise anything
+        raise ShardsError(f"{folder}: incomplete or damaged: {_in_one_line(error)}") from error
+    return loaded
+
+
+def _sharded_state(
+    stage: MegatronModule, optimizer: MegatronOptimizer | None, *, is_loading: bool
+) -> dict[str, Any]:
+    sharding = {
+        # The default type writes flattened ranges, which 0.16.1 refuses to load.
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": distributed.data_parallel_group(),
+    }
+    state = {"model": stage.sharded_state_dict(metadata=sharding)}
+    if optimizer is not None:
+        state["optimizer"] = optimizer.sharded_state_dict(
+            state["model"], is_loading=is_loading, metadata=sharding
+        )
+    return state
 
 
 class _HashingSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
@@ -165,23 +210,6 @@ class _HashingStream(io.IOBase):
         self._file.close()
 
 
-def read_shards(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Load what `wanted` names into this rank's layout; all ranks call this.
-
-    Raises:
-        UnreadableShardsError: naming the file that is damaged, as far as that can be told.
-    """
-    _read_small_files(folder)
-    try:
-        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(folder))
-    except CheckpointException as error:  # a BaseException, with one cause for each rank
-        cause = next(iter(error.failures.values()))[0]
-        raise UnreadableShardsError(f"{folder}: cannot be loaded: {in_one_line(cause)}") from error
-    except Exception as error:  # what damaged bytes are unpickled to can raise anything
-        raise UnreadableShardsError(f"{folder}: cannot be loaded: {in_one_line(error)}") from error
-    return loaded
-
-
 def _read_small_files(folder: Path) -> None:
     """Read the files that say what the shards hold, so that an error can name them."""
     checks: dict[str, Callable[[], object]] = {
@@ -196,12 +224,16 @@ def _read_small_files(folder: Path) -> None:
         try:
             read()
         except Exception as error:  # what damaged bytes are unpickled to can raise anything
-            raise UnreadableShardsError(
-                f"{folder / name}: cannot be read: {in_one_line(error)}"
-            ) from error
+            raise ShardsError(f"{folder / name}: cannot be read: {_in_one_line(error)}") from error
 
 
-def in_one_line(error: BaseException) -> str:
+def _cause(error: CheckpointException) -> str:
+    """Return what the first rank that failed says."""
+    causes = [cause for cause, _ in error.failures.values()]
+    return _in_one_line(causes[0] if causes else error)
+
+
+def _in_one_line(error: BaseException) -> str:
     """Return what an error says, without control characters and advice, cut to 300 characters."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(error))
     # Torch goes on with advice to trust the file.

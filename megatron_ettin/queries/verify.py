@@ -1,4 +1,4 @@
-"""Is a run's record true? Its chain, the order of its rows, and the tokens they held.
+"""Is a run's record true? Its chain, the order of its rows, their tokens, and the weights.
 
 Without a choice: the chain, the order of all rows, and the tokens of a small sample of steps.
 """
@@ -13,7 +13,8 @@ from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.queries.answer import add_shared_arguments, as_json
 from megatron_ettin.queries.faults import FAIL, PASS, Check, Fault
 from megatron_ettin.queries.record import read_spec
-from megatron_ettin.queries.verify_chain import check_chain
+from megatron_ettin.queries.verify_chain import check_chain, checkpoint_states
+from megatron_ettin.queries.verify_weights import check_weights
 
 EXAMPLE = "--run runs/encoder --tokens --sample 0.01 --seed 7"
 SMALL_SAMPLE = 0.001
@@ -26,7 +27,7 @@ class CheckResult:
     check: str
     verdict: str
     compared: int
-    """Records; for the chain those of forks and the checkpoints too."""
+    """Records; for the chain those of forks and the checkpoints too; for the weights, files."""
     failures: int
 
 
@@ -63,10 +64,13 @@ def verify(
     *,
     order: bool = True,
     tokens: bool = True,
+    weights: bool = False,
     share: float = SMALL_SAMPLE,
     seed: int = 0,
 ) -> Verification:
     """Check the chain, and on request the order of all rows and the tokens of a share of steps.
+
+    With `weights`, every file of every checkpoint is hashed.
 
     Corpora that are not the recorded ones any more are a FAIL, even where no step that was looked
     at has drawn what changed.
@@ -79,6 +83,10 @@ def verify(
         raise ValueError(f"--sample: {share} is no share in (0, 1]")
     chain, ledger = check_chain(folder)
     checks = [chain]
+    if weights:
+        checks.append(check_weights(folder))
+    elif saved := checkpoint_states(folder):
+        chain.notes.append(f"the files of {len(saved)} checkpoints were not hashed (--weights)")
     changes: list[str] = []
     if ledger is None:
         chain.notes.append("order and tokens were not checked: the ledger is damaged")
@@ -144,6 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chain", action="store_true", help="only the record itself, forks and checkpoints")
     add("--order", action="store_true", help="the pieces of every row; reads no tokens")
     add("--tokens", action="store_true", help="the tokens and masks of every step")
+    add("--weights", action="store_true", help="every file of every checkpoint, by its SHA-256")
     sample = f"with --tokens: share of the steps; without any choice it is {SMALL_SAMPLE}"
     add("--sample", type=float, metavar="SHARE", help=sample)
     add("--seed", type=int, default=0, metavar="N", help="chooses the steps; default: 0")
@@ -151,11 +160,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found; 1 if it is a FAIL."""
-    everything = not (args.chain or args.order or args.tokens)
+    everything = not (args.chain or args.order or args.tokens or args.weights)
     found = verify(
         args.run,
         order=everything or args.order,
         tokens=everything or args.tokens,
+        weights=args.weights,
         share=args.sample or (SMALL_SAMPLE if everything else 1.0),
         seed=args.seed,
     )

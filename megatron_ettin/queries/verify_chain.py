@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_ettin.file_digests import FileList
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Fork, Head, Ledger, LedgerError
 from megatron_ettin.queries.faults import Check
@@ -36,10 +37,15 @@ def check_chain(folder: Path) -> tuple[Check, Ledger | None]:
     _read_forks(ledger, check, forks)
     _check_sums(ledger, check)
     _check_order_file(folder, ledger, check)
-    for state in sorted((folder / "checkpoints").glob("*/state.json")):
-        if state.parent.suffix != ".unfinished":
-            _check_checkpoint(state, ledger, forks, check)
+    for state in checkpoint_states(folder):
+        _check_checkpoint(state, ledger, forks, check)
     return check, ledger
+
+
+def checkpoint_states(folder: Path) -> list[Path]:
+    """Return the state.json of each finished checkpoint of a run."""
+    found = sorted((folder / "checkpoints").glob("*/state.json"))
+    return [state for state in found if state.parent.suffix != ".unfinished"]
 
 
 def _read_forks(ledger: Ledger, check: Check, forks: list[Ledger]) -> None:
@@ -96,7 +102,7 @@ def _check_order_file(folder: Path, ledger: Ledger, check: Check) -> None:
 def _check_checkpoint(path: Path, ledger: Ledger, forks: list[Ledger], check: Check) -> None:
     """Compare a checkpoint's state with the record that it refers to."""
     try:
-        state = json.loads(path.read_text())
+        state = json.loads(path.read_bytes())
         head = Head(state["ledger_seq"], state["ledger_chain"])
         found = {name: state[name] for name in ("step", "g", "consumed_tokens")}
         for name in ("order_digest", "token_digest"):
@@ -106,12 +112,14 @@ def _check_checkpoint(path: Path, ledger: Ledger, forks: list[Ledger], check: Ch
         check.fail(f"{path}: not the state of a run ({error})")
         return
     check.items += 1
-    if not ledger.holds(head):
-        if any(fork.holds(head) for fork in forks):
-            check.notes.append(f"{path.parent.name} is of steps that the run went back on")
-        else:
-            what = f"{path}: its chain head is no record of this ledger, nor of one of its forks"
-            check.fail(what, seq=head.seq)
+    holder = next((part for part in (ledger, *forks) if part.holds(head)), None)
+    if holder is None:
+        what = f"{path}: its chain head is no record of this ledger, nor of one of its forks"
+        check.fail(what, seq=head.seq)
+        return
+    _check_file_list(path, state, holder.events.get(head.seq, {}), head.seq, check)
+    if holder is not ledger:
+        check.notes.append(f"{path.parent.name} is of steps that the run went back on")
         return
     record = ledger.records[head.seq - int(ledger.records["seq"][0])]
     sums = digests_at(ledger, int(record["g_end"]))
@@ -125,3 +133,25 @@ def _check_checkpoint(path: Path, ledger: Ledger, forks: list[Ledger], check: Ch
         if found[name] != value:
             what = f"{path}: {name} is {found[name]}, but its record says {value}"
             check.fail(what, seq=head.seq)
+
+
+def _check_file_list(
+    path: Path, state: dict[str, Any], recorded: dict[str, Any], seq: int, check: Check
+) -> None:
+    """Compare the list of a checkpoint's files, and its name, with the record that it refers to."""
+    name, expected = recorded.get("name"), recorded.get("files_sha256")
+    if name != path.parent.name:
+        check.fail(f"{path}: its record is of checkpoint {name}", seq=seq)
+    if expected is None and "files_sha256" not in state:
+        check.notes.append(
+            f"{path.parent.name} is of an earlier version: nothing was recorded of its files"
+        )
+        return
+    try:
+        found = FileList.from_document(state).sha256
+    except ValueError as error:
+        check.fail(f"{path}: {error}", seq=seq)
+        return
+    if found != expected:
+        what = f"{path}: its list of files has SHA-256 {found}, but its record says {expected}"
+        check.fail(what, seq=seq)

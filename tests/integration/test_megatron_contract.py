@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.core import maybe_load_config
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, distrib_optimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
@@ -81,6 +88,10 @@ CALLS: list[tuple[Callable[..., Any], set[str]]] = [
     ),
     (dist_checkpointing.save, {"sharded_state_dict", "checkpoint_dir", "sharded_strategy"}),
     (dist_checkpointing.load, {"sharded_state_dict", "checkpoint_dir"}),
+    (mcore_to_pyt_state_dict, {"state_dict", "is_loading"}),
+    (_replace_state_dict_keys_with_sharded_keys, {"sharded_state_dict", "keep_only_main_replica"}),
+    (MCoreSavePlanner.__init__, {"dedup_replicated_tensors", "kwargs"}),
+    (maybe_load_config, {"checkpoint_dir"}),
     (get_forward_backward_func, set()),
 ]
 
@@ -116,6 +127,13 @@ def test_the_names_that_cpu_redirects_exist() -> None:
         assert hasattr(megatron_random, name)
     assert hasattr(schedules, "torch")
     assert hasattr(transformer_utils, "torch")
+
+
+def test_a_save_is_the_strategys_own() -> None:
+    """`dist_checkpointing.save` calls the `save` that shards.py overrides."""
+    source = inspect.getsource(dist_checkpointing.save)
+    assert "sharded_strategy.save(sharded_state_dict, checkpoint_dir)" in source
+    assert callable(TorchDistSaveShardedStrategy.save)
 
 
 def test_the_optimizer_asks_these_names_where_step_is_kept() -> None:
