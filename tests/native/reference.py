@@ -4,6 +4,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -299,6 +300,52 @@ def mask_row(
         elif tenth == 8:
             masked[p] = below(draw(key, 3 * p + 2), vocab_size)
     return masked, selected
+
+
+# 7. Labels: a row with its segments (length, kind) gives inputs, and a label or None per slot
+
+
+def segment_of_slots(segments: Sequence[tuple[int, int]]) -> list[int]:
+    return [number for number, (length, _) in enumerate(segments) for _ in range(length)]
+
+
+def causal_labels(
+    tokens: Sequence[int], segments: Sequence[tuple[int, int]], specials: str
+) -> list[int | None]:
+    segment = segment_of_slots(segments)
+    labels: list[int | None] = [None] * len(tokens)
+    for p in range(len(tokens) - 1):
+        _, kind = segments[segment[p]]
+        if kind == 0 or segment[p + 1] != segment[p]:
+            continue
+        is_last = p + 2 == len(tokens) or segment[p + 2] != segment[p]
+        if specials == "add" and kind == 1 and is_last:
+            continue
+        labels[p] = tokens[p + 1]
+    return labels
+
+
+def masked_labels(
+    tokens: Sequence[int], g: int, **rules: Any
+) -> tuple[list[int], list[int | None]]:
+    inputs, selected = mask_row(tokens, g, **rules)
+    return inputs, [
+        t if is_selected else None for t, is_selected in zip(tokens, selected, strict=True)
+    ]
+
+
+def masked_next_labels(
+    tokens: Sequence[int], segments: Sequence[tuple[int, int]], g: int, **rules: Any
+) -> tuple[list[int], list[int | None]]:
+    segment = segment_of_slots(segments)
+    inputs, selected = mask_row(tokens, g, **rules)
+    labels: list[int | None] = [None] * len(tokens)
+    for p, token in enumerate(tokens):
+        if p == 0 or segment[p] != segment[p - 1]:
+            inputs[p] = token
+        elif selected[p]:
+            labels[p - 1] = token
+    return inputs, labels
 
 
 def dropout_row(

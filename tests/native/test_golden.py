@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_ettin import native
+from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken, Rows, TokenIds
 from megatron_ettin.order.digest import format_digest
 from tests.native import reference
 from tests.native.corpora import pieces_of, plan_briefly
@@ -90,6 +91,55 @@ def test_mask(vectors: dict[str, Any]) -> None:
     )
     assert masked.tolist() == vector["masked"]
     assert np.flatnonzero(selected).tolist() == vector["selected"]
+
+
+def rows_of(vector: dict[str, Any]) -> Rows:
+    lengths = [length for length, _ in vector["segments"]]
+    kinds = [kind for _, kind in vector["segments"]]
+    return Rows(
+        g=np.array([vector["g"]]),
+        tokens=np.array(vector["tokens"]),
+        position_ids=np.concatenate([np.arange(length) for length in lengths]),
+        cu_seqlens=np.cumsum([0, *lengths], dtype=np.int32),
+        segment_kind=np.array(kinds, dtype=np.uint8),
+        num_tokens=np.array([sum(n for n, kind in vector["segments"] if kind)]),
+        seq_length=len(vector["tokens"]),
+        specials=vector["specials"],
+    )
+
+
+def test_labels_of_the_product(vectors: dict[str, Any]) -> None:
+    block = vectors["labels"]
+    unk, cls, sep, pad, mask = block["special_ids"]
+    assert mask == block["mask_id"]
+    ids = TokenIds(vocab_size=block["vocab_size"], unk=unk, cls=cls, sep=sep, pad=pad, mask=mask)
+    rate = block["mask_rate"]
+    objectives = (CausalLM(), MaskedLM(mask_rate=rate), MaskedNextToken(mask_rate=rate))
+    for vector in block["rows"]:
+        for objective in objectives:
+            expected = vector[type(objective).__name__]
+            batch = objective.make_batch(
+                rows_of(vector), phase="any", mask_seed=block["mask_seed"], ids=ids
+            )
+            assert batch.tokens.tolist() == expected.get("inputs", vector["tokens"])
+            labels = np.where(batch.loss_mask, batch.labels, -1).tolist()
+            assert labels == [-1 if label is None else label for label in expected["labels"]]
+
+
+def test_labels_of_the_text(vectors: dict[str, Any]) -> None:
+    block = vectors["labels"]
+    names = ("mask_seed", "mask_rate", "mask_id", "vocab_size", "special_ids")
+    rules = {name: block[name] for name in names}
+    covered = {(vector["pack"], vector["specials"]) for vector in block["rows"]}
+    assert len(covered) == len(block["rows"]) == 6
+    for vector in block["rows"]:
+        tokens, segments, g = vector["tokens"], vector["segments"], vector["g"]
+        causal = reference.causal_labels(tokens, segments, vector["specials"])
+        assert causal == vector["CausalLM"]["labels"]
+        masked = reference.masked_labels(tokens, g, **rules)
+        assert list(masked) == list(vector["MaskedLM"].values())
+        shifted = reference.masked_next_labels(tokens, segments, g, **rules)
+        assert list(shifted) == list(vector["MaskedNextToken"].values())
 
 
 def test_weights(vectors: dict[str, Any]) -> None:
