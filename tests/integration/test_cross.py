@@ -19,6 +19,7 @@ from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.loop import Training, train_step
 from megatron_ettin.training.preparation import phase_micro_batches, phase_steps
 from tests.conftest import TinyCorpus
+from tests.independent.program import rebuild
 from tests.parity.runs import load_parameters
 
 # What Megatron-Core says of its own calls while it trains; pretrain's command line silences it.
@@ -141,6 +142,7 @@ def test_training_goes_on_with_another_objective(
     )
     pretrain(resumed)
     assert losses(tmp_path / "cross") == curve
+    assert rebuild(tmp_path / "cross").startswith(f"PASS {after}: ")
 
 
 @pytest.mark.slow

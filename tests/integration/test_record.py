@@ -1,6 +1,7 @@
 """What whole runs leave behind: twins that prove each other, ledgers that survive what runs do."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from megatron_ettin.checkpoint import CheckpointError
 from megatron_ettin.evaluation.layouts import LAYOUTS, run_layout
 from megatron_ettin.order.ledger import Kind, Ledger
 from tests.conftest import TinyCorpus
+from tests.independent.program import rebuild
 from tests.training import train_here
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +74,19 @@ def test_twins_with_other_batches_and_processes_saw_the_same(
     assert answer["verdict"] == "PASS"
     for run in (encoder, decoder):
         assert ask("verify", "--run", str(run), "--tokens")["verdict"] == "PASS"
+        assert rebuild(run).startswith("PASS ")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_with_other_weights_is_not_rebuilt(
+    twins: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    run = shutil.copytree(twins[0], tmp_path / "run")
+    shards = max((run / "checkpoints").glob("*/*.distcp"))
+    content = bytearray(shards.read_bytes())
+    content[len(content) // 2] ^= 1
+    shards.write_bytes(content)
+    assert rebuild(run).startswith(f"FAIL {shards}: ")
 
 
 @pytest.mark.slow
@@ -107,4 +122,5 @@ def test_a_run_amended_on_resuming_keeps_its_past(
     (fork,) = after.forks()
     assert fork.steps == len(before.steps) - len(kept)
     assert ask("verify", "--run", str(run), "--tokens")["verdict"] == "PASS"
+    assert rebuild(run).startswith("PASS ")
     assert ask("twins", "--run", str(encoder), "--run", str(run), status=1)["verdict"] == "FAIL"

@@ -1,0 +1,99 @@
+"""The files of a run and its corpora, by docs/ledger.md and docs/data.md alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class MismatchError(Exception):
+    """The run is not what its record says."""
+
+
+def require(is_so: bool, what: str) -> None:
+    if not is_so:
+        raise MismatchError(what)
+
+
+# data.md: a corpus and a tokenizer
+
+
+class Corpus:
+    """A .bin and its .idx."""
+
+    def __init__(self, prefix: str) -> None:
+        index = Path(prefix + ".idx").read_bytes()
+        magic, version, code, sequences, borders = struct.unpack_from("<9sQBQQ", index)
+        require(magic == b"MMIDIDX\0\0" and version == 1, f"{prefix}.idx: not an index")
+        sizes = np.frombuffer(index, "<i4", sequences, 34).astype(np.int64)
+        first = np.frombuffer(index, "<i8", borders, 34 + 12 * sequences)
+        begins = np.concatenate([[0], np.cumsum(sizes)])[first]
+        self.begins: list[int] = begins.tolist()
+        self.lengths: list[int] = np.diff(begins).tolist()
+        self.ids = np.memmap(prefix + ".bin", {8: "<u2", 4: "<i4"}[code], "r")
+        self.lengths_sha256 = sha256(np.diff(begins).astype("<i8").tobytes())
+        self.tokens_sha256 = sha256(self.ids.tobytes())
+
+    def tokens(self, document: int, offset: int, count: int) -> list[int]:
+        begin = self.begins[document] + offset
+        return self.ids[begin : begin + count].tolist()
+
+
+def token_ids(content: bytes) -> dict[str, int]:
+    """Return the special ids and the length of a tokenizer.json (order.md 7)."""
+    tokenizer = json.loads(content)
+    vocabulary = tokenizer["model"]["vocab"]
+    if isinstance(vocabulary, list):
+        vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
+    vocabulary = vocabulary | {entry["content"]: entry["id"] for entry in tokenizer["added_tokens"]}
+    special = {
+        name: vocabulary[f"[{name.upper()}]"] for name in ("unk", "cls", "sep", "pad", "mask")
+    }
+    return {"vocab_size": max(vocabulary.values()) + 1, **special}
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# ledger.md: the records
+
+
+class Record(NamedTuple):
+    kind: str
+    phase: int
+    seq: int
+    step: int
+    g_begin: int
+    g_end: int
+    n_tokens: int
+    lanes: list[int]
+    chain: str
+    payload: dict[str, Any]
+
+
+KINDS = ["", "START", "STEP", "SKIP", "CHECKPOINT", "FORK", "PHASE", "RESUME", "END", "AMEND"]
+
+
+def read_ledger(folder: Path) -> Iterator[Record]:
+    content = (folder / "records.led").read_bytes()
+    lines = iter((folder / "events.jsonl").read_bytes().splitlines())
+    chain = hashlib.sha256(b"megatron-ettin-ledger/1\0").digest()
+    for at in range(0, len(content) // 128 * 128, 128):
+        record = content[at : at + 128]
+        chain = hashlib.sha256(chain + record[:96]).digest()
+        require(chain == record[96:], f"record {at // 128}: wrong chain")
+        kind, _, _, phase, *numbers = struct.unpack_from("<BBHI12Q", record)
+        payload = {}
+        if kind != KINDS.index("STEP"):
+            line = next(lines, b"")
+            digest = hashlib.sha256(line).digest()
+            require(digest == record[48:80], f"record {at // 128}: wrong line in events.jsonl")
+            payload = json.loads(line)["payload"]
+        yield Record(KINDS[kind], phase, *numbers[:5], numbers[5:10], chain.hex(), payload)
