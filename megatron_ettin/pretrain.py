@@ -9,20 +9,27 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
+import traceback
 import warnings
 
 from megatron_ettin.config import RunConfig, parse_args, to_yaml
+from megatron_ettin.ending import end_with_launcher, fail
 
 
 def main() -> None:
-    """Run what the command line says; errors in the input end in one message and exit code 1."""
+    """Run what the command line says; an error ends in one message and exit code 1.
+
+    The message of an error in the input names it; any other error comes with its traceback.
+    """
+    end_with_launcher()
     try:
         config = parse_args()
         _set_up_logging()
         pretrain(config)
     except (ValueError, OSError) as error:
-        _fail(error)
+        fail(f"error: {error}")
+    except Exception:
+        fail(traceback.format_exc())
 
 
 def pretrain(config: RunConfig) -> None:
@@ -58,19 +65,6 @@ def _set_up_logging() -> None:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-
-
-def _fail(error: Exception) -> None:
-    """Print `error` once per machine and exit.
-
-    The ranks of a machine mostly fail alike; torchrun ends them all as soon as one is gone. So the
-    others hold their message back, and print it only if the first rank is still alive after that.
-    """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(3.0)
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    # Without the interpreter's shutdown, which would wait for collectives the others never join.
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ def started_ranks(
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Start `program` on all ranks, output in logs/rankN.log; none outlives the block.
 
-    Each is in a session of its own, which the process that Megatron-Core's checkpoint writer starts
-    joins: killing the rank alone would leave that one behind.
+    Each is in a session of its own, so that what a rank may start is killed with it.
     """
     environment = {
         **os.environ,

@@ -1,8 +1,6 @@
 """Whole runs: resuming, killing, initialising, reporting."""
 
 import json
-import os
-import signal
 import struct
 import subprocess
 import sys
@@ -147,13 +145,11 @@ def test_a_killed_run_goes_on(whole_run: tuple[Path, Path, Curve], tmp_path: Pat
     config, run_dir, expected = whole_run
     whole = Ledger.read(run_dir / "ledger")
     arguments = [f"--config={config}", SAVE_EVERY]
-    # Not by torchrun, which gives its ranks sessions of their own.
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "megatron_ettin.pretrain", *arguments),
             f"--run_dir={tmp_path / 'run'}",
         ],
-        start_new_session=True,
         stderr=subprocess.DEVNULL,
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -162,8 +158,7 @@ def test_a_killed_run_goes_on(whole_run: tuple[Path, Path, Curve], tmp_path: Pat
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "the run never got to its seventh step"
         time.sleep(0.02)
-    # The whole session: the rank and its checkpoint writer.
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     curve = train_here([*arguments, RESUME], tmp_path / "run")
     assert curve == expected
