@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jsonargparse
 import yaml
 
+from megatron_ettin.config.combine import ConfigFile, check_names, with_phases_by_name
 from megatron_ettin.config.run import RunConfig
 from megatron_ettin.objectives import Objective
+
+CONFIG_HELP = (
+    "YAML file; repeat it: later files win, field by field and, in data.sources, data.blend, "
+    "data.pools and model.megatron_overrides, entry by entry."
+)
 
 
 class ConfigError(ValueError):
@@ -26,7 +33,8 @@ def parse_args(argv: Sequence[str] | None = None) -> RunConfig:
     """
     parser = _parser()
     try:
-        return _instantiate(parser, parser.parse_args(argv))
+        arguments = with_phases_by_name(parser, sys.argv[1:] if argv is None else argv)
+        return _instantiate(parser, parser.parse_args(arguments))
     except (jsonargparse.ArgumentError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
@@ -49,9 +57,11 @@ def load_config(path: Path) -> RunConfig:
     """
     parser = _parser()
     try:
+        check_names(str(path), RunConfig)
         return _instantiate(parser, parser.parse_path(str(path)))
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        message = str(error)
+        raise ConfigError(message if str(path) in message else f"{path}: {message}") from error
 
 
 @functools.cache  # built from all docstrings in 60 ms; parsing leaves it as it is
@@ -64,7 +74,7 @@ def _parser() -> jsonargparse.ArgumentParser:
         description="Pre-train an Ettin encoder or decoder.",
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file; repeat, later ones win.")
+    parser.add_argument("--config", action=ConfigFile, sections=RunConfig, help=CONFIG_HELP)
     parser.add_class_arguments(RunConfig)
     return parser
 

@@ -105,7 +105,8 @@ class RunConfig:
     model: ModelConfig
     """The architecture."""
     phases: list[PhaseConfig]
-    """The phases, in order; a file appends with `phases+:`."""
+    """The phases, in order. A file appends with `phases+:`; `--phases.NAME.FIELD VALUE` changes one
+    phase, by its name."""
     data: DataConfig
     """Corpora and blend."""
     optimizer: OptimizerConfig

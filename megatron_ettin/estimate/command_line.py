@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,8 @@ from megatron_ettin.config import (
     SeedConfig,
     ValidationConfig,
 )
+from megatron_ettin.config.combine import ConfigFile, with_phases_by_name
+from megatron_ettin.config.command_line import CONFIG_HELP
 from megatron_ettin.estimate.devices import DEVICES
 from megatron_ettin.estimate.throughput import PUBLISHED_PHASES
 from megatron_ettin.objectives import Objective
@@ -82,7 +85,9 @@ def parse(arguments: Sequence[str] | None = None) -> Question:
     """
     parser = _parser()
     try:
-        options = vars(parser.instantiate(parser.parse_args(arguments)))
+        given = sys.argv[1:] if arguments is None else arguments
+        parsed = parser.parse_args(with_phases_by_name(parser, given))
+        options = vars(parser.instantiate(parsed))
         for name in ("num_devices", "tokens", "device_memory_gib", "tokens_per_s"):
             if options[name] is not None and not options[name] > 0:
                 raise ValueError(f"--{name}: {options[name]} is not positive")
@@ -104,7 +109,7 @@ def _parser() -> jsonargparse.ArgumentParser:
         exit_on_error=False,
     )
     add = parser.add_argument
-    add("--config", action="config", help="YAML file of a run; repeat, later ones win")
+    add("--config", action=ConfigFile, sections=EstimateConfig, help=CONFIG_HELP)
     add("--device", choices=DEVICES, default="h100", help="what a rank has; cpu is this machine")
     add("--num_devices", type=int, default=1, help="ranks; on a CPU, processes")
     add("--device_memory_gib", type=float, help="in place of the device's memory")

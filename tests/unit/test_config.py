@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_ettin.config import (
     ConfigError,
@@ -186,6 +187,71 @@ def test_an_overridden_objective_reads_back_identically(tmp_path: Path) -> None:
 def test_a_wrong_field_is_named(override: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
         nano(override)
+
+
+def phase_tokens(*overrides: str) -> dict[str, int]:
+    return {phase.name: phase.train_tokens for phase in nano(*overrides).phases}
+
+
+def test_a_phase_is_changed_by_its_name() -> None:
+    unchanged = phase_tokens()
+    assert phase_tokens("--phases.pretrain.train_tokens=12345") == unchanged | {"pretrain": 12345}
+    assert phase_tokens("--phases.decay.train_tokens", "7") == unchanged | {"decay": 7}
+    changed = nano("--phases.decay.lr_end=1e-05", "--phases.pretrain.lr_end=0.5")
+    assert [phase.lr_end for phase in changed.phases] == [0.5, 0.5, 1e-05]
+    only = f"--config={EXAMPLES / 'phase/nano/decay.yaml'}"
+    assert phase_tokens("--phases=[]", only, "--phases.train_tokens=7") == {"decay": 7}
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("--phases.train_tokens=7", "which phase is meant; give --phases.pretrain.train_tokens or"),
+        ("--phases.dekay.train_tokens=7", "no phase is called 'dekay'; give .*phases.decay.train"),
+        ("--phases.decay.train_token=7", "phases.decay: .*train_token=7"),
+        ("--phases.decay.train_tokens=many", "phases.decay: .*train_tokens.*\n.*many"),
+        ("--phases.decay.train_tokens", "phases.decay: .*train_tokens"),
+        ("--phases.decay.train_tokens=-1", "phase 'decay'.train_tokens: -1"),
+    ],
+)
+def test_a_phase_that_is_not_meant_is_never_changed(override: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        nano(override)
+
+
+def test_the_printed_configuration_has_the_changed_phase(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        nano("--print_config", "--phases.extension.train_tokens=777")
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert [phase["train_tokens"] for phase in printed["phases"]] == [550_000, 777, 200_000]
+
+
+def test_mappings_of_further_files_are_merged_by_name(tmp_path: Path) -> None:
+    further = {"sources": {"mine": {"prefix": "a"}}, "blend": {"decay": {"mine": 1.0}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"data": further}))
+    before, after = nano().data, nano(f"--config={tmp_path / 'mine.yaml'}").data
+    assert set(after.sources) == {*before.sources, "mine"}
+    assert after.blend == before.blend | {"decay": {"mine": 1.0}}
+    assert after.pools == before.pools
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("modle: {}", "modle: no such name; did you mean model"),
+        ("data: {souces: {}}", "data.souces: no such name; did you mean sources"),
+        ("data: {sources: {reviews: {prefx: {}}}}", "data.sources.reviews.prefx: .*mean prefix"),
+        ("phases+: [{name: x, train_tokns: {}}]", "phases.*train_tokns: .*mean train_tokens"),
+    ],
+)
+def test_an_unknown_name_with_nothing_in_it_is_refused(
+    text: str, named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "typo.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"typo.yaml: {named}"):
+        nano(f"--config={tmp_path / 'typo.yaml'}")
+    with pytest.raises(ConfigError, match=f"typo.yaml: {named}"):
+        load_config(tmp_path / "typo.yaml")
 
 
 def test_fp8_is_checked_against_backend_and_shapes() -> None:
