@@ -15,6 +15,9 @@ namespace py = pybind11;
 namespace megatron_ettin {
 namespace {
 
+// Tokens of several pages.
+constexpr int64_t kFetchedTokens = 4096;
+
 TokenType ParseTokenType(const std::string& dtype) {
   if (dtype == "uint16") return TokenType::kUint16;
   if (dtype == "int32") return TokenType::kInt32;
@@ -62,6 +65,18 @@ py::array TokenFileLengths(const py::object& self) {
   return lengths;
 }
 
+py::array_t<int64_t> ReadLengths(const TokenFile& file, int64_t first, int64_t end) {
+  if (first < 0 || end < first || end > file.num_documents()) {
+    throw std::out_of_range(file.prefix() + ": documents [" + std::to_string(first) + ", " +
+                            std::to_string(end) + ") of " + std::to_string(file.num_documents()));
+  }
+  auto lengths = NewArray<int64_t>(end - first);
+  int64_t* out = lengths.mutable_data();
+  const py::gil_scoped_release release;
+  file.CopyLengths(first, end, out);
+  return lengths;
+}
+
 py::array_t<int64_t> DocumentTokens(const TokenFile& file, int64_t document, int64_t offset,
                                     std::optional<int64_t> length) {
   if (document < 0 || document >= file.num_documents()) {
@@ -76,7 +91,10 @@ py::array_t<int64_t> DocumentTokens(const TokenFile& file, int64_t document, int
                             std::to_string(count) + " at offset " + std::to_string(offset));
   }
   auto tokens = NewArray<int64_t>(count);
-  file.CopyTokens(file.DocumentBegin(document) + offset, count, tokens.mutable_data());
+  const int64_t begin = file.DocumentBegin(document) + offset;
+  // Pages that are touched are read one by one; a few in one go.
+  if (count >= kFetchedTokens) file.FetchTokens(begin, count);
+  file.CopyTokens(begin, count, tokens.mutable_data());
   return tokens;
 }
 
@@ -145,7 +163,12 @@ void BindReader(py::module_& module) {
       .def_property_readonly(
           "lengths", &TokenFileLengths,
           "Tokens per document, read-only: an int32 view of the .idx if each document is one\n"
-          "sequence, else int64 sums that are computed on each access.")
+          "sequence, else int64 sums that are computed on each access. For single documents: each\n"
+          "page that is touched is read alone.")
+      .def(
+          "read_lengths", &ReadLengths, py::arg("first"), py::arg("end"),
+          "Copy the tokens per document of documents [first, end) as int64, for passes over many:\n"
+          "the file is read ahead and stays out of this process's memory. IndexError outside.")
       .def("tokens", &DocumentTokens, py::arg("document"), py::arg("offset") = 0,
            py::arg("length") = py::none(),
            "Copy tokens of one document as int64; IndexError outside of it.")

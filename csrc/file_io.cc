@@ -123,6 +123,21 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<char*>(data_), static_cast<size_t>(size_));
 }
 
+void MappedFile::ExpectRandomReads() const {
+  // Advice only: where it is not taken, more is read.
+  if (data_ != nullptr) {
+    ::madvise(const_cast<char*>(data_), static_cast<size_t>(size_), MADV_RANDOM);
+  }
+}
+
+void MappedFile::Fetch(int64_t begin, int64_t end) const {
+  const int64_t page = ::sysconf(_SC_PAGESIZE);
+  begin = begin / page * page;
+  if (begin < end) {
+    ::madvise(const_cast<char*>(data_) + begin, static_cast<size_t>(end - begin), MADV_WILLNEED);
+  }
+}
+
 void MappedFile::Drop(int64_t begin, int64_t end) const {
   const int64_t page = ::sysconf(_SC_PAGESIZE);
   begin = begin / page * page;

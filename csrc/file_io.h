@@ -76,7 +76,8 @@ void WriteAllAt(int fd, const void* bytes, size_t count, int64_t position, const
 // Reads all bytes at a position of the file, which errors call `path`.
 void ReadAllAt(int fd, void* bytes, size_t count, int64_t position, const std::string& path);
 
-// A whole file mapped read-only.
+// A whole file mapped read-only. A page that is touched brings those around it, up to the
+// readahead of the device (megabytes on some), until ExpectRandomReads().
 class MappedFile {
  public:
   explicit MappedFile(const std::string& path);
@@ -87,9 +88,14 @@ class MappedFile {
   const char* data() const { return data_; }
   int64_t size() const { return size_; }
 
+  // From now on a page that is touched is read alone. Copy() is not affected.
+  void ExpectRandomReads() const;
+  // Begins to read bytes [begin, end) that are about to be touched, without waiting for them.
+  void Fetch(int64_t begin, int64_t end) const;
   // Takes the pages of bytes [begin, end) out of this process; they are read again when touched.
   void Drop(int64_t begin, int64_t end) const;
-  // Copies bytes without mapping their pages: a page that is touched may map megabytes around it.
+  // Copies bytes without mapping their pages, for scans: the kernel reads ahead of them, and a page
+  // that is touched may map megabytes around it.
   void Copy(int64_t position, size_t count, void* to) const;
 
  private:

@@ -36,6 +36,7 @@ PlanHeader MakePlanHeader(const RowRules& rules, const PlanRange& range) {
 }
 
 PlanFile::PlanFile(const std::string& path) : path_(path), map_(path) {
+  map_.ExpectRandomReads();
   CheckHeader();
   CheckFooter();
   CheckTable();
@@ -75,6 +76,7 @@ void PlanFile::CheckHeader() {
                                        std::to_string(needed) + ": it is " +
                                        (size < needed ? "truncated" : "too long"));
   }
+  map_.Fetch(begin, size);
   table_ = reinterpret_cast<const PlanBlock*>(map_.data() + begin);
 }
 
@@ -148,6 +150,7 @@ int64_t PlanFile::BlockOfRow(int64_t row) const {
 void PlanFile::CheckBody(int64_t index) const {
   const PlanBlock& block = table_[index];
   const int64_t bytes = ShapeOf(index).body_bytes();
+  map_.Fetch(block.body_begin, block.body_begin + bytes);
   if (PlanHash(Body(index), bytes) != block.body_hash) {
     const int64_t first = BlockFirstDocument(index);
     Refuse(block.body_begin, "the rows of documents [" + std::to_string(first) + ", " +

@@ -140,7 +140,7 @@ void RowPlan::Segments(int64_t row, std::vector<Segment>* segments) const {
 // A row of one piece: a full one, or any of `none`.
 void RowPlan::WholePiece(const Block& block, int64_t row, std::vector<Segment>* segments) const {
   const Place place = FindUnit(block, row);
-  const int64_t length = file_.DocumentLength(place.document);
+  const int64_t length = file_.PlannedLength(place.document);
   const int64_t offset = (row - place.units) * rules().piece_capacity();
   const int64_t size = std::min(rules().piece_capacity(), length - offset);
   const bool added = rules().specials == Specials::kAdd;
@@ -156,7 +156,7 @@ void RowPlan::PackedPieces(const Block& block, int64_t row, std::vector<Segment>
   int64_t slots = 0;
   for (int64_t i = starts[row]; i < end; ++i) {
     const int64_t document = block.first_document + block.body.tail_documents()[i];
-    const int64_t length = file_.DocumentLength(document);
+    const int64_t length = file_.PlannedLength(document);
     const int64_t tail = length < capacity ? length : length % capacity;
     slots += tail + rules().special_slots();
     // Callers rely on rows that fit: this is the only protection against lengths that changed.
@@ -173,7 +173,7 @@ void RowPlan::StreamPieces(const Block& block, int64_t row, std::vector<Segment>
   Place place = FindUnit(block, begin);
   while (place.units < end) {
     if (place.document == end_document) RefuseLengths(block.index);
-    const int64_t length = file_.DocumentLength(place.document);
+    const int64_t length = file_.PlannedLength(place.document);
     const int64_t slots = rules().Units(length);
     // The document's slots [from, to): 0 is [CLS] and slots - 1 is [SEP], if they are added.
     const int64_t from = std::max<int64_t>(begin - place.units, 0);
@@ -212,7 +212,7 @@ void RowPlan::Find(int64_t document, std::vector<int64_t>* rows) const {
                             std::to_string(range().first_document) + ", " +
                             std::to_string(range().end_document) + ")");
   }
-  const int64_t length = file_.DocumentLength(document);
+  const int64_t length = file_.PlannedLength(document);
   if (!rules().Keeps(length)) return;
   const Block block = OpenBlock((document - range().first_document) / rules().block_documents);
   int64_t begin = UnitsBefore(block, document);

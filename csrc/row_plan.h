@@ -63,7 +63,7 @@ class RowPlan {
   Block BlockOfRow(int64_t row) const;
   Bytes Recomputed(int64_t index) const;
 
-  int64_t UnitsOf(int64_t document) const { return rules().Units(file_.DocumentLength(document)); }
+  int64_t UnitsOf(int64_t document) const { return rules().Units(file_.PlannedLength(document)); }
   Place FindUnit(const Block& block, int64_t unit) const;
   int64_t UnitsBefore(const Block& block, int64_t document) const;
   void WholePiece(const Block& block, int64_t row, std::vector<Segment>* segments) const;

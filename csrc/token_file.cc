@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <stdexcept>
+#include <vector>
 
 namespace megatron_ettin {
 namespace {
@@ -38,11 +39,14 @@ TokenFile::TokenFile(const std::string& prefix, bool check)
       idx_(IdxPath(prefix)),
       bin_(BinPath(prefix)),
       checked_(check) {
+  bin_.ExpectRandomReads();
+  if (!check) idx_.ExpectRandomReads();
   ReadHeader();
   one_sequence_per_document_ = num_boundaries_ == num_sequences_ + 1;
   if (check) {
     CheckOffsets();
     CheckBoundaries();
+    idx_.ExpectRandomReads();
   } else {
     CheckEnds();
   }
@@ -211,18 +215,25 @@ void TokenFile::CopyTokens(int64_t begin, int64_t count, int64_t* to) const {
   }
 }
 
+void TokenFile::FetchTokens(int64_t begin, int64_t count) const {
+  if (begin < 0 || count <= 0 || begin > num_tokens() || count > num_tokens() - begin) return;
+  bin_.Fetch(begin * ItemSize(type_), (begin + count) * ItemSize(type_));
+}
+
 template <typename T>
 void TokenFile::CheckTokensOf(int64_t vocab_size) const {
-  const auto* tokens = reinterpret_cast<const T*>(bin_.data());
   const auto limit = static_cast<uint64_t>(vocab_size);
   constexpr int64_t kChunk = 65536;
+  std::vector<T> tokens(kChunk);
   for (int64_t begin = 0; begin < num_tokens(); begin += kChunk) {
-    const int64_t end = std::min(begin + kChunk, num_tokens());
+    const int64_t count = std::min(kChunk, num_tokens() - begin);
+    bin_.Copy(begin * static_cast<int64_t>(sizeof(T)), count * sizeof(T), tokens.data());
     bool all_known = true;
-    for (int64_t i = begin; i < end; ++i) all_known &= static_cast<uint64_t>(tokens[i]) < limit;
+    for (int64_t i = 0; i < count; ++i) all_known &= static_cast<uint64_t>(tokens[i]) < limit;
     if (all_known) continue;
-    int64_t at = begin;
-    while (static_cast<uint64_t>(tokens[at]) < limit) ++at;
+    int64_t unknown = 0;
+    while (static_cast<uint64_t>(tokens[unknown]) < limit) ++unknown;
+    const int64_t at = begin + unknown;
     // The last document that begins at or before the token: empty ones before it begin there too.
     int64_t low = 0;
     int64_t high = num_documents();
@@ -233,7 +244,7 @@ void TokenFile::CheckTokensOf(int64_t vocab_size) const {
     throw std::invalid_argument(
         BinPath(prefix_) + ": byte " + std::to_string(at * ItemSize(type_)) + ", document " +
         std::to_string(low) + ", position " + std::to_string(at - DocumentBegin(low)) +
-        ": token id " + std::to_string(tokens[at]) + " is outside the vocabulary of " +
+        ": token id " + std::to_string(tokens[unknown]) + " is outside the vocabulary of " +
         std::to_string(vocab_size) + "; preprocess with the tokenizer that you train with");
   }
 }

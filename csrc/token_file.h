@@ -3,6 +3,7 @@
 #ifndef MEGATRON_ETTIN_TOKEN_FILE_H_
 #define MEGATRON_ETTIN_TOKEN_FILE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -37,6 +38,19 @@ class TokenFile {
   // Index of the document's first token in the .bin; of num_documents(), its end.
   int64_t DocumentBegin(int64_t document) const;
 
+  // The same two of a document that a plan has placed, from the offsets alone where each document
+  // is one sequence: one page of the index in place of three. Building the plan has checked the
+  // lengths and boundaries that are not looked at here.
+  int64_t PlannedLength(int64_t document) const {
+    if (!one_sequence_per_document_) return DocumentLength(document);
+    return PlannedBegin(document + 1) - PlannedBegin(document);
+  }
+  int64_t PlannedBegin(int64_t document) const {
+    if (!one_sequence_per_document_) return DocumentBegin(document);
+    if (document == num_sequences_) return num_tokens();
+    return Read<int64_t>(OffsetAt(document)) / ItemSize(type_);
+  }
+
   // Copies the lengths of documents [first, last), for passes over the whole file: the index stays
   // out of this process's memory, and in a file opened without checks the documents are checked.
   // Throws std::invalid_argument that names the document.
@@ -45,6 +59,13 @@ class TokenFile {
   // Copies tokens [begin, begin + count) of the .bin, widened. Throws std::invalid_argument
   // outside.
   void CopyTokens(int64_t begin, int64_t count, int64_t* to) const;
+
+  // Begins to read the same tokens without waiting for them; no effect outside.
+  void FetchTokens(int64_t begin, int64_t count) const;
+
+  // Whether what was read last had been in memory: a guess at what will be read next.
+  bool in_memory() const { return in_memory_.load(std::memory_order_relaxed); }
+  void set_in_memory(bool value) const { in_memory_.store(value, std::memory_order_relaxed); }
 
   // Reads every token. Throws std::invalid_argument that names file, byte, document and position of
   // the first id outside [0, vocab_size).
@@ -80,6 +101,7 @@ class TokenFile {
   int64_t num_sequences_ = 0;
   int64_t num_boundaries_ = 0;
   bool checked_ = false;
+  mutable std::atomic<bool> in_memory_{false};
   bool one_sequence_per_document_ = false;
 };
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from megatron_ettin import native
 from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
+from megatron_ettin.evaluation.cold_reads import drop_from_memory, read_cold_rows
 from megatron_ettin.indexed import IndexedWriter
 from megatron_ettin.objectives import MaskedLM, TokenIds
 from megatron_ettin.order import SampleOrder
@@ -34,7 +34,8 @@ MICRO_BATCH_ROWS = 64
 VIRTUAL_ROWS = 1_660_000_000
 VOCAB_SIZE = 50_368
 BLOCK_DOCUMENTS = 65_536
-LOADED_DOCUMENTS = 100_000
+LOADED_DOCUMENTS = 400_000
+COLD_ROWS = 1000
 LEDGER_RECORDS = 400_000
 STEPS_PER_APPEND = 10  # the default of logging.log_every_steps
 REPEAT_SECONDS = 1
@@ -51,6 +52,7 @@ LINES = (
     ("index_bytes_per_sample", "its size per row", "<= 6", "B", 1, "mcore_index"),
     ("first_batch_s", "first batch of 1.66 G rows, cold files", "<= 2", "s", 1, ""),
     ("first_batch_rss_mb", "its memory, above the imports", "<= 200", "MB", 1, ""),
+    ("cold_read_ratio", "bytes read / wanted, 1,000 cold rows", "<= 10", "", 1, ""),
     ("loader_tokens_per_s_core", "packed and masked batches", ">= 30", "M tokens/s", 1e-6, ""),
     ("ledger_append_us", "ledger append, per step, 10 at a time", "<= 20", "us", 1, ""),
     ("verify_400k_s", "verify 400,000 records", "<= 2", "s", 1, ""),
@@ -250,14 +252,22 @@ def measure_plan_memory(bench: Bench) -> Measured:
 def measure_first_batch(bench: Bench) -> Measured:
     """Open an order of 1.66 G rows, many epochs of the corpus, and make the first batch."""
     # As after a boot. Also, of files just written the kernel maps pieces of up to 2 MB at a time.
-    for path in [*bench.folder.glob("large.*"), *Path(f"{bench.large}.plans").iterdir()]:
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
+    drop_from_memory(files_of(bench.large))
     _, seconds, rise = rise_of(lambda: make_batch(open_order(bench.large, VIRTUAL_ROWS), 0))
     return {"first_batch_s": seconds, "first_batch_rss_mb": rise / 1e6}
+
+
+def files_of(prefix: str) -> list[Path]:
+    """Return the files of a corpus and its plans."""
+    files = [Path(f"{prefix}.idx"), Path(f"{prefix}.bin"), *Path(f"{prefix}.plans").iterdir()]
+    return [path for path in files if path.is_file()]
+
+
+def measure_cold_reads(bench: Bench) -> Measured:
+    """Read rows from anywhere in a corpus that is not in memory."""
+    order = open_order(bench.loaded, rows=1 << 20)
+    drop_from_memory(files_of(bench.loaded))
+    return {"cold_read_ratio": read_cold_rows(order, COLD_ROWS).ratio}
 
 
 def make_batch(order: SampleOrder, begin: int, record: bool = False) -> int:
@@ -306,49 +316,22 @@ def measure_ledger(bench: Bench) -> Measured:
 
 
 def measure_mcore(bench: Bench) -> Measured:
-    """Let GPTDataset build and save its indices for one epoch of the same corpus."""
-    import logging
-    import warnings
-    from types import SimpleNamespace
+    """Let megatron-core build and save its indices for one epoch of the same corpus."""
+    from megatron_ettin.evaluation.mcore_index import McoreIndex, blend
 
-    warnings.simplefilter("ignore")  # said about packages that play no part here
-    from megatron.core.datasets import helpers
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-    from megatron.core.datasets.utils import Split
-
-    logging.disable()
     cache = bench.folder / "mcore"
-    tokenizer = SimpleNamespace(vocab_size=VOCAB_SIZE, eod=0, pad=-1, unique_identifiers={})
-    config = GPTDatasetConfig(
-        random_seed=1,
-        sequence_length=SEQ_LENGTH,
-        blend=([bench.large], None),
-        split="100,0,0",
-        path_to_cache=str(cache),
-        tokenizer=tokenizer,
-        **dict.fromkeys(("reset_position_ids", "reset_attention_mask", "eod_mask_loss"), False),
-    )
-
-    def build() -> int:
-        shutil.rmtree(cache, ignore_errors=True)
-        corpus = GPTDataset.build_low_level_dataset(bench.large, config)
-        documents = np.arange(bench.documents, dtype=np.int32)
-        return len(GPTDataset(corpus, bench.large, documents, None, Split.train, config))
-
-    samples, _, rise = rise_of(build)
-    seconds = seconds_of(build)
+    index = McoreIndex(bench.large, bench.documents, cache, vocab_size=VOCAB_SIZE)
+    samples, _, rise = rise_of(lambda: index.build(SEQ_LENGTH))
+    seconds = seconds_of(lambda: index.build(SEQ_LENGTH))
     # A blend adds two tables with one entry per sample each.
-    dataset, sample = np.zeros(samples, dtype=np.int16), np.zeros(samples, dtype=np.int64)
-    weights = np.array(SHARES)
-    blending = seconds_of(
-        lambda: helpers.build_blending_indices(dataset, sample, weights, 4, samples, False)
-    )
+    tables = blend(samples, SHARES)
+    blending = seconds_of(lambda: blend(samples, SHARES))
     saved = sum(path.stat().st_size for path in cache.glob("*.npy"))
     return {
         "mcore_build_ns_per_doc": seconds / bench.documents * 1e9,
         "mcore_blend_ns_per_sample": blending / samples * 1e9,
         "mcore_peak_bytes_per_doc": rise / bench.documents,
-        "mcore_index_bytes_per_sample": (saved + dataset.nbytes + sample.nbytes) / samples,
+        "mcore_index_bytes_per_sample": (saved + sum(t.nbytes for t in tables)) / samples,
     }
 
 
@@ -391,6 +374,7 @@ PARTS: list[Callable[[Bench], Measured]] = [
     measure_plan,
     measure_plan_memory,
     measure_first_batch,
+    measure_cold_reads,
     measure_loader,
     measure_ledger,
     measure_mcore,

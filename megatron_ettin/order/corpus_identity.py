@@ -164,9 +164,9 @@ def _require_writable(folder: Path) -> None:
 
 def _hash_lengths(file: TokenFile) -> str:
     content = hashlib.sha256()
-    lengths = file.lengths
-    for begin in range(0, len(lengths), CHUNK_DOCUMENTS):
-        content.update(lengths[begin : begin + CHUNK_DOCUMENTS].astype("<i8").data)
+    for begin in range(0, file.num_documents, CHUNK_DOCUMENTS):
+        end = min(begin + CHUNK_DOCUMENTS, file.num_documents)
+        content.update(file.read_lengths(begin, end).astype("<i8", copy=False).data)
     return content.hexdigest()
 
 

@@ -130,14 +130,14 @@ class Tables:
     def docs(self) -> Iterator[pa.RecordBatch]:
         """Yield every document of every source, seen or not; null where there is no provenance."""
         for number, source in enumerate(self.run.order.source_names):
-            lengths = self.run.order.file(source).lengths
-            for begin in range(0, len(lengths), CHUNK_DOCUMENTS):
-                ordinals = np.arange(begin, min(begin + CHUNK_DOCUMENTS, len(lengths)))
+            file = self.run.order.file(source)
+            for begin in range(0, file.num_documents, CHUNK_DOCUMENTS):
+                ordinals = np.arange(begin, min(begin + CHUNK_DOCUMENTS, file.num_documents))
                 known = self.describe(source, ordinals)
                 columns = {
                     "source": self._names(np.full(len(ordinals), number, dtype=np.int32)),
                     "ordinal": ordinals,
-                    "n_tokens": lengths[ordinals].astype(np.int64),
+                    "n_tokens": file.read_lengths(begin, begin + len(ordinals)),
                     **{name: known[name] for name in DOCS.names if name in known},
                 }
                 yield _batch(columns, DOCS)

@@ -273,3 +273,16 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.bin").mkdir()
     with pytest.raises(OSError, match="not a regular file"):
         native.TokenFile(tmp_path / "c")
+
+
+def test_lengths_are_copied_by_ranges(tmp_path: Path) -> None:
+    lengths = [3, 0, 5, 1]
+    write(tmp_path / "c", [[7] * length for length in lengths], "int32")
+    for check in (True, False):
+        file = native.TokenFile(tmp_path / "c", check=check)
+        for first in range(5):
+            for end in range(first, 5):
+                assert file.read_lengths(first, end).tolist() == lengths[first:end]
+        for first, end in ((-1, 2), (3, 2), (0, 5)):
+            with pytest.raises(IndexError, match=rf"documents \[{first}, {end}\) of 4"):
+                file.read_lengths(first, end)
