@@ -85,6 +85,7 @@ def read_ledger(folder: Path) -> Iterator[Record]:
     content = (folder / "records.led").read_bytes()
     lines = iter((folder / "events.jsonl").read_bytes().splitlines())
     chain = hashlib.sha256(b"megatron-ettin-ledger/1\0").digest()
+    before: Record | None = None
     for at in range(0, len(content) // 128 * 128, 128):
         record = content[at : at + 128]
         chain = hashlib.sha256(chain + record[:96]).digest()
@@ -96,4 +97,21 @@ def read_ledger(folder: Path) -> Iterator[Record]:
             digest = hashlib.sha256(line).digest()
             require(digest == record[48:80], f"record {at // 128}: wrong line in events.jsonl")
             payload = json.loads(line)["payload"]
-        yield Record(KINDS[kind], phase, *numbers[:5], numbers[5:10], chain.hex(), payload)
+        found = Record(KINDS[kind], phase, *numbers[:5], numbers[5:10], chain.hex(), payload)
+        require(found.seq == at // 128 and follows(before, found), f"record {at // 128}: a gap")
+        yield found
+        before = found
+
+
+def follows(before: Record | None, record: Record) -> bool:
+    """Tell whether a record counts on from the one before it (ledger.md 2)."""
+    if before is None or record.kind == "START":
+        return before is None and record.kind == "START"
+    step = before.step + (record.kind == "STEP")
+    has_rows = record.kind in ("STEP", "SKIP")
+    return (
+        record.step == step
+        and record.g_begin == before.g_end
+        and record.g_end >= record.g_begin
+        and (record.g_end > record.g_begin) == has_rows
+    )
