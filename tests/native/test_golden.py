@@ -2,6 +2,7 @@
 
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,24 @@ def test_labels_of_the_text(vectors: dict[str, Any]) -> None:
         assert list(masked) == list(vector["MaskedLM"].values())
         shifted = reference.masked_next_labels(tokens, segments, g, **rules)
         assert list(shifted) == list(vector["MaskedNextToken"].values())
+
+
+def test_dropout(vectors: dict[str, Any]) -> None:
+    vector = vectors["dropout"]
+    shape = {name: vector[name] for name in ("layer", "seq_length", "channels", "rate")}
+    factors = native.dropout_factors(
+        np.array([vector["g"]]),
+        seed=vector["dropout_seed"],
+        first_slot=0,
+        num_slots=vector["seq_length"],
+        **shape,
+    ).ravel()
+    assert np.flatnonzero(factors == 0).tolist() == vector["dropped"]
+    kept = Fraction(vector["kept"])
+    assert set(factors[factors != 0].tolist()) == {float(np.float32(kept))}
+    slow = reference.dropout_row(vector["g"], seed=vector["dropout_seed"], **shape)
+    assert [e for e, factor in enumerate(slow) if factor == 0] == vector["dropped"]
+    assert set(slow) == {0, kept}
 
 
 def test_weights(vectors: dict[str, Any]) -> None:
