@@ -15,22 +15,28 @@ import shutil
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_ettin import config as configuration
 from megatron_ettin import distributed
+from megatron_ettin.checkpoint_files import (
+    REMEDY,
+    STATE_FILE,
+    CheckpointError,
+    check_sizes,
+    not_as_saved,
+    read_json,
+)
 from megatron_ettin.config import ModelConfig, RunConfig
-from megatron_ettin.file_digests import FileDigest, FileList, differences, unlisted
+from megatron_ettin.file_digests import FileDigest, FileList
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.publication import publish_folder
-from megatron_ettin.shards import ShardsError, read_shards, write_shards
+from megatron_ettin.shards import ShardsError, in_one_line, read_shards, write_shards
 
-STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
-#: How a checkpoint is loaded whose files are not those that its state lists.
-SKIP_CHECK = "give --checkpoint.check_files false (tools/convert.py: --no-check-files)"
+CONFIG_FILE, MODEL_FILE = "config.yaml", "model.json"
 #: Packages whose versions a checkpoint records.
 PACKAGES = (
     "megatron-ettin",
@@ -121,10 +127,6 @@ class SavedModel:
             tokenizer=str(Path(config.data.tokenizer).absolute()),
             prediction_shift=config.objective.prediction_shift,
         )
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names the folder and the reason."""
 
 
 def write(
@@ -228,64 +230,22 @@ def load(
 ) -> RunState:
     """Load weights, and the optimizer's state if it is given, into this rank's layout.
 
-    The files' digests are not compared: call `check_files` first.
+    The files' digests are not compared: call `checkpoint_files.check_files` first.
 
     Raises:
         CheckpointError: no checkpoint, an incomplete one, or one of another architecture.
     """
     check_architecture(folder, model)
     state = read_state(folder)
-    _check_sizes(folder)
+    check_sizes(folder)
     try:
         loaded = read_shards(folder, stage, optimizer)
     except ShardsError as error:
-        raise CheckpointError(f"{error}; copy the checkpoint again, or use another one") from error
+        raise CheckpointError(f"{error}{not_as_saved(folder)}; {REMEDY}") from error
     stage.load_state_dict(loaded["model"])
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
     return state
-
-
-def check_files(folder: Path) -> FileList:
-    """Compare every file of a checkpoint with the digests in its state; return the list of files.
-
-    Under torchrun all ranks call this: those of a machine share the files, and all ranks raise if
-    one finds a difference.
-
-    Raises:
-        CheckpointError: no checkpoint, one without digests, or other files than were saved.
-    """
-    listed = read_files(folder)
-    place, size = distributed.local_rank()
-    by_size = sorted(listed.files, key=lambda name: -listed.files[name].num_bytes)
-    faults = differences(folder, listed, by_size[place::size])
-    if place == 0:
-        faults += unlisted(folder, listed, beside=[STATE_FILE])
-    if every := [fault for part in distributed.all_gather(faults) for fault in part]:
-        more = f" (and {len(every) - 1} more such files)" if len(every) > 1 else ""
-        raise CheckpointError(
-            f"{every[0]}{more}. The checkpoint is not as it was saved: copy it again, or use "
-            f"another one; {SKIP_CHECK} to load it as it is"
-        )
-    return listed
-
-
-def read_files(folder: Path) -> FileList:
-    """Return the list of files with digests that the state in `folder` holds.
-
-    Raises:
-        CheckpointError: no checkpoint, or one without digests.
-    """
-    if not (folder / STATE_FILE).is_file():
-        raise CheckpointError(f"{folder}: no checkpoint here ({STATE_FILE} is missing)")
-    document = _read_json(folder / STATE_FILE)
-    try:
-        return FileList.from_document(document)
-    except ValueError as error:
-        since = "" if "files_sha256" in document else " (it was saved by an earlier version)"
-        raise CheckpointError(
-            f"{folder / STATE_FILE}: {error}{since}: {SKIP_CHECK} to load it unchecked"
-        ) from error
 
 
 def check_architecture(folder: Path, model: ModelConfig) -> None:
@@ -304,7 +264,7 @@ def check_architecture(folder: Path, model: ModelConfig) -> None:
 
 def read_state(folder: Path) -> RunState:
     """Return where the run stood when `folder` was saved."""
-    document = _read_json(folder / STATE_FILE)
+    document = read_json(folder / STATE_FILE)
     for name in ("versions", "files", "files_sha256"):
         document.pop(name, None)
     try:
@@ -313,7 +273,8 @@ def read_state(folder: Path) -> RunState:
         return RunState(**document)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / STATE_FILE}: not the state of a run of this version: {error}"
+            f"{folder / STATE_FILE}: not the state of a run of this version: "
+            f"{in_one_line(error)}; {REMEDY}"
         ) from error
 
 
@@ -321,11 +282,13 @@ def read_model(folder: Path) -> SavedModel:
     """Return what the weights in `folder` are."""
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here ({MODEL_FILE} is missing)")
-    document = _read_json(folder / MODEL_FILE)
+    document = read_json(folder / MODEL_FILE)
     try:
         return SavedModel(**{**document, "model": ModelConfig(**document["model"])})
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / MODEL_FILE}: not a saved model: {error}") from error
+        raise CheckpointError(
+            f"{folder / MODEL_FILE}: not a saved model: {in_one_line(error)}; {REMEDY}"
+        ) from error
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -365,24 +328,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _check_sizes(folder: Path) -> None:
-    """Raise CheckpointError if a file is missing or cut; costs nothing, so it is always done."""
-    for name, written in _read_json(folder / STATE_FILE).get("files", {}).items():
-        size = written["bytes"] if isinstance(written, dict) else written  # of earlier versions
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            state = "missing" if found is None else f"of {found} bytes"
-            raise CheckpointError(
-                f"{path}: is {state}, but {size} bytes were written; copy it again"
-            )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: unreadable checkpoint state: {error}") from error
-    return document

@@ -41,6 +41,10 @@ from torch.futures import Future
 from megatron_ettin import distributed
 from megatron_ettin.file_digests import FileDigest
 
+#: What is said where no file can be named.
+DAMAGED = "incomplete or damaged (.metadata, or a shard __*.distcp)"
+#: How torch goes on after it has said what is wrong: with advice to trust the file, and guesses.
+ADVICE = ("In PyTorch 2.6", "This is an internal miniz error")
 #: Pieces of at least this size are hashed while they are written; a tensor is one piece.
 PARALLEL_BYTES = 1 << 20
 
@@ -82,9 +86,9 @@ def read_shards(
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(folder))
     except CheckpointException as error:
-        raise ShardsError(f"{folder}: incomplete or damaged: {_cause(error)}") from error
+        raise ShardsError(f"{folder}: {DAMAGED}: {_cause(error)}") from error
     except Exception as error:  # what damaged bytes are unpickled to can raise anything
-        raise ShardsError(f"{folder}: incomplete or damaged: {_in_one_line(error)}") from error
+        raise ShardsError(f"{folder}: {DAMAGED}: {in_one_line(error)}") from error
     return loaded
 
 
@@ -224,18 +228,18 @@ def _read_small_files(folder: Path) -> None:
         try:
             read()
         except Exception as error:  # what damaged bytes are unpickled to can raise anything
-            raise ShardsError(f"{folder / name}: cannot be read: {_in_one_line(error)}") from error
+            raise ShardsError(f"{folder / name}: cannot be read: {in_one_line(error)}") from error
 
 
 def _cause(error: CheckpointException) -> str:
     """Return what the first rank that failed says."""
     causes = [cause for cause, _ in error.failures.values()]
-    return _in_one_line(causes[0] if causes else error)
+    return in_one_line(causes[0] if causes else error)
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """Return what an error says, without control characters and advice, cut to 300 characters."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(error))
-    # Torch goes on with advice to trust the file.
-    text = text.split("This file can still be loaded")[0].split("(1) In PyTorch")[0]
+    for advice in ADVICE:
+        text = text.split(advice)[0]
     return f"{type(error).__name__}: {' '.join(text.split())[:300]}".rstrip(": ")

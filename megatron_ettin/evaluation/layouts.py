@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from megatron_ettin import checkpoint, distributed
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import HardwareConfig, SeedConfig
 from megatron_ettin.model.provider import build_stage, logical_parameters
 
@@ -105,7 +106,7 @@ def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
     """
     folder = checkpoint.newest(run_dir)
     if folder is None:
-        raise checkpoint.CheckpointError(f"{run_dir}: no checkpoint here")
+        raise CheckpointError(f"{run_dir}: no checkpoint here")
     saved, whole = checkpoint.read_model(folder), HardwareConfig()
     with distributed.process_groups(whole):
         stage = build_stage(saved.model, saved.attention, whole, SeedConfig())

@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from megatron_ettin import checkpoint
-from megatron_ettin.checkpoint import CheckpointError, RunState, SavedModel
+from megatron_ettin.checkpoint import RunState, SavedModel
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import RunConfig
 from megatron_ettin.evaluation.probe import (
     Accuracy,

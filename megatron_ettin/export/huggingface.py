@@ -18,7 +18,7 @@ import torch
 import yaml
 from transformers.utils.logging import disable_progress_bar
 
-from megatron_ettin import checkpoint, distributed
+from megatron_ettin import checkpoint, checkpoint_files, distributed
 from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import HardwareConfig, SeedConfig, check_layout
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
@@ -50,7 +50,7 @@ def to_huggingface(folder: Path, output: Path, *, check_files: bool = True) -> S
     """
     check_free(output)
     if check_files:
-        checkpoint.check_files(folder)
+        checkpoint_files.check_files(folder)
     saved, state = checkpoint.read_model(folder), checkpoint.read_state(folder)
     kind = kind_of(saved.attention)
     if saved.model.megatron_overrides:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ettin import checkpoint, distributed
+from megatron_ettin import checkpoint, checkpoint_files, distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
 from megatron_ettin.objectives import TokenIds
@@ -89,12 +89,7 @@ class Recorder:
 
         The ledger is durable up to and including this record when the call returns.
         """
-        payload = {
-            "name": name,
-            "phase": state.phase,
-            **_digests(state),
-            "files_sha256": files_sha256,
-        }
+        payload = {**_checkpoint_payload(state, name), "files_sha256": files_sha256}
         self._event(Kind.CHECKPOINT, state, 0, payload=payload)
         if self._writer is None:
             return state
@@ -159,10 +154,17 @@ def _describe(config: RunConfig, spec: OrderSpec, state: RunState, ids: TokenIds
 
 def _recorded(config: RunConfig, state: RunState) -> dict[str, Any]:
     """Return what the ledger's record of the checkpoint that the run goes on from must hold."""
-    if not state.step or not config.checkpoint.check_files:
+    if not state.step:
         return {}
     folder = checkpoint.folder_of(Path(config.run_dir), state.step)
-    return {"files_sha256": checkpoint.read_files(folder).sha256}
+    payload = _checkpoint_payload(state, folder.name)
+    if config.checkpoint.check_files:
+        payload["files_sha256"] = checkpoint_files.read_files(folder).sha256
+    return payload
+
+
+def _checkpoint_payload(state: RunState, name: str) -> dict[str, Any]:
+    return {"name": name, "phase": state.phase, **_digests(state)}
 
 
 def _digests(state: RunState) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from megatron.core.distributed import (
 )
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_ettin import checkpoint, distributed
+from megatron_ettin import checkpoint, checkpoint_files, distributed
 from megatron_ettin import config as configuration
-from megatron_ettin.checkpoint import CheckpointError, RunState
+from megatron_ettin.checkpoint import RunState
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import held_out_order
@@ -52,7 +53,7 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
             f"--checkpoint.resume true to go on from there, or another run_dir"
         )
     if config.checkpoint.check_files:
-        checkpoint.check_files(found)
+        checkpoint_files.check_files(found)
     _check_same_run(config, found)
     state = checkpoint.read_state(found)
     _check_same_order(config, order.spec, found, state)
@@ -64,7 +65,7 @@ def _source_of_weights(config: RunConfig) -> dict[str, str | None] | None:
     given = config.checkpoint.initialize_from
     if given is None:
         return None
-    files = checkpoint.check_files(Path(given)) if config.checkpoint.check_files else None
+    files = checkpoint_files.check_files(Path(given)) if config.checkpoint.check_files else None
     checkpoint.check_architecture(Path(given), config.model)
     return {"checkpoint": given, "files_sha256": None if files is None else files.sha256}
 

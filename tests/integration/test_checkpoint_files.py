@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from megatron_ettin import checkpoint
-from megatron_ettin.checkpoint import CheckpointError
+from megatron_ettin import checkpoint_files
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.export.huggingface import to_huggingface
 from megatron_ettin.order.ledger import Kind, Ledger, LedgerError
 from megatron_ettin.queries.verify import Verification, verify
@@ -105,7 +105,7 @@ def test_a_flipped_bit_in_any_file_is_found(saved: Saved, tmp_path: Path) -> Non
         before = (folder / name).read_bytes()
         flip_bit(folder / name)
         with pytest.raises(CheckpointError, match=f"{name}: has SHA-256 .* was written"):
-            checkpoint.check_files(folder)
+            checkpoint_files.check_files(folder)
         found = check_weights(run)
         assert [fault.what.split(":")[0] for fault in found.faults] == [str(folder / name)]
         assert verify(run, order=False, tokens=False).passed, "only --weights reads the files"
@@ -119,14 +119,14 @@ def test_files_that_are_gone_cut_or_new_are_found(saved: Saved, tmp_path: Path) 
     shard = folder / "__0_0.distcp"
     os.truncate(shard, shard.stat().st_size - 1)
     with pytest.raises(CheckpointError, match=r"__0_0\.distcp: has \d+ bytes, but \d+ were"):
-        checkpoint.check_files(folder)
+        checkpoint_files.check_files(folder)
     shard.unlink()
     with pytest.raises(CheckpointError, match=r"__0_0\.distcp: is missing"):
-        checkpoint.check_files(folder)
+        checkpoint_files.check_files(folder)
     _, folder = saved.copy("encoder", tmp_path / "other")
     (folder / "__9_9.distcp").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"__9_9\.distcp: is not one of the files"):
-        checkpoint.check_files(folder)
+        checkpoint_files.check_files(folder)
 
 
 @pytest.mark.slow
@@ -227,7 +227,7 @@ def test_conversion_checks_and_lists_files(saved: Saved, tmp_path: Path) -> None
     _, source = saved.copy("encoder", tmp_path / "run")
     to_huggingface(source, tmp_path / "hf")
     convert.main(["from-hf", "--input", str(tmp_path / "hf"), "--output", str(tmp_path / "back")])
-    listed = checkpoint.check_files(tmp_path / "back").files
+    listed = checkpoint_files.check_files(tmp_path / "back").files
     assert {path.name for path in (tmp_path / "back").iterdir()} == {*listed, "state.json"}
     flip_bit(tmp_path / "back" / "__0_0.distcp")
     given = ["to-hf", "--checkpoint", str(tmp_path / "back"), "--output", str(tmp_path / "again")]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron_ettin import checkpoint, distributed
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import RunConfig, parse_args
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.model.provider import logical_parameters
@@ -154,6 +155,6 @@ def test_weights_that_are_not_there_are_named(tiny_corpus: TinyCorpus, tmp_path:
         objective="CausalLM",
         phases=[CROSS_PHASE],
     )
-    with pytest.raises(checkpoint.CheckpointError, match="nowhere: no checkpoint here"):
+    with pytest.raises(CheckpointError, match="nowhere: no checkpoint here"):
         pretrain(config)
     assert not (tmp_path / "cross").exists()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_ettin.checkpoint import CheckpointError
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.evaluation.layouts import LAYOUTS, run_layout
 from megatron_ettin.order.ledger import Kind, Ledger
 from tests.conftest import TinyCorpus

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_ettin.checkpoint import CheckpointError
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.evaluation.layouts import (
     LAYOUTS,
     Curve,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_ettin.checkpoint import CheckpointError
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
 from tests.parity.conftest import Case
 from tools.convert import main

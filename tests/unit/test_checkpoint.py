@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from megatron_ettin import checkpoint
-from megatron_ettin.checkpoint import CheckpointError, RunState
+from megatron_ettin.checkpoint import RunState
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.order.ledger import Head
 
 

@@ -1,0 +1,107 @@
+"""Whether a checkpoint's files are those that were saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_ettin import distributed
+from megatron_ettin.file_digests import FileList, differences, unlisted
+from megatron_ettin.shards import in_one_line
+
+STATE_FILE = "state.json"
+#: What to do about a damaged checkpoint.
+REMEDY = "copy the checkpoint again, or use another one"
+#: How a checkpoint is loaded whose files are not those that its state lists.
+SKIP_CHECK = "give --checkpoint.check_files false (tools/convert.py: --no-check-files)"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the folder and the reason."""
+
+
+def check_files(folder: Path) -> FileList:
+    """Compare every file of a checkpoint with the digests in its state; return the list of files.
+
+    Under torchrun all ranks call this: those of a machine share the files, and all ranks raise if
+    one finds a difference.
+
+    Raises:
+        CheckpointError: no checkpoint, one without digests, or other files than were saved.
+    """
+    listed = read_files(folder)
+    place, size = distributed.local_rank()
+    by_size = sorted(listed.files, key=lambda name: -listed.files[name].num_bytes)
+    faults = differences(folder, listed, by_size[place::size])
+    if place == 0:
+        faults += unlisted(folder, listed, beside=[STATE_FILE])
+    if every := [fault for part in distributed.all_gather(faults) for fault in part]:
+        more = f" (and {len(every) - 1} more such files)" if len(every) > 1 else ""
+        raise CheckpointError(
+            f"{every[0]}{more}. The checkpoint is not as it was saved: {REMEDY}; {SKIP_CHECK} to "
+            f"load it as it is"
+        )
+    return listed
+
+
+def read_files(folder: Path) -> FileList:
+    """Return the list of files with digests that the state in `folder` holds.
+
+    Raises:
+        CheckpointError: no checkpoint, or one without digests.
+    """
+    if not (folder / STATE_FILE).is_file():
+        raise CheckpointError(f"{folder}: no checkpoint here ({STATE_FILE} is missing)")
+    document = read_json(folder / STATE_FILE)
+    try:
+        return FileList.from_document(document)
+    except ValueError as error:
+        since = "" if "files_sha256" in document else " (it was saved by an earlier version)"
+        raise CheckpointError(
+            f"{folder / STATE_FILE}: {error}{since}: {SKIP_CHECK} to load it unchecked"
+        ) from error
+
+
+def check_sizes(folder: Path) -> None:
+    """Raise CheckpointError if a file is missing or cut; costs nothing, so it is always done."""
+    try:
+        sizes = {
+            # Earlier versions listed the sizes alone.
+            name: int(written["bytes"] if isinstance(written, dict) else written)
+            for name, written in read_json(folder / STATE_FILE)["files"].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / STATE_FILE}: its list of files is damaged: {in_one_line(error)}; {REMEDY}"
+        ) from error
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "missing" if found is None else f"of {found} bytes"
+            raise CheckpointError(f"{path}: is {state}, but {size} bytes were written; {REMEDY}")
+
+
+def not_as_saved(folder: Path) -> str:
+    """Name the files that a load which failed has stumbled over, if the state has their digests."""
+    try:
+        listed = read_files(folder)
+    except CheckpointError:
+        return ""
+    return "".join(f"; {fault}" for fault in differences(folder, listed, listed.files))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file of a checkpoint holds.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds something else.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: unreadable: {in_one_line(error)}; {REMEDY}") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: unreadable: it holds no JSON object; {REMEDY}")
+    return document
