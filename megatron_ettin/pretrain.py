@@ -37,7 +37,7 @@ def pretrain(config: RunConfig) -> None:
     from megatron_ettin import distributed
     from megatron_ettin.data.orders import sample_order
     from megatron_ettin.model.backend import choose_backend
-    from megatron_ettin.training import precision, set_up
+    from megatron_ettin.training import precision, set_up, start_checks
     from megatron_ettin.training.loop import train
     from megatron_ettin.training.optimizer import require_packages
 
@@ -45,8 +45,10 @@ def pretrain(config: RunConfig) -> None:
     choose_backend(config.model, config.hardware)  # raises what would be found out much later
     with distributed.process_groups(config.hardware):
         distributed.require_equal("the configuration", to_yaml(config))
+        start_checks.check_outputs(config)
         config = precision.resolve(config)
         order = sample_order(config)
+        start_checks.check_held_out(config)
         state = set_up.starting_state(config, order)
         run = set_up.training(config, order, state)
         state = set_up.restore(run, state)
