@@ -46,9 +46,12 @@ once() {
 # 1. Real text, a tokenizer, and the text as tokens. The reviews of the probe are in neither.
 text=quickstart/text tokens=quickstart/tokens tokenizer=quickstart/tokenizer
 python examples/fetch_text.py --output $text
-once tokenizer "$text/reviews.jsonl $text/wikipedia.jsonl" "$tokenizer/*" \
+train_tokenizer() {  # of other text another tokenizer, whose tokens are never mixed with earlier ones
+  rm -rf $tokenizer $tokens
   python tools/train_tokenizer.py --input $text/reviews.jsonl $text/wikipedia.jsonl \
-  --vocab-size 8192 --output $tokenizer
+    --vocab-size 8192 --output $tokenizer
+}
+once tokenizer "$text/reviews.jsonl $text/wikipedia.jsonl" "$tokenizer/*" train_tokenizer
 for source in reviews wikipedia; do
   python tools/preprocess_data.py --input $text/$source.jsonl --tokenizer $tokenizer \
     --output-prefix $tokens/$source --validation-share 0.02

@@ -49,7 +49,7 @@ def record_run(
     return folder
 
 
-def add_provenance(prefix: Path) -> None:
+def add_provenance(prefix: Path, tokenizer_sha256: str) -> None:
     """Write a corpus anew with its sidecar; document n has the text "NAME n" and the id "NAME-n".
 
     Documents 3 and 4 share id and text, document 5 has no id.
@@ -74,7 +74,7 @@ def add_provenance(prefix: Path) -> None:
         )
         for n, number in enumerate(numbers)
     ]
-    with CorpusWriter(prefix, file.dtype) as writer:
+    with CorpusWriter(prefix, file.dtype, tokenizer_sha256=tokenizer_sha256) as writer:
         writer.add(part, records)
 
 

@@ -1,7 +1,7 @@
 """Files and command lines combine by name: sections, entries of mappings, phases.
 
-jsonargparse alone replaces a mapping by the next file's, lets `--phases.train_tokens` change only the
-last phase, and accepts an unknown name with an empty mapping. Each trains something else silently.
+jsonargparse alone replaces a mapping by that of the next file, lets `--phases.train_tokens` change
+only the last phase, and accepts an unknown name with an empty mapping. None of it says so.
 """
 
 from __future__ import annotations

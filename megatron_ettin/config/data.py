@@ -141,6 +141,9 @@ class DataConfig:
     """Rows [first, end) that are never trained on; the ledger records them as skipped."""
     allow_duplicates: bool = False
     """Accept two sources with the same documents."""
+    allow_other_tokenizers: bool = False
+    """Accept corpora, and weights to start from, that were made with another tokenizer.json: for
+    files that differ in their bytes but give the same ids."""
 
     def __post_init__(self) -> None:
         """Refuse blends of unknown sources and pools that are not shares."""

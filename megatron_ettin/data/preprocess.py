@@ -29,7 +29,7 @@ BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1024
 HASH_CHUNK_BYTES = 2**22
 # Part of every content key: raise it when the same inputs would give other files.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +109,27 @@ class PreprocessResult(NamedTuple):
 def preprocess(options: PreprocessOptions) -> PreprocessResult:
     """Make the corpora, or find that they are there already, made from the same content.
 
-    ValueError and OSError say what is wrong with an input or the tokenizer; corpora that were
-    there are then as before, and nothing new is visible.
+    ValueError and OSError say what is wrong with an input or the tokenizer, or that a corpus of
+    another tokenizer is there; corpora that were there are then as before, and nothing new is
+    visible.
     """
     tokenizer = load_tokenizer(options.tokenizer)
     hashes = hash_files(options.inputs)
     keys = {key: content_key(options, key, hashes, tokenizer.digest) for key in options.json_keys}
     current = {}
     for json_key, key in keys.items():
-        summary = read_summary(options.prefix(json_key, "document"))
-        if summary is not None and summary.key == key:
-            current[options.prefix(json_key, "document")] = summary
+        prefix = options.prefix(json_key, "document")
+        summary = read_summary(prefix)
+        if summary is None:
+            continue
+        if summary.tokenizer_digest != tokenizer.digest:
+            raise ValueError(
+                f"{prefix}: is a corpus of another tokenizer (SHA-256 {summary.tokenizer_digest}; "
+                f"{options.tokenizer}/tokenizer.json has {tokenizer.digest}); choose another "
+                f"--output-prefix, or remove {prefix}.json and make the corpus anew"
+            )
+        if summary.key == key:
+            current[prefix] = summary
     if len(current) == len(keys):
         return PreprocessResult(current, 0.0)
     _refuse_stale_validation(options)
@@ -206,7 +216,9 @@ def _write_corpora(
     with ExitStack() as stack:
         writers = {
             (json_key, part): stack.enter_context(
-                CorpusWriter(options.prefix(json_key, part), dtype)
+                CorpusWriter(
+                    options.prefix(json_key, part), dtype, tokenizer_sha256=tokenizer.digest
+                )
             )
             for json_key in options.json_keys
             for part in options.parts

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.readers import Record
 from megatron_ettin.native import TokenFileBuilder
@@ -56,12 +57,15 @@ class CorpusWriter:
     They get their names in the order .bin, sidecar, .idx: where the .idx is, all three are whole.
     """
 
-    def __init__(self, prefix: Path, dtype: str) -> None:
-        """Start PREFIX.bin.tmp, .idx.tmp and .docs.parquet.tmp; raises as `TokenFileBuilder`."""
+    def __init__(self, prefix: Path, dtype: str, *, tokenizer_sha256: str) -> None:
+        """Start PREFIX.bin.tmp, .idx.tmp and .docs.parquet.tmp; raises as `TokenFileBuilder`.
+
+        `tokenizer_sha256` is that of tokenizer.json; the sidecar's metadata keep it.
+        """
         # The pair first: it refuses a second writer of this prefix, who would cut our sidecar.
         self._pair = TokenFileBuilder(prefix, dtype)
         self._path = sidecar_path(prefix)
-        self._sidecar = _SidecarFile(Path(f"{self._path}.tmp"))
+        self._sidecar = _SidecarFile(Path(f"{self._path}.tmp"), tokenizer_sha256)
 
     def __enter__(self) -> Self:
         return self
@@ -97,8 +101,9 @@ class CorpusWriter:
 class _SidecarFile:
     """A parquet file of row groups of one size, on the device when it is finished."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tokenizer_sha256: str) -> None:
         self._path = path
+        self._tokenizer_sha256 = tokenizer_sha256
         self._file = path.open("wb")
         numbers = dict.fromkeys(("ordinal", "n_tokens", "line"), "DELTA_BINARY_PACKED")
         self._writer = pq.ParquetWriter(
@@ -138,7 +143,9 @@ class _SidecarFile:
         if self._pending:
             self._write_group()
         with self._named_errors():
-            self._writer.add_key_value_metadata({"tokens": str(self._tokens)})
+            self._writer.add_key_value_metadata(
+                {"tokens": str(self._tokens), METADATA_KEY: self._tokenizer_sha256}
+            )
             self._writer.close()
             self._file.flush()
             os.fsync(self._file.fileno())

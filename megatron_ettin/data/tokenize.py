@@ -132,8 +132,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
 def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
     """Write a folder that `transformers.AutoTokenizer` loads; the same tokenizer, the same bytes.
 
-    tokenizer.json comes last and in one rename: the other file is the same for every vocabulary,
-    so the folder is at each moment the old tokenizer or the new one.
+    tokenizer.json comes last and in one rename: the other file is the same for every vocabulary.
+
+    Raises:
+        FileExistsError: another tokenizer is there.
     """
     config = {
         "clean_up_tokenization_spaces": False,
@@ -146,6 +148,12 @@ def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": "[UNK]",
     }
+    path, text = folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise FileExistsError(
+            f"{path}: is another tokenizer, and corpora made with it would be mixed with new ones; "
+            f"choose another folder, or remove this one and what was made with it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     publish_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-    publish_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    publish_text(path, text)

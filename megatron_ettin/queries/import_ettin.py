@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.indexed import IndexedWriter, optimal_dtype
 from megatron_ettin.publication import publish_text, publishing
@@ -98,7 +99,8 @@ def import_ettin(folder: Path, prefix: Path, *, tokenizer: Path | None = None) -
     files = record_files(folder)
     if Path(f"{prefix}.idx").exists():
         raise FileExistsError(f"{prefix}.idx: exists already; name another --output")
-    vocab_size = None if tokenizer is None else load_tokenizer(tokenizer).ids.vocab_size
+    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
+    vocab_size = None if loaded is None else loaded.ids.vocab_size
     dtype = _dtype(files, vocab_size)
     sidecar = Path(f"{prefix}.steps.parquet")
     prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,8 @@ def import_ettin(folder: Path, prefix: Path, *, tokenizer: Path | None = None) -
                 steps.write_table(_steps_table(file, corpus.num_documents, rows, step))
                 corpus.add_many(flat, lengths)
                 longest = max(longest, int(lengths.max()))
+        if loaded is not None:
+            steps.add_key_value_metadata({METADATA_KEY: loaded.digest})
         documents, tokens = corpus.num_documents, corpus.num_tokens
     answer = Import(
         prefix=str(prefix),

@@ -18,6 +18,9 @@ from megatron_ettin.order.mcore import McoreOrder, McoreRun
 from megatron_ettin.order.steps import planned_steps
 from megatron_ettin.queries.record import read_ledger, read_spec, spec_differences
 
+#: Differences between today's order and the recorded one that an error lists.
+CHANGES_SHOWN = 12
+
 
 @dataclass(frozen=True)
 class CheckpointPoint:
@@ -130,9 +133,12 @@ def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
         return _open_mcore(folder)
     run = _open_own(folder, load_config(path))
     if must_match and run.changes:
+        shown = [f"  {change}" for change in run.changes[:CHANGES_SHOWN]]
+        if more := len(run.changes) - len(shown):
+            shown.append(f"  and {more} more")
         raise ValueError(
-            f"{folder}: the order is not the recorded one any more: {'; '.join(run.changes)}. "
-            f"Restore the files, or ask `verify` which steps they change"
+            f"{folder}: the order is not the recorded one any more; restore the files, or ask "
+            f"`verify` which steps they change:\n" + "\n".join(shown)
         )
     return run
 

@@ -18,6 +18,7 @@ from megatron_ettin import config as configuration
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import RunConfig
+from megatron_ettin.data.corpus_tokenizer import require_tokenizer_of_weights
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import held_out_order
 from megatron_ettin.model.ettin_model import EttinModel
@@ -40,12 +41,13 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
     Raises:
         CheckpointError: run_dir holds a run already, or one with another order; or a new run's
             `initialize_from` holds no weights for this model.
+        MixedTokenizersError: those weights were trained with another tokenizer.
     """
     found = checkpoint.newest(Path(config.run_dir))
     if found is None:
+        digest = order.spec.tokenizer_sha256
         return RunState(
-            tokenizer_sha256=order.spec.tokenizer_sha256,
-            initialized_from=_source_of_weights(config),
+            tokenizer_sha256=digest, initialized_from=_source_of_weights(config, digest)
         )
     if not config.checkpoint.resume:
         raise CheckpointError(
@@ -60,13 +62,15 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
     return state
 
 
-def _source_of_weights(config: RunConfig) -> dict[str, str | None] | None:
+def _source_of_weights(config: RunConfig, tokenizer_sha256: str) -> dict[str, str | None] | None:
     """Return what a new run's first weights are loaded from, once it was found to be loadable."""
     given = config.checkpoint.initialize_from
     if given is None:
         return None
     files = checkpoint_files.check_files(Path(given)) if config.checkpoint.check_files else None
     checkpoint.check_architecture(Path(given), config.model)
+    weights_sha256 = checkpoint.read_state(Path(given)).tokenizer_sha256
+    require_tokenizer_of_weights(config, weights_sha256, tokenizer_sha256)
     return {"checkpoint": given, "files_sha256": None if files is None else files.sha256}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 from tests.conftest import TinyCorpus
 from tests.runs import add_provenance, record_run, tiny_config
@@ -48,7 +49,7 @@ class Queried:
 def make_queried(corpus: TinyCorpus, folder: Path) -> Queried:
     shutil.copytree(corpus.folder, folder / "corpus", ignore=shutil.ignore_patterns("*.plans"))
     corpus = TinyCorpus(folder=folder / "corpus", vocab_size=corpus.vocab_size)
-    add_provenance(corpus.folder / "alpha")
+    add_provenance(corpus.folder / "alpha", load_tokenizer(corpus.folder / "tokenizer").digest)
     sections = {
         "phases": [
             {"name": "short", "train_tokens": 90_000, "seq_length": 128, "global_batch_size": 16},

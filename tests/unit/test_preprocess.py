@@ -188,12 +188,6 @@ def changed_input(options: PreprocessOptions) -> PreprocessOptions:
     return options
 
 
-def changed_tokenizer(options: PreprocessOptions) -> PreprocessOptions:
-    folder = options.inputs[0].parent / "other"
-    write_tokenizer(train_tokenizer(texts(), 290), folder)
-    return replace(options, tokenizer=folder)
-
-
 def truncated_output(options: PreprocessOptions) -> PreprocessOptions:
     os.truncate(f"{options.output_prefix}_text_document.bin", 10)
     return options
@@ -216,7 +210,6 @@ def lost_sidecar(options: PreprocessOptions) -> PreprocessOptions:
 
 CHANGES: dict[str, Callable[[PreprocessOptions], PreprocessOptions]] = {
     "input": changed_input,
-    "tokenizer": changed_tokenizer,
     "truncated output": truncated_output,
     "lost sidecar": lost_sidecar,
     "lost summary": lost_summary,
@@ -238,6 +231,20 @@ def test_other_content_is_made_anew(options: PreprocessOptions, out: Path, chang
     preprocess(replace(changed, output_prefix=out / "fresh" / "corpus"))
     assert found == files_in(out / "fresh")
     assert preprocess(changed).seconds == 0
+
+
+def test_a_corpus_of_another_tokenizer_is_not_replaced(
+    options: PreprocessOptions, out: Path
+) -> None:
+    preprocess(options)
+    before = files_in(out)
+    write_tokenizer(train_tokenizer(texts(), 290), out / "other")
+    other = replace(options, tokenizer=out / "other")
+    with pytest.raises(ValueError, match=r"corpus of another tokenizer .*another --output-prefix"):
+        preprocess(other)
+    assert before.items() <= files_in(out).items()
+    Path(f"{options.output_prefix}_text_document.json").unlink()
+    assert preprocess(other).seconds > 0
 
 
 def test_a_failed_run_leaves_what_was_there(options: PreprocessOptions, out: Path) -> None:

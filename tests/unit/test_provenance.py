@@ -275,14 +275,14 @@ def one_part(lengths: list[int]) -> tuple[EncodedPart, list[Record]]:
 
 
 def test_an_exception_leaves_what_was_there(tmp_path: Path) -> None:
-    with CorpusWriter(tmp_path / "c", "uint16") as writer:
+    with CorpusWriter(tmp_path / "c", "uint16", tokenizer_sha256="0" * 64) as writer:
         writer.add(*one_part([1, 2]))
     whole = ["c.bin", "c.docs.parquet", "c.idx"]
     assert names(tmp_path) == whole
     before = [(tmp_path / name).read_bytes() for name in whole]
 
     def fail() -> None:
-        with CorpusWriter(tmp_path / "c", "uint16") as writer:
+        with CorpusWriter(tmp_path / "c", "uint16", tokenizer_sha256="0" * 64) as writer:
             writer.add(*one_part([3]))
             assert len(names(tmp_path)) == 6
             raise KeyError
@@ -294,10 +294,10 @@ def test_an_exception_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_is_refused_and_does_no_harm(tmp_path: Path) -> None:
-    with CorpusWriter(tmp_path / "c", "uint16") as writer:
+    with CorpusWriter(tmp_path / "c", "uint16", tokenizer_sha256="0" * 64) as writer:
         writer.add(*one_part([1, 2]))
         with pytest.raises(ValueError, match="another writer is at work"):
-            CorpusWriter(tmp_path / "c", "uint16")
+            CorpusWriter(tmp_path / "c", "uint16", tokenizer_sha256="0" * 64)
         writer.add(*one_part([4]))
     with Provenance.open(tmp_path / "c") as provenance:
         assert provenance.documents(np.arange(3))["n_tokens"].to_pylist() == [1, 2, 4]
@@ -319,7 +319,7 @@ records = [Record(("",), f"document-{n:020}", None, Path("a"), n, 0) for n in ra
 FULL_DISK = """
 resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
 try:
-    with CorpusWriter(Path(sys.argv[1]), "uint16") as writer:
+    with CorpusWriter(Path(sys.argv[1]), "uint16", tokenizer_sha256="0" * 64) as writer:
         for _ in range(int(sys.argv[2])):
             writer.add(part, records)
 except OSError as error:
@@ -339,7 +339,7 @@ def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path, turns: i
 
 
 MEMORY = """
-with CorpusWriter(Path(sys.argv[1]), "uint16") as writer:
+with CorpusWriter(Path(sys.argv[1]), "uint16", tokenizer_sha256="0" * 64) as writer:
     for turn in range(24):
         writer.add(part, records)
         if turn == 5:

@@ -11,7 +11,7 @@ import pytest
 from megatron_ettin.order.ledger import Ledger, LedgerWriter
 from megatron_ettin.queries.diff import Diff, Skipped, compare
 from megatron_ettin.queries.record import Difference
-from megatron_ettin.queries.recorded_run import open_run
+from megatron_ettin.queries.recorded_run import CHANGES_SHOWN, open_run
 from tests.conftest import TinyCorpus
 from tests.mutations import change_token
 from tests.runs import record_run, tiny_config
@@ -183,3 +183,19 @@ def test_runs_that_megatron_trained(one: Path, tmp_path: Path) -> None:
     assert_parts_where_the_rows_do(found, first, second)
     assert {d.field for d in found.specs} == {"cache", "prefixes", "checkpoints"}
     assert compare(first, one).common_rows == 0
+
+
+def test_what_changed_is_listed_line_by_line(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
+    folder = record_run(tiny_config(tiny_corpus, tmp_path / "run"), steps=2)
+    order = json.loads((folder / "order.json").read_text())
+    fields = ("quota", "rows", "tokens", "documents_in_file")
+    for phase in order["phases"]:
+        for pool in phase["pools"]:
+            pool |= {field: pool[field] + 1 for field in fields}
+    (folder / "order.json").write_text(json.dumps(order))
+    with pytest.raises(ValueError, match="the order is not the recorded one any more") as raised:
+        open_run(folder)
+    _, *lines = str(raised.value).splitlines()
+    assert len(lines) == CHANGES_SHOWN + 1
+    assert lines[0].startswith("  phase 0 (short), source alpha: documents_in_file was 501, is 500")
+    assert lines[-1] == f"  and {4 * len(fields) - CHANGES_SHOWN} more"

@@ -1,0 +1,129 @@
+"""Which tokenizer each corpus was made with, and whether a run's corpora and weights agree on it.
+
+Ids of one vocabulary mean nothing in another, and no loss curve shows that they were mixed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_ettin.config import RunConfig
+from megatron_ettin.data.tokenize import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+#: Key of the SHA-256 of tokenizer.json in the metadata of a corpus' parquet file.
+METADATA_KEY = "tokenizer_sha256"
+#: Files beside a corpus that have it: of tools/preprocess_data.py, and of `order.py import-ettin`.
+RECORDS = (".docs.parquet", ".steps.parquet")
+OPTION = "data.allow_other_tokenizers"
+
+
+class MixedTokenizersError(ValueError):
+    """Corpora, weights and tokenizer of a run do not belong together; the message names them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusTokenizers:
+    """The corpora of a run, compared with its tokenizer."""
+
+    mixed: list[str]
+    """A sentence for each corpus that was made with another tokenizer."""
+    unrecorded: list[str]
+    """Prefixes of the corpora that do not say which tokenizer made them."""
+
+
+def recorded_tokenizer(prefix: str) -> str | None:
+    """Return the SHA-256 of the tokenizer.json that a corpus was made with; None if unrecorded.
+
+    Raises:
+        ValueError: the record beside the corpus is no parquet file.
+    """
+    for suffix in RECORDS:
+        path = Path(f"{prefix}{suffix}")
+        if not path.is_file():
+            continue
+        try:
+            metadata = pq.read_metadata(path).metadata or {}
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: damaged ({error}); make the corpus again") from error
+        found = metadata.get(METADATA_KEY.encode())
+        if found is not None:
+            return str(found.decode())
+    return None
+
+
+def corpora(config: RunConfig) -> dict[str, str]:
+    """Return the prefixes that a run reads, by the field of the configuration that names each."""
+    drawn = {name for phase in config.phases for name in config.data.blend[phase.name]}
+    found = {
+        f"data.sources.{name}": source.prefix
+        for name, source in config.data.sources.items()
+        if name in drawn
+    }
+    held_out = {
+        f"data.validation[{place}]": prefix for place, prefix in enumerate(config.data.validation)
+    }
+    return found | held_out
+
+
+def compare_tokenizers(prefixes: Mapping[str, str], tokenizer_sha256: str) -> CorpusTokenizers:
+    """Compare what `prefixes`, by the field that names each, record with one tokenizer's digest."""
+    mixed, unrecorded = [], []
+    for field, prefix in prefixes.items():
+        found = recorded_tokenizer(prefix)
+        if found is None:
+            unrecorded.append(prefix)
+        elif found != tokenizer_sha256:
+            mixed.append(
+                f"{field}: {prefix} was made with the tokenizer of SHA-256 {found}, not with "
+                f"{tokenizer_sha256}"
+            )
+    return CorpusTokenizers(mixed=mixed, unrecorded=unrecorded)
+
+
+def require_one_tokenizer(config: RunConfig) -> None:
+    """Warn of corpora that do not say which tokenizer made them, and refuse those of another one.
+
+    Raises:
+        MixedTokenizersError: a corpus was made with another tokenizer than the run's, and
+            `data.allow_other_tokenizers` is not given.
+    """
+    tokenizer = load_tokenizer(Path(config.data.tokenizer))
+    found = compare_tokenizers(corpora(config), tokenizer.digest)
+    if found.mixed and not config.data.allow_other_tokenizers:
+        raise MixedTokenizersError(
+            f"{'; '.join(found.mixed)}, that of data.tokenizer "
+            f"({config.data.tokenizer}/tokenizer.json). Make the corpus again with it, name the "
+            f"tokenizer that the corpora have, or give --{OPTION} true"
+        )
+    if found.unrecorded:
+        logger.warning(
+            "no record of the tokenizer that made %s: tools/preprocess_data.py writes one; make "
+            "sure that it was %s",
+            ", ".join(found.unrecorded),
+            config.data.tokenizer,
+        )
+
+
+def require_tokenizer_of_weights(
+    config: RunConfig, weights_sha256: str, tokenizer_sha256: str
+) -> None:
+    """Raise MixedTokenizersError if the weights to start from had another tokenizer than the run.
+
+    An empty `weights_sha256` is unknown: the weights were converted from a folder without one.
+    """
+    if config.data.allow_other_tokenizers or weights_sha256 in ("", tokenizer_sha256):
+        return
+    raise MixedTokenizersError(
+        f"checkpoint.initialize_from: {config.checkpoint.initialize_from} was trained with the "
+        f"tokenizer of SHA-256 {weights_sha256}, but data.tokenizer "
+        f"({config.data.tokenizer}/tokenizer.json) has {tokenizer_sha256}. Name the tokenizer that "
+        f"the weights have, or give --{OPTION} true"
+    )
