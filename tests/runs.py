@@ -153,9 +153,12 @@ class _Recording:
 
     def _description(self) -> dict[str, Any]:
         spec, objective = self.order.spec, self.config.objective
+        content = (Path(self.config.run_dir) / "config.yaml").read_bytes()
         return {
             "order_id": spec.order_id,
             "phase_ids": spec.phase_ids(),
+            "phase_ends": spec.phase_ends(),
+            "config_sha256": hashlib.sha256(content).hexdigest(),
             "objective": {"name": type(objective).__name__, **dataclasses.asdict(objective)},
             "seeds": dataclasses.asdict(self.config.seeds),
             "model": dataclasses.asdict(self.config.model),

@@ -134,6 +134,8 @@ def _training(state: RunState) -> str:
             rows["order id"] = f"`{identity}`"
             break
     rows["token digest"] = f"`{format_digest(state.token_digest)}`"
+    if state.ledger_chain:
+        rows["ledger head"] = f"`{state.ledger_chain}` (record {state.ledger_seq})"
     return _table(rows)
 
 

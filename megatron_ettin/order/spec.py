@@ -114,6 +114,26 @@ class OrderSpec:
         return json.dumps(document, indent=2) + "\n"
 
 
+def first_difference(recorded: Any, now: Any, where: str = "") -> str | None:
+    """Return the first place at which two JSON documents differ; None where they are equal."""
+    if recorded == now:
+        return None
+    parts: list[tuple[str, Any, Any]] = []
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        if recorded.keys() != now.keys():
+            return f"{where or 'it'} has the fields {sorted(recorded)}, not {sorted(now)}"
+        parts = [(f"{where}.{key}" if where else key, recorded[key], now[key]) for key in now]
+    elif isinstance(recorded, list) and isinstance(now, list):
+        if len(recorded) != len(now):
+            return f"{where} has {len(recorded)} entries, not {len(now)}"
+        pairs = enumerate(zip(recorded, now, strict=True))
+        parts = [(f"{where}[{index}]", *pair) for index, pair in pairs]
+    found = (first_difference(was, is_, name) for name, was, is_ in parts)
+    return next(
+        (difference for difference in found if difference), f"{where} is {recorded}, not {now}"
+    )
+
+
 def _sha256(value: dict[str, Any]) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -68,8 +68,7 @@ def train(run: Training, state: RunState) -> RunState:
                 state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
                 run.recorder.phase(state, index, phase)
             state = _train_phase(run, phase, settings, state, step_done)
-    run.recorder.end(state)
-    return state
+    return run.recorder.end(state)
 
 
 def _train_phase(

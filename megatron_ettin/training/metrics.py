@@ -129,10 +129,14 @@ class Reporter:
         )
 
     def end(self, state: RunState) -> None:
-        """Say what the run has consumed: a twin's digest is the same."""
+        """Say what the run has consumed (a twin's digest is the same), and its ledger's head.
+
+        Who keeps the head can ask `verify --head` for it at any later time.
+        """
         if self._is_main:
             digest = format_digest(state.token_digest)
             logger.info("%s tokens consumed, digest %s", f"{state.consumed_tokens:,}", digest)
+            logger.info("ledger head %s (record %d)", state.ledger_chain, state.ledger_seq)
 
     def _write(self, record: dict[str, Any], text: str) -> None:
         if not self._is_main:

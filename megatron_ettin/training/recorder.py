@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import platform
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from megatron_ettin import checkpoint, checkpoint_files, distributed
+from megatron_ettin import config as configuration
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
 from megatron_ettin.objectives import TokenIds
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
-from megatron_ettin.order.ledger import Kind, LedgerWriter
+from megatron_ettin.order.ledger import Kind, LedgerWriter, described
 from megatron_ettin.training.interval import Summary
 
 
@@ -44,17 +46,18 @@ class Recorder:
             Path(config.run_dir) / "ledger", at=state.ledger_head, holding=_recorded(config, state)
         )
         is_new = self._writer.head.seq < 0
-        self._opening = [
-            (Kind.START if is_new else Kind.RESUME, _describe(config, spec, state, ids))
-        ]
+        description = _describe(config, spec, state, ids)
+        self._opening = [(Kind.START if is_new else Kind.RESUME, description)]
         if is_amended:
             amended = {
                 "from": {"phase_ids": state.phase_ids, "phase_ends": state.phase_ends},
                 "to": {"phase_ids": spec.phase_ids(), "phase_ends": spec.phase_ends()},
             }
             self._opening.append((Kind.AMEND, amended))
-        if is_amended or state.ledger_head is None:
-            # order.json will name this order; else the ledger's last START or RESUME names it too.
+        known = described(self._writer.events)
+        if is_amended or known.get("config_sha256") != description["config_sha256"]:
+            # Before order.json and config.yaml are written anew: the ledger binds them. Else its
+            # last START or RESUME does so already.
             self._open(self._writer, state.step, state.g)
 
     def phase(self, state: RunState, index: int, phase: PhaseSpec) -> None:
@@ -96,12 +99,17 @@ class Recorder:
         head = self._writer.sync()
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
-    def end(self, state: RunState) -> None:
-        """Record the end of the run and close the ledger."""
+    def end(self, state: RunState) -> RunState:
+        """Record the end of the run and close the ledger; return the state with this last record.
+
+        A run that had ended before keeps the record that its state holds.
+        """
         self._event(Kind.END, state, 0, payload=_digests(state))
-        if self._writer is not None:
-            self._writer.sync()
-            self._writer.close()
+        if self._writer is None:
+            return state
+        head = self._writer.sync()
+        self._writer.close()
+        return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
     def _event(
         self,
@@ -137,6 +145,8 @@ def _describe(config: RunConfig, spec: OrderSpec, state: RunState, ids: TokenIds
     return {
         "order_id": spec.order_id,
         "phase_ids": spec.phase_ids(),
+        "phase_ends": spec.phase_ends(),
+        "config_sha256": hashlib.sha256(configuration.to_yaml(config).encode()).hexdigest(),
         "objective": {
             "name": type(config.objective).__name__,
             **dataclasses.asdict(config.objective),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from megatron_ettin.data.orders import held_out_order
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
 from megatron_ettin.order import OrderSpec, SampleOrder
+from megatron_ettin.order.spec import first_difference
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training.graphs import GraphedPasses, Passes
 from megatron_ettin.training.loop import Training
@@ -33,6 +35,8 @@ from megatron_ettin.training.recorder import Recorder
 from megatron_ettin.training.validation import Validation
 
 logger = logging.getLogger(__name__)
+
+ORDER_FILE = "order.json"
 
 
 def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
@@ -59,6 +63,7 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
     _check_same_run(config, found)
     state = checkpoint.read_state(found)
     _check_same_order(config, order.spec, found, state)
+    _check_order_file(config, order.spec, found)
     return state
 
 
@@ -88,6 +93,27 @@ def _check_same_order(config: RunConfig, spec: OrderSpec, found: Path, state: Ru
             f"{found}: had planned other rows from row {state.g} on; give "
             f"--checkpoint.amend_order true to go on with this configuration's, which the ledger "
             f"then records, or restore the phases in {found / checkpoint.CONFIG_FILE}"
+        )
+
+
+def _check_order_file(config: RunConfig, spec: OrderSpec, found: Path) -> None:
+    """Raise CheckpointError if order.json says something else, unless `amend_order` allows it.
+
+    It agrees with the checkpoint, unless it was altered, or amended after the checkpoint was saved.
+    """
+    path = Path(config.run_dir) / ORDER_FILE
+    if not path.is_file() or config.checkpoint.amend_order:
+        return
+    try:
+        recorded = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no JSON ({error}); restore it, or remove it") from error
+    difference = first_difference(recorded, json.loads(spec.to_json()))
+    if difference is not None:
+        raise CheckpointError(
+            f"{path}: is not the order that {found} and this configuration have: {difference}. "
+            f"Restore it if it was altered; if the run was amended after that checkpoint, give "
+            f"--checkpoint.amend_order true to write this configuration's in its place"
         )
 
 
@@ -209,4 +235,4 @@ def _write_run_files(config: RunConfig, order: SampleOrder) -> None:
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     publish_text(folder / "config.yaml", configuration.to_yaml(config))
-    publish_text(folder / "order.json", order.spec.to_json())
+    publish_text(folder / ORDER_FILE, order.spec.to_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -45,6 +46,12 @@ class Fork(NamedTuple):
     torn_bytes: int
     torn_event_bytes: int
     sha256: str
+
+
+def described(events: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """Return what the last START or RESUME of some payloads by seq says; {} if there is none."""
+    told = [payload for payload in events.values() if "objective" in payload]
+    return told[-1] if told else {}
 
 
 class Ledger:

@@ -63,6 +63,15 @@ class Scan:
         chain = self.records["chain"][count - 1].tobytes() if count else self.parent_chain
         return Head(self.first_seq + count - 1, chain.hex())
 
+    def past_end(self, at: Head) -> Head:
+        """Return the END record that follows `at` at once, or else `at`.
+
+        Going on after it undoes nothing, and its head may have been published.
+        """
+        end = at.seq + 1 - self.first_seq
+        is_end = end < len(self.records) and self.records["kind"][end] == Kind.END
+        return self.head(end + 1) if is_end else at
+
     def event_bytes(self, count: int) -> int:
         """Return where the lines of the first `count` records end in events.jsonl."""
         events = int(np.count_nonzero(self.records["kind"][:count] != Kind.STEP))

@@ -58,6 +58,8 @@ class LedgerWriter:
         self._seq, self._step, self._g, self._chain = 0, 0, 0, GENESIS
         self._record_bytes = self._event_bytes = 0
         self._owed: Cut | None = None
+        #: Payloads of the records that `open` has found and goes on after, by seq.
+        self.events: dict[int, dict[str, Any]] = {}
         try:
             (folder / FORKS_FOLDER).mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder / LOCK_FILE)
@@ -80,7 +82,8 @@ class LedgerWriter:
         """Verify the ledger and continue it after record `at`, the head a checkpoint refers to.
 
         None means from the beginning. What follows `at` is moved to forks/ and a FORK record says
-        so; see docs/ledger.md. `holding` are fields that the payload of `at` must have.
+        so, but for an END record directly after it, which stays; see docs/ledger.md. `holding` are
+        fields that the payload of `at` must have.
 
         Raises:
             LedgerError: another process writes this ledger; a record up to `at` is damaged; the
@@ -260,7 +263,9 @@ class LedgerWriter:
         found = scan(content, lines)
         self._refuse_head(found, at)
         self._refuse_other_payload(found, at, holding)
+        at = found.past_end(at)
         keep = at.seq + 1
+        self.events = {seq: found.payloads[seq] for seq in found.payloads if seq < keep}
         if not self._follows_as_fork(found, at) and (
             len(content) > keep * RECORD_BYTES or len(lines) > found.event_bytes(keep)
         ):
