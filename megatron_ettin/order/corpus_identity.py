@@ -69,7 +69,10 @@ def corpus_identity(prefix: str, *, folder: Path | None = None) -> CorpusIdentit
     _require_writable(places[-1].parent)
     with _one_at_a_time(prefix):
         known = _known(prefix, places)
-        return known if known is not None else _compute(prefix, places[-1])
+        if known is None:
+            known = hash_corpus(prefix)
+            publish_text(places[-1], _to_json(known))
+        return known
 
 
 def _known(prefix: str, places: Sequence[Path]) -> CorpusIdentity | None:
@@ -81,7 +84,15 @@ def _known(prefix: str, places: Sequence[Path]) -> CorpusIdentity | None:
     return None
 
 
-def _compute(prefix: str, path: Path) -> CorpusIdentity:
+def hash_corpus(prefix: str) -> CorpusIdentity:
+    """Return the identity of PREFIX.bin and PREFIX.idx as they are now, whatever is kept of them.
+
+    Reads all of both, with a bar on a terminal, and writes nothing.
+
+    Raises:
+        FileNotFoundError: if the pair is not there.
+        ValueError: naming file and byte if the pair is not valid, or if it changes meanwhile.
+    """
     stamps = _stamps(prefix)
     file = TokenFile(prefix)
     identity = CorpusIdentity(
@@ -96,7 +107,6 @@ def _compute(prefix: str, path: Path) -> CorpusIdentity:
             f"{prefix}.bin or .idx: changed while its identity was computed; start again when its"
             " writer has finished"
         )
-    publish_text(path, _to_json(identity))
     return identity
 
 

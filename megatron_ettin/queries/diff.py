@@ -23,6 +23,7 @@ from megatron_ettin.queries.record import (
 )
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 from megatron_ettin.queries.two_runs import add_two_runs, two_runs
+from megatron_ettin.queries.verify_chain import require_sound
 
 EXAMPLE = "--run runs/first --run runs/second"
 
@@ -100,8 +101,12 @@ def compare(first: Path, second: Path) -> Diff:
     """Compare two runs of this project, or of Megatron.
 
     Raises:
-        ValueError, OSError: naming the file that is missing or damaged.
+        ValueError, OSError: naming the file that is missing or damaged, or the first fault of a run
+            whose chain check fails.
     """
+    for folder in (first, second):
+        if (folder / "ledger").is_dir():  # else nothing was recorded yet, or Megatron trained it
+            require_sound(folder)
     one, other = (open_run(folder, must_match=False) for folder in (first, second))
     common = common_rows(one, other)
     end = min(one.order.num_rows, other.order.num_rows)

@@ -79,7 +79,8 @@ def read_spec(folder: Path, *, check_ids: bool = True) -> OrderSpec:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, or with `check_ids` its ids are not those of its content.
+        ValueError: it is damaged, or with `check_ids` its ids are not those of its content or its
+            phases do not follow one another.
     """
     path = folder / "order.json"
     if not path.is_file():
@@ -93,21 +94,36 @@ def read_spec(folder: Path, *, check_ids: bool = True) -> OrderSpec:
         spec = OrderSpec(
             seed=document["seed"], tokenizer_sha256=document["tokenizer_sha256"], phases=phases
         )
-        recorded = document["phase_ids"]
+        recorded, order_id = document["phase_ids"], document["order_id"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the order of a run ({error}); restore it") from error
-    for index, (was, now) in enumerate(zip_longest(recorded, spec.phase_ids())):
-        if check_ids and was != now:
-            raise ValueError(
-                f"{path}: was altered: phase_ids[{index}] is {was}, but the content's is {now}"
-            )
+    if check_ids:
+        _check_ids(path, spec, recorded, order_id)
     return spec
 
 
-def described(ledger: Ledger) -> dict[str, Any]:
-    """Return how the run was set up last: `phase_ids`, `objective`, `seeds` and others."""
-    told = [payload for payload in ledger.events.values() if "objective" in payload]
-    return told[-1] if told else {}
+def _check_ids(path: Path, spec: OrderSpec, phase_ids: list[str], order_id: str) -> None:
+    """Raise ValueError unless these are the ids of an order whose phases follow one another."""
+    if not spec.phases:
+        raise ValueError(f"{path}: was altered: it has no phases")
+    for index, (was, now) in enumerate(zip_longest(phase_ids, spec.phase_ids())):
+        if was != now:
+            raise ValueError(
+                f"{path}: was altered: phase_ids[{index}] is {was}, but the content's is {now}"
+            )
+    if order_id != spec.order_id:
+        raise ValueError(
+            f"{path}: was altered: order_id is {order_id}, but the content's is {spec.order_id}"
+        )
+    start = 0
+    for index, phase in enumerate(spec.phases):
+        if phase.start_g != start:
+            before = spec.phases[index - 1].num_rows if index else 0
+            raise ValueError(
+                f"{path}: was altered: phases[{index}].start_g is {phase.start_g}, but the phase "
+                f"before ends at row {start} (its num_rows is {before})"
+            )
+        start = phase.end_g
 
 
 def skipped_rows(ledger: Ledger, end: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Is a run's record true? Its chain, the order of its rows, their tokens, and the weights.
+"""Is a run's record true? Its chain, the order of its rows, their tokens, files and weights.
 
 Without a choice: the chain, the order of all rows, and the tokens of a small sample of steps.
 """
@@ -13,7 +13,9 @@ from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.queries.answer import add_shared_arguments, as_json
 from megatron_ettin.queries.faults import FAIL, PASS, Check, Fault
 from megatron_ettin.queries.record import read_spec
-from megatron_ettin.queries.verify_chain import check_chain, checkpoint_states
+from megatron_ettin.queries.verify_chain import check_chain
+from megatron_ettin.queries.verify_checkpoints import checkpoint_states
+from megatron_ettin.queries.verify_head import SHORTEST, FoundHead, find_head
 from megatron_ettin.queries.verify_weights import check_weights
 
 EXAMPLE = "--run runs/encoder --tokens --sample 0.01 --seed 7"
@@ -46,6 +48,8 @@ class Verification:
     end_g: int
     """Rows [0, end_g) are recorded."""
     tokens: int
+    head: FoundHead | None
+    """The record that was asked for by its chain hash."""
     checks: list[CheckResult]
     faults: list[Fault]
     """The first of each check's failures."""
@@ -65,15 +69,16 @@ def verify(
     order: bool = True,
     tokens: bool = True,
     weights: bool = False,
+    files: bool = False,
     share: float = SMALL_SAMPLE,
     seed: int = 0,
+    head: str | None = None,
 ) -> Verification:
     """Check the chain, and on request the order of all rows and the tokens of a share of steps.
 
-    With `weights`, every file of every checkpoint is hashed.
-
-    Corpora that are not the recorded ones any more are a FAIL, even where no step that was looked
-    at has drawn what changed.
+    `files` hashes the corpora anew, `weights` every file of every checkpoint; `head` asks for the
+    record with a chain hash. Corpora that are not the recorded ones any more are a FAIL, even where
+    no step that was looked at has drawn what changed.
 
     Raises:
         FileNotFoundError: no ledger here.
@@ -81,30 +86,53 @@ def verify(
     """
     if not 0 < share <= 1:
         raise ValueError(f"--sample: {share} is no share in (0, 1]")
-    chain, ledger = check_chain(folder)
-    checks = [chain]
+    chain = check_chain(folder)
+    checks = [chain.check]
+    found_head = None
+    if head is not None:
+        check, found_head = find_head(head, chain.branches)
+        checks.append(check)
     if weights:
         checks.append(check_weights(folder))
     elif saved := checkpoint_states(folder):
-        chain.notes.append(f"the files of {len(saved)} checkpoints were not hashed (--weights)")
+        note = f"the files of {len(saved)} checkpoints were not hashed (--weights)"
+        chain.check.notes.append(note)
+    if files:
+        checks.append(_check_files(folder))
     changes: list[str] = []
-    if ledger is None:
-        chain.notes.append("order and tokens were not checked: the ledger is damaged")
+    if chain.ledger is None:
+        chain.check.notes.append("order and tokens were not checked: the ledger is damaged")
     elif order or tokens:
-        # The chain alone is checked without what opens configurations and corpora.
-        from megatron_ettin.order import SampleOrder
-        from megatron_ettin.queries.recorded_run import open_run
-        from megatron_ettin.queries.verify_rows import check_order, check_tokens
+        of_rows, changes = _check_rows(
+            folder, chain.ledger, order=order, share=share if tokens else None, seed=seed
+        )
+        checks += of_rows
+    return _result(folder, chain.ledger, checks, changes, found_head)
 
-        run = open_run(folder, must_match=False)
-        changes = run.changes
-        if not isinstance(run.order, SampleOrder) or run.config is None:
-            raise ValueError(f"{folder}: a run that Megatron trained has no ledger to verify")
-        if order:
-            checks.append(check_order(run.order, ledger))
-        if tokens:
-            checks.append(check_tokens(run.order, ledger, run.config, share=share, seed=seed))
-    return _result(folder, ledger, checks, changes)
+
+def _check_rows(
+    folder: Path, ledger: Ledger, *, order: bool, share: float | None, seed: int
+) -> tuple[list[Check], list[str]]:
+    """Return the checks of rows and tokens, and in what today's files differ from order.json."""
+    # The chain alone is checked without what opens configurations and corpora.
+    from megatron_ettin.order import SampleOrder
+    from megatron_ettin.queries.recorded_run import open_run
+    from megatron_ettin.queries.verify_rows import check_order, check_tokens
+
+    run = open_run(folder, must_match=False)
+    if not isinstance(run.order, SampleOrder):
+        raise ValueError(f"{folder}: a run that Megatron trained has no ledger to verify")
+    checks = [check_order(run.order, ledger)] if order else []
+    if share is not None:
+        checks.append(check_tokens(run.order, ledger, share=share, seed=seed))
+    return checks, run.changes
+
+
+def _check_files(folder: Path) -> Check:
+    from megatron_ettin.config import load_config
+    from megatron_ettin.queries.verify_files import check_files
+
+    return check_files(read_spec(folder, check_ids=False), load_config(folder / "config.yaml"))
 
 
 def _result(
@@ -112,6 +140,7 @@ def _result(
     ledger: Ledger | None,
     checks: list[Check],
     changes: list[str],
+    head: FoundHead | None,
 ) -> Verification:
     steps = ledger.steps if ledger is not None else None
     has_steps = steps is not None and len(steps) > 0
@@ -123,6 +152,7 @@ def _result(
         steps=0 if steps is None else len(steps),
         end_g=int(steps["g_end"][-1]) if steps is not None and has_steps else 0,
         tokens=int(steps["n_tokens"].sum()) if steps is not None else 0,
+        head=head,
         checks=[
             CheckResult(
                 check=check.name,
@@ -153,21 +183,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--order", action="store_true", help="the pieces of every row; reads no tokens")
     add("--tokens", action="store_true", help="the tokens and masks of every step")
     add("--weights", action="store_true", help="every file of every checkpoint, by its SHA-256")
+    add("--files", action="store_true", help="all corpora, hashed anew whatever their time stamps")
     sample = f"with --tokens: share of the steps; without any choice it is {SMALL_SAMPLE}"
     add("--sample", type=float, metavar="SHARE", help=sample)
     add("--seed", type=int, default=0, metavar="N", help="chooses the steps; default: 0")
+    head = (
+        f"the chain hash of a record, as it was published, or its first {SHORTEST} digits or more: "
+        f"where is it, and what has happened since? Asked besides any choice"
+    )
+    add("--head", metavar="HEX", help=head)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found; 1 if it is a FAIL."""
-    everything = not (args.chain or args.order or args.tokens or args.weights)
+    everything = not (args.chain or args.order or args.tokens or args.weights or args.files)
     found = verify(
         args.run,
         order=everything or args.order,
         tokens=everything or args.tokens,
         weights=args.weights,
+        files=args.files,
         share=args.sample or (SMALL_SAMPLE if everything else 1.0),
         seed=args.seed,
+        head=args.head,
     )
     print(as_json(found) if args.json else _text(found))
     return 0 if found.passed else 1
@@ -179,6 +217,7 @@ def _text(found: Verification) -> str:
         f"{found.run}: {found.steps} steps, rows [0, {found.end_g}), {found.tokens} tokens",
         f"  order id    {found.order_id or 'damaged'}",
         f"  chain head  {found.chain or 'damaged'}",
+        *(found.head.lines() if found.head is not None else []),
     ]
     for check in found.checks:
         failures = f", {check.failures} wrong" if check.failures else ""

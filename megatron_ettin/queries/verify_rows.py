@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from bisect import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -14,12 +12,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from megatron_ettin import native
-from megatron_ettin.config import RunConfig
-from megatron_ettin.objectives import Objective
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.queries.faults import Check
+from megatron_ettin.queries.masking_record import Masking, MaskingRecord
 from megatron_ettin.queries.record import StepRecord, digest_hex, step_record
 
 #: Rows whose pieces are looked up at a time, and slots whose tokens are read at a time.
@@ -173,18 +170,9 @@ def sample_steps(ledger: Ledger, share: float, seed: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(draws, kind="stable")[:count])
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """What the records from one START or RESUME on say of masks; no objective: not comparable."""
-
-    objective: Objective | None
-    mask_seed: int
-
-
 def check_tokens(
     order: SampleOrder,
     ledger: Ledger,
-    config: RunConfig,
     *,
     share: float,
     seed: int,
@@ -194,15 +182,11 @@ def check_tokens(
     check = Check(name="tokens", items=len(chosen))
     if len(chosen) < len(ledger.steps):
         check.notes.append(f"a sample of the {len(ledger.steps)} steps, with seed {seed}")
-    seqs, settings = _shown(ledger, config)
+    maskings = MaskingRecord(ledger)
     for index in tqdm(chosen.tolist(), desc="tokens", unit="step", disable=None):
         record = step_record(ledger, index)
-        shown = settings[bisect(seqs, record.seq) - 1]
-        if shown.objective is None:
-            note = "masks were not compared: config.yaml has another kind of objective"
-            check.notes += [note] if note not in check.notes else []
         try:
-            tokens, mask = _digests(order, record, shown)
+            tokens, mask = _digests(order, record, maskings.at(record.seq))
         except Unreadable as error:
             _fail(check, record, f"its tokens cannot be read: {error}")
             continue
@@ -213,27 +197,13 @@ def check_tokens(
                 f"{digest_hex(recorded['token_digest'])}, today {digest_hex(tokens)})"
             )
             _fail(check, record, what)
-        elif shown.objective is not None and mask != recorded["mask_digest"]:
+        elif mask != recorded["mask_digest"]:
             _fail(check, record, "its tokens are the same, but were masked or scored otherwise")
     return check
 
 
-def _shown(ledger: Ledger, config: RunConfig) -> tuple[list[int], list[_Shown]]:
-    """Return the records from which on masks were made in another way, and in which."""
-    seqs, found = [], []
-    kind = type(config.objective)
-    for seq, payload in ledger.events.items():
-        if "objective" not in payload:
-            continue
-        fields = dict(payload["objective"])
-        is_known = fields.pop("name") == kind.__name__
-        seqs.append(seq)
-        found.append(_Shown(kind(**fields) if is_known else None, payload["seeds"]["mask"]))
-    return seqs, found
-
-
 def _digests(
-    order: SampleOrder, record: StepRecord, shown: _Shown
+    order: SampleOrder, record: StepRecord, masking: Masking
 ) -> tuple[NDArray[np.uint64], np.uint64]:
     """Return the token digest [2] and the mask digest of a record's rows, made anew."""
     index = order.spec.phase_index(record.g_begin)
@@ -245,9 +215,8 @@ def _digests(
         g = np.arange(begin, min(begin + at_once, record.g_end), dtype=np.int64)
         rows = order.rows(index, g)
         tokens += token_digest(rows, rows.tokens)
-        if shown.objective is not None:
-            batch = shown.objective.make_batch(
-                rows, phase=phase.name, mask_seed=shown.mask_seed, ids=order.ids
-            )
-            mask += mask_digest(batch)
+        batch = masking.objective.make_batch(
+            rows, phase=phase.name, mask_seed=masking.mask_seed, ids=order.ids
+        )
+        mask += mask_digest(batch)
     return tokens, mask[0]

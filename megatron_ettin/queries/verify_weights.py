@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_ettin.file_digests import FileList, differences, unlisted
 from megatron_ettin.queries.faults import Check
-from megatron_ettin.queries.verify_chain import checkpoint_states
+from megatron_ettin.queries.verify_checkpoints import checkpoint_states
 
 
 def check_weights(folder: Path) -> Check:

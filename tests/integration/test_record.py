@@ -124,3 +124,65 @@ def test_a_run_amended_on_resuming_keeps_its_past(
     assert ask("verify", "--run", str(run), "--tokens")["verdict"] == "PASS"
     assert rebuild(run).startswith("PASS ")
     assert ask("twins", "--run", str(encoder), "--run", str(run), status=1)["verdict"] == "FAIL"
+
+
+@pytest.mark.slow
+def test_heads_are_found_after_the_run_was_extended(
+    twins: tuple[Path, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a run printed at its end, and what the card of its last checkpoint carries."""
+    encoder, _, config = twins
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", encoder, run], check=True)
+    printed = Ledger.read(run / "ledger").head.chain
+    states = [json.loads(path.read_text()) for path in sorted(run.glob("checkpoints/*/state.json"))]
+    carried = states[-1]["ledger_chain"]
+    longer = yaml.safe_load(config.read_text())
+    longer["phases"].append({**longer["phases"][1], "name": "more", "train_tokens": 3_000})
+    for section in ("blend", "pools"):
+        longer["data"][section]["more"] = longer["data"][section]["long"]
+    extended = tmp_path / "extended.yaml"
+    extended.write_text(yaml.safe_dump(longer))
+    arguments = [f"--config={extended}", "--objective=MaskedLM", "--checkpoint.resume=true"]
+    with caplog.at_level("INFO"):
+        train_here([*arguments, "--checkpoint.amend_order=true"], run)
+
+    ledger = Ledger.read(run / "ledger")
+    assert f"ledger head {ledger.head.chain} (record {ledger.head.seq})" in caplog.text
+    assert ledger.forks() == [], "nothing was undone"
+    for chain, is_last in ((printed, False), (carried, False), (ledger.head.chain, True)):
+        answer = ask("verify", "--run", str(run), "--chain", "--head", chain)
+        assert answer["verdict"] == "PASS"
+        head = answer["head"]
+        assert (head["chain"], head["fork"], head["g"] > 0) == (chain, None, True)
+        assert head["since"]["ended"] != is_last
+        assert (head["since"]["amended"], head["since"]["resumed"]) == (not is_last,) * 2
+    assert (
+        ask("verify", "--run", str(run), "--chain", "--head", "0" * 64, status=1)["verdict"]
+        == "FAIL"
+    )
+
+
+@pytest.mark.slow
+def test_resuming_does_not_replace_another_order_file(
+    twins: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    encoder, _, config = twins
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", encoder, run], check=True)
+    last = sorted((run / "checkpoints").iterdir())[-1]
+    subprocess.run(["rm", "-r", last], check=True)
+    path = run / "order.json"
+    order = json.loads(path.read_text())
+    order["phases"][1]["num_rows"] += 1
+    path.write_text(json.dumps(order))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    arguments = [f"--config={config}", "--objective=MaskedLM", "--checkpoint.resume=true"]
+    rows = order["phases"][1]["num_rows"]
+    with pytest.raises(CheckpointError, match=rf"phases\[1\]\.num_rows is {rows}, not {rows - 1}"):
+        train_here(arguments, run)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    path.unlink()  # what is not there is not believed either: the checkpoint has the ids
+    train_here(arguments, run)
+    assert json.loads(path.read_text())["phases"][1]["num_rows"] == rows - 1
+    assert ask("verify", "--run", str(run))["verdict"] == "PASS"

@@ -60,21 +60,23 @@ class Run:
 
 @pytest.fixture(scope="module")
 def original(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return make(tiny_corpus, tmp_path_factory.mktemp("original"))
+    folder = tmp_path_factory.mktemp("original")
+    run = make(tiny_corpus, folder / "now")
+    shutil.copytree(folder / "now", folder / "kept")
+    return run
 
 
 @pytest.fixture
-def run(original: Run, tmp_path: Path) -> Run:
-    """Return a copy of the run and its corpora, time stamps included."""
-    for folder in (original.folder, original.corpus):
-        shutil.copytree(folder, tmp_path / folder.name)
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace(str(original.folder.parent), str(tmp_path)))
-    return dataclasses.replace(original, folder=tmp_path / "run", corpus=tmp_path / "corpus")
+def run(original: Run) -> Run:
+    """Return the run and its corpora as they were, time stamps included, and in their places."""
+    now = original.folder.parent
+    shutil.rmtree(now)
+    shutil.copytree(now.with_name("kept"), now)
+    return original
 
 
 def make(tiny_corpus: TinyCorpus, tmp_path: Path, **sections: Any) -> Run:
-    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
+    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")  # makes tmp_path too
     corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
     config = tiny_config(corpus, tmp_path / "run", **{"phases": PHASES, **sections})
     folder = record_run(config, save_steps=[5, 20])

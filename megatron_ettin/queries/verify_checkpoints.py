@@ -1,0 +1,84 @@
+"""Does the state that each checkpoint holds agree with the ledger's record of it?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ettin.file_digests import FileList
+from megatron_ettin.order.digest import format_digest
+from megatron_ettin.order.ledger import Head
+from megatron_ettin.queries.branches import Branch
+from megatron_ettin.queries.faults import Check
+from megatron_ettin.queries.record import digest_hex
+
+
+def checkpoint_states(folder: Path) -> list[Path]:
+    """Return the state.json of each finished checkpoint of a run."""
+    found = sorted((folder / "checkpoints").glob("*/state.json"))
+    return [state for state in found if state.parent.suffix != ".unfinished"]
+
+
+def check_checkpoint(path: Path, content: bytes, branches: list[Branch], check: Check) -> None:
+    """Compare a checkpoint's state with the record that it refers to, in the ledger or a fork."""
+    try:
+        state = json.loads(content)
+        head = Head(state["ledger_seq"], state["ledger_chain"])
+        found = {name: state[name] for name in ("step", "g", "consumed_tokens")}
+        for name in ("order_digest", "token_digest"):
+            low, high = state[name]
+            found[name] = format_digest((low, high))
+    except (ValueError, KeyError, TypeError) as error:
+        check.fail(f"{path}: not the state of a run ({error})")
+        return
+    check.items += 1
+    holder = next((branch for branch in branches if branch.ledger.holds(head)), None)
+    if holder is None:
+        what = f"{path}: its chain head is no record of this ledger, nor of one of its forks"
+        check.fail(what, seq=head.seq)
+        return
+    _check_file_list(path, state, holder.ledger.events.get(head.seq, {}), head.seq, check)
+    if holder.fork is not None:
+        check.notes.append(f"{path.parent.name} is of steps that the run went back on")
+    for name, value in _recorded(holder, head.seq).items():
+        if found[name] != value:
+            what = f"{path}: {name} is {found[name]}, but its record says {value}"
+            check.fail(what, seq=head.seq)
+
+
+def _recorded(branch: Branch, seq: int) -> dict[str, Any]:
+    record = branch.ledger.records[seq - int(branch.ledger.records["seq"][0])]
+    steps = branch.ledger.steps["seq"].astype(np.int64)
+    sums = branch.sums_of(int(np.searchsorted(steps, seq)))
+    return {
+        "step": int(record["step"]),
+        "g": int(record["g_end"]),
+        "consumed_tokens": sums.tokens,
+        "order_digest": digest_hex(sums.order_digest),
+        "token_digest": digest_hex(sums.token_digest),
+    }
+
+
+def _check_file_list(
+    path: Path, state: dict[str, Any], recorded: dict[str, Any], seq: int, check: Check
+) -> None:
+    """Compare the list of a checkpoint's files, and its name, with the record that it refers to."""
+    name, expected = recorded.get("name"), recorded.get("files_sha256")
+    if name != path.parent.name:
+        check.fail(f"{path}: its record is of checkpoint {name}", seq=seq)
+    if expected is None and "files_sha256" not in state:
+        check.notes.append(
+            f"{path.parent.name} is of an earlier version: nothing was recorded of its files"
+        )
+        return
+    try:
+        found = FileList.from_document(state).sha256
+    except ValueError as error:
+        check.fail(f"{path}: {error}", seq=seq)
+        return
+    if found != expected:
+        what = f"{path}: its list of files has SHA-256 {found}, but its record says {expected}"
+        check.fail(what, seq=seq)

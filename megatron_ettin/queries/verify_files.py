@@ -1,0 +1,68 @@
+"""Do the corpora and the tokenizer still hold what order.json names? All of them are hashed anew.
+
+Elsewhere a corpus whose size and time are those of its identity file is not read again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_ettin.config import RunConfig
+from megatron_ettin.data.tokenize import load_tokenizer
+from megatron_ettin.order import OrderSpec, PoolSpec
+from megatron_ettin.order.corpus_identity import hash_corpus
+from megatron_ettin.queries.faults import Check
+
+#: Fields of a pool that describe its corpus, and what they are called in an identity.
+FIELDS = {
+    "documents_in_file": "documents",
+    "tokens_in_file": "tokens",
+    "lengths_sha256": "lengths_sha256",
+    "tokens_sha256": "tokens_sha256",
+}
+
+
+def check_files(spec: OrderSpec, config: RunConfig) -> Check:
+    """Compare the content of every corpus, and of the tokenizer, with a run's order.json.
+
+    A bar on a terminal follows the bytes of each corpus. Nothing is written.
+    """
+    check = Check(name="files")
+    _check_tokenizer(spec, Path(config.data.tokenizer), check)
+    pools = {pool.source: pool for phase in spec.phases for pool in phase.pools}
+    for name, pool in pools.items():
+        source = config.data.sources.get(name)
+        if source is None:
+            check.fail(f"source {name!r}: config.yaml does not name its corpus")
+            continue
+        check.items += 2
+        _check_corpus(pool, source.prefix, check)
+    return check
+
+
+def _check_tokenizer(spec: OrderSpec, folder: Path, check: Check) -> None:
+    check.items += 1
+    try:
+        found = load_tokenizer(folder).digest
+    except (ValueError, OSError) as error:
+        check.fail(str(error))
+        return
+    if found != spec.tokenizer_sha256:
+        check.fail(
+            f"{folder / 'tokenizer.json'}: its SHA-256 is {found}, but order.json says "
+            f"{spec.tokenizer_sha256}"
+        )
+
+
+def _check_corpus(pool: PoolSpec, prefix: str, check: Check) -> None:
+    try:
+        identity = hash_corpus(prefix)
+    except (ValueError, OSError) as error:
+        check.fail(f"source {pool.source!r}: {error}")
+        return
+    for field, name in FIELDS.items():
+        said, found = getattr(pool, field), getattr(identity, name)
+        if said != found:
+            file = "bin" if field == "tokens_sha256" else "idx"
+            what = f"{field} is {found}, but order.json says {said}"
+            check.fail(f"{prefix}.{file} (source {pool.source!r}): {what}")

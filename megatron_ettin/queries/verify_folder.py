@@ -1,0 +1,180 @@
+"""Does what lies beside a run's ledger agree with it: order.json, config.yaml, metrics, states?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ettin.order import OrderSpec
+from megatron_ettin.order.ledger import Kind, Ledger, described
+from megatron_ettin.queries.branches import Branch
+from megatron_ettin.queries.faults import Check
+from megatron_ettin.queries.record import digest_hex, read_spec
+from megatron_ettin.queries.verify_checkpoints import check_checkpoint, checkpoint_states
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideFiles:
+    """What a running run adds to after its ledger."""
+
+    metrics: list[str]
+    """Whole lines of metrics.jsonl."""
+    states: dict[Path, bytes]
+    """state.json of each checkpoint that is complete, by path."""
+
+
+def read_side_files(folder: Path) -> SideFiles:
+    """Read metrics.jsonl and the state of every checkpoint, as far as they are there."""
+    path = folder / "metrics.jsonl"
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    return SideFiles(
+        metrics=text[: text.rfind("\n") + 1].splitlines(),
+        states={state: state.read_bytes() for state in checkpoint_states(folder)},
+    )
+
+
+def check_folder(folder: Path, side_files: SideFiles, branches: list[Branch], check: Check) -> None:
+    """Compare a run's files with its ledger, the first of `branches`."""
+    ledger = branches[0].ledger
+    _check_order_file(folder, ledger, check)
+    _check_config(folder, ledger, check)
+    _check_metrics(folder / "metrics.jsonl", side_files.metrics, branches, check)
+    for path, content in side_files.states.items():
+        check_checkpoint(path, content, branches, check)
+
+
+def _check_order_file(folder: Path, ledger: Ledger, check: Check) -> None:
+    path = folder / "order.json"
+    try:
+        spec = read_spec(folder)
+    except (ValueError, OSError) as error:
+        check.fail(str(error))
+        return
+    known = described(ledger.events)
+    if known.get("phase_ids") != spec.phase_ids():
+        check.fail(f"{path}: its phase ids are not those that the ledger names")
+        return
+    if known.get("order_id", spec.order_id) != spec.order_id:
+        check.fail(f"{path}: its order_id is not the one that the ledger names")
+    for seq, index, name, value in _planned(ledger):
+        found = getattr(spec.phases[index], name) if index < len(spec.phases) else "missing"
+        if found != value:
+            what = f"{path}: phases[{index}]: {name} is {found}, but the ledger says {value}"
+            check.fail(what, seq=seq)
+    _check_rows(path, spec, ledger, check)
+
+
+def _planned(ledger: Ledger) -> Iterator[tuple[int, int, str, Any]]:
+    """Yield record, phase, field and value of what the ledger says last of each phase."""
+    ends: dict[int, tuple[int, int]] = {}
+    for seq, payload in ledger.events.items():
+        record = ledger.records[seq]
+        if record["kind"] == Kind.PHASE:
+            index = int(record["phase"])
+            for name in ("name", "start_g"):
+                yield seq, index, name, payload[name]
+            ends[index] = seq, payload["start_g"] + payload["num_rows"]
+        planned = payload["to"] if record["kind"] == Kind.AMEND else payload
+        if "phase_ends" in planned:
+            ends = {index: (seq, end) for index, end in enumerate(planned["phase_ends"])}
+    for index, (seq, end) in ends.items():
+        yield seq, index, "end_g", end
+
+
+def _check_rows(path: Path, spec: OrderSpec, ledger: Ledger, check: Check) -> None:
+    """Compare the rows of each record with the phase that it says they are of."""
+    moves = ledger.records[np.isin(ledger.records["kind"], (Kind.STEP, Kind.SKIP))]
+    phase = np.minimum(moves["phase"], len(spec.phases) - 1)
+    starts = np.array([entry.start_g for entry in spec.phases], dtype=np.uint64)[phase]
+    ends = np.array(spec.phase_ends(), dtype=np.uint64)[phase]
+    wrong = (moves["phase"] != phase) | (moves["g_begin"] < starts) | (moves["g_end"] > ends)
+    for record in moves[wrong]:
+        rows = int(record["g_begin"]), int(record["g_end"])
+        what = f"its rows do not lie in phase {record['phase']} as {path} has it"
+        check.fail(what, seq=int(record["seq"]), rows=rows)
+    last = ledger.records[-1]
+    if last["kind"] == Kind.END and last["g_end"] != spec.num_rows:
+        what = f"the run ended at row {last['g_end']}, but {path} has {spec.num_rows} rows"
+        check.fail(what, seq=int(last["seq"]))
+
+
+def _check_config(folder: Path, ledger: Ledger, check: Check) -> None:
+    """Compare config.yaml with the SHA-256 that the last START or RESUME holds."""
+    path = folder / "config.yaml"
+    told = [
+        (seq, payload.get("config_sha256"))
+        for seq, payload in ledger.events.items()
+        if "objective" in payload
+    ]
+    seq, expected = told[-1] if told else (0, None)
+    if expected is None:
+        check.notes.append("the ledger does not bind config.yaml: an earlier version wrote it")
+        return
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if found == expected:
+        return
+    before = told[-2][1] if len(told) > 1 else None
+    if not (ledger.steps["seq"] > seq).any() and (found == before or before is None):
+        # It is written after the record, and before the first step.
+        check.notes.append(f"the run was ended before it wrote the config.yaml of record {seq}")
+        return
+    check.fail(
+        f"{path}: {'is gone' if found is None else f'its SHA-256 is {found}'}, but the ledger says "
+        f"{expected}; restore it: the checkpoints that were saved after this record hold copies",
+        seq=seq,
+    )
+
+
+def _check_metrics(path: Path, lines: list[str], branches: list[Branch], check: Check) -> None:
+    """Compare what metrics.jsonl reports of each step with the ledger, or with a fork of it."""
+    undone = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            said = json.loads(line)
+            step = int(said["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            check.fail(f"{path}, line {number}: not what a run reports ({error})")
+            continue
+        check.items += 1
+        if _metrics_fault(said, branches[0], step) == "":
+            continue
+        answers = [_metrics_fault(said, branch, step) for branch in branches]
+        known = [answer for answer in answers if answer is not None]
+        if "" in known:
+            undone += 1
+        elif known:
+            check.fail(f"{path}, line {number}: step {step}: {known[0]}")
+        else:
+            check.fail(
+                f"{path}, line {number}: reports step {step}, which the ledger does not have: its "
+                f"end was cut off, or lost with the machine's power"
+            )
+    if undone:
+        check.notes.append(f"{undone} lines of metrics.jsonl are of steps that are in forks")
+
+
+def _metrics_fault(said: dict[str, Any], branch: Branch, step: int) -> str | None:
+    """Return how a line differs from what a branch has of its step; None if it has no such step."""
+    index = branch.index_of_step(step)
+    if index is None:
+        return None
+    sums = branch.sums_of(index + 1)
+    recorded: dict[str, Any] = {
+        "g": int(branch.ledger.steps["g_end"][index]),
+        "tokens": sums.tokens,
+        "token_digest": digest_hex(sums.token_digest),
+    }
+    return next(
+        (
+            f"{name} is {said[name]}, but the ledger has {value}"
+            for name, value in recorded.items()
+            if name in said and said[name] != value
+        ),
+        "",
+    )

@@ -1,0 +1,158 @@
+"""Where is a record whose chain hash was published, and what has happened since?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin.order.ledger import Kind
+from megatron_ettin.queries.branches import Branch
+from megatron_ettin.queries.faults import Check
+
+#: Fewest digits that name a record. Who forges a record meets these by 2^48 tries: all 64 prove.
+SHORTEST = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """What consecutive records tell."""
+
+    records: int
+    steps: int
+    rows: int
+    """Rows that the steps consumed."""
+    skipped_rows: int
+    checkpoints: int
+    resumed: int
+    amended: int
+    went_back: int
+    """FORK records: times when the run went back to one of these records, or to the one before."""
+    ended: bool
+    """Whether END is the last of them, FORK left out."""
+
+    def __str__(self) -> str:
+        counts = {
+            "records": self.records,
+            "steps": self.steps,
+            "rows": self.rows,
+            "skipped rows": self.skipped_rows,
+            "checkpoints": self.checkpoints,
+            "resumed": self.resumed,
+            "amended": self.amended,
+            "went back": self.went_back,
+        }
+        told = [f"{name} {count}" for name, count in counts.items() if count]
+        return ", ".join([*told, *(["ended"] if self.ended else [])]) or "nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundHead:
+    """A record that has the chain hash that was asked for."""
+
+    chain: str
+    """All 64 digits of it."""
+    seq: int
+    kind: str
+    step: int
+    g: int
+    """The row after its last one."""
+    fork: str | None
+    """The fork that it is in, for the run went back before it; None: it is in the ledger."""
+    parted_seq: int | None
+    """From which record on the present ledger has others than its fork had; None: it is in the
+    ledger."""
+    since: Stretch
+    """What follows it in the ledger; of one in a fork, what the ledger has from `parted_seq` on."""
+    undone: Stretch | None
+    """What follows it in its fork; None: it is in the ledger."""
+
+    def lines(self) -> list[str]:
+        """Return what there is to say, for people."""
+        place = "in the ledger" if self.fork is None else f"in {self.fork}"
+        what = f"record {self.seq}, {self.kind}, after step {self.step}, row {self.g}"
+        if self.fork is None:
+            return [f"head: {what}: {place}", f"  since then: {self.since}"]
+        return [
+            f"head: {what}: {place}, for the run went back before it",
+            f"  the ledger has other records from {self.parted_seq} on: {self.since}",
+            f"  undone with it, in its fork: {self.undone}",
+        ]
+
+
+def find_head(asked: str, branches: list[Branch]) -> tuple[Check, FoundHead | None]:
+    """Look for the record with a chain hash, or its first digits, in the ledger and all forks.
+
+    Raises:
+        ValueError: not 12 to 64 hexadecimal digits, or several records have them.
+    """
+    digits = asked.strip().lower()
+    if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST},64}}", digits):
+        raise ValueError(
+            f"--head {asked}: give the chain hash of a record, 64 hexadecimal digits, or its "
+            f"first {SHORTEST} or more"
+        )
+    check = Check(name="head")
+    found = [
+        (branch, index) for branch in branches for index in _records_with(digits, branch).tolist()
+    ]
+    check.items = sum(len(branch.ledger.records) for branch in branches)
+    if not found:
+        what = f"no record of the ledger or of its forks has the chain hash {digits}"
+        check.fail(what if branches else "nothing can be looked up in a ledger that is damaged")
+        return check, None
+    if len(found) > 1:
+        seqs = [int(branch.ledger.records["seq"][index]) for branch, index in found]
+        raise ValueError(f"--head {asked}: records {seqs} begin so; give more digits")
+    return check, _describe(*found[0], present=branches[0])
+
+
+def _records_with(digits: str, branch: Branch) -> NDArray[np.intp]:
+    """Return the indices of the records whose chain hash begins so."""
+    chains = branch.ledger.records["chain"]
+    whole = np.frombuffer(bytes.fromhex(digits[: len(digits) // 2 * 2]), dtype=np.uint8)
+    same = (chains[:, : len(whole)] == whole).all(axis=1)
+    if len(digits) % 2:
+        same &= chains[:, len(whole)] >> 4 == int(digits[-1], 16)
+    return np.flatnonzero(same)
+
+
+def _describe(branch: Branch, index: int, *, present: Branch) -> FoundHead:
+    record = branch.ledger.records[index]
+    after = _stretch(branch.ledger.records[index + 1 :])
+    seqs = present.ledger.records["seq"]
+    return FoundHead(
+        chain=record["chain"].tobytes().hex(),
+        seq=int(record["seq"]),
+        kind=Kind(int(record["kind"])).name,
+        step=int(record["step"]),
+        g=int(record["g_end"]),
+        fork=None if branch.fork is None else branch.fork.file,
+        parted_seq=branch.parted_seq,
+        since=after
+        if branch.parted_seq is None
+        else _stretch(present.ledger.records[seqs >= branch.parted_seq]),
+        undone=None if branch.fork is None else after,
+    )
+
+
+def _stretch(records: NDArray[np.void]) -> Stretch:
+    kinds = records["kind"]
+    rows = (records["g_end"] - records["g_begin"]).astype(np.int64)
+
+    def count(kind: Kind) -> int:
+        return int(np.count_nonzero(kinds == kind))
+
+    return Stretch(
+        records=len(records),
+        steps=count(Kind.STEP),
+        rows=int(rows[kinds == Kind.STEP].sum()),
+        skipped_rows=int(rows[kinds == Kind.SKIP].sum()),
+        checkpoints=count(Kind.CHECKPOINT),
+        resumed=count(Kind.RESUME),
+        amended=count(Kind.AMEND),
+        went_back=count(Kind.FORK),
+        ended=kinds[kinds != Kind.FORK][-1:].tolist() == [Kind.END],
+    )

@@ -1,0 +1,84 @@
+"""verify --files: what a corpus holds is hashed anew, whatever its time stamps say."""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_ettin.order.corpus_identity import corpus_identity
+from megatron_ettin.queries.verify import Verification, verify
+from tests.conftest import TinyCorpus
+from tests.mutations import change_token
+from tests.runs import record_run, tiny_config
+from tools import order as order_tool
+
+
+@pytest.fixture
+def corpus(tiny_corpus: TinyCorpus, tmp_path: Path) -> TinyCorpus:
+    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
+    return dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
+
+
+@pytest.fixture
+def run(corpus: TinyCorpus, tmp_path: Path) -> Path:
+    return record_run(tiny_config(corpus, tmp_path / "run"), steps=2)
+
+
+def files(run: Path) -> Verification:
+    return verify(run, order=False, tokens=False, files=True)
+
+
+def test_files_that_are_what_they_were(run: Path, corpus: TinyCorpus) -> None:
+    before = {path: path.stat().st_mtime_ns for path in corpus.folder.rglob("*")}
+    found = files(run)
+    assert found.passed, found.faults
+    assert found.checks[1].compared == 1 + 2 * 2, "the tokenizer, and two files of two sources"
+    assert before == {path: path.stat().st_mtime_ns for path in corpus.folder.rglob("*")}
+
+
+def test_a_token_behind_the_old_time_stamp(run: Path, corpus: TinyCorpus) -> None:
+    path = corpus.folder / "beta.bin"
+    stamps = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    known = corpus_identity(str(path.with_suffix("")))
+    lengths = verify(run, order=True, tokens=False)
+    change_token(path.with_suffix(""), document=199)
+    os.utime(path, ns=stamps)
+    assert corpus_identity(str(path.with_suffix(""))) == known, "the time stamp is believed"
+    assert verify(run, order=True, tokens=False) == lengths
+    found = files(run)
+    (fault,) = found.faults
+    assert fault.what.startswith(f"{path} (source 'beta'): tokens_sha256 is ")
+    assert fault.what.endswith(f"but order.json says {known.tokens_sha256}")
+    assert not found.passed
+
+
+def test_files_that_are_gone_or_cut(run: Path, corpus: TinyCorpus) -> None:
+    (corpus.folder / "alpha.bin").unlink()
+    path = corpus.folder / "beta.idx"
+    path.write_bytes(path.read_bytes()[:-8])
+    tokenizer = corpus.folder / "tokenizer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    found = [fault.what for fault in files(run).faults]
+    assert found[0].startswith(f"{tokenizer}: its SHA-256 is ")
+    assert found[1].startswith("source 'alpha': ")
+    assert "alpha.bin" in found[1]
+    assert found[2].startswith("source 'beta': ")
+    assert "beta.idx" in found[2]
+    assert len(found) == 3
+
+
+def test_the_command_hashes_only_when_asked(
+    run: Path, corpus: TinyCorpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = corpus.folder / "beta.bin"
+    stamps = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    change_token(path.with_suffix(""), document=199)
+    os.utime(path, ns=stamps)
+    order_tool.main(["verify", "--run", str(run), "--chain"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as status:
+        order_tool.main(["verify", "--run", str(run), "--files"])
+    assert status.value.code == 1
+    assert "files: FAIL, 5 compared, 1 wrong" in capsys.readouterr().out
