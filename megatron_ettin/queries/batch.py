@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ettin import objectives
+from megatron_ettin.config import RunConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.order import SampleOrder
+from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Document, Sidecars
+from megatron_ettin.queries.masking_record import Masking, MaskingRecord
+from megatron_ettin.queries.record import digest_hex, step_record
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 
 
@@ -142,13 +147,14 @@ def batch(
     """Return the rows of a step, or those that a rank takes, exactly as they are trained on.
 
     Raises:
-        ValueError: the run has no such step, or not what was asked for.
+        ValueError: the run has no such step, or not what was asked for; or the digests of a step
+            that was taken are not those that the ledger holds.
     """
     begin, end = run.rows_of_step(step)
     length = _seq_length(run, begin)
     if part is not None:
         _check(part, length)
-    rows = list(_rows(run, begin, end, part, is_masked=is_masked))
+    rows = list(_rows(run, step, part, is_masked=is_masked))
     tokenizer = _tokenizer(run) if with_text else None
     return Batch(
         run=str(run.folder),
@@ -181,38 +187,81 @@ def _seq_length(run: RecordedRun, g: int) -> int:
 
 
 def _rows(
-    run: RecordedRun, begin: int, end: int, part: RankSlice | None, *, is_masked: bool
+    run: RecordedRun, step: int, part: RankSlice | None, *, is_masked: bool
 ) -> Iterator[_Row]:
     """Yield the rows of the step, or of the rank with idle ones, in the order of training."""
+    begin, end = run.rows_of_step(step)
     if run.config is None or not isinstance(run.order, SampleOrder):
         if is_masked:
             raise ValueError(f"{run.folder}: a run of Megatron's; its masks are not recorded")
         yield from _rows_of_megatron(run, begin, end, part)
         return
+    masking = _masking(run, run.config, step)
+    digests = np.zeros(3, dtype=np.uint64)
     # The very object that feeds the training loop, on one rank with rows one by one if none is
-    # asked for.
-    loader = Loader(
-        order=run.order,
-        objective=run.config.objective,
-        ids=run.order.ids,
-        mask_seed=run.config.seeds.mask,
-        micro_batch_tokens=part.micro_batch_tokens if part else _seq_length(run, begin),
-        data_parallel_rank=part.rank if part else 0,
-        data_parallel_size=part.data_parallel_size if part else 1,
-    )
-    for m, fed in enumerate(loader.micro_batches(begin, end)):
-        for slot, (g, count) in enumerate(
-            zip(fed.rows.g.tolist(), fed.rows.num_tokens.tolist(), strict=True)
-        ):
-            row = slice(slot * fed.rows.seq_length, slot * fed.rows.seq_length + count)
-            yield _Row(
-                g=g,
-                micro_batch=m,
-                tokens=fed.rows.tokens[row],
-                inputs=fed.tokens[row] if is_masked else None,
-                labels=fed.labels[row] if is_masked else None,
-                is_scored=fed.loss_mask[row] if is_masked else None,
-            )
+    # asked for. The other ranks' rows are made too: only whole steps have digests.
+    for rank in range(part.data_parallel_size if part else 1):
+        loader = Loader(
+            order=run.order,
+            objective=masking.objective,
+            ids=run.order.ids,
+            mask_seed=masking.mask_seed,
+            micro_batch_tokens=part.micro_batch_tokens if part else _seq_length(run, begin),
+            data_parallel_rank=rank,
+            data_parallel_size=part.data_parallel_size if part else 1,
+        )
+        for m, fed in enumerate(loader.micro_batches(begin, end)):
+            digests[:2] += token_digest(fed.rows, masking.objective.original_tokens(fed))
+            digests[2:] += mask_digest(fed)
+            if part is None or rank == part.rank:
+                yield from _of_micro_batch(fed, m, is_masked=is_masked)
+    _compare(run, step, digests, is_masked=is_masked)
+
+
+def _masking(run: RecordedRun, config: RunConfig, step: int) -> Masking:
+    """Return how a step was masked, or will be: as the ledger says, and the configuration before it
+    has begun.
+    """
+    if run.ledger is None:
+        return Masking(config.objective, config.seeds.mask)
+    is_done = step <= run.steps_done
+    seq = step_record(run.ledger, step - 1).seq if is_done else run.ledger.head.seq + 1
+    return MaskingRecord(run.ledger).at(seq)
+
+
+def _of_micro_batch(fed: objectives.Batch, number: int, *, is_masked: bool) -> Iterator[_Row]:
+    for slot, (g, count) in enumerate(
+        zip(fed.rows.g.tolist(), fed.rows.num_tokens.tolist(), strict=True)
+    ):
+        row = slice(slot * fed.rows.seq_length, slot * fed.rows.seq_length + count)
+        yield _Row(
+            g=g,
+            micro_batch=number,
+            tokens=fed.rows.tokens[row],
+            inputs=fed.tokens[row] if is_masked else None,
+            labels=fed.labels[row] if is_masked else None,
+            is_scored=fed.loss_mask[row] if is_masked else None,
+        )
+
+
+def _compare(run: RecordedRun, step: int, digests: NDArray[np.uint64], *, is_masked: bool) -> None:
+    """Raise ValueError if a step that was taken had other digests [3] than its rows have now."""
+    if run.ledger is None or step > run.steps_done:
+        return
+    record = run.ledger.steps[step - 1]
+    where = f"{run.folder}: step {step} (record {record['seq']})"
+    if (digests[:2] != record["token_digest"]).any():
+        raise ValueError(
+            f"{where} was fed other tokens than today's files give: its token digest is "
+            f"{digest_hex(record['token_digest'])}, today's {digest_hex(digests[:2])}; ask "
+            f"`verify --tokens` which steps differ"
+        )
+    if is_masked and digests[2] != record["mask_digest"]:
+        raise ValueError(
+            f"{where} was fed the same tokens, but they were masked or scored otherwise: its mask "
+            f"digest is {int(record['mask_digest']):016x}, today's {int(digests[2]):016x}; ask "
+            f"with the version that trained the run"
+        )
 
 
 def _rows_of_megatron(

@@ -1,15 +1,21 @@
 """batch: the very rows, digests and masks that the ledger says were consumed; rank by rank."""
 
+import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_ettin.data.tokenize import load_tokenizer
+from megatron_ettin.objectives import MaskedLM
 from megatron_ettin.order import SampleOrder
+from megatron_ettin.order.ledger import Kind, Ledger, LedgerWriter
 from megatron_ettin.queries.batch import RankSlice, batch
+from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 from tests.conftest import TinyCorpus
 from tests.native import reference
+from tests.runs import record_run, tiny_config
 from tests.unit.queried import STEPS, Queried, make_queried
 
 SHORT, LONG = 3, STEPS  # steps of the first phase, and of the one that is packed otherwise
@@ -119,3 +125,75 @@ def test_the_run_has_both_packings(queried: Queried) -> None:
     assert [phase.pack for phase in queried.run.order.spec.phases] == ["bfd", "concat"]
     (begin, _), (_, end) = queried.run.rows_of_step(SHORT), queried.run.rows_of_step(LONG)
     assert begin < queried.run.order.spec.phases[1].start_g < end
+
+
+def with_settings(run: RecordedRun, *, mask_seed: int, mask_rate: float) -> RecordedRun:
+    """Return the run with another config.yaml, as if somebody had altered it."""
+    assert run.config is not None
+    config = dataclasses.replace(
+        run.config,
+        objective=MaskedLM(mask_rate=mask_rate),
+        seeds=dataclasses.replace(run.config.seeds, mask=mask_seed),
+    )
+    return dataclasses.replace(run, config=config)
+
+
+@pytest.mark.parametrize("step", [SHORT, LONG + 2])
+def test_masks_are_those_that_the_ledger_tells_of(queried: Queried, step: int) -> None:
+    altered = with_settings(queried.run, mask_seed=999, mask_rate=0.7)
+    assert batch(altered, step, is_masked=True) == batch(queried.run, step, is_masked=True)
+
+
+def test_each_step_has_the_masks_of_the_process_that_took_it(
+    tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    """The record of a run that went on with another objective: steps 1 to 3, then 4 to 6."""
+    runs = [
+        open_run(
+            record_run(tiny_config(tiny_corpus, tmp_path / name, objective=objective), steps=6)
+        )
+        for name, objective in (("masked", "MaskedLM"), ("causal", "CausalLM"))
+    ]
+    first, second = (run.ledger for run in runs)
+    assert first is not None
+    assert second is not None
+    with LedgerWriter.open(tmp_path / "both" / "ledger") as writer:
+        for source, steps in ((first, slice(0, 3)), (second, slice(3, 6))):
+            kind = Kind.START if source is first else Kind.RESUME
+            taken = source.steps[steps]
+            g, step = int(taken["g_begin"][0]), int(taken["step"][0]) - 1
+            writer.append(kind, step=step, g_begin=g, g_end=g, payload=source.events[0])
+            columns = ("step", "phase", "g_begin", "g_end", "n_tokens")
+            digests = ("order_digest", "token_digest", "mask_digest")
+            writer.append_steps(**{name: taken[name] for name in columns + digests})
+    both = dataclasses.replace(runs[0], ledger=Ledger.read(tmp_path / "both" / "ledger"))
+    for step in range(1, 7):
+        found = batch(both, step, is_masked=True)
+        expected = batch(runs[step > 3], step, is_masked=True)
+        assert found.rows == expected.rows
+        assert (found.rows[0].inputs == found.rows[0].tokens) == (step > 3)
+    assert batch(both, 7, is_masked=True).rows == batch(runs[1], 7, is_masked=True).rows
+
+
+@pytest.mark.parametrize(
+    ("field", "is_masked", "message"),
+    [
+        ("token_digest", False, "was fed other tokens than today's files give: its token digest"),
+        ("token_digest", True, "was fed other tokens than today's files give: its token digest"),
+        ("mask_digest", True, "but they were masked or scored otherwise: its mask digest is"),
+    ],
+)
+@pytest.mark.parametrize(
+    "part", [None, RankSlice(rank=1, data_parallel_size=3, micro_batch_tokens=256)]
+)
+def test_what_is_shown_is_compared_with_the_record(
+    queried: Queried, field: str, is_masked: bool, message: str, part: RankSlice | None
+) -> None:
+    assert queried.run.ledger is not None
+    ledger = copy.copy(queried.run.ledger)
+    ledger.steps = ledger.steps.copy()
+    ledger.steps[field][SHORT - 1] ^= 1
+    run = dataclasses.replace(queried.run, ledger=ledger)
+    with pytest.raises(ValueError, match=rf"run: step {SHORT} \(record \d+\) .*{message}"):
+        batch(run, SHORT, part=part, is_masked=is_masked)
+    assert batch(run, SHORT + 1, part=part, is_masked=is_masked).is_done
