@@ -148,14 +148,16 @@ class SdpaCoreAttention(CoreAttention):
     """Scaled dot-product attention on a CPU, and in fp32.
 
     Global layers loop over the documents. Local layers take blocks of `window` queries against the
-    neighbouring blocks of keys, so their cost is linear in t and free of any loop.
+    neighbouring blocks of keys, so their cost is linear in t and free of any loop. A window that
+    no document of the stream outgrows hides nothing, and such a layer computes as a global one.
     """
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
     ) -> torch.Tensor:
         """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
-        within = self._within_documents if self.window is None else self._within_windows
+        sees_all = self.window is None or self.window[0] >= max(packed.lengths()) - 1
+        within = self._within_documents if sees_all else self._within_windows
         q, k, v = (x.transpose(0, 1) for x in (query, key, value))
         return within(q, k, v, packed).transpose(0, 1)
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from megatron_ettin.model.attention import CoreAttention, PackedRows, SdpaCoreAttention
 from megatron_ettin.model.attention_gpu import (
@@ -64,6 +66,12 @@ MASKS = pytest.mark.parametrize(
         (AttnMaskType.causal, None, None, 0),
         (AttnMaskType.padding, (16, 16), 16, 16),
         (AttnMaskType.causal, (16, 0), 16, 0),
+        # The longest document has 50 slots: the last window that hides a key, and two that do not.
+        (AttnMaskType.padding, (48, 48), 48, 48),
+        (AttnMaskType.causal, (48, 0), 48, 0),
+        (AttnMaskType.padding, (49, 49), 49, 49),
+        (AttnMaskType.causal, (49, 0), 49, 0),
+        (AttnMaskType.padding, (400, 400), 400, 400),
     ],
 )
 
@@ -87,6 +95,39 @@ def test_output_and_gradients_equal_dense_attention(
     expected.backward(direction)
     for mine, theirs in zip(ours, reference, strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-12)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        self.elements = max([self.elements, *(x.numel() for x in tensors)])
+        return out
+
+
+@pytest.mark.parametrize("mask_type", [AttnMaskType.padding, AttnMaskType.causal])
+def test_a_window_beyond_every_document_costs_what_global_attention_does(
+    mask_type: AttnMaskType,
+) -> None:
+    t = sum(LENGTHS)
+    borders = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    inputs = [torch.randn(t, 1, HEADS, SIZE, requires_grad=True) for _ in range(3)]
+    outs, largest = [], []
+    right = 0 if mask_type == AttnMaskType.causal else 4000
+    for window in (None, (4000, right)):
+        packed = PackedRows.of(borders, 8192, torch.zeros(t), torch.zeros(1))
+        with LargestTensor() as seen:
+            out = core_attention(mask_type, window)(*inputs, None, packed_seq_params=packed)
+            out.sum().backward()
+        assert not packed.masks
+        outs.append(out)
+        largest.append(seen.elements)
+    assert torch.equal(outs[0], outs[1])
+    assert largest[0] == largest[1]
 
 
 @pytest.mark.gpu
