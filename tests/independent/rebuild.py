@@ -27,13 +27,17 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.records = list(read_ledger(folder / "ledger"))
         self.order = json.loads((folder / "order.json").read_bytes())
-        self.config = yaml.safe_load((folder / "config.yaml").read_bytes())
+        config = (folder / "config.yaml").read_bytes()
+        self.config = yaml.safe_load(config)
         self.folder, data = folder, self.config["data"]
         tokenizer = Path(data["tokenizer"], "tokenizer.json").read_bytes()
         require(sha256(tokenizer) == self.order["tokenizer_sha256"], "another tokenizer.json")
         self.token_ids = token_ids(tokenizer)
         self.corpora = {name: Corpus(source["prefix"]) for name, source in data["sources"].items()}
         self._check_order()
+        told = [r.payload for r in self.records if r.kind in ("START", "RESUME")]
+        bound = told[-1].get("config_sha256")  # older versions have none
+        require(bound in (None, sha256(config)), "config.yaml: not the one that the ledger binds")
         seed, entries = self.order["seed"], self.order["phases"]
         self.phases = [Phase(entry, seed, self.corpora) for entry in entries]
 

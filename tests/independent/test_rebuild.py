@@ -273,6 +273,12 @@ def test_another_order_or_corpus_is_found(run: Path, tmp_path: Path) -> None:
     assert rebuild(copy) == "FAIL order.json: its phases have other ids\n"
 
     shutil.copy(run / "order.json", copy / "order.json")
+    config_text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(
+        config_text.replace("batch_ramp_start: 3", "batch_ramp_start: 4")
+    )
+    assert rebuild(copy) == "FAIL config.yaml: not the one that the ledger binds\n"
+
     config = yaml.safe_load((copy / "config.yaml").read_text())
     prefix = config["data"]["sources"]["alpha"]["prefix"]
     for suffix in (".bin", ".idx"):
