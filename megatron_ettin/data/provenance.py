@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from megatron_ettin.data.bloom import may_hold, xxh64
 from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.readers import Record
@@ -41,6 +42,8 @@ SCHEMA = pa.schema(
 """docs/data.md says what the columns hold."""
 
 GROUP_DOCUMENTS = 2**16
+FALSE_POSITIVES = 0.01
+"""Of the Bloom filters of id and sha256: 16 bits a document each, rounded up by Parquet."""
 # Size of an .idx of one sequence per document: header and last border, then length, offset, border.
 INDEX_BYTES = 34 + 8
 INDEX_BYTES_PER_DOCUMENT = 4 + 8 + 8
@@ -113,6 +116,9 @@ class _SidecarFile:
             use_dictionary=["shard"],
             column_encoding=numbers,
             write_page_checksum=True,
+            bloom_filter_options={
+                name: {"ndv": GROUP_DOCUMENTS, "fpp": FALSE_POSITIVES} for name in ("id", "sha256")
+            },
         )
         self._pending: list[pa.Table] = []
         self._documents = 0
@@ -198,7 +204,8 @@ class Provenance:
         """
         path = sidecar_path(prefix)
         try:
-            file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+            # Not mapped: a pass would leave the whole file in this process's memory.
+            file = pq.ParquetFile(path, memory_map=False, page_checksum_verification=True)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{path}: no such file: this corpus was made by another program or by an older"
@@ -230,11 +237,24 @@ class Provenance:
         """Documents of the corpus."""
         return int(self._begins[-1])
 
-    def documents(self, ordinals: NDArray[np.int64]) -> pa.Table:
-        """Return the rows of documents [n], in this order, repeats included.
+    def mean_bytes(self, columns: Sequence[str]) -> float:
+        """Return the bytes that these columns of a document take in memory, on average."""
+        places = [SCHEMA.get_field_index(name) for name in columns]
+        groups = range(self._file.metadata.num_row_groups)
+        total = sum(
+            self._file.metadata.row_group(group).column(place).total_uncompressed_size
+            for group in groups
+            for place in places
+        )
+        return total / max(1, self.num_documents)
 
-        Only the row groups that hold one of them are read. IndexError naming the first ordinal
-        that is not in the corpus; ValueError where the file is damaged.
+    def documents(
+        self, ordinals: NDArray[np.int64], columns: Sequence[str] = SCHEMA.names
+    ) -> pa.Table:
+        """Return columns of the documents [n], in this order, repeats included.
+
+        Each row group that holds one of them is read once, and nothing else. IndexError naming the
+        first ordinal that is not in the corpus; ValueError where the file is damaged.
         """
         outside = ordinals[(ordinals < 0) | (ordinals >= self.num_documents)]
         if len(outside):
@@ -244,19 +264,21 @@ class Provenance:
             )
         wanted, places = np.unique(ordinals, return_inverse=True)
         borders = np.searchsorted(wanted, self._begins)
-        found = [
-            self._read(group, None).take(wanted[begin:end] - self._begins[group])
-            for group, (begin, end) in enumerate(itertools.pairwise(borders))
-            if begin < end
-        ]
-        table = pa.concat_tables([SCHEMA.empty_table(), *found]).unify_dictionaries()
-        if not np.array_equal(table["ordinal"].to_numpy(), wanted):
-            raise _damaged(self._path, "its rows are not in the order of the documents")
-        return table.take(places)
+        names = list(dict.fromkeys(["ordinal", *columns]))
+        found = [SCHEMA.empty_table().select(names)]
+        for group, (begin, end) in enumerate(itertools.pairwise(borders)):
+            if begin == end:
+                continue
+            rows = self._read(group, names).take(wanted[begin:end] - self._begins[group])
+            if not np.array_equal(rows["ordinal"].to_numpy(), wanted[begin:end]):
+                raise _damaged(self._path, "its rows are not in the order of the documents")
+            found.append(rows)
+        table = pa.concat_tables(found).unify_dictionaries().select(columns)
+        return table if np.array_equal(wanted, ordinals) else table.take(places)
 
     def find_id(self, document_id: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with this id, ascending."""
-        return self._find("id", pa.scalar(document_id, pa.string()))
+        return self._find("id", pa.scalar(document_id, pa.string()), document_id.encode())
 
     def find_sha256(self, sha256: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents whose text has this SHA-256, ascending.
@@ -265,7 +287,8 @@ class Provenance:
         """
         if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
             raise ValueError(f"{sha256!r}: not a SHA-256, which has 64 hexadecimal digits")
-        return self._find("sha256", pa.scalar(bytes.fromhex(sha256), pa.binary(32)))
+        value = bytes.fromhex(sha256)
+        return self._find("sha256", pa.scalar(value, pa.binary(32)), value)
 
     def find_text(self, text: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with exactly this text, ascending."""
@@ -285,18 +308,40 @@ class Provenance:
                 " program has replaced them; run tools/preprocess_data.py again"
             )
 
-    def _find(self, column: str, value: pa.Scalar) -> NDArray[np.int64]:
+    def _find(self, column: str, value: pa.Scalar, stored: bytes) -> NDArray[np.int64]:
         found = [np.empty(0, dtype=np.int64)]
-        for group, begin in enumerate(self._begins[:-1]):
+        for group in self._groups_that_may_hold(column, stored):
             equal = pc.equal(self._read(group, [column])[column], value)
-            found.append(begin + np.flatnonzero(equal.fill_null(False)))
+            found.append(self._begins[group] + np.flatnonzero(equal.fill_null(False)))
         return np.concatenate(found)
+
+    def _groups_that_may_hold(self, column: str, stored: bytes) -> Iterator[int]:
+        """Yield the row groups whose limits and Bloom filter admit a value, given as its bytes.
+
+        Sidecars of earlier versions have no filters: of these, all groups within the limits.
+        """
+        place, hashed = SCHEMA.get_field_index(column), xxh64(stored)
+        with open(self._path, "rb") as file:
+            for group in range(len(self._begins) - 1):
+                chunk = self._file.metadata.row_group(group).column(place)
+                limits = chunk.statistics
+                if limits is not None and limits.has_min_max:
+                    low, high = (_as_bytes(limit) for limit in (limits.min, limits.max))
+                    if not low <= stored <= high:
+                        continue
+                offset, length = chunk.bloom_filter_offset, chunk.bloom_filter_length
+                if not offset or not length or may_hold(file.fileno(), offset, length, hashed):
+                    yield group
 
     def _read(self, group: int, columns: list[str] | None) -> pa.Table:
         try:
             return self._file.read_row_group(group, columns)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self._path, f"row group {group}: {error}") from error
+
+
+def _as_bytes(limit: str | bytes) -> bytes:
+    return limit.encode() if isinstance(limit, str) else limit
 
 
 def _damaged(path: Path, what: str) -> ValueError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +14,9 @@ from tqdm import tqdm
 from megatron_ettin.publication import publishing
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Sidecars, select_sources
+from megatron_ettin.queries.provenance_of_rows import ProvenanceOfRows
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
-from megatron_ettin.queries.tables import PROVENANCE, SEGMENTS, Tables
-
-CHUNK_ROWS = 65_536
-"""Of the run, for which provenance is read at a time: in a shuffled order nearly all of it."""
+from megatron_ettin.queries.tables import PROVENANCE, SEGMENTS, Tables, as_hexadecimal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +83,7 @@ def write_docs(
     tables = Tables(run=run, begin=begin.g, end=end.g, sidecars=sidecars)
     is_known = len(without) < len(sources)
     schema = pa.schema([*SEGMENTS, *PROVENANCE]) if is_known else SEGMENTS
+    provenance = ProvenanceOfRows(run, sidecars, PROVENANCE.names, end=end.g, sources=sources)
     pieces = tokens = 0
     bar = tqdm(total=end.g - begin.g, desc=output.name, unit="row", unit_scale=True, disable=None)
     with (
@@ -93,11 +91,11 @@ def write_docs(
         publishing(output) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
-        for batch in tables.segments(source, CHUNK_ROWS):
+        for batch in tables.segments(source):
             if batch.num_rows:
                 pieces += batch.num_rows
                 tokens += int(np.asarray(batch["length"]).sum())
-                writer.write_batch(_with_provenance(tables, batch) if is_known else batch)
+                writer.write_batch(_with_provenance(provenance, batch) if is_known else batch)
                 bar.update(int(np.asarray(batch["g"])[-1]) + 1 - begin.g - bar.n)
     steps = run.done[begin.step : end.step]
     return Docs(
@@ -114,29 +112,13 @@ def write_docs(
     )
 
 
-def _with_provenance(tables: Tables, batch: pa.RecordBatch) -> pa.RecordBatch:
+def _with_provenance(provenance: ProvenanceOfRows, batch: pa.RecordBatch) -> pa.RecordBatch:
     """Append the columns of PROVENANCE to pieces of any sources."""
-    source = np.asarray(batch["source"].indices)
-    ordinals = np.asarray(batch["document"])
-    parts, places = [], []
-    for number, name in enumerate(tables.run.order.source_names):
-        here = np.flatnonzero(source == number)
-        if len(here):
-            parts.append(pa.table(list(_columns(tables, name, ordinals[here])), schema=PROVENANCE))
-            places.append(here)
-    order = np.argsort(np.concatenate(places), kind="stable")
-    known = pa.concat_tables(parts).take(order).combine_chunks()
+    g = np.asarray(batch["g"])
+    source, document = np.asarray(batch["source"].indices), np.asarray(batch["document"])
+    known = provenance.of((int(g[0]), int(g[-1]) + 1), source, document)
+    known = known.set_column(
+        PROVENANCE.get_field_index("sha256"), "sha256", as_hexadecimal(known["sha256"])
+    ).combine_chunks()
     arrays = [*batch.columns, *(known[name].combine_chunks() for name in PROVENANCE.names)]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([*SEGMENTS, *PROVENANCE]))
-
-
-def _columns(tables: Tables, source: str, ordinals: np.ndarray) -> Iterator[pa.Array]:
-    # A document that is cut, or seen in several epochs, is read once.
-    unique, inverse = np.unique(ordinals, return_inverse=True)
-    known = tables.describe(source, unique)
-    for field in PROVENANCE:
-        if field.name in known:
-            column = known[field.name].cast(field.type).take(pa.array(inverse))
-            yield column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        else:
-            yield pa.nulls(len(ordinals), field.type)

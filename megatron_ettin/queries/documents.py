@@ -85,8 +85,8 @@ class Sidecars:
             if provenance is None:
                 continue
             ordinals = [document.ordinal for document in documents if document.source == source]
-            rows = provenance.documents(np.array(ordinals, dtype=np.int64)).to_pylist()
-            for ordinal, row in zip(ordinals, rows, strict=True):
+            found_in = provenance.documents(np.array(ordinals, dtype=np.int64), ("id", "url"))
+            for ordinal, row in zip(ordinals, found_in.to_pylist(), strict=True):
                 found[Document(source, ordinal)] = Origin(row["id"], row["url"])
         return [found.get(document, Origin(None, None)) for document in documents]
 

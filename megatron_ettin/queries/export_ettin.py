@@ -7,6 +7,7 @@ stopped goes on where it was.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,10 @@ from tqdm import tqdm
 
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.digest import token_digest
-from megatron_ettin.order.pieces import Pieces
 from megatron_ettin.publication import publish_text, publishing
 from megatron_ettin.queries.documents import Sidecars
 from megatron_ettin.queries.ettin_card import ExportedFolder, dataset_card
+from megatron_ettin.queries.provenance_of_rows import ProvenanceOfRows
 from megatron_ettin.queries.record import digest_hex
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun
 
@@ -52,7 +53,7 @@ def export_ettin(
     """
     if begin.step >= end.step:
         raise ValueError(f"no step lies between {begin.name} and {end.name}")
-    writer = _Writer(run)
+    writer = _Writer(run, end)
     folders = []
     previous = begin
     total = end.step - begin.step
@@ -125,11 +126,12 @@ def _existing(path: Path, expected: dict[str, str]) -> _Written:
 class _Writer:
     """Writes files of steps, in batches of rows, and compares them with the ledger."""
 
-    def __init__(self, run: RecordedRun) -> None:
+    def __init__(self, run: RecordedRun, end: CheckpointPoint) -> None:
         self.run = run
         self.order = run.order
-        self.sidecars = Sidecars(run)
-        self.has_ids = any(self.sidecars.of(source) for source in self.order.source_names)
+        sidecars, sources = Sidecars(run), run.order.source_names
+        self.has_ids = any(sidecars.of(source) for source in sources)
+        self.provenance = ProvenanceOfRows(run, sidecars, ("id", "url"), end=end.g, sources=sources)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -161,8 +163,7 @@ class _Writer:
             spec = self.order.spec
             found["phase_id"] = spec.phase_ids()[spec.phase_index(end - 1)]
         if self.run.ledger is not None:
-            steps = self.run.ledger.steps
-            chosen = steps[(steps["step"] >= first) & (steps["step"] <= last)]
+            chosen = self.run.ledger.steps[first - 1 : last]
             for name in ("order_digest", "token_digest"):
                 found[name] = digest_hex(chosen[name].sum(axis=0, dtype=np.uint64))
         return {f"{METADATA}.{name}": value for name, value in found.items()}
@@ -173,14 +174,12 @@ class _Writer:
         digest = np.zeros(2, dtype=np.uint64)
         with publishing(path) as temporary:
             with pq.ParquetWriter(temporary, self.schema, compression="zstd") as file:
-                for step in range(first, last + 1):
-                    begin, end = self.run.rows_of_step(step)
-                    for g, stop in _batches(begin, end, self._rows_at_once(begin)):
-                        table, part = self._table(step, begin, g, stop)
-                        file.write_table(table)
-                        rows += len(table)
-                        tokens += len(table["input_ids"].combine_chunks().flatten())
-                        digest += part
+                for begin, end in self._stretches(first, last):
+                    table, part = self._table(begin, end)
+                    file.write_table(table)
+                    rows += len(table)
+                    tokens += len(table["input_ids"].combine_chunks().flatten())
+                    digest += part
                 file.add_key_value_metadata({**metadata, f"{METADATA}.tokens": str(tokens)})
             recorded = metadata.get(f"{METADATA}.token_digest")
             if recorded is not None and recorded != digest_hex(digest):
@@ -190,26 +189,38 @@ class _Writer:
                 )
         return _Written(rows, tokens)
 
-    def _rows_at_once(self, g: int) -> int:
-        if isinstance(self.order, SampleOrder):
-            spec = self.order.spec
-            return max(1, _SLOTS // spec.phases[spec.phase_index(g)].seq_length)
-        return max(1, _SLOTS // self.order.run.seq_length)
+    def _stretches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Yield the rows of steps: ranges of one phase without gaps, of at most _SLOTS slots."""
+        begin, end = self.run.rows_of_step(first)
+        for step in range(first + 1, last + 2):
+            following = self.run.rows_of_step(step) if step <= last else (-1, -1)
+            stop, length = self._phase(begin)
+            if following[0] == end and end < stop:
+                end = following[1]
+                continue
+            yield from _batches(begin, end, max(1, _SLOTS // length))
+            begin, end = following
 
-    def _table(
-        self, step: int, step_begin: int, begin: int, end: int
-    ) -> tuple[pa.Table, NDArray[np.uint64]]:
-        """Return rows [begin, end) of a step and the sum of their token digests."""
+    def _phase(self, g: int) -> tuple[int, int]:
+        """Return the end of a row's phase and the slots of its rows."""
+        if isinstance(self.order, SampleOrder):
+            phase = self.order.spec.phases[self.order.spec.phase_index(g)]
+            return phase.end_g, phase.seq_length
+        return self.order.num_rows, self.order.run.seq_length
+
+    def _table(self, begin: int, end: int) -> tuple[pa.Table, NDArray[np.uint64]]:
+        """Return rows [begin, end), all of steps, and the sum of their token digests."""
         pieces = self.order.pieces(begin, end)
         flat, counts, digest = self._tokens(begin, end)
         g = np.arange(begin, end, dtype=np.int64)
         splits = np.searchsorted(pieces.g, np.append(g, end)).astype(np.int32)
         sources = pieces.source[splits[:-1]]
+        step = self.run.steps_of_rows(g)
         columns = {
-            "step": np.full(len(g), step, dtype=np.int64),
+            "step": step,
             "input_ids": _lists(np.append(0, np.cumsum(counts)), pa.array(flat)),
             "g": g,
-            "slot": g - step_begin,
+            "slot": g - self.run.done[step - 1, 0],
             "source": pa.DictionaryArray.from_arrays(sources, self.order.source_names),
             "epoch": pieces.epoch[splits[:-1]],
             "documents": _lists(splits, pa.array(pieces.document)),
@@ -218,8 +229,9 @@ class _Writer:
             "positions": _lists(splits, pa.array(pieces.position)),
         }
         if self.has_ids:
-            ids, urls = self._provenance(pieces)
-            columns |= {"ids": _lists(splits, ids), "urls": _lists(splits, urls)}
+            known = self.provenance.of((begin, end), pieces.source, pieces.document)
+            for name in ("id", "url"):
+                columns[f"{name}s"] = _lists(splits, known[name].combine_chunks())
         arrays = [_as(columns[field.name], field.type) for field in self.schema]
         return pa.Table.from_arrays(arrays, schema=self.schema), digest
 
@@ -235,18 +247,6 @@ class _Writer:
         rows = self.order.rows(index, np.arange(begin, end, dtype=np.int64))
         is_token = np.arange(rows.seq_length) < rows.num_tokens[:, None]
         return rows.tokens[is_token.ravel()], rows.num_tokens, token_digest(rows, rows.tokens)
-
-    def _provenance(self, pieces: Pieces) -> tuple[pa.Array, pa.Array]:
-        """Return id and url of each piece's document, null where its source has no sidecar."""
-        ids, urls = (np.full(len(pieces.g), None, dtype=object) for _ in range(2))
-        for index, source in enumerate(self.order.source_names):
-            here = np.flatnonzero(pieces.source == index)
-            provenance = self.sidecars.of(source) if len(here) else None
-            if provenance is not None:
-                documents = provenance.documents(pieces.document[here])
-                ids[here] = documents["id"].to_pylist()
-                urls[here] = documents["url"].to_pylist()
-        return pa.array(ids, pa.string()), pa.array(urls, pa.string())
 
 
 def _batches(begin: int, end: int, size: int) -> list[tuple[int, int]]:

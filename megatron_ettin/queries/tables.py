@@ -97,12 +97,10 @@ class Tables:
             }
             yield _batch(columns, ROWS).filter(pa.array(step > 0))
 
-    def segments(
-        self, source: str | None = None, chunk_rows: int | None = None
-    ) -> Iterator[pa.RecordBatch]:
+    def segments(self, source: str | None = None) -> Iterator[pa.RecordBatch]:
         """Yield one entry per piece of a document, by row, then by slot of the row."""
         wanted = None if source is None else self.run.order.source_names.index(source)
-        for begin, end in self._stretches(chunk_rows or CHUNK_ROWS):
+        for begin, end in self._stretches(CHUNK_ROWS):
             pieces = self.run.order.pieces(begin, end)
             step, slot = self._steps_and_slots(pieces.g)
             here = step > 0 if wanted is None else (step > 0) & (pieces.source == wanted)
@@ -147,10 +145,9 @@ class Tables:
         provenance = self.sidecars.of(source)
         if provenance is None:
             return {}
-        table = provenance.documents(ordinals).combine_chunks()
-        hashes = [value.hex() for value in table["sha256"].to_pylist()]
-        columns = {name: table[name] for name in ("id", "url", "shard", "line")}
-        return {**columns, "sha256": pa.array(hashes, pa.string())}
+        columns = ("id", "url", "sha256", "shard", "line")
+        table = provenance.documents(ordinals, columns).combine_chunks()
+        return {name: table[name] for name in columns} | {"sha256": as_hexadecimal(table["sha256"])}
 
     def _stretches(self, rows: int) -> Iterator[tuple[int, int]]:
         for begin in range(self.begin, self.end, rows):
@@ -183,6 +180,12 @@ class Tables:
             },
             "mask_digest": [f"{value:016x}" for value in records["mask_digest"].tolist()],
         }
+
+
+def as_hexadecimal(hashes: pa.ChunkedArray) -> pa.Array:
+    """Return hashes of 32 bytes as 64 digits each, null where they are null."""
+    texts = [None if value is None else value.hex() for value in hashes.to_pylist()]
+    return pa.array(texts, pa.string())
 
 
 def _batch(columns: dict[str, object], schema: pa.Schema) -> pa.RecordBatch:

@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from megatron_ettin.data import preprocess as preprocess_module
 from megatron_ettin.data import provenance as module
+from megatron_ettin.data.bloom import xxh64
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.preprocess import PreprocessOptions, preprocess
 from megatron_ettin.data.provenance import CorpusWriter, Provenance, sidecar_path
@@ -143,18 +145,80 @@ def test_documents_come_in_the_order_asked_for(
         assert table.to_pylist() == [expected[ordinal] for ordinal in ordinals]
 
 
-def test_only_the_row_groups_needed_are_read(
-    small_groups: Provenance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, groups = Provenance._read, []
+def groups_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
+    """Return a list that every row group is added to when it is read, with its columns."""
+    read, found = Provenance._read, []
 
-    def record(self: Provenance, group: int, columns: list[str] | None) -> pa.Table:
-        groups.append(group)
+    def record(self: Provenance, group: int, columns: list[str]) -> pa.Table:
+        found.append((group, columns))
         return read(self, group, columns)
 
     monkeypatch.setattr(Provenance, "_read", record)
+    return found
+
+
+def test_only_the_row_groups_needed_are_read(
+    small_groups: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = groups_read(monkeypatch)
     small_groups.documents(np.array([15, 0, 20, 14, 0]))
-    assert groups == [0, 2]
+    assert [group for group, _ in read] == [0, 2]
+
+
+def test_only_the_columns_asked_for_are_read(
+    options: PreprocessOptions, small_groups: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = expected_rows(options, "document")
+    read = groups_read(monkeypatch)
+    table = small_groups.documents(np.array([9, 2, 9]), ["url", "id"])
+    assert read == [(0, ["ordinal", "url", "id"]), (1, ["ordinal", "url", "id"])]
+    assert table.to_pylist() == [{n: expected[i][n] for n in ("url", "id")} for i in (9, 2, 9)]
+
+
+def test_a_name_is_looked_for_where_it_may_be(
+    options: PreprocessOptions, small_groups: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = expected_rows(options, "document")
+    read = groups_read(monkeypatch)
+    holding = 0
+    for row in expected:
+        for name, value in (("id", row["id"]), ("sha256", row["sha256"].hex())):
+            if value:
+                getattr(small_groups, f"find_{name}")(value)
+                holding += len({r["ordinal"] // 7 for r in expected if r[name] == row[name]})
+    assert holding <= len(read) <= 1.1 * holding
+    del read[:]
+    for number in range(200):
+        assert not len(small_groups.find_text(f"unknown {number}"))
+        assert not len(small_groups.find_id(f"a-{number}-unknown"))
+    groups = -(-len(expected) // 7)
+    assert len(read) <= 0.02 * groups * 400
+
+
+def test_sidecars_without_filters_answer_the_same(
+    options: PreprocessOptions, small_groups: Provenance
+) -> None:
+    """As versions before wrote them."""
+    path = sidecar_path(options.prefix("text", "document"))
+    expected = expected_rows(options, "document")
+    tokens = pq.read_metadata(path).metadata[b"tokens"]
+    table = pq.read_table(path).cast(small_groups._file.schema_arrow)
+    with pq.ParquetWriter(path, table.schema, use_dictionary=["shard"]) as writer:
+        writer.write_table(table, row_group_size=7)
+        writer.add_key_value_metadata({"tokens": tokens.decode()})
+    assert pq.read_metadata(path).row_group(0).column(1).bloom_filter_offset is None
+    with Provenance.open(options.prefix("text", "document")) as provenance:
+        for row in expected:
+            if row["id"]:
+                found = provenance.find_id(row["id"]).tolist()
+                assert found == [r["ordinal"] for r in expected if r["id"] == row["id"]]
+            assert row["ordinal"] in provenance.find_sha256(row["sha256"].hex())
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 7, 8, 12, 31, 32, 33, 63, 64, 100, 1000])
+def test_hashes_of_filters_are_those_of_the_reference(size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    assert xxh64(data) == xxhash.xxh64_intdigest(data)
 
 
 def test_documents_are_found_by_id_hash_and_text(

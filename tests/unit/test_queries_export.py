@@ -14,6 +14,7 @@ import yaml
 
 from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.native import TokenFile
+from megatron_ettin.queries import provenance_of_rows
 from megatron_ettin.queries.export_ettin import export_ettin
 from megatron_ettin.queries.import_ettin import import_ettin
 from megatron_ettin.queries.record import digest_hex
@@ -179,7 +180,42 @@ def test_ids_come_from_the_record_of_the_corpus(tmp_path: Path, tiny_corpus: Tin
         assert row["urls"] == [None] * len(row["documents"])
 
 
-def write_sidecar(prefix: Path) -> None:
+def test_row_groups_are_read_once_for_many_files(
+    tmp_path: Path, tiny_corpus: TinyCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once for each step, nor for each file."""
+    from megatron_ettin.data.provenance import Provenance
+
+    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
+    corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
+    write_sidecar(corpus.folder / "alpha", group=50)
+    run = make(corpus, tmp_path / "run")
+    groups = -(-run.order.file("alpha").num_documents // 50)
+    read, found = Provenance._read, []
+
+    def record(self: Provenance, group: int, columns: list[str]) -> pa.Table:
+        found.append(group)
+        return read(self, group, columns)
+
+    monkeypatch.setattr(Provenance, "_read", record)
+    export(run, tmp_path / "out")
+    assert len(files(tmp_path / "out")) == 5
+    assert found == list(range(groups))
+    rows = read_ids(tmp_path / "out")
+    # In short stretches the same, by more passes; each in ascending order.
+    monkeypatch.setattr(provenance_of_rows, "STRETCH_BYTES", 500)
+    monkeypatch.setattr(provenance_of_rows, "CHUNK_ROWS", 7)
+    export(run, tmp_path / "again")
+    assert read_ids(tmp_path / "again") == rows
+    passes = 1 + int((np.diff(found[groups:]) <= 0).sum())
+    assert 2 < passes < run.steps_done // 2
+
+
+def read_ids(folder: Path) -> list[list[str]]:
+    return [row["ids"] for row in read(folder)]
+
+
+def write_sidecar(prefix: Path, group: int = 2**16) -> None:
     from megatron_ettin.data.provenance import SCHEMA, sidecar_path
 
     file = TokenFile(str(prefix))
@@ -195,7 +231,7 @@ def write_sidecar(prefix: Path) -> None:
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     with pq.ParquetWriter(sidecar_path(prefix), SCHEMA) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+        writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), row_group_size=group)
         writer.add_key_value_metadata({"tokens": str(file.num_tokens)})
 
 

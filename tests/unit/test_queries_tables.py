@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_ettin.order.digest import format_digest
-from megatron_ettin.queries import docs, tables
+from megatron_ettin.queries import provenance_of_rows, tables
 from megatron_ettin.queries.docs import write_docs
 from megatron_ettin.queries.sql import sql
 from tests.conftest import TinyCorpus
@@ -24,7 +24,8 @@ def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut the tables where no step, phase or skipped range ends."""
     for name, size in (("CHUNK_ROWS", 23), ("CHUNK_DOCUMENTS", 130), ("CHUNK_STEPS", 7)):
         monkeypatch.setattr(tables, name, size)
-    monkeypatch.setattr(docs, "CHUNK_ROWS", 37)
+    monkeypatch.setattr(provenance_of_rows, "CHUNK_ROWS", 37)
+    monkeypatch.setattr(provenance_of_rows, "STRETCH_BYTES", 10_000)
 
 
 def ask(queried: Queried, query: str, **between: Any) -> list[tuple[Any, ...]]:
