@@ -173,7 +173,7 @@ class _Writer:
         rows = tokens = 0
         digest = np.zeros(2, dtype=np.uint64)
         with publishing(path) as temporary:
-            with pq.ParquetWriter(temporary, self.schema, compression="zstd") as file:
+            with self._parquet(temporary) as file:
                 for begin, end in self._stretches(first, last):
                     table, part = self._table(begin, end)
                     file.write_table(table)
@@ -188,6 +188,17 @@ class _Writer:
                     f"ledger has recorded; ask `verify --tokens` which step differs"
                 )
         return _Written(rows, tokens)
+
+    def _parquet(self, path: Path) -> pq.ParquetWriter:
+        # Ids are stored as bytes of four streams, of which two are empty: half the time of a
+        # dictionary of the vocabulary for each file, and a tenth less on disk.
+        return pq.ParquetWriter(
+            path,
+            self.schema,
+            compression="zstd",
+            use_dictionary=["source"],
+            column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
+        )
 
     def _stretches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """Yield the rows of steps: ranges of one phase without gaps, of at most _SLOTS slots."""
