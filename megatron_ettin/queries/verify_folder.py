@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,15 @@ def _check_order_file(folder: Path, ledger: Ledger, check: Check) -> None:
     except (ValueError, OSError) as error:
         check.fail(str(error))
         return
-    known = described(ledger.events)
-    if known.get("phase_ids") != spec.phase_ids():
-        check.fail(f"{path}: its phase ids are not those that the ledger names")
+    seq, agrees = _binding(ledger, lambda payload: payload.get("phase_ids") == spec.phase_ids())
+    if agrees is None:
+        check.notes.append(f"the run was ended before it wrote the order.json of record {seq}")
         return
-    if known.get("order_id", spec.order_id) != spec.order_id:
-        check.fail(f"{path}: its order_id is not the one that the ledger names")
+    if not agrees:
+        check.fail(f"{path}: its phase ids are not those that the ledger names", seq=seq)
+        return
+    if ledger.events[seq].get("order_id", spec.order_id) != spec.order_id:
+        check.fail(f"{path}: its order_id is not the one that the ledger names", seq=seq)
     for seq, index, name, value in _planned(ledger):
         found = getattr(spec.phases[index], name) if index < len(spec.phases) else "missing"
         if found != value:
@@ -107,28 +110,38 @@ def _check_rows(path: Path, spec: OrderSpec, ledger: Ledger, check: Check) -> No
 def _check_config(folder: Path, ledger: Ledger, check: Check) -> None:
     """Compare config.yaml with the SHA-256 that the last START or RESUME holds."""
     path = folder / "config.yaml"
-    told = [
-        (seq, payload.get("config_sha256"))
-        for seq, payload in ledger.events.items()
-        if "objective" in payload
-    ]
-    seq, expected = told[-1] if told else (0, None)
+    expected = described(ledger.events).get("config_sha256")
     if expected is None:
         check.notes.append("the ledger does not bind config.yaml: an earlier version wrote it")
         return
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-    if found == expected:
-        return
-    before = told[-2][1] if len(told) > 1 else None
-    if not (ledger.steps["seq"] > seq).any() and (found == before or before is None):
-        # It is written after the record, and before the first step.
+    # An earlier version's record says nothing: any file may be the one before.
+    seq, agrees = _binding(ledger, lambda payload: payload.get("config_sha256") in (found, None))
+    if agrees is None:
         check.notes.append(f"the run was ended before it wrote the config.yaml of record {seq}")
-        return
-    check.fail(
-        f"{path}: {'is gone' if found is None else f'its SHA-256 is {found}'}, but the ledger says "
-        f"{expected}; restore it: the checkpoints that were saved after this record hold copies",
-        seq=seq,
-    )
+    elif not agrees:
+        state = "is gone" if found is None else f"its SHA-256 is {found}"
+        check.fail(
+            f"{path}: {state}, but the ledger says {expected}; restore it: the checkpoints that "
+            f"were saved after this record hold copies",
+            seq=seq,
+        )
+
+
+def _binding(ledger: Ledger, agrees: Callable[[dict[str, Any]], bool]) -> tuple[int, bool | None]:
+    """Return the last START or RESUME, and whether a file of the run agrees with it.
+
+    The file is written after that record and before the first step. None: until then it may still
+    be the one before, and is, or may be missing in a new run.
+    """
+    told = [(seq, payload) for seq, payload in ledger.events.items() if "objective" in payload]
+    if not told:
+        return 0, False
+    (seq, payload), *earlier = reversed(told)
+    if agrees(payload):
+        return seq, True
+    has_steps = bool((ledger.steps["seq"] > seq).any())
+    return seq, False if has_steps or (earlier and not agrees(earlier[0][1])) else None
 
 
 def _check_metrics(path: Path, lines: list[str], branches: list[Branch], check: Check) -> None:

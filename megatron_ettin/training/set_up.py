@@ -161,7 +161,8 @@ def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training
         ),
         stage,
     )
-    _write_run_files(config, order)
+    if state.g < order.num_rows:  # else the ledger gets no record of another configuration
+        _write_run_files(config, order)
     return Training(
         config=config,
         stage=stage,

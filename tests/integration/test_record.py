@@ -186,3 +186,7 @@ def test_resuming_does_not_replace_another_order_file(
     train_here(arguments, run)
     assert json.loads(path.read_text())["phases"][1]["num_rows"] == rows - 1
     assert ask("verify", "--run", str(run))["verdict"] == "PASS"
+    before = (run / "config.yaml").read_bytes()
+    train_here([*arguments, "--hardware.threads_per_rank=2"], run)  # nothing is left to do
+    assert (run / "config.yaml").read_bytes() == before, "no record would bind another"
+    assert ask("verify", "--run", str(run), "--chain")["verdict"] == "PASS"

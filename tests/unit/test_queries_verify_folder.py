@@ -193,6 +193,27 @@ def test_a_run_that_was_killed_while_it_resumed(run: Path) -> None:
     assert not chain(run).passed
 
 
+def test_a_run_that_was_killed_while_it_was_amended(run: Path) -> None:
+    ledger = Ledger.read(run / "ledger")
+    with LedgerWriter.open(run / "ledger", ledger.head) as writer:
+        where = {"step": int(ledger.records[-1]["step"]), "g_begin": 198, "g_end": 198}
+        ids = [*ledger.events[0]["phase_ids"], "00" * 32]
+        payload = {**ledger.events[0], "phase_ids": ids, "phase_ends": [158, 198, 210]}
+        writer.append(Kind.RESUME, **where, payload=payload)
+        writer.append(Kind.AMEND, **where, payload={"to": {"phase_ends": [158, 198, 210]}})
+    found = chain(run)
+    assert found.passed, found.faults
+    assert any("ended before it wrote the order.json of record" in note for note in found.notes)
+    one = np.ones(1, dtype=np.int64)
+    with LedgerWriter.open(run / "ledger", Ledger.read(run / "ledger").head) as writer:
+        step = int(ledger.records[-1]["step"]) + 1
+        digests = {"order_digest": [[1, 1]], "token_digest": [[1, 1]], "mask_digest": one}
+        writer.append_steps(
+            step=one * step, phase=one, g_begin=one * 198, g_end=one * 199, n_tokens=one, **digests
+        )
+    assert "its phase ids are not those that the ledger names" in the_fault(run)
+
+
 @pytest.mark.parametrize(
     ("number", "fields", "message"),
     [
