@@ -23,6 +23,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron_ettin import config as configuration
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint_files import (
+    CONFIG_FILE,
+    MODEL_FILE,
     REMEDY,
     STATE_FILE,
     CheckpointError,
@@ -36,7 +38,6 @@ from megatron_ettin.order.ledger import Head
 from megatron_ettin.publication import publish_folder
 from megatron_ettin.shards import ShardsError, in_one_line, read_shards, write_shards
 
-CONFIG_FILE, MODEL_FILE = "config.yaml", "model.json"
 #: Packages whose versions a checkpoint records.
 PACKAGES = (
     "megatron-ettin",

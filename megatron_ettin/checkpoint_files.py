@@ -10,7 +10,7 @@ from megatron_ettin import distributed
 from megatron_ettin.file_digests import FileList, differences, unlisted
 from megatron_ettin.shards import in_one_line
 
-STATE_FILE = "state.json"
+STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
 #: What to do about a damaged checkpoint.
 REMEDY = "copy the checkpoint again, or use another one"
 #: How a checkpoint is loaded whose files are not those that its state lists.
@@ -64,12 +64,16 @@ def read_files(folder: Path) -> FileList:
 
 
 def check_sizes(folder: Path) -> None:
-    """Raise CheckpointError if a file is missing or cut; costs nothing, so it is always done."""
+    """Raise CheckpointError if a file is missing or cut; costs nothing, so it is always done.
+
+    What people may have edited, and then load without `check_files`, is left out.
+    """
     try:
         sizes = {
             # Earlier versions listed the sizes alone.
             name: int(written["bytes"] if isinstance(written, dict) else written)
             for name, written in read_json(folder / STATE_FILE)["files"].items()
+            if name not in (CONFIG_FILE, MODEL_FILE)
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

@@ -64,13 +64,24 @@ def write_shards(
     Raises:
         ShardsError: a rank could not write, naming the reason.
     """
-    strategy = _HashingSave()
+    files = HashingFiles()
+    save_to(folder, stage, optimizer, files)
+    return files.digests
+
+
+def save_to(
+    folder: Path, stage: MegatronModule, optimizer: MegatronOptimizer | None, files: FileSystem
+) -> None:
+    """Write to `folder`, which exists, through `files`; all ranks call this.
+
+    Raises:
+        ShardsError: a rank could not write, naming the reason.
+    """
     state = _sharded_state(stage, optimizer, is_loading=False)
     try:
-        dist_checkpointing.save(state, str(folder), sharded_strategy=strategy)
+        dist_checkpointing.save(state, str(folder), sharded_strategy=_ThreadSave(files))
     except CheckpointException as error:
         raise ShardsError(f"{folder}: cannot be written: {_cause(error)}") from error
-    return strategy.files.digests
 
 
 def read_shards(
@@ -109,12 +120,12 @@ def _sharded_state(
     return state
 
 
-class _HashingSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+class _ThreadSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
     """Megatron-Core's names and shardings, torch's writer."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: FileSystem) -> None:
         super().__init__("torch_dist", 1)
-        self.files = _HashingFiles()
+        self.files = files
 
     def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path | str) -> None:
         """Write this rank's shards in this process."""
@@ -136,7 +147,7 @@ class _HashingSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
 class _Writer(FileSystemWriter):
     """Torch's writer: one file a rank that has something to write."""
 
-    def __init__(self, folder: Path | str, files: _HashingFiles) -> None:
+    def __init__(self, folder: Path | str, files: FileSystem) -> None:
         super().__init__(folder)
         self.fs = files
 
@@ -149,10 +160,11 @@ class _Writer(FileSystemWriter):
         return nothing
 
 
-class _HashingFiles(FileSystem):
+class HashingFiles(FileSystem):
     """Files on a disk; the digests of those that were written, by name."""
 
     def __init__(self) -> None:
+        """Begin with no file."""
         self.digests: dict[str, FileDigest] = {}
 
     @contextmanager

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from megatron_ettin import native
 from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.evaluation.cold_reads import drop_from_memory, read_cold_rows
+from megatron_ettin.file_digests import FileDigest, FileList, differences
 from megatron_ettin.indexed import IndexedWriter
 from megatron_ettin.objectives import MaskedLM, TokenIds
 from megatron_ettin.order import SampleOrder
@@ -39,6 +40,7 @@ COLD_ROWS = 1000
 LEDGER_RECORDS = 400_000
 STEPS_PER_APPEND = 10  # the default of logging.log_every_steps
 REPEAT_SECONDS = 1
+HASHED_BYTES, HASHED_FILES = 1 << 29, 8
 FULL_DOCUMENTS, FULL_ROWS = 2.67e9, 1.95e9  # of 2 T tokens
 SHARES = (0.6, 0.25, 0.1, 0.05)
 
@@ -54,6 +56,7 @@ LINES = (
     ("first_batch_rss_mb", "its memory, above the imports", "<= 200", "MB", 1, ""),
     ("cold_read_ratio", "bytes read / wanted, 1,000 cold rows", "<= 10", "", 1, ""),
     ("loader_tokens_per_s_core", "packed and masked batches", ">= 30", "M tokens/s", 1e-6, ""),
+    ("checkpoint_hash_gb_s", "SHA-256 of a checkpoint's files", ">= 1", "GB/s", 1, ""),
     ("ledger_append_us", "ledger append, per step, 10 at a time", "<= 20", "us", 1, ""),
     ("verify_400k_s", "verify 400,000 records", "<= 2", "s", 1, ""),
 )
@@ -279,6 +282,17 @@ def make_batch(order: SampleOrder, begin: int, record: bool = False) -> int:
     return int(rows.num_tokens.sum())
 
 
+def measure_checkpoint_hash(bench: Bench) -> Measured:
+    """Compare files with a list of their digests, as before a checkpoint is loaded."""
+    folder = Path(tempfile.mkdtemp(dir=bench.folder))
+    content = bytes(HASHED_BYTES // HASHED_FILES)
+    listed = FileList({f"{n}": FileDigest.of_content(content) for n in range(HASHED_FILES)})
+    for name in listed.files:
+        (folder / name).write_bytes(content)
+    seconds = seconds_of(lambda: differences(folder, listed, listed.files), time.perf_counter)
+    return {"checkpoint_hash_gb_s": HASHED_BYTES / seconds / 1e9}
+
+
 def measure_loader(bench: Bench) -> Measured:
     """Make batches from a corpus that is in the page cache."""
     order = open_order(bench.loaded, rows=1 << 20)
@@ -375,6 +389,7 @@ PARTS: list[Callable[[Bench], Measured]] = [
     measure_plan_memory,
     measure_first_batch,
     measure_cold_reads,
+    measure_checkpoint_hash,
     measure_loader,
     measure_ledger,
     measure_mcore,

@@ -17,7 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_ettin import checkpoint, checkpoint_files, distributed
 from megatron_ettin import config as configuration
 from megatron_ettin.checkpoint import RunState
-from megatron_ettin.checkpoint_files import CheckpointError
+from megatron_ettin.checkpoint_files import CONFIG_FILE, CheckpointError
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.corpus_tokenizer import require_tokenizer_of_weights
 from megatron_ettin.data.loader import Loader
@@ -92,7 +92,7 @@ def _check_same_order(config: RunConfig, spec: OrderSpec, found: Path, state: Ru
         raise CheckpointError(
             f"{found}: had planned other rows from row {state.g} on; give "
             f"--checkpoint.amend_order true to go on with this configuration's, which the ledger "
-            f"then records, or restore the phases in {found / checkpoint.CONFIG_FILE}"
+            f"then records, or restore the phases in {found / CONFIG_FILE}"
         )
 
 

@@ -18,6 +18,7 @@ KEYS = {
     "index_bytes_per_sample",
     "first_batch_s",
     "first_batch_rss_mb",
+    "checkpoint_hash_gb_s",
     "cold_read_ratio",
     "loader_tokens_per_s_core",
     "ledger_append_us",
