@@ -263,3 +263,20 @@ def test_a_record_without_its_folder_becomes_a_fork(saved: Saved, tmp_path: Path
     )
     assert check_weights(run).passed
     assert folder.is_dir()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_steps_gone_back_on_is_checked_too(saved: Saved, tmp_path: Path) -> None:
+    run, first = saved.copy("encoder", tmp_path / "run")
+    (run / "checkpoints").rename(tmp_path / "aside")
+    train_here([*saved.arguments["encoder"], RESUME], run)  # from the beginning, saved at the end
+    assert not first.exists()
+    (tmp_path / "aside" / first.name).rename(first)
+    (fork,) = Ledger.read(run / "ledger").forks()
+    assert fork.parent_seq == -1
+    found = check_weights(run)
+    assert found.passed
+    assert any(first.name in note and "went back" in note for note in found.notes)
+    flip_bit(first / "__0_0.distcp")
+    (fault,) = check_weights(run).faults
+    assert str(first / "__0_0.distcp") in fault.what

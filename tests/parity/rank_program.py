@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from megatron_ettin import checkpoint, distributed
+from megatron_ettin.checkpoint_files import CONFIG_FILE
 from megatron_ettin.config import HardwareConfig
 from tests.parity.references import Packed, difference
 from tests.parity.stages import load_stage, stage_logits
@@ -55,7 +56,7 @@ def run_layout(
                 output / name,
                 stage,
                 saved=checkpoint.read_model(folder),
-                config_yaml=(folder / checkpoint.CONFIG_FILE).read_text(),
+                config_yaml=(folder / CONFIG_FILE).read_text(),
                 tokenizer_sha256="",
             )
         if logits is not None and distributed.tensor_parallel_rank() == 0:
