@@ -101,7 +101,13 @@ def jobs(
     tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Job]]:
     """Start all jobs at the same time; return the one for a test once it has saved."""
-    sizes = {"error": 2, "terminated": 1, "killed rank": 1, "killed torchrun": 1}
+    sizes = {
+        "error": 2,
+        "terminated torchrun": 1,
+        "terminated rank": 1,
+        "killed rank": 1,
+        "killed torchrun": 1,
+    }
     started = {}
     for name, ranks in sizes.items():
         started[name] = Job(ranks, tmp_path_factory.mktemp("job"), tiny_corpus)
@@ -138,19 +144,26 @@ def test_an_error_of_one_rank_ends_the_job(jobs: Callable[[str], Job]) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_job(jobs: Callable[[str], Job]) -> None:
-    job = jobs("terminated")
+def test_sigterm_to_torchrun_ends_the_job(jobs: Callable[[str], Job]) -> None:
+    job = jobs("terminated torchrun")
     job.process.terminate()
     assert job.wait_for_the_end(60.0) != 0
     assert "SIGTERM" in job.output
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_job(jobs: Callable[[str], Job]) -> None:
-    job = jobs("killed rank")
-    os.kill(job.rank(0), signal.SIGKILL)
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("terminated rank", signal.SIGTERM), ("killed rank", signal.SIGKILL)],
+)
+def test_a_signal_to_a_rank_ends_the_job_and_is_reported(
+    name: str, number: signal.Signals, jobs: Callable[[str], Job]
+) -> None:
+    job = jobs(name)
+    os.kill(job.rank(0), number)
     assert job.wait_for_the_end(60.0) == 1
-    assert "SIGKILL" in job.output
+    assert number.name in job.output
+    assert f"exitcode  : -{number.value}" in job.output
 
 
 @pytest.mark.slow
