@@ -151,6 +151,13 @@ class SampleOrder:
                     found.append(phase.start_g + self._drawn_at(phase_index, slot, rows))
         return np.sort(np.concatenate(found))
 
+    def drawn_before(self, g: int) -> Iterator[tuple[PoolSpec, int]]:
+        """Yield the pools of the phases begun before row g, and the rows of them drawn by then."""
+        for phase, order in zip(self.spec.phases, self._phase_orders, strict=True):
+            if phase.start_g < g:
+                counts = order.drawn_after(min(g, phase.end_g) - phase.start_g).tolist()
+                yield from zip(phase.pools, counts, strict=True)
+
     def order_digests(self, begin: int, end: int) -> NDArray[np.uint64]:
         """Return [m, 2]: the order digest of each of the rows [begin, end), low lane first."""
         parts = [self.order_digests_of(i, g) for i, g in self._by_phase(begin, end)]

@@ -153,7 +153,7 @@ def digest_hex(lanes: NDArray[np.uint64]) -> str:
 
 def digests_at(ledger: Ledger, g: int) -> dict[str, Any]:
     """Return tokens and digests of all rows below `g`, at which a step must have ended."""
-    count = int(np.searchsorted(ledger.steps["g_end"], np.uint64(g), side="right"))
+    count = int(np.searchsorted(ledger.step_ends, np.uint64(g), side="right"))
     if count == 0:
         return {"tokens": 0, "order_digest": "0" * 32, "token_digest": "0" * 32}
     return {

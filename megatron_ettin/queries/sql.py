@@ -8,6 +8,7 @@ token_digest, mask_digest, unix_ns. docs: source, ordinal, id, url, sha256, n_to
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Sidecars
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
 from megatron_ettin.queries.tables import DOCS, ROWS, SEGMENTS, STEPS, Tables
+
+MEMORY_LIMIT = "1GB"
+"""Of DuckDB; what does not fit, as a join of all documents, goes to a temporary folder (TMPDIR)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,12 @@ def sql(
         end=end.g if end is not None else int(run.done[-1, 1]) if run.steps_done else 0,
         sidecars=Sidecars(run),
     )
-    with duckdb.connect() as connection:
+    with (
+        tempfile.TemporaryDirectory(prefix="order_sql.") as spilled,
+        duckdb.connect(
+            config={"memory_limit": MEMORY_LIMIT, "temp_directory": spilled}
+        ) as connection,
+    ):
         for name, schema, batches in (
             ("rows", ROWS, tables.rows),
             ("segments", SEGMENTS, tables.segments),

@@ -7,7 +7,7 @@ are too short ever to be, are passed over. So the first N are the same for every
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,11 @@ from megatron_ettin import native
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Document, Sidecars, select_sources
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
+from megatron_ettin.queries.seen_by_order import SeenByOrder, known_to_be_seen
 
 PURPOSE = 6
 """Of the counter (docs/order.md, section 1)."""
-CHUNK = 1024
+CHUNK = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +78,15 @@ def unseen(
         raise ValueError(f"num {num} must be positive, seed {seed} between 0 and 2^64 - 1")
     sources = select_sources(run, source)
     drawn: dict[Document, int] = {}
-    looked_at = 0
+    looked_at = sum(run.order.file(name).num_documents for name in sources)
     with tqdm(total=num, desc="drawing", unit="doc", disable=None) as bar:
-        for document, tokens in _shuffled(run, sources, seed):
-            looked_at += 1
+        for place, document, tokens in _shuffled(run, sources, seed, known_to_be_seen(run, at)):
             if tokens < _shortest(run, document.source) or _was_seen(run, document, at):
                 continue
             drawn[document] = tokens
             bar.update()
             if len(drawn) == num:
+                looked_at = place + 1
                 break
     if len(drawn) < num:
         raise ValueError(
@@ -112,19 +113,37 @@ def unseen(
     )
 
 
-def _shuffled(run: RecordedRun, sources: list[str], seed: int) -> Iterator[tuple[Document, int]]:
-    """Yield every document with its tokens, in the order of a permutation keyed by the seed."""
-    lengths = [run.order.file(source).lengths for source in sources]
+def _shuffled(
+    run: RecordedRun, sources: list[str], seed: int, seen: Mapping[str, SeenByOrder]
+) -> Iterator[tuple[int, Document, int]]:
+    """Yield the documents that may be unseen, by a permutation of all that is keyed by the seed.
+
+    Each comes after its place in the permutation, and before its tokens.
+    """
+    files = [run.order.file(source) for source in sources]
+    if all(
+        name in seen and seen[name].is_all_of(file.num_documents)
+        for name, file in zip(sources, files, strict=True)
+    ):
+        return
+    lengths = [file.lengths for file in files]
     ends = np.cumsum([len(column) for column in lengths])
+    begins = ends - [len(column) for column in lengths]
     total = int(ends[-1])
     key = native.counter_key(seed, PURPOSE, [])
     for begin in range(0, total, CHUNK):
         index = np.arange(begin, min(begin + CHUNK, total), dtype=np.int64)
         drawn = native.permute(total, key, index)
         slots = np.searchsorted(ends, drawn, side="right")
-        ordinals = drawn - (ends - [len(column) for column in lengths])[slots]
-        for slot, ordinal in zip(slots.tolist(), ordinals.tolist(), strict=True):
-            yield Document(sources[slot], ordinal), int(lengths[slot][ordinal])
+        ordinals = drawn - begins[slots]
+        is_open = np.ones(len(drawn), dtype=np.bool_)
+        for slot, name in enumerate(sources):
+            if name in seen:
+                here = np.flatnonzero(slots == slot)
+                is_open[here] = seen[name].is_open(ordinals[here])
+        for place in np.flatnonzero(is_open).tolist():
+            slot, ordinal = int(slots[place]), int(ordinals[place])
+            yield begin + place, Document(sources[slot], ordinal), int(lengths[slot][ordinal])
 
 
 def _shortest(run: RecordedRun, source: str) -> int:

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from megatron_ettin.order.ledger import Ledger, LedgerWriter
+from megatron_ettin.order.ledger import Ledger, LedgerWriter, reader
 from megatron_ettin.queries.diff import Diff, Skipped, compare
 from megatron_ettin.queries.record import Difference
 from megatron_ettin.queries.recorded_run import CHANGES_SHOWN, open_run
@@ -199,3 +200,29 @@ def test_what_changed_is_listed_line_by_line(tmp_path: Path, tiny_corpus: TinyCo
     assert len(lines) == CHANGES_SHOWN + 1
     assert lines[0].startswith("  phase 0 (short), source alpha: documents_in_file was 501, is 500")
     assert lines[-1] == f"  and {4 * len(fields) - CHANGES_SHOWN} more"
+
+
+def test_sums_of_steps_are_made_once_for_all_checkpoints(
+    tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of n checkpoints is not n times as long to compare."""
+    folders = [
+        record_run(
+            tiny_config(tiny_corpus, tmp_path / name, phases=PHASES), save_steps=range(1, 20)
+        )
+        for name in ("first", "second")
+    ]
+    made: list[int] = []
+    cumsum = np.cumsum
+
+    def record(values: Any, *args: Any, **kwargs: Any) -> Any:
+        made.append(len(values))
+        return cumsum(values, *args, **kwargs)
+
+    monkeypatch.setattr(reader.np, "cumsum", record)
+    found = compare(*folders)
+    assert len(found.checkpoints) >= 15
+    assert all(point.same_tokens for point in found.checkpoints)
+    steps = len(Ledger.read(folders[0] / "ledger").steps)
+    # Three sums of each ledger that is read, not of each checkpoint.
+    assert 6 <= made.count(steps) < len(found.checkpoints)

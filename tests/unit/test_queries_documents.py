@@ -3,16 +3,20 @@
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from megatron_ettin.queries.documents import DocumentName
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.queries.documents import Document, DocumentName
 from megatron_ettin.queries.exposures import exposures
+from megatron_ettin.queries.recorded_run import RecordedRun
+from megatron_ettin.queries.seen_by_order import SeenByOrder
 from megatron_ettin.queries.unseen import unseen
 from megatron_ettin.queries.where import where
 from tests.conftest import TinyCorpus
-from tests.unit.queried import Queried, make_queried
+from tests.unit.queried import SKIPPED, Queried, make_queried
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,58 @@ def test_unseen_documents_are_the_exact_complement(queried: Queried) -> None:
     assert [(d.source, d.ordinal) for d in other.documents] != drawn[:10]
     with pytest.raises(ValueError, match=f"all but {len(rest)} of the 700 documents"):
         unseen(run, at, num=len(rest) + 1, seed=3)
+
+
+def test_unseen_answers_at_once_when_everything_was_drawn(
+    queried: Queried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first phase's pools, whose rows were all drawn, no document is looked up."""
+    looked_up: list[tuple[str, int]] = []
+    where = SampleOrder.where
+
+    def record(self: SampleOrder, source: str, document: int) -> Any:
+        looked_up.append((source, document))
+        return where(self, source, document)
+
+    monkeypatch.setattr(SampleOrder, "where", record)
+    whole = queried.whole
+    at = whole.checkpoints[-1]
+    skipped = {tuple(p) for p in _skipped_pieces(whole)}
+    drawn = {
+        (pool.source, n)
+        for pool, count in whole.order.drawn_before(at.g)
+        if count >= pool.rows
+        for n in range(pool.first_document, pool.end_document)
+    }
+    assert len(drawn) > 200
+    seen = {(p.source, p.document) for p in queried.pieces}
+    rest = [
+        (s, n)
+        for s, n in every_document(queried)
+        if (s, n) not in seen and whole.order.file(s).lengths[n] > 0
+    ]
+    with pytest.raises(ValueError, match=f"all but {len(rest)} of the 700 documents"):
+        unseen(whole, at, num=700, seed=1)
+    assert not set(looked_up) & (drawn - skipped)
+
+
+def test_a_corpus_is_seen_where_its_pools_cover_it() -> None:
+    nothing = np.empty(0, dtype=np.int64)
+    assert SeenByOrder([(5, 9), (0, 5), (2, 4)], nothing).is_all_of(9)
+    for ranges in ([(0, 5), (6, 9)], [(1, 9)], [(0, 8)], []):
+        assert not SeenByOrder(ranges, nothing).is_all_of(9)
+    skipped = SeenByOrder([(0, 9)], np.array([3]))
+    assert not skipped.is_all_of(9)
+    assert np.flatnonzero(skipped.is_open(np.arange(12))).tolist() == [3, 9, 10, 11]
+
+
+def _skipped_pieces(run: RecordedRun) -> list[Document]:
+    pieces = run.order.pieces(*SKIPPED)
+    names = run.order.source_names
+    return [
+        Document(names[source], document)
+        for source, document in zip(pieces.source.tolist(), pieces.document.tolist(), strict=True)
+    ]
 
 
 def test_unseen_draws_evenly(queried: Queried) -> None:

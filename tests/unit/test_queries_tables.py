@@ -8,6 +8,7 @@ import pytest
 
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.queries import provenance_of_rows, tables
+from megatron_ettin.queries import sql as sql_module
 from megatron_ettin.queries.docs import write_docs
 from megatron_ettin.queries.sql import sql
 from tests.conftest import TinyCorpus
@@ -147,3 +148,22 @@ def test_result_can_be_written_to_a_file(queried: Queried, tmp_path: Path) -> No
     assert pq.read_table(tmp_path / "rows.parquet").num_rows == len(
         {piece.g for piece in queried.before(queried.done)}
     )
+
+
+@pytest.mark.slow
+def test_what_exceeds_the_memory_limit_goes_to_disk(
+    queried: Queried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_module, "MEMORY_LIMIT", "100MB")
+    # 4 million keys of 40 bytes, of which a hash table alone exceeds the limit.
+    query = """
+        select count(*) as n, sum(length(k)) as bytes from (
+            select repeat('x', 32) || i as k, count(*) from range(4000000) r(i) group by all)
+    """
+    (row,) = sql(queried.run, query).table.to_pylist()
+    digits = sum(len(str(i)) for i in range(4_000_000))
+    assert (row["n"], row["bytes"]) == (4_000_000, 32 * 4_000_000 + digits)
+    (found,) = sql(
+        queried.run, "select current_setting('temp_directory') as folder"
+    ).table.to_pylist()
+    assert not Path(found["folder"]).exists(), "it is removed with what lies in it"

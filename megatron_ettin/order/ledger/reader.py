@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -71,6 +72,7 @@ class Ledger:
         self.torn_bytes = content.torn_bytes
         self.torn_event_bytes = content.torn_event_bytes
         self.steps: NDArray[np.void] = self.records[self.records["kind"] == Kind.STEP]
+        self._sums: dict[str, NDArray[np.uint64]] = {}
 
     @classmethod
     def read(cls, folder: Path, verify: bool = True) -> Self:
@@ -112,12 +114,21 @@ class Ledger:
             )
         return type(self)(self.folder, found)
 
+    @cached_property
+    def step_ends(self) -> NDArray[np.uint64]:
+        """`g_end` of the STEP records [n], in one piece, to be searched."""
+        return np.ascontiguousarray(self.steps["g_end"])
+
     def cumulative(self, field: str) -> NDArray[np.uint64]:
         """Return the sums of a field over the STEP records up to each, modulo 2^64 per lane.
 
         [n] for `n_tokens` and `mask_digest`, [n, 2] for `order_digest` and `token_digest`.
         """
-        return np.cumsum(self.steps[field], axis=0, dtype=np.uint64)
+        if field not in self._sums:
+            sums = np.cumsum(self.steps[field], axis=0, dtype=np.uint64)
+            sums.flags.writeable = False  # given out again
+            self._sums[field] = sums
+        return self._sums[field]
 
     def holds(self, head: Head) -> bool:
         """Tell whether `head` is one of these records: no other run, fork or shorter ledger."""
