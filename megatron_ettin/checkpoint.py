@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -112,6 +112,8 @@ class SavedModel:
     """Tokenizer folder, as an absolute path; None if the model came without one."""
     prediction_shift: int = 0
     """How many positions before a [MASK] its prediction is read (`Objective.prediction_shift`)."""
+    special_ids: dict[str, int | list[int]] = field(default_factory=dict)
+    """Token ids by field of config.json (`eos_token_id`) that an imported model came with."""
 
     @classmethod
     def of_run(cls, config: RunConfig, state: RunState) -> SavedModel:

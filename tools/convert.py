@@ -14,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.warnoptions:
         # What Megatron-Core says while it is imported would bury a one-line error.
         warnings.filterwarnings("ignore", module=r"megatron\.")
+    from megatron_ettin.export.card import CardMetadata
     from megatron_ettin.export.composer import from_composer
     from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
 
@@ -21,7 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, output = args.pop("command"), args["output"]
     try:
         if command == "to-hf":
-            saved = to_huggingface(args.pop("checkpoint"), **args)
+            metadata = CardMetadata(
+                license=args.pop("license"),
+                languages=tuple(args.pop("language")),
+                base_model=args.pop("base_model"),
+                datasets=tuple(args.pop("dataset")),
+            )
+            saved = to_huggingface(args.pop("checkpoint"), metadata=metadata, **args)
         elif command == "from-composer":
             saved = from_composer(args.pop("input"), **args)
         else:
@@ -45,6 +52,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")
     check = "compare each file's SHA-256 with what was saved, before it is loaded"
     add("--check-files", action=argparse.BooleanOptionalAction, default=True, help=check)
+    add("--license", metavar="ID", help="for the model card: apache-2.0, for example")
+    add("--language", action="append", default=[], metavar="CODE", help="for the card; repeat")
+    add("--base-model", metavar="REPO", help="for the card: whose weights the run started from")
+    add("--dataset", action="append", default=[], metavar="REPO", help="for the card; repeat")
     add = commands.add_parser("from-hf", help="ModernBERT folder to checkpoint").add_argument
     add("--input", type=Path, required=True, metavar="DIR", help="has config.json, safetensors")
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")

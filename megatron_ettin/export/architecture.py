@@ -63,6 +63,8 @@ FIXED_FIELDS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
+#: Fields of config.json that hold token ids.
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
 def kind_of(attention: Attention) -> Kind:
@@ -85,13 +87,15 @@ def objective_of(saved: SavedModel) -> type[Objective]:
     )
 
 
-def huggingface_config(saved: SavedModel, special_ids: dict[str, int]) -> Any:
+def huggingface_config(saved: SavedModel, special_ids: dict[str, int | list[int]]) -> Any:
     """Return the transformers configuration that computes what `saved` computes.
 
-    `special_ids` are the fields pad_token_id, bos_token_id, eos_token_id, cls_token_id and
-    sep_token_id.
+    `special_ids` holds the fields SPECIAL_IDS.
     """
     model, kind = saved.model, kind_of(saved.attention)
+    # The mean of all positions classifies better than the first one, which was never trained to
+    # stand for a text. transformers' default is "cls"; decoders have no such field.
+    pooling = {"classifier_pooling": "mean"} if kind.architecture == "encoder" else {}
     config = kind.config_class(
         vocab_size=model.vocab_size,
         hidden_size=model.hidden_size,
@@ -108,6 +112,7 @@ def huggingface_config(saved: SavedModel, special_ids: dict[str, int]) -> Any:
             LOCAL: {"rope_type": "default", "rope_theta": saved.rotary_base_local},
         },
         **FIXED_FIELDS,
+        **pooling,
         **special_ids,
     )
     # transformers 4 reads these names only, and takes 160,000 / 10,000 where they are missing.
@@ -133,9 +138,9 @@ def read_huggingface_config(
     """
     path = folder / "config.json"
     kind, config = _load_config(path)
-    _check_fixed_fields(path, config)
+    _check_fixed_fields(path, kind, config)
     if sliding_window is None:
-        sliding_window = _sliding_window(path, kind, config.local_attention)
+        sliding_window = _sliding_window(path, kind, config)
     if prediction_shift is None:
         prediction_shift = getattr(config, "prediction_shift", 0)
     try:
@@ -158,6 +163,7 @@ def read_huggingface_config(
             max_seq_length=config.max_position_embeddings,
             tokenizer=None,
             prediction_shift=prediction_shift,
+            special_ids=_special_ids(config),
         )
         objective_of(saved)
     except ValueError as error:
@@ -176,15 +182,30 @@ def local_attention(kind: Kind, sliding_window: int) -> int:
     return 2 * (sliding_window + 1)
 
 
-def _sliding_window(path: Path, kind: Kind, local_attention: int | None) -> int:
-    """Invert `local_attention`."""
-    half = (local_attention or 0) // 2
-    window = half if kind.architecture == "encoder" else half - 1
+def _sliding_window(path: Path, kind: Kind, config: Any) -> int:
+    """Return how many keys away a local layer sees, as transformers computes it.
+
+    It computes with `sliding_window`, which follows from `local_attention` unless config.json has
+    it: decoders that transformers 4 saved have nothing else.
+    """
+    window = config.sliding_window if kind.architecture == "encoder" else config.sliding_window - 1
     if window < 1:
         raise ValueError(
-            f"{path}: local_attention: {local_attention} lets local layers see no other key"
+            f"{path}: local_attention: {config.local_attention}, sliding_window: "
+            f"{config.sliding_window} let local layers see no other key"
         )
-    return window
+    return int(window)
+
+
+def _special_ids(config: Any) -> dict[str, int | list[int]]:
+    """Return the fields SPECIAL_IDS that hold ids of the vocabulary; some hold a list of ids."""
+    found = {}
+    for name in SPECIAL_IDS:
+        value = getattr(config, name, None)
+        ids = value if isinstance(value, list) else [value]
+        if all(isinstance(token, int) and 0 <= token < config.vocab_size for token in ids):
+            found[name] = value
+    return found
 
 
 def _layer_types(num_layers: int, global_attention_every: int) -> list[str]:
@@ -205,11 +226,16 @@ def _global_attention_every(path: Path, config: Any) -> int:
 
 def _rotary_base(config: Any, layer_type: str) -> float:
     rope = config.rope_parameters[layer_type]
+    if rope.get("rope_theta") is None and layer_type == LOCAL:
+        # transformers 4 computes `local_rope_theta: null` like this; 5 cannot run it.
+        return _rotary_base(config, GLOBAL)
     if rope.get("rope_type", "default") != "default":
         raise ValueError(
             f"rope_parameters.{layer_type}.rope_type: {rope['rope_type']!r} has no "
             f"equivalent here; only 'default' has"
         )
+    if rope.get("rope_theta") is None:
+        raise ValueError(f"rope_parameters.{layer_type}.rope_theta: has no value")
     return float(rope["rope_theta"])
 
 
@@ -230,9 +256,11 @@ def _load_config(path: Path) -> tuple[Kind, Any]:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def _check_fixed_fields(path: Path, config: Any) -> None:
-    for name, value in FIXED_FIELDS.items():
-        found = getattr(config, name)
+def _check_fixed_fields(path: Path, kind: Kind, config: Any) -> None:
+    # Only an encoder's modules look at it, and attend causally where it is true.
+    causal = {"is_causal": False} if kind.architecture == "encoder" else {}
+    for name, value in {**FIXED_FIELDS, **causal}.items():
+        found = getattr(config, name, value)
         if found != value:
             raise ValueError(
                 f"{path}: {name}: {found!r} has no equivalent here; only {value!r} has"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
 from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.export.architecture import kind_of, local_attention, objective_of
 from megatron_ettin.order.digest import format_digest
@@ -40,17 +45,38 @@ tokenizer.batch_decode(logits[is_mask].topk(5).indices.flatten())
 SHIFT = """\
 It was trained by masked next-token prediction: **the token at position p is predicted from
 position p - 1**, as in a decoder (`"prediction_shift": 1` in `config.json`). A plain `fill-mask`
-pipeline does not know that: it shows the prediction of the token *after* the mask. Shift the logits
-as above. Hidden states are used as those of any encoder.
+pipeline does not know that: it shows the prediction of the token *after* the mask, and a loss from
+logits that were not shifted is too high. Shift the logits as above. Hidden states are used as those
+of any encoder.
 """
 LIMITS = """\
-The card was written by a converter. What the model was trained on, how well it does, and under
-which terms it may be used is not known to it: say so before you publish the model.
+The card was written by a converter. How well the model does is not known to it, nor, unless it was
+given above, what the model was trained on and under which terms it may be used: say so before you
+publish the model.
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardMetadata:
+    """Facts about a model that no checkpoint holds, in the words of the Hugging Face Hub."""
+
+    license: str | None = None
+    """Licence identifier, such as apache-2.0."""
+    languages: tuple[str, ...] = ()
+    """Language codes, such as en."""
+    base_model: str | None = None
+    """Repository of the model that the weights were first taken from."""
+    datasets: tuple[str, ...] = ()
+    """Repositories of the data."""
 
 
 def model_card(
-    saved: SavedModel, state: RunState, *, num_parameters: int, has_tokenizer: bool
+    saved: SavedModel,
+    state: RunState,
+    *,
+    num_parameters: int,
+    has_tokenizer: bool,
+    metadata: CardMetadata,
 ) -> str:
     """Return the card, with front matter as the Hugging Face Hub reads it.
 
@@ -66,7 +92,7 @@ def model_card(
     else:
         use, task = DECODER_USE, "text-generation"
     sections = [
-        _front_matter(task, kind.config_class.model_type),
+        _front_matter(task, kind.config_class.model_type, metadata),
         f"# {kind.architecture.capitalize()} of {_short(num_parameters)} parameters\n",
         _table(_model_rows(saved, num_parameters)),
         "## Training\n",
@@ -84,17 +110,18 @@ def model_card(
     return "\n".join([*sections, "## Not said here\n", LIMITS])
 
 
-def _front_matter(task: str, model_type: str) -> str:
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {task}",
-        "tags:",
-        f"- {model_type}",
-        f"- {LIBRARY}",
-        "---\n",
-    ]
-    return "\n".join(lines)
+def _front_matter(task: str, model_type: str, metadata: CardMetadata) -> str:
+    fields: dict[str, Any] = {
+        "license": metadata.license,
+        "language": list(metadata.languages),
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "base_model": metadata.base_model,
+        "datasets": list(metadata.datasets),
+        "tags": [model_type, LIBRARY],
+    }
+    known = {name: value for name, value in fields.items() if value}
+    return f"---\n{yaml.safe_dump(known, sort_keys=False)}---\n"
 
 
 def _model_rows(saved: SavedModel, num_parameters: int) -> dict[str, str]:

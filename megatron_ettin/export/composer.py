@@ -133,6 +133,7 @@ def from_composer(
         output,
         saved,
         lambda name: tensors[names[name]],
+        source=file,
         # Fused Q, K and V in both kinds, as in an encoder of transformers.
         names_of="encoder",
         tokenizer=found,

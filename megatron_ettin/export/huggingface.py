@@ -24,7 +24,7 @@ from megatron_ettin.config import HardwareConfig, SeedConfig, check_layout
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.export import architecture, weights
 from megatron_ettin.export.architecture import Kind, kind_of, objective_of
-from megatron_ettin.export.card import model_card
+from megatron_ettin.export.card import CardMetadata, model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.model.provider import build_stage
 from megatron_ettin.model.weight_map import Architecture
@@ -33,17 +33,24 @@ from megatron_ettin.publication import publish_folder
 logger = logging.getLogger(__name__)
 
 WHOLE = HardwareConfig()
+NOTHING_SAID = CardMetadata()
 CONFIG_HEADER = """\
 # What a converted model decides of a run that continues from it. Pass it with --config, before the
 # files that add phases, data and optimizer, and give the folder to --checkpoint.initialize_from.
 """
 
 
-def to_huggingface(folder: Path, output: Path, *, check_files: bool = True) -> SavedModel:
+def to_huggingface(
+    folder: Path,
+    output: Path,
+    *,
+    check_files: bool = True,
+    metadata: CardMetadata = NOTHING_SAID,
+) -> SavedModel:
     """Convert the checkpoint in `folder` to a ModernBERT folder, which appears when complete.
 
-    With `check_files`, every file's SHA-256 must be the one that was saved. A tokenizer that is
-    gone or changed is left out, with a notice in the log.
+    `metadata` goes into the model card. With `check_files`, every file's SHA-256 must be the one
+    that was saved. A tokenizer that is gone or changed is left out, with a notice in the log.
 
     Raises:
         ValueError: no usable checkpoint, or something is at `output` already.
@@ -66,7 +73,13 @@ def to_huggingface(folder: Path, output: Path, *, check_files: bool = True) -> S
     unfinished.mkdir(parents=True)
     _write_model(unfinished, kind, saved, tensors, tokenizer)
     counted = sum(tensor.numel() for name, tensor in tensors.items() if name != weights.TIED)
-    card = model_card(saved, state, num_parameters=counted, has_tokenizer=tokenizer is not None)
+    card = model_card(
+        saved,
+        state,
+        num_parameters=counted,
+        has_tokenizer=tokenizer is not None,
+        metadata=metadata,
+    )
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     if tokenizer is not None:
         write_tokenizer(
@@ -113,6 +126,7 @@ def from_huggingface(
         output,
         saved,
         functools.partial(weights.read_tensor, files),
+        source=folder,
         names_of=kind.architecture,
         tokenizer=tokenizer,
         hardware=hardware,
@@ -125,18 +139,22 @@ def write_checkpoint(
     saved: SavedModel,
     read: Callable[[str], torch.Tensor],
     *,
+    source: Path,
     names_of: Architecture,
     tokenizer: Tokenizer | None,
     hardware: HardwareConfig,
 ) -> None:
     """Write a checkpoint of weights, which `read` returns by the Hugging Face names of a kind.
 
-    `hardware` goes to the checkpoint's config.yaml.
+    `source` is where they come from, for messages; `hardware` goes to the checkpoint's config.yaml.
     """
     with distributed.process_groups(WHOLE):
         stage = build_stage(saved.model, saved.attention, WHOLE, SeedConfig())
         stage.to(distributed.device())
-        weights.fill_parameters(stage, read, names_of)
+        try:
+            weights.fill_parameters(stage, read, names_of)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
         checkpoint.save_weights(
             output,
             stage,
@@ -161,9 +179,11 @@ def _write_model(
     tensors: dict[str, torch.Tensor],
     tokenizer: Tokenizer | None,
 ) -> None:
-    ids = special_ids(tokenizer, saved.model.vocab_size)
-    if tokenizer is None:
-        logger.warning("notice: without a tokenizer, special token ids are assumed: %s", ids)
+    # What an imported model said itself stands: another id would not end a generated text.
+    ids = {**special_ids(tokenizer, saved.model.vocab_size), **saved.special_ids}
+    assumed = {name: ids[name] for name in ids if name not in saved.special_ids}
+    if tokenizer is None and assumed:
+        logger.warning("notice: without a tokenizer, special token ids are assumed: %s", assumed)
     with torch.device("meta"):
         model = kind.model_class(architecture.huggingface_config(saved, ids))
     model.load_state_dict(tensors, assign=True)

@@ -43,7 +43,7 @@ def matching_tokenizer(folder: str | None, sha256: str) -> Tokenizer | None:
 
 
 def special_ids(tokenizer: Tokenizer | None, vocab_size: int) -> dict[str, int]:
-    """Return the token ids that a model's config.json holds, by field.
+    """Return the token ids of the five roles by field of config.json.
 
     Without a tokenizer they are assumed: the last five of the vocabulary, as in the published one.
     """

@@ -6,10 +6,10 @@ from collections.abc import Callable, Set
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from megatron_ettin.config import ModelConfig
+from megatron_ettin.export.safetensors_folder import open_tensors, tensor_files
 from megatron_ettin.model import weight_map
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import logical_parameters
@@ -17,6 +17,8 @@ from megatron_ettin.model.weight_map import Architecture
 
 #: The tied output: on our side and in most files it is the embedding and nothing else.
 TIED, TIED_TO = "decoder.weight", "model.embeddings.tok_embeddings.weight"
+#: Prefixes of the tensors that turn hidden states into logits.
+HEAD = ("head.", "lm_head.", "decoder.")
 #: Types that are read, as safetensors and torch name them.
 FLOATING_POINT = {"F16", "BF16", "F32", "F64", "float16", "bfloat16", "float32", "float64"}
 #: What is said of an output layer of its own.
@@ -49,22 +51,18 @@ def find_tensors(folder: Path, model: ModelConfig, architecture: Architecture) -
             unexpected, misshapen, not of floating point, or untied.
     """
     shapes = expected_shapes(model, architecture)
-    files = {}
-    for path in _safetensors_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - no mapping
-                    view = file.get_slice(name)
-                    if name in shapes:
-                        check_tensor(
-                            f"{path}: tensor {name}",
-                            tuple(view.get_shape()),
-                            view.get_dtype(),
-                            shapes[name],
-                        )
-                    files[name] = path
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged: {error}") from error
+    files = tensor_files(folder)
+    for path in sorted(set(files.values())):
+        with open_tensors(path) as file:
+            for name in shapes.keys() & {name for name in files if files[name] == path}:
+                view = file.get_slice(name)
+                check_tensor(
+                    f"{path}: tensor {name}",
+                    tuple(view.get_shape()),
+                    view.get_dtype(),
+                    shapes[name],
+                )
+    _check_head(folder, set(shapes), set(files))
     check_names(folder, set(shapes), set(files))
     if TIED in files and not torch.equal(read_tensor(files, TIED), read_tensor(files, TIED_TO)):
         raise ValueError(f"{files[TIED]}: {UNTIED}")
@@ -79,30 +77,43 @@ def check_names(where: Path, expected: Set[str], found: Set[str]) -> None:
         raise ValueError(f"{where}: unexpected {_listing(unexpected)}")
 
 
+def _check_head(folder: Path, expected: Set[str], found: Set[str]) -> None:
+    """Raise ValueError for a backbone or a classifier, which has no output layer of its own."""
+    # A backbone that was saved by itself names its tensors without the prefix.
+    prefix = "" if TIED_TO in found else "model."
+    missing = expected - {prefix + name for name in found}
+    if missing and all(name.startswith(HEAD) for name in missing):
+        raise ValueError(
+            f"{folder}: has no language-model head: missing {_listing(sorted(missing))}. Convert "
+            f"the model that this backbone or classifier was made from, or load it with "
+            f"transformers' class for language models, which adds an untrained head, and save it"
+        )
+
+
 def fill_parameters(
     stage: EttinModel, read: Callable[[str], torch.Tensor], architecture: Architecture
 ) -> None:
-    """Copy tensors, which `read` returns by Hugging Face name, to a whole model's parameters."""
+    """Copy tensors, which `read` returns by Hugging Face name, to a whole model's parameters.
+
+    Raises:
+        ValueError: naming a tensor that holds a value that is no number of float32.
+    """
     model = stage.model_config
     table = weight_map.entries(model.num_layers)
     for ours, parameter in tqdm(
         logical_parameters(stage), desc="reading", unit=" tensors", disable=None
     ):
         names = weight_map.huggingface_names(table[ours], architecture)
-        whole = torch.cat([read(name) for name in names]).float()
+        parts = [read(name).float() for name in names]
+        for name, part in zip(names, parts, strict=True):
+            if count := int((~torch.isfinite(part)).sum()):
+                raise ValueError(
+                    f"tensor {name}: {count} of {part.numel()} values are NaN or infinite in "
+                    f"float32; take the model from an earlier checkpoint"
+                )
+        whole = torch.cat(parts)
         with torch.no_grad():
             parameter.copy_(weight_map.from_huggingface(table[ours], whole, model))
-
-
-def _safetensors_files(folder: Path) -> list[Path]:
-    whole = folder / "model.safetensors"
-    paths = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
-    if not paths:
-        raise ValueError(
-            f"{folder}: no model.safetensors (pickled weights are not read: load them with "
-            f"transformers and save them again)"
-        )
-    return paths
 
 
 def expected_shapes(model: ModelConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -125,7 +136,7 @@ def check_tensor(where: str, shape: tuple[int, ...], dtype: str, expected: tuple
 
 def read_tensor(files: dict[str, Path], name: str) -> torch.Tensor:
     """Return a tensor from the file that `find_tensors` found it in."""
-    with safe_open(files[name], framework="pt") as file:
+    with open_tensors(files[name]) as file:
         tensor: torch.Tensor = file.get_tensor(name)
     return tensor
 

@@ -55,6 +55,12 @@ class Packed:
             position_ids=torch.cat([torch.arange(length) for length in lengths]),
         )
 
+    @classmethod
+    def of_one(cls, tokens: torch.Tensor) -> Packed:
+        """Return a stream of one document [t]."""
+        borders = torch.tensor([0, len(tokens)]).int()
+        return cls(tokens=tokens, cu_seqlens=borders, position_ids=torch.arange(len(tokens)))
+
     def documents(self) -> list[torch.Tensor]:
         return list(self.tokens.split(self.cu_seqlens.diff().tolist()))
 

@@ -47,6 +47,7 @@ def assert_refused(folder: Path, output: Path, *parts: str, **options: Any) -> N
         ("norm_bias", True),
         ("classifier_bias", True),
         ("decoder_bias", False),
+        ("is_causal", True),
         ("tie_word_embeddings", False),
         ("layer_types", ["sliding_attention"] * 4),
         ("layer_types", ["full_attention", "full_attention", "sliding_attention"]),
@@ -69,12 +70,28 @@ def test_scaled_rope(folder: Path, tmp_path: Path) -> None:
     assert_refused(folder, tmp_path / "c", "rope_parameters.sliding_attention.rope_type", "linear")
 
 
+def test_a_missing_local_base_is_the_global_one(folder: Path, tmp_path: Path) -> None:
+    """As transformers 4 computes it; 5 fails."""
+    document = json.loads((folder / "config.json").read_text())
+    del document["rope_parameters"]
+    document |= {"global_rope_theta": 80_000.0, "local_rope_theta": None}
+    (folder / "config.json").write_text(json.dumps(document))
+    saved = from_huggingface(folder, tmp_path / "c")
+    assert (saved.rotary_base_global, saved.rotary_base_local) == (80_000.0, 80_000.0)
+    document["global_rope_theta"] = None
+    (folder / "config.json").write_text(json.dumps(document))
+    assert_refused(folder, tmp_path / "d", "config.json", "rope_theta")
+
+
 def test_decoder_window_without_keys(cases: dict[str, Case], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(cases["nano-decoder"].huggingface, tmp_path / "hf"))
     document = json.loads((folder / "config.json").read_text())
-    document["local_attention"] = 2
-    (folder / "config.json").write_text(json.dumps(document))
-    assert_refused(folder, tmp_path / "c", "local_attention", "2")
+    # The first one decides where it is there.
+    for field, value in (("sliding_window", 1), ("local_attention", 2)):
+        document[field] = value
+        (folder / "config.json").write_text(json.dumps(document))
+        assert_refused(folder, tmp_path / "c", f"{field}: {value}")
+        del document[field]
 
 
 def test_no_config(folder: Path, tmp_path: Path) -> None:
@@ -110,8 +127,28 @@ def replaced(name: str, tensor: torch.Tensor) -> Callable[[dict[str, torch.Tenso
         (replaced(QKV, torch.ones(128, 384)), (QKV, "(128, 384)", "(384, 128)")),
         (replaced(QKV, torch.ones(384, 128, dtype=torch.int8)), (QKV, "I8")),
         (replaced("decoder.weight", torch.ones(8192, 128)), ("decoder.weight", "untied")),
+        (
+            replaced("head.norm.weight", torch.full((128,), torch.nan)),
+            ("head.norm", "128 of"),
+        ),
+        (replaced("decoder.bias", torch.full((8192,), torch.inf)), ("decoder.bias", "infinite")),
+        (
+            replaced("decoder.bias", torch.full((8192,), 1e300, dtype=torch.float64)),
+            ("decoder.bias", "infinite in float32"),
+        ),
     ],
-    ids=["missing", "headless", "unexpected", "norm of layer 0", "misshapen", "integer", "untied"],
+    ids=[
+        "missing",
+        "headless",
+        "unexpected",
+        "norm of layer 0",
+        "misshapen",
+        "integer",
+        "untied",
+        "NaN",
+        "infinite",
+        "beyond float32",
+    ],
 )
 def test_tensor_that_does_not_fit(
     spoil: Callable[[dict[str, torch.Tensor]], None],
@@ -123,6 +160,66 @@ def test_tensor_that_does_not_fit(
     spoil(tensors)
     save_file(tensors, folder / "model.safetensors")
     assert_refused(folder, tmp_path / "c", *parts)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_backbone_or_classifier_has_no_head(prefix: str, folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    backbone = {
+        name.replace("model.", prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("model.")
+    }
+    if prefix:
+        backbone |= {name: tensors[name] for name in ("head.dense.weight", "head.norm.weight")}
+        backbone |= {"classifier.weight": torch.ones(2, 128), "classifier.bias": torch.ones(2)}
+    save_file(backbone, folder / "model.safetensors")
+    assert_refused(folder, tmp_path / "c", "has no language-model head", "decoder.bias")
+
+
+def shards(folder: Path, stem: str) -> list[Path]:
+    """Split the folder's weights into two files."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    paths = [folder / f"{stem}-{part:05d}-of-00002.safetensors" for part in (1, 2)]
+    for path, some in zip(paths, (names[:9], names[9:]), strict=True):
+        save_file({name: tensors[name] for name in some}, path)
+    return paths
+
+
+def write_index(folder: Path, paths: list[Path]) -> dict[str, str]:
+    placed = {name: path.name for path in paths for name in load_file(path)}
+    index = {"metadata": {}, "weight_map": placed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return placed
+
+
+def test_an_index_decides_which_shards_are_the_model(folder: Path, tmp_path: Path) -> None:
+    expected = load_file(folder / "model.safetensors")[QKV]
+    placed = write_index(folder, shards(folder, "weights"))
+    for stem in ("model", "weights"):  # left over from an earlier model: read by nobody
+        save_file({QKV: torch.zeros(384, 128)}, folder / f"{stem}-00001-of-00001.safetensors")
+    from_huggingface(folder, tmp_path / "c")
+    to_huggingface(tmp_path / "c", tmp_path / "again")
+    assert torch.equal(load_file(tmp_path / "again" / "model.safetensors")[QKV], expected)
+    (folder / placed[QKV]).unlink()
+    assert_refused(folder, tmp_path / "d", placed[QKV], "missing")
+    (folder / "model.safetensors.index.json").write_text("[]")
+    assert_refused(folder, tmp_path / "d", "index.json")
+
+
+def test_shards_without_an_index(folder: Path, tmp_path: Path) -> None:
+    first, second = shards(folder, "pytorch_model")
+    from_huggingface(folder, tmp_path / "c")
+    other = folder / "model-00001-of-00001.safetensors"
+    save_file({QKV: torch.zeros(384, 128)}, other)
+    assert_refused(folder, tmp_path / "d", "2 sets", "index.json")
+    other.unlink()
+    save_file({**load_file(first), **load_file(second)}, second)
+    assert_refused(folder, tmp_path / "d", first.name, second.name, "is in")
+    second.unlink()
+    assert_refused(folder, tmp_path / "d", second.name, "2 shards")
 
 
 def test_damaged_or_missing_file(folder: Path, tmp_path: Path) -> None:

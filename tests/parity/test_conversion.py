@@ -25,6 +25,7 @@ from tests.parity.references import (
     reference_logits,
 )
 from tests.parity.runs import OBJECTIVES, load_parameters, make_run, save_run
+from tools.convert import main
 
 AUTO = {"encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM}
 
@@ -42,6 +43,7 @@ def computing_fields(folder: Path) -> dict[str, Any]:
     """Return the configuration as transformers reads it, but for names and special token ids."""
     fields: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
     assert fields.pop("_name_or_path") == str(folder)
+    fields.pop("classifier_pooling", None)  # ours is the mean, whatever an imported model said
     fields.pop("global_attn_every_n_layers", None)  # of version 4; layer_types says it too
     return {name: fields[name] for name in fields if not name.endswith("_token_id")}
 
@@ -74,6 +76,7 @@ def test_run_converts_and_comes_back(kind: str, tmp_path: Path) -> None:
     assert found.rope_parameters["sliding_attention"]["rope_theta"] == 20_000.0
     assert found.max_position_embeddings == 512
     assert found.vocab_size == 1000
+    assert getattr(found, "classifier_pooling", None) == {"encoder": "mean"}.get(kind)
     assert tensors(tmp_path / "hf")["decoder.bias"].shape == (1000,)
     again = from_huggingface(tmp_path / "hf", tmp_path / "again")
     assert again.model == saved.model
@@ -123,7 +126,21 @@ def test_the_card_says_what_the_model_is(kind: str, task: str, tmp_path: Path) -
     ):
         assert said in card
     assert "prediction_shift" not in card
-    assert "license" not in card.lower()
+    assert front_matter(card).keys().isdisjoint({"license", "language", "datasets", "base_model"})
+
+
+def test_the_card_repeats_what_only_a_person_knows(tmp_path: Path) -> None:
+    save_run(tmp_path / "c", make_run("encoder", tmp_path / "none"), "extension", "")
+    given = ["--license=apache-2.0", "--language=en", "--language=de", "--dataset=a/b"]
+    where = [f"--checkpoint={tmp_path / 'c'}", f"--output={tmp_path / 'hf'}"]
+    main(["to-hf", *where, *given, "--base-model=c/d: e"])
+    found = front_matter((tmp_path / "hf" / "README.md").read_text())
+    assert found["license"] == "apache-2.0"
+    assert found["language"] == ["en", "de"]
+    assert found["datasets"] == ["a/b"]
+    assert found["base_model"] == "c/d: e"
+    assert found["library_name"] == "transformers"
+    assert found["tags"] == ["modernbert", "megatron-ettin"]
 
 
 def test_shifted_predictions_are_said_and_read_back(nano: Case, tmp_path: Path) -> None:

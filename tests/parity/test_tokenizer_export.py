@@ -1,5 +1,7 @@
 """The exported tokenizer frames texts for its kind of model, and plain pipelines run."""
 
+import ast
+import dataclasses
 import json
 import logging
 import random
@@ -13,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, pipeline
 
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
 from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
+from megatron_ettin.objectives import MaskedNextToken
 from tests.parity.references import KINDS
 from tests.parity.runs import make_run, save_run
 
@@ -52,6 +55,36 @@ def words(tokenizer_folder: Path) -> list[int]:
     backend = tokenizers.Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
     ids: list[int] = backend.encode(TEXT, add_special_tokens=False).ids
     return ids
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "shifted"])
+def test_what_the_card_shows_runs(
+    kind: str,
+    exported: dict[str, Path],
+    tokenizer_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = exported.get(kind, tmp_path / "hf")
+    if kind == "shifted":
+        config = make_run("encoder", tokenizer_folder, vocab_size=VOCAB_SIZE)
+        config = dataclasses.replace(config, objective=MaskedNextToken())
+        save_run(tmp_path / "c", config, "extension", load_tokenizer(tokenizer_folder).digest)
+        to_huggingface(tmp_path / "c", folder)
+    monkeypatch.chdir(folder)
+    shown = (folder / "README.md").read_text().split("```python\n")[1].partition("```")[0]
+    *steps, answer = ast.parse(shown).body
+    names: dict[str, Any] = {}
+    exec(compile(ast.Module(steps, type_ignores=[]), "README.md", "exec"), names)
+    said = eval(ast.unparse(answer), names)
+    if kind == "shifted":
+        # Not what the position of the mask says, but the one before it.
+        inputs = names["tokenizer"]("The film was [MASK].", return_tensors="pt")
+        place = inputs["input_ids"][0].tolist().index(MASK)
+        expected = names["model"](**inputs).logits[0, place - 1].topk(5).indices
+        assert said == names["tokenizer"].batch_decode(expected)
+    else:
+        assert said[0]["sequence" if kind == "encoder" else "generated_text"]
 
 
 def frame(kind: str, words: list[int]) -> list[int]:
@@ -172,3 +205,21 @@ def test_model_without_its_tokenizer(
     found = AutoConfig.from_pretrained(tmp_path / "hf")
     # Assumed: the last five of the vocabulary, where tokenizers trained here have them.
     assert (found.cls_token_id, found.sep_token_id, found.pad_token_id) == (CLS, SEP, PAD)
+
+
+def test_token_ids_of_an_imported_model_stay(
+    exported: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tokenizer with other names (mmBERT has <bos>, <eos>) cannot say which ids they are."""
+    folder = Path(shutil.copytree(exported["decoder"], tmp_path / "hf"))
+    (folder / "tokenizer.json").unlink()
+    document = json.loads((folder / "config.json").read_text())
+    ids = {"bos_token_id": 2, "eos_token_id": [1, 7], "pad_token_id": 0, "sep_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(document | ids))
+    from_huggingface(folder, tmp_path / "c")
+    caplog.clear()
+    to_huggingface(tmp_path / "c", tmp_path / "again")
+    for read in (AutoConfig, GenerationConfig):
+        found = read.from_pretrained(tmp_path / "again")
+        assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (2, [1, 7], 0)
+    assert "assumed" not in caplog.text
