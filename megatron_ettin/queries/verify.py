@@ -113,18 +113,21 @@ def verify(
 def _check_rows(
     folder: Path, ledger: Ledger, *, order: bool, share: float | None, seed: int
 ) -> tuple[list[Check], list[str]]:
-    """Return the checks of rows and tokens, and in what today's files differ from order.json."""
+    """Return the checks of rows, tokens and corpora's tokenizers, and what changed since."""
     # The chain alone is checked without what opens configurations and corpora.
     from megatron_ettin.order import SampleOrder
     from megatron_ettin.queries.recorded_run import open_run
     from megatron_ettin.queries.verify_rows import check_order, check_tokens
+    from megatron_ettin.queries.verify_tokenizers import check_tokenizers
 
     run = open_run(folder, must_match=False)
-    if not isinstance(run.order, SampleOrder):
+    if not isinstance(run.order, SampleOrder) or run.config is None:
         raise ValueError(f"{folder}: a run that Megatron trained has no ledger to verify")
     checks = [check_order(run.order, ledger)] if order else []
     if share is not None:
         checks.append(check_tokens(run.order, ledger, share=share, seed=seed))
+    recorded = read_spec(folder, check_ids=False)
+    checks.append(check_tokenizers(run.config, recorded.tokenizer_sha256))
     return checks, run.changes
 
 

@@ -21,8 +21,9 @@ from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_
 from megatron_ettin.native import TokenFileBuilder
 from megatron_ettin.pretrain import pretrain
 from megatron_ettin.queries.import_ettin import import_ettin
+from megatron_ettin.queries.verify import verify
 from tests.conftest import TinyCorpus
-from tests.runs import tiny_config
+from tests.runs import record_run, tiny_config
 
 TEXTS = {
     "one": ["the film was long and the plot was thin", "a good film"] * 40,
@@ -131,6 +132,19 @@ def test_weights_of_another_tokenizer_are_refused(corpora: Corpora) -> None:
         require_tokenizer_of_weights(config, corpora.digest("other"), corpora.digest("one"))
     for unknown_or_equal in ("", corpora.digest("one")):
         require_tokenizer_of_weights(config, unknown_or_equal, corpora.digest("one"))
+
+
+def test_verify_finds_a_run_over_two_tokenizers(corpora: Corpora) -> None:
+    config = corpora.config("other", "one")
+    known = dataclasses.replace(config.data, allow_other_tokenizers=True)
+    for data, passes in ((config.data, False), (known, True)):
+        run_dir = f"{config.run_dir}_{passes}"
+        folder = record_run(dataclasses.replace(config, data=data, run_dir=run_dir))
+        found = verify(folder)
+        assert found.passed is passes
+        said = found.notes if passes else [str(fault) for fault in found.faults]
+        assert any(corpora.digest("other") in line for line in said)
+    assert verify(record_run(corpora.config("one", "one"))).passed
 
 
 def test_an_imported_record_has_the_tokenizer(corpora: Corpora, tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_a_true_record_passes(tiny_corpus: TinyCorpus, tmp_path: Path, objective
         "chain": len(run.ledger.records),
         "order": len(run.ledger.steps),
         "tokens": len(run.ledger.steps),
+        "tokenizers": 0,
     }
     assert found.chain == run.ledger.head.chain
     assert found.tokens == run.ledger.steps["n_tokens"].sum()
@@ -370,10 +371,10 @@ def test_the_command_chooses_what_to_check(run: Run, capsys: pytest.CaptureFixtu
         order_tool.main(["verify", "--run", str(run.folder), "--json", *options])
         return [check["check"] for check in json.loads(capsys.readouterr().out)["checks"]]
 
-    assert checks() == ["chain", "order", "tokens"]
+    assert checks() == ["chain", "order", "tokens", "tokenizers"]
     assert checks("--chain") == ["chain"]
-    assert checks("--order") == ["chain", "order"]
-    assert checks("--tokens", "--sample", "0.1", "--seed", "2") == ["chain", "tokens"]
+    assert checks("--order") == ["chain", "order", "tokenizers"]
+    assert checks("--tokens", "--sample", "0.1", "--seed", "2") == ["chain", "tokens", "tokenizers"]
     change_token(run.corpus / "alpha", document=0)
     with pytest.raises(SystemExit) as status:
         order_tool.main(["verify", "--run", str(run.folder)])
