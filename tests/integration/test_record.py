@@ -1,6 +1,7 @@
 """What whole runs leave behind: twins that prove each other, ledgers that survive what runs do."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.evaluation.layouts import LAYOUTS, run_layout
+from megatron_ettin.export.huggingface import to_huggingface
 from megatron_ettin.order.ledger import Kind, Ledger
 from tests.conftest import TinyCorpus
 from tests.independent.program import rebuild
@@ -135,8 +137,9 @@ def test_heads_are_found_after_the_run_was_extended(
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", encoder, run], check=True)
     printed = Ledger.read(run / "ledger").head.chain
-    states = [json.loads(path.read_text()) for path in sorted(run.glob("checkpoints/*/state.json"))]
-    carried = states[-1]["ledger_chain"]
+    to_huggingface(sorted((run / "checkpoints").iterdir())[-1], tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    (carried,) = re.findall(r"\| ledger head \| `([0-9a-f]{64})` ", card)
     longer = yaml.safe_load(config.read_text())
     longer["phases"].append({**longer["phases"][1], "name": "more", "train_tokens": 3_000})
     for section in ("blend", "pools"):
