@@ -7,6 +7,7 @@ field's name says: see `local_attention`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def objective_of(saved: SavedModel) -> type[Objective]:
     )
 
 
-def huggingface_config(saved: SavedModel, special_ids: dict[str, int | list[int]]) -> Any:
+def huggingface_config(saved: SavedModel, special_ids: Mapping[str, int | list[int]]) -> Any:
     """Return the transformers configuration that computes what `saved` computes.
 
     `special_ids` holds the fields SPECIAL_IDS.
@@ -199,9 +200,9 @@ def _sliding_window(path: Path, kind: Kind, config: Any) -> int:
 
 def _special_ids(config: Any) -> dict[str, int | list[int]]:
     """Return the fields SPECIAL_IDS that hold ids of the vocabulary; some hold a list of ids."""
-    found = {}
+    found: dict[str, int | list[int]] = {}
     for name in SPECIAL_IDS:
-        value = getattr(config, name, None)
+        value: Any = getattr(config, name, None)
         ids = value if isinstance(value, list) else [value]
         if all(isinstance(token, int) and 0 <= token < config.vocab_size for token in ids):
             found[name] = value

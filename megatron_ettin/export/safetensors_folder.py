@@ -65,7 +65,7 @@ def _indexed(folder: Path, index: Path) -> dict[str, Path]:
         shards = sorted({str(file) for file in placed.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: not an index of safetensors files: {error!r}") from error
-    files = {}
+    files: dict[str, Path] = {}
     for shard in shards:
         path = folder / shard
         if path.parent != folder or not path.is_file():
