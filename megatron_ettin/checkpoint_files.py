@@ -80,6 +80,11 @@ def check_sizes(folder: Path) -> None:
             f"{folder / STATE_FILE}: its list of files is damaged: {in_one_line(error)}; {REMEDY}"
         ) from error
     for name, size in sizes.items():
+        if not name.isprintable() or "/" in name:
+            raise CheckpointError(
+                f"{folder / STATE_FILE}: its list of files is damaged: {name!r} is no file's name; "
+                f"{REMEDY}"
+            )
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
