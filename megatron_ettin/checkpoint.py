@@ -124,8 +124,8 @@ class SavedModel:
             # Which backend trained them is no property of the weights.
             model=dataclasses.replace(config.model, backend="auto"),
             attention=config.objective.attention,
-            rotary_base_global=phase.rotary_base_global,
-            rotary_base_local=phase.rotary_base_local,
+            rotary_base_global=phase.rotary_bases.base_global,
+            rotary_base_local=phase.rotary_bases.base_local,
             max_seq_length=max(phase.seq_length for phase in config.phases),
             tokenizer=str(Path(config.data.tokenizer).absolute()),
             prediction_shift=config.objective.prediction_shift,

@@ -4,7 +4,14 @@ Neither torch nor megatron is imported here, so that `--help` and a typo answer 
 """
 
 from megatron_ettin.config.command_line import ConfigError, load_config, parse_args, to_yaml
-from megatron_ettin.config.data import DataConfig, PhaseConfig, SourceConfig
+from megatron_ettin.config.data import (
+    FIRST_ROTARY_BASES,
+    DataConfig,
+    PhaseConfig,
+    RotaryBases,
+    SourceConfig,
+    with_rotary_bases,
+)
 from megatron_ettin.config.hardware import HardwareConfig, check_fp8, check_layout
 from megatron_ettin.config.model import ModelConfig
 from megatron_ettin.config.run import (
@@ -17,6 +24,7 @@ from megatron_ettin.config.run import (
 )
 
 __all__ = [
+    "FIRST_ROTARY_BASES",
     "CheckpointConfig",
     "ConfigError",
     "DataConfig",
@@ -25,6 +33,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PhaseConfig",
+    "RotaryBases",
     "RunConfig",
     "SeedConfig",
     "SourceConfig",
@@ -34,4 +43,5 @@ __all__ = [
     "load_config",
     "parse_args",
     "to_yaml",
+    "with_rotary_bases",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 from megatron_ettin.config.checks import positive
 from megatron_ettin.objectives import Specials
@@ -12,6 +13,21 @@ Packing = Literal["bfd", "concat", "none"]
 
 #: Slots of a bfd row for each piece that it may hold, if nothing else is said.
 SLOTS_PER_SEGMENT = 16
+
+
+class RotaryBases(NamedTuple):
+    """RoPE bases of global and of local layers."""
+
+    base_global: float
+    base_local: float
+
+    def __str__(self) -> str:
+        """Name both, for a line of a log."""
+        return f"{self.base_global:g} (global) and {self.base_local:g} (local)"
+
+
+#: Of weights that nothing has trained, where a phase names none.
+FIRST_ROTARY_BASES = RotaryBases(10_000.0, 10_000.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +61,11 @@ class PhaseConfig:
     """Curve from lr_start to lr_end."""
     lr_decay_tokens: int | None = None
     """Length of that curve, at the end of the phase; the whole phase if not given."""
-    rotary_base_global: float = 10_000.0
-    """RoPE base of the global layers."""
-    rotary_base_local: float = 10_000.0
-    """RoPE base of the local layers."""
+    rotary_base_global: float | None = None
+    """RoPE base of the global layers. If not given, that of the weights which the phase starts
+    from: the phase before, or `checkpoint.initialize_from`; 10,000 where nothing was trained."""
+    rotary_base_local: float | None = None
+    """RoPE base of the local layers; likewise."""
     allow_repeats: bool = False
     """Let the phase draw documents that a phase with another row length has drawn too."""
 
@@ -94,6 +111,19 @@ class PhaseConfig:
         return start + (self.global_batch_size - start) * phase_tokens // tokens
 
     @property
+    def rotary_bases(self) -> RotaryBases:
+        """RoPE bases of a phase that names both, as every phase of a started run does.
+
+        Raises:
+            ValueError: one of them is not given (`with_rotary_bases` fills them in).
+        """
+        if self.rotary_base_global is None or self.rotary_base_local is None:
+            raise ValueError(
+                f"phase {self.name!r}: rotary_base_global and rotary_base_local are not both given"
+            )
+        return RotaryBases(self.rotary_base_global, self.rotary_base_local)
+
+    @property
     def segments_per_row(self) -> int:
         """Segments of tokens that a row may have (default seq_length / 16, at least 1)."""
         if self.pack != "bfd":
@@ -101,6 +131,26 @@ class PhaseConfig:
         if self.max_segments_per_row is not None:
             return self.max_segments_per_row
         return max(1, self.seq_length // SLOTS_PER_SEGMENT)
+
+
+def with_rotary_bases(
+    phases: Sequence[PhaseConfig], start: RotaryBases, recorded: Mapping[str, RotaryBases]
+) -> list[PhaseConfig]:
+    """Return the phases with RoPE bases in each.
+
+    A base that a phase does not name is the one that `recorded` has for the phase, else that of the
+    phase before, else of `start`.
+    """
+    filled = []
+    for phase in phases:
+        known = recorded.get(phase.name, start)
+        named = phase.rotary_base_global, phase.rotary_base_local
+        bases = (other if base is None else base for base, other in zip(named, known, strict=True))
+        start = RotaryBases(*bases)
+        filled.append(
+            replace(phase, rotary_base_global=start.base_global, rotary_base_local=start.base_local)
+        )
+    return filled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState, SavedModel
-from megatron_ettin.config import RunConfig
+from megatron_ettin.config import FIRST_ROTARY_BASES, RunConfig, with_rotary_bases
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.export.architecture import huggingface_config, kind_of
@@ -201,12 +201,12 @@ class Transformers(Contender):
 
 
 def _module(config: RunConfig, *, sparse: bool, attention: str) -> Any:
-    phase = config.phases[0]
+    phase = with_rotary_bases(config.phases, FIRST_ROTARY_BASES, {})[0]
     saved = SavedModel(
         model=config.model,
         attention=config.objective.attention,
-        rotary_base_global=phase.rotary_base_global,
-        rotary_base_local=phase.rotary_base_local,
+        rotary_base_global=phase.rotary_bases.base_global,
+        rotary_base_local=phase.rotary_bases.base_local,
         max_seq_length=phase.seq_length,
         tokenizer=None,
     )

@@ -42,9 +42,9 @@ class _Path:
     def __init__(self, config: RunConfig) -> None:
         # The same rows in every step, as the plain one has.
         self.ours = Ours(config, data_stays=True)
-        self.stage, phase = self.ours.run.stage, config.phases[0]
+        self.stage, phase = self.ours.run.stage, self.ours.run.config.phases[0]
         self.ours.run.ddp.train()
-        self.plain = PlainModel(self.stage, phase.rotary_base_global, phase.rotary_base_local)
+        self.plain = PlainModel(self.stage, *phase.rotary_bases)
         self.update = _plain_optimizer(self.plain, config.optimizer)
         loader = self.ours.run.loader
         self.batch: MicroBatch = next(micro_batches(loader, 0, phase.global_batch_size))

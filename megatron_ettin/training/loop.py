@@ -63,7 +63,7 @@ def train(run: Training, state: RunState) -> RunState:
     with run_profile(run.config) as step_done:
         for index in range(spec.phase_index(state.g), len(spec.phases)):
             phase, settings = spec.phases[index], run.config.phases[index]
-            run.stage.set_rotary_bases(settings.rotary_base_global, settings.rotary_base_local)
+            run.stage.set_rotary_bases(*settings.rotary_bases)
             if state.phase != phase.name:
                 state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
                 run.recorder.phase(state, index, phase)

@@ -27,6 +27,7 @@ from megatron_ettin.model.provider import build_model
 from megatron_ettin.order import OrderSpec, SampleOrder
 from megatron_ettin.order.spec import first_difference
 from megatron_ettin.publication import publish_text
+from megatron_ettin.training import rotary_bases
 from megatron_ettin.training.graphs import GraphedPasses, Passes
 from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
@@ -141,7 +142,8 @@ def _check_same_run(config: RunConfig, found: Path) -> None:
 
 
 def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training:
-    """Build model, optimizer, loaders and reports for this rank."""
+    """Build model, optimizer, loaders and reports for this rank; fill in RoPE bases."""
+    config = rotary_bases.resolve(config, order.spec, state)
     # First, because its lock refuses a run_dir that another process is training in.
     recorder = Recorder(
         config,

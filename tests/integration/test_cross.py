@@ -93,8 +93,7 @@ def assert_fresh_start(config: RunConfig, source: Path) -> None:
             adam = run.optimizer.optimizer
             assert all(not tensor.any() for tensor in tensors(dict(adam.state)))
             assert {group.get("step", 0) for group in adam.param_groups} == {0}
-            settings = config.phases[0]
-            run.stage.set_rotary_bases(settings.rotary_base_global, settings.rotary_base_local)
+            run.stage.set_rotary_bases(*run.config.phases[0].rotary_bases)
             batches = phase_micro_batches(config, run.loader, state, order.spec.phases[0].end_g)
             step = next(phase_steps(config, order, state, order.spec.phases[0].end_g))
             train_step(run, step, batches, state, 0.0, Interval())

@@ -27,7 +27,14 @@ def make_run(kind: str, tokenizer: Path, **model: Any) -> RunConfig:
     """Describe a run of two phases that differ in row length and RoPE bases."""
     shape = {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 2}
     phases = [
-        PhaseConfig(name="pretrain", train_tokens=9, seq_length=128, global_batch_size=4),
+        PhaseConfig(
+            name="pretrain",
+            train_tokens=9,
+            seq_length=128,
+            global_batch_size=4,
+            rotary_base_global=10_000.0,
+            rotary_base_local=10_000.0,
+        ),
         PhaseConfig(
             name="extension",
             train_tokens=9,

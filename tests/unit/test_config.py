@@ -12,10 +12,12 @@ import yaml
 from megatron_ettin.config import (
     ConfigError,
     PhaseConfig,
+    RotaryBases,
     RunConfig,
     load_config,
     parse_args,
     to_yaml,
+    with_rotary_bases,
 )
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -289,3 +291,29 @@ def test_parsing_does_not_import_torch() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "--hardware.tensor_parallel_size" in done.stdout
+
+
+def test_a_phase_without_rotary_bases_keeps_those_before_it() -> None:
+    def phase(name: str, **bases: float) -> PhaseConfig:
+        return PhaseConfig(
+            name=name,
+            train_tokens=1,
+            seq_length=8,
+            global_batch_size=1,
+            **bases,  # type: ignore[arg-type]
+        )
+
+    phases = [
+        phase("one"),
+        phase("two", rotary_base_global=500.0),
+        phase("three", rotary_base_local=30.0),
+        phase("four"),
+    ]
+    filled = with_rotary_bases(phases, RotaryBases(20.0, 10.0), {})
+    bases = [tuple(phase.rotary_bases) for phase in filled]
+    assert bases == [(20.0, 10.0), (500.0, 10.0), (500.0, 30.0), (500.0, 30.0)]
+    # What a checkpoint's config.yaml says of a phase comes before what the phase ahead has.
+    kept = with_rotary_bases(phases, RotaryBases(20.0, 10.0), {"two": RotaryBases(1.0, 2.0)})
+    assert kept[1].rotary_bases == (500.0, 2.0)
+    with pytest.raises(ValueError, match="phase 'two': rotary_base_global and rotary_base_local"):
+        _ = phases[1].rotary_bases

@@ -14,7 +14,13 @@ import pytest
 
 from megatron_ettin import checkpoint, distributed
 from megatron_ettin.checkpoint import RunState, SavedModel
-from megatron_ettin.config import RunConfig, SeedConfig, load_config
+from megatron_ettin.config import (
+    FIRST_ROTARY_BASES,
+    RunConfig,
+    SeedConfig,
+    load_config,
+    with_rotary_bases,
+)
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.evaluation import figure, table
 from megatron_ettin.evaluation.probe import Accuracy
@@ -64,6 +70,8 @@ def comparison(tiny_corpus: TinyCorpus, tmp_path: Path) -> Comparison:
     for shift, (name, objective) in enumerate(OBJECTIVES.items()):
         sections = {"objective": objective, "run_dir": "run"}
         config = load_config(tiny_corpus.write_config(tmp_path / f"{name}.yaml", **sections))
+        phases = with_rotary_bases(config.phases, FIRST_ROTARY_BASES, {})
+        config = replace(config, phases=phases)  # as in the config.yaml of a run
         lines = records(shift / 10)
         state = RunState(
             g=300, step=STEPS, consumed_tokens=12_345, phase="long", token_digest=(0xABC, 0xDEF)
