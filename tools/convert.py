@@ -16,11 +16,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", module=r"megatron\.")
     from megatron_ettin.export.card import CardMetadata
     from megatron_ettin.export.composer import from_composer
+    from megatron_ettin.export.conformance import write_pack
     from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     command, output = args.pop("command"), args["output"]
     try:
+        if command == "conformance":
+            write_pack(output)
+            print(f"{output}: a conformance pack; {output / 'README.md'} says how it is used")
+            return
         if command == "to-hf":
             metadata = CardMetadata(
                 license=args.pop("license"),
@@ -76,6 +81,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--max-seq-length", type=int, metavar="N", help=length)
     add("--prediction-shift", type=int, choices=(0, 1), help=shift + "0")
     add("--tokenizer", type=Path, metavar="DIR", help="its tokenizer; default: none")
+    pack = "tiny models and expected outputs, for ports of the architecture to other libraries"
+    add = commands.add_parser("conformance", help=pack).add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="new folder")
     return parser.parse_args(arguments)
 
 
