@@ -2,8 +2,11 @@
 
 from glob import glob
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
+
+# As many compilers as there are cores.
+ParallelCompile(default=0).install()
 
 setup(
     ext_modules=[
