@@ -5,6 +5,7 @@ row group at a time, so its size does not matter.
 """
 
 import contextlib
+import glob
 import hashlib
 import itertools
 import os
@@ -14,13 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from megatron_ettin.data.bloom import may_hold, xxh64
 from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.readers import Record
@@ -43,7 +44,7 @@ SCHEMA = pa.schema(
 
 GROUP_DOCUMENTS = 2**16
 FALSE_POSITIVES = 0.01
-"""Of the Bloom filters of id and sha256: 16 bits a document each, rounded up by Parquet."""
+"""Error rate of the Bloom filters of id and sha256, of 16 bits a document each (Parquet rounds)."""
 # Size of an .idx of one sequence per document: header and last border, then length, offset, border.
 INDEX_BYTES = 34 + 8
 INDEX_BYTES_PER_DOCUMENT = 4 + 8 + 8
@@ -278,7 +279,7 @@ class Provenance:
 
     def find_id(self, document_id: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with this id, ascending."""
-        return self._find("id", pa.scalar(document_id, pa.string()), document_id.encode())
+        return self._find("id", pa.scalar(document_id, pa.string()))
 
     def find_sha256(self, sha256: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents whose text has this SHA-256, ascending.
@@ -287,8 +288,7 @@ class Provenance:
         """
         if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
             raise ValueError(f"{sha256!r}: not a SHA-256, which has 64 hexadecimal digits")
-        value = bytes.fromhex(sha256)
-        return self._find("sha256", pa.scalar(value, pa.binary(32)), value)
+        return self._find("sha256", pa.scalar(bytes.fromhex(sha256), pa.binary(32)))
 
     def find_text(self, text: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with exactly this text, ascending."""
@@ -308,40 +308,35 @@ class Provenance:
                 " program has replaced them; run tools/preprocess_data.py again"
             )
 
-    def _find(self, column: str, value: pa.Scalar, stored: bytes) -> NDArray[np.int64]:
+    def _find(self, column: str, value: pa.Scalar) -> NDArray[np.int64]:
         found = [np.empty(0, dtype=np.int64)]
-        for group in self._groups_that_may_hold(column, stored):
+        for group in self._groups_that_may_hold(column, value.as_py()):
             equal = pc.equal(self._read(group, [column])[column], value)
             found.append(self._begins[group] + np.flatnonzero(equal.fill_null(False)))
         return np.concatenate(found)
 
-    def _groups_that_may_hold(self, column: str, stored: bytes) -> Iterator[int]:
-        """Yield the row groups whose limits and Bloom filter admit a value, given as its bytes.
+    def _groups_that_may_hold(self, column: str, value: str | bytes) -> list[int]:
+        """Return the row groups whose Bloom filter admits a value.
 
-        Sidecars of earlier versions have no filters: of these, all groups within the limits.
+        Sidecars of earlier versions have no filters: of these, all groups. The groups are then read
+        with their checksums, which DuckDB does not compare.
         """
-        place, hashed = SCHEMA.get_field_index(column), xxh64(stored)
-        with open(self._path, "rb") as file:
-            for group in range(len(self._begins) - 1):
-                chunk = self._file.metadata.row_group(group).column(place)
-                limits = chunk.statistics
-                if limits is not None and limits.has_min_max:
-                    low, high = (_as_bytes(limit) for limit in (limits.min, limits.max))
-                    if not low <= stored <= high:
-                        continue
-                offset, length = chunk.bloom_filter_offset, chunk.bloom_filter_length
-                if not offset or not length or may_hold(file.fileno(), offset, length, hashed):
-                    yield group
+        probe = (
+            "SELECT row_group_id FROM parquet_bloom_probe(?, ?, ?) "
+            "WHERE NOT bloom_filter_excludes ORDER BY row_group_id"
+        )
+        try:
+            with duckdb.connect() as database:
+                found = database.execute(probe, [glob.escape(str(self._path)), column, value])
+                return [group for (group,) in found.fetchall()]
+        except duckdb.Error as error:
+            raise _damaged(self._path, str(error)) from error
 
     def _read(self, group: int, columns: list[str] | None) -> pa.Table:
         try:
             return self._file.read_row_group(group, columns)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self._path, f"row group {group}: {error}") from error
-
-
-def _as_bytes(limit: str | bytes) -> bytes:
-    return limit.encode() if isinstance(limit, str) else limit
 
 
 def _damaged(path: Path, what: str) -> ValueError:

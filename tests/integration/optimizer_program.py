@@ -164,7 +164,14 @@ class Rank:
         """Write a checkpoint, with settings that must not come back with the state."""
         for group in self.optimizer.param_groups:
             group |= {"weight_decay": 0.5, "betas": (0.1, 0.2), "eps": 1.0}
-        phase = PhaseConfig(name="a", train_tokens=1, seq_length=8192, global_batch_size=1)
+        phase = PhaseConfig(
+            name="a",
+            train_tokens=1,
+            seq_length=8192,
+            global_batch_size=1,
+            rotary_base_global=10_000.0,
+            rotary_base_local=10_000.0,
+        )
         config = RunConfig(
             objective=CausalLM(),
             model=MODEL,

@@ -16,11 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import xxhash
 
 from megatron_ettin.data import preprocess as preprocess_module
 from megatron_ettin.data import provenance as module
-from megatron_ettin.data.bloom import xxh64
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.preprocess import PreprocessOptions, preprocess
 from megatron_ettin.data.provenance import CorpusWriter, Provenance, sidecar_path
@@ -213,12 +211,6 @@ def test_sidecars_without_filters_answer_the_same(
                 found = provenance.find_id(row["id"]).tolist()
                 assert found == [r["ordinal"] for r in expected if r["id"] == row["id"]]
             assert row["ordinal"] in provenance.find_sha256(row["sha256"].hex())
-
-
-@pytest.mark.parametrize("size", [0, 1, 3, 4, 7, 8, 12, 31, 32, 33, 63, 64, 100, 1000])
-def test_hashes_of_filters_are_those_of_the_reference(size: int) -> None:
-    data = np.random.default_rng(size).bytes(size)
-    assert xxh64(data) == xxhash.xxh64_intdigest(data)
 
 
 def test_documents_are_found_by_id_hash_and_text(
