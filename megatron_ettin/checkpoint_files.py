@@ -1,4 +1,4 @@
-"""Whether a checkpoint's files are those that were saved."""
+"""Checks of a checkpoint's files: are they those that were saved?"""
 
 from __future__ import annotations
 

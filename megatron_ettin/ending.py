@@ -1,4 +1,4 @@
-"""How a process of a run ends: with its launcher, and with one message for all that fail alike."""
+"""The end of a run's process: with its launcher, and with one message for all that fail alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from datetime import timedelta
 from typing import NoReturn
 
-#: Of <linux/prctl.h>: the signal that the kernel sends when the parent's thread ends.
+#: Option of prctl (<linux/prctl.h>): a signal that the kernel sends when the parent's thread ends.
 PR_SET_PDEATHSIG = 1
 #: How long torchrun's store is waited for before a message is printed without asking it.
 STORE_TIMEOUT = timedelta(seconds=5)

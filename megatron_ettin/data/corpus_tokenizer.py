@@ -1,4 +1,4 @@
-"""Which tokenizer each corpus was made with, and whether a run's corpora and weights agree on it.
+"""The tokenizer of each corpus, as recorded, compared with that of a run and of its first weights.
 
 Ids of one vocabulary mean nothing in another, and no loss curve shows that they were mixed.
 """

@@ -1,4 +1,4 @@
-"""How much is read from the device to get random rows of a corpus that no memory holds."""
+"""Bytes read from the device to get random rows of a corpus that is not in memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TOKEN_BYTES = {"uint16": 2, "int32": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class ColdReads:
-    """What rows took to read."""
+    """Bytes that some rows needed and took."""
 
     wanted_bytes: int
-    """Of their tokens in the .bin, special tokens counted."""
+    """Bytes of the rows' tokens in the .bin, special tokens counted."""
     read_bytes: int
-    """From the device, by this process: .bin, .idx and plans, readahead counted."""
+    """Bytes that this process had read from the device: .bin, .idx and plans, with readahead."""
 
     @property
     def ratio(self) -> float:

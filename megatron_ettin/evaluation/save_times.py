@@ -1,4 +1,4 @@
-"""What it costs to hash a checkpoint: while it is saved, and before it is loaded."""
+"""Cost of hashing a checkpoint: while it is saved, and before it is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which file of a Hugging Face folder holds each tensor: one file, an index, or a set of shards."""
+"""Files of a Hugging Face folder by tensor: one file, those of an index, or a set of shards."""
 
 from __future__ import annotations
 

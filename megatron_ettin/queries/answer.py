@@ -21,7 +21,7 @@ WIDTH = 100
 
 @runtime_checkable
 class ArrowTable(Protocol):
-    """What is used of a `pyarrow.Table`, which most questions do without."""
+    """The part of `pyarrow.Table` that is used here; most questions do without Arrow."""
 
     column_names: list[str]
     columns: list[Any]

@@ -37,7 +37,7 @@ class Branch:
     fork: Fork | None = None
     """The record that names it; None for the ledger itself."""
     parted_seq: int | None = None
-    """Of a fork: the first record in whose place the present ledger has another one, or none."""
+    """First record of a fork that the present ledger lacks or has otherwise; None: no fork."""
     before: Sums = _NOTHING
 
     @cached_property

@@ -1,4 +1,4 @@
-"""How a run made its masks at each step: what the START or RESUME before it says."""
+"""Masking at each step of a run, as the START or RESUME before the step says it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_ettin.order.ledger import Ledger
 
 @dataclass(frozen=True)
 class Masking:
-    """What masks follow from, besides the rows."""
+    """Objective and seed, from which the masks of a row follow."""
 
     objective: Objective
     mask_seed: int

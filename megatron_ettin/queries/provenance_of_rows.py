@@ -1,4 +1,4 @@
-"""Where the documents of consecutive rows came from, looked up for many rows at once.
+"""Provenance of the documents of consecutive rows, looked up for many rows at once.
 
 A random order takes its documents from everywhere in a corpus, so the documents of one step lie in
 nearly every row group of a sidecar. One pass over the sidecars therefore serves a stretch of rows

@@ -22,7 +22,7 @@ from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, op
 from megatron_ettin.queries.tables import DOCS, ROWS, SEGMENTS, STEPS, Tables
 
 MEMORY_LIMIT = "1GB"
-"""Of DuckDB; what does not fit, as a join of all documents, goes to a temporary folder (TMPDIR)."""
+"""Memory of DuckDB. A larger query, such as a join of all documents, spills to TMPDIR."""
 
 
 @dataclass(frozen=True, kw_only=True)

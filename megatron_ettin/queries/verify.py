@@ -1,4 +1,4 @@
-"""Is a run's record true? Its chain, the order of its rows, their tokens, files and weights.
+"""Checks of a run's record: its chain, the order of its rows, their tokens, files and weights.
 
 Without a choice: the chain, the order of all rows, and the tokens of a small sample of steps.
 """

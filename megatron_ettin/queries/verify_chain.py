@@ -1,4 +1,4 @@
-"""Does a run's record agree with itself: chain, forks, sums, and all else that the folder says?"""
+"""Checks that a run's record agrees with itself: chain, forks, sums, and the rest of the folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from megatron_ettin.queries.verify_folder import check_folder, read_side_files
 
 @dataclass(frozen=True, kw_only=True)
 class ChainCheck:
-    """What the check found and read."""
+    """Result of the check, and the records that it read."""
 
     check: Check
     ledger: Ledger | None
-    """None where it is damaged: nothing can be compared with it then."""
+    """The run's ledger; None where it is damaged, so that nothing can be compared with it."""
     branches: list[Branch]
     """The ledger and its forks, as far as they could be read."""
 

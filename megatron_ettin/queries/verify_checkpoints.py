@@ -1,4 +1,4 @@
-"""Does the state that each checkpoint holds agree with the ledger's record of it?"""
+"""Comparison of the state that each checkpoint holds with the ledger's record of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the corpora and the tokenizer still hold what order.json names? All of them are hashed anew.
+"""Comparison of corpora and tokenizer with order.json; all of them are hashed anew.
 
 Elsewhere a corpus whose size and time are those of its identity file is not read again.
 """

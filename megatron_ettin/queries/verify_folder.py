@@ -1,4 +1,4 @@
-"""Does what lies beside a run's ledger agree with it: order.json, config.yaml, metrics, states?"""
+"""Comparison of a run's files with its ledger: order.json, config.yaml, metrics, states."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_ettin.queries.verify_checkpoints import check_checkpoint, checkpoi
 
 @dataclass(frozen=True, kw_only=True)
 class SideFiles:
-    """What a running run adds to after its ledger."""
+    """Files that a running run adds to after its ledger."""
 
     metrics: list[str]
     """Whole lines of metrics.jsonl."""

@@ -1,4 +1,4 @@
-"""Where is a record whose chain hash was published, and what has happened since?"""
+"""Search for a record whose chain hash was published, and a summary of what happened since."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORTEST = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """What consecutive records tell."""
+    """Counts over consecutive records."""
 
     records: int
     steps: int
@@ -31,7 +31,7 @@ class Stretch:
     went_back: int
     """FORK records: times when the run went back to one of these records, or to the one before."""
     ended: bool
-    """Whether END is the last of them, FORK left out."""
+    """True if END is the last of them, FORK left out."""
 
     def __str__(self) -> str:
         counts = {
@@ -62,12 +62,11 @@ class FoundHead:
     fork: str | None
     """The fork that it is in, for the run went back before it; None: it is in the ledger."""
     parted_seq: int | None
-    """From which record on the present ledger has others than its fork had; None: it is in the
-    ledger."""
+    """First record that the present ledger lacks or has otherwise than the fork; None: no fork."""
     since: Stretch
-    """What follows it in the ledger; of one in a fork, what the ledger has from `parted_seq` on."""
+    """Records of the ledger after it, or, if it is in a fork, from `parted_seq` on."""
     undone: Stretch | None
-    """What follows it in its fork; None: it is in the ledger."""
+    """Records after it in its fork; None: it is in the ledger."""
 
     def lines(self) -> list[str]:
         """Return what there is to say, for people."""

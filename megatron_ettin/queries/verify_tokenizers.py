@@ -1,4 +1,4 @@
-"""Were a run's corpora made with its tokenizer? Compares what each corpus records of it."""
+"""Comparison of the tokenizer that each corpus records with the run's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are a run's checkpoints still the files that it saved?
+"""Comparison of every file of a run's checkpoints with what was saved.
 
 The list of files that a checkpoint's state holds is compared with the ledger by the chain's check;
 here the files are hashed and compared with the list.

@@ -1,4 +1,4 @@
-"""What a run will write to and read, checked before it starts: not when training arrives there."""
+"""Checks, before a run starts, of all that it will write to and read."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def test_a_resume_compares_before_anything_is_written(
 def test_a_checkpoint_without_digests_needs_the_option(
     cut_off: tuple[Path, Path, list[str]],
 ) -> None:
-    """As earlier versions saved them: sizes alone, and nothing in the ledger."""
+    """Write a state as earlier versions did: sizes alone, and nothing in the ledger."""
     run, folder, resume = cut_off
     state = state_of(folder)
     state["files"] = {name: entry["bytes"] for name, entry in state["files"].items()}

@@ -132,7 +132,7 @@ def test_a_run_amended_on_resuming_keeps_its_past(
 def test_heads_are_found_after_the_run_was_extended(
     twins: tuple[Path, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a run printed at its end, and what the card of its last checkpoint carries."""
+    """A run printed one head at its end; the card of its last checkpoint carries another."""
     encoder, _, config = twins
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", encoder, run], check=True)

@@ -71,7 +71,7 @@ def test_scaled_rope(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_local_base_is_the_global_one(folder: Path, tmp_path: Path) -> None:
-    """As transformers 4 computes it; 5 fails."""
+    """Version 4 of transformers computes it so; 5 fails."""
     document = json.loads((folder / "config.json").read_text())
     del document["rope_parameters"]
     document |= {"global_rope_theta": 80_000.0, "local_rope_theta": None}

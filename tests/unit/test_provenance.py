@@ -196,7 +196,7 @@ def test_a_name_is_looked_for_where_it_may_be(
 def test_sidecars_without_filters_answer_the_same(
     options: PreprocessOptions, small_groups: Provenance
 ) -> None:
-    """As versions before wrote them."""
+    """Earlier versions wrote such sidecars."""
     path = sidecar_path(options.prefix("text", "document"))
     expected = expected_rows(options, "document")
     tokens = pq.read_metadata(path).metadata[b"tokens"]

@@ -107,7 +107,7 @@ def test_unseen_documents_are_the_exact_complement(queried: Queried) -> None:
 def test_unseen_answers_at_once_when_everything_was_drawn(
     queried: Queried, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the first phase's pools, whose rows were all drawn, no document is looked up."""
+    """No document of the first phase's pools, whose rows were all drawn, is looked up."""
     looked_up: list[tuple[str, int]] = []
     where = SampleOrder.where
 
