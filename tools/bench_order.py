@@ -24,10 +24,11 @@ from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.evaluation.cold_reads import drop_from_memory, read_cold_rows
 from megatron_ettin.file_digests import FileDigest, FileList, differences
 from megatron_ettin.indexed import IndexedWriter
-from megatron_ettin.objectives import MaskedLM, TokenIds
+from megatron_ettin.objectives import MaskedLM
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.ledger import Kind, Ledger, LedgerWriter
+from megatron_ettin.rows import TokenIds
 
 SEQ_LENGTH = 1024
 STEP_ROWS = 4608  # as published

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from megatron_ettin.config.checks import positive
-from megatron_ettin.objectives import Specials
+from megatron_ettin.rows import Specials
 
 Packing = Literal["bfd", "concat", "none"]
 

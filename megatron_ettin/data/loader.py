@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_ettin.objectives import Batch, Objective, TokenIds
+from megatron_ettin.objectives import Batch, Objective
 from megatron_ettin.order import SampleOrder
+from megatron_ettin.rows import TokenIds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from megatron_ettin.objectives import TokenIds
 from megatron_ettin.publication import publish_text
+from megatron_ettin.rows import TokenIds
 
 SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 """In the order of Ettin's ids 50280 to 50284: the last five of a vocabulary trained here."""

@@ -26,9 +26,9 @@ from megatron_ettin.data.orders import sample_order
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.export.architecture import huggingface_config, kind_of
 from megatron_ettin.indexed import IndexedReader
-from megatron_ettin.objectives import Batch, TokenIds
-from megatron_ettin.objectives.base import PADDING
+from megatron_ettin.objectives import Batch
 from megatron_ettin.order import SampleOrder
+from megatron_ettin.rows import PADDING, TokenIds
 from megatron_ettin.training import set_up
 from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.loop import train_step

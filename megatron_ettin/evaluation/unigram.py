@@ -12,7 +12,7 @@ from megatron_ettin.config import RunConfig, SourceConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import held_out_order
 from megatron_ettin.indexed import IndexedReader
-from megatron_ettin.objectives import TokenIds
+from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.validation import HeldOutLoss, mean_over_rows
 
 CHUNK_DOCUMENTS = 4096

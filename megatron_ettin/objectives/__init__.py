@@ -1,6 +1,6 @@
 """What a model predicts and how it attends: all that an encoder and its twin differ in."""
 
-from megatron_ettin.objectives.base import Batch, Objective, Rows, Specials, TokenIds
+from megatron_ettin.objectives.base import Batch, Objective
 from megatron_ettin.objectives.causal_lm import CausalLM
 from megatron_ettin.objectives.masked_lm import MaskedLM
 from megatron_ettin.objectives.masked_next_token import MaskedNextToken
@@ -11,7 +11,4 @@ __all__ = [
     "MaskedLM",
     "MaskedNextToken",
     "Objective",
-    "Rows",
-    "Specials",
-    "TokenIds",
 ]

@@ -8,15 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.objectives.base import (
-    CUT_PIECE,
-    PADDING,
-    Batch,
-    Objective,
-    Rows,
-    TokenIds,
-    next_tokens,
-)
+from megatron_ettin.objectives.base import Batch, Objective, next_tokens
+from megatron_ettin.rows import CUT_PIECE, PADDING, Rows, TokenIds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin import native
-from megatron_ettin.objectives.base import Objective, Rows, TokenIds
+from megatron_ettin.objectives.base import Objective
+from megatron_ettin.rows import Rows, TokenIds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from megatron_ettin import native
 
 if TYPE_CHECKING:
-    from megatron_ettin.objectives import Batch, Rows
+    from megatron_ettin.objectives import Batch
+    from megatron_ettin.rows import Rows
 
 
 def token_digest(rows: Rows, tokens: NDArray[np.int64]) -> NDArray[np.uint64]:

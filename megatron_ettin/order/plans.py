@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from megatron_ettin import native
 from megatron_ettin.config.data import Packing
-from megatron_ettin.objectives import Specials
+from megatron_ettin.rows import Specials
 
 FORMAT = "plan/1"
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from megatron_ettin import native
 from megatron_ettin.config import DataConfig, PhaseConfig
-from megatron_ettin.objectives import Rows, Specials, TokenIds
 from megatron_ettin.order.pieces import Pieces, concatenate
 from megatron_ettin.order.pools import Pool, Pools
 from megatron_ettin.order.spec import OrderSpec, PhaseSpec, PoolSpec
+from megatron_ettin.rows import Rows, Specials, TokenIds
 
 
 class SampleOrder:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megatron_ettin.config.data import Packing
-    from megatron_ettin.objectives import Specials
+    from megatron_ettin.rows import Specials
 
 FORMAT = "order/1"
 

@@ -20,10 +20,10 @@ from megatron_ettin.config import RunConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.model.counts import document_flops
 from megatron_ettin.objectives import Batch
-from megatron_ettin.objectives.base import PADDING
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.steps import planned_steps
+from megatron_ettin.rows import PADDING
 from megatron_ettin.training.micro_batch import (
     MicroBatch,
     capacity,

@@ -14,10 +14,10 @@ from megatron_ettin import checkpoint, checkpoint_files, distributed
 from megatron_ettin import config as configuration
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
-from megatron_ettin.objectives import TokenIds
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Kind, LedgerWriter, described
+from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.interval import Summary
 
 

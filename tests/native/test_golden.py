@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from megatron_ettin import native
-from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken, Rows, TokenIds
+from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken
 from megatron_ettin.order.digest import format_digest
+from megatron_ettin.rows import Rows, TokenIds
 from tests.native import reference
 from tests.native.corpora import pieces_of, plan_briefly
 

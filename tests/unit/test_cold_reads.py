@@ -12,9 +12,9 @@ from megatron_ettin.evaluation.cold_reads import (
     read_cold_rows,
 )
 from megatron_ettin.indexed import IndexedWriter
-from megatron_ettin.objectives import TokenIds
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.corpus_identity import corpus_identity
+from megatron_ettin.rows import TokenIds
 
 pytestmark = pytest.mark.slow
 

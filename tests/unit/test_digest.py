@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from megatron_ettin import native
-from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective, Rows
+from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective
 from megatron_ettin.order.digest import format_digest, mask_digest, token_digest
+from megatron_ettin.rows import Rows
 from tests.unit.test_objectives import IDS, SEQ_LENGTH, make_rows
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken, Objective, Rows, TokenIds
-from megatron_ettin.objectives.base import CUT_PIECE, LAST_PIECE, PADDING
+from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken, Objective
 from megatron_ettin.order import mask_digest, token_digest
+from megatron_ettin.rows import CUT_PIECE, LAST_PIECE, PADDING, Rows, TokenIds
 from tests.native import reference
 from tests.properties import cases, check_all
 

@@ -11,8 +11,8 @@ import pytest
 from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.native import TokenFile
-from megatron_ettin.objectives import TokenIds
 from megatron_ettin.order import SampleOrder
+from megatron_ettin.rows import TokenIds
 from tests.conftest import TinyCorpus
 
 BLEND = {"alpha": 0.7, "beta": 0.3}
