@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,11 +21,6 @@ class MaskedLM(MaskingObjective):
 
     mask_rate: float = 0.3
     """Share of the non-special tokens that are predicted: 80 % [MASK], 10 % random, 10 % kept."""
-    mask_rate_by_phase: dict[str, float] = field(
-        default_factory=lambda: {"decay": 0.15, "cross": 0.15}
-    )
-    """Rates of the phases that differ, by phase name: the released runs masked 15 % in the decay,
-    and in the phase that turns a decoder into an encoder (examples/cross name it "cross")."""
 
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
         """Mask by counters of (mask_seed, g, position); labels are the original tokens."""

@@ -42,6 +42,8 @@ CROSS = {
     "400m": (2.5e-4, 1e-5, 3e9, 50e9, 10e9),
     "1b": (2.5e-4, 5e-5, 1e9, 16.667e9, 3.333e9),
 }
+#: Whole rows of a micro-batch, by phase.
+MICRO_BATCH_ROWS = {"1xh100": [64, 8, 8], "cpu": [4, 1, 1]}
 HARDWARE = sorted(path.stem for path in (EXAMPLES / "hardware").glob("*.yaml"))
 
 
@@ -138,8 +140,20 @@ def test_published_local_bases_differ_in_the_base_alone(name: str) -> None:
 
 @pytest.mark.parametrize("hardware", HARDWARE)
 def test_every_hardware_file_fits_the_published_phases_or_the_small_ones(hardware: str) -> None:
-    phases = "nano/" if hardware == "cpu" else ""
-    assert parse_args(arguments("17m", "mlm", phases, hardware)).hardware.micro_batch_tokens > 0
+    run = parse_args(arguments("17m", "mlm", "nano/" if hardware == "cpu" else "", hardware))
+    rows = [run.hardware.micro_batch_rows(phase.seq_length) for phase in run.phases]
+    assert rows == MICRO_BATCH_ROWS[hardware]
+
+
+def test_mask_rates_are_those_of_the_released_runs() -> None:
+    def rates(file: str) -> list[float]:
+        objective = parse_args(arguments("17m", file, "")).objective
+        return [
+            objective.scored_share(name) for name in ("pretrain", "extension", "decay", "cross")
+        ]
+
+    assert rates("mlm") == [0.3, 0.3, 0.15, 0.15]
+    assert rates("mntp") == [0.15] * 4
 
 
 def test_phase_files_append_in_order() -> None:
