@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from megatron_ettin.config.data import Packing
@@ -112,6 +114,54 @@ class OrderSpec:
             **dataclasses.asdict(self),
         }
         return json.dumps(document, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, check_ids: bool = True) -> Self:
+        """Read the text of `order.json`.
+
+        Raises:
+            ValueError: not the text of an order; with `check_ids`, also ids that do not follow from
+                the content, or phases that leave a gap or overlap.
+        """
+        try:
+            document = json.loads(text)
+            phases = tuple(
+                PhaseSpec(**{**phase, "pools": tuple(PoolSpec(**pool) for pool in phase["pools"])})
+                for phase in document["phases"]
+            )
+            spec = cls(
+                seed=document["seed"], tokenizer_sha256=document["tokenizer_sha256"], phases=phases
+            )
+            phase_ids, order_id = document["phase_ids"], document["order_id"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"not the order of a run ({error}); restore it") from error
+        if check_ids:
+            spec._check_ids(phase_ids, order_id)
+        return spec
+
+    def _check_ids(self, phase_ids: Sequence[str], order_id: str) -> None:
+        """Raise ValueError unless these are the ids of an order whose phases follow one another."""
+        if not self.phases:
+            raise ValueError("was altered: it has no phases")
+        for index, (was, now) in enumerate(zip_longest(phase_ids, self.phase_ids())):
+            if was != now:
+                raise ValueError(
+                    f"was altered: phase_ids[{index}] is {was}, but the content's is {now}"
+                )
+        if order_id != self.order_id:
+            raise ValueError(
+                f"was altered: order_id is {order_id}, but the content's is {self.order_id}"
+            )
+        # No id covers num_rows (a phase may be extended), so a changed one shows only here.
+        start = 0
+        for index, phase in enumerate(self.phases):
+            if phase.start_g != start:
+                before = self.phases[index - 1].num_rows if index else 0
+                raise ValueError(
+                    f"was altered: phases[{index}].start_g is {phase.start_g}, but the phase "
+                    f"before ends at row {start} (its num_rows is {before})"
+                )
+            start = phase.end_g
 
 
 def first_difference(recorded: Any, now: Any, where: str = "") -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.order import OrderSpec, PhaseSpec, PoolSpec
+from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Kind, Ledger
 
@@ -86,44 +85,9 @@ def read_spec(folder: Path, *, check_ids: bool = True) -> OrderSpec:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --run takes the run_dir of a run")
     try:
-        document = json.loads(path.read_text())
-        phases = tuple(
-            PhaseSpec(**{**phase, "pools": tuple(PoolSpec(**pool) for pool in phase["pools"])})
-            for phase in document["phases"]
-        )
-        spec = OrderSpec(
-            seed=document["seed"], tokenizer_sha256=document["tokenizer_sha256"], phases=phases
-        )
-        recorded, order_id = document["phase_ids"], document["order_id"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the order of a run ({error}); restore it") from error
-    if check_ids:
-        _check_ids(path, spec, recorded, order_id)
-    return spec
-
-
-def _check_ids(path: Path, spec: OrderSpec, phase_ids: list[str], order_id: str) -> None:
-    """Raise ValueError unless these are the ids of an order whose phases follow one another."""
-    if not spec.phases:
-        raise ValueError(f"{path}: was altered: it has no phases")
-    for index, (was, now) in enumerate(zip_longest(phase_ids, spec.phase_ids())):
-        if was != now:
-            raise ValueError(
-                f"{path}: was altered: phase_ids[{index}] is {was}, but the content's is {now}"
-            )
-    if order_id != spec.order_id:
-        raise ValueError(
-            f"{path}: was altered: order_id is {order_id}, but the content's is {spec.order_id}"
-        )
-    start = 0
-    for index, phase in enumerate(spec.phases):
-        if phase.start_g != start:
-            before = spec.phases[index - 1].num_rows if index else 0
-            raise ValueError(
-                f"{path}: was altered: phases[{index}].start_g is {phase.start_g}, but the phase "
-                f"before ends at row {start} (its num_rows is {before})"
-            )
-        start = phase.end_g
+        return OrderSpec.from_json(path.read_bytes(), check_ids=check_ids)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def skipped_rows(ledger: Ledger, end: int) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ import pytest
 from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.native import TokenFile
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import OrderSpec, SampleOrder
 from megatron_ettin.rows import TokenIds
 from tests.conftest import TinyCorpus
 
@@ -138,6 +138,17 @@ def test_the_identity_knows_content_and_seed_but_no_path(tiny_corpus: TinyCorpus
     )
     assert other_source.spec.order_id != order.spec.order_id
     assert str(tiny_corpus.folder) not in order.spec.to_json()
+
+
+def test_order_json_holds_the_whole_order(tiny_corpus: TinyCorpus) -> None:
+    spec = make_order(tiny_corpus, FIRST, SECOND).spec
+    assert OrderSpec.from_json(spec.to_json()) == spec
+    with pytest.raises(ValueError, match=r"^not the order of a run \('phases'\); restore it"):
+        OrderSpec.from_json("{}")
+    altered = spec.to_json().replace('"seed": 21', '"seed": 22')
+    with pytest.raises(ValueError, match=r"^was altered: phase_ids\[0\] is "):
+        OrderSpec.from_json(altered)
+    assert OrderSpec.from_json(altered, check_ids=False).seed == 22
 
 
 def test_a_token_beyond_the_vocabulary_names_file_and_document(tiny_corpus: TinyCorpus) -> None:
