@@ -30,8 +30,8 @@ from megatron_ettin.objectives import Batch
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.rows import PADDING, TokenIds
 from megatron_ettin.training import set_up
-from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.loop import train_step
+from megatron_ettin.training.metrics import Interval
 from megatron_ettin.training.preparation import (
     Prepared,
     StepRange,

@@ -15,9 +15,9 @@ from megatron_ettin.evaluation.contenders import Ours
 from megatron_ettin.evaluation.plain_model import PlainModel
 from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.linear_cross_entropy import linear_cross_entropy
+from megatron_ettin.training.adamw import StableAdamW, TensorStatistics
 from megatron_ettin.training.micro_batch import MicroBatch
 from megatron_ettin.training.preparation import micro_batches
-from megatron_ettin.training.stable_adamw import StableAdamW, TensorStatistics
 
 #: Parts of a step, in its order; "step" is all of it, with what lies between the parts.
 PARTS = ("layers", "loss", "optimizer", "step")

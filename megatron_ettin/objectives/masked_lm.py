@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.objectives.base import Batch
-from megatron_ettin.objectives.masking import MaskingObjective
+from megatron_ettin.objectives.base import Batch, MaskingObjective
 from megatron_ettin.rows import Rows, TokenIds
 
 

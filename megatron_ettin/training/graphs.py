@@ -23,7 +23,7 @@ from megatron_ettin.training.micro_batch import MicroBatch
 logger = logging.getLogger(__name__)
 
 Report = dict[str, torch.Tensor]
-"""What a micro-batch reports (training/forward_step.py)."""
+"""What a micro-batch reports (`micro_batch.forward_step`)."""
 Passes = Callable[..., list[Report]]
 """Runs a step's micro-batches, as Megatron-Core's `get_forward_backward_func()` does."""
 Capture = Callable[[Callable[[], Report]], Callable[[], Report]]

@@ -21,11 +21,10 @@ from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order import PhaseSpec
 from megatron_ettin.order.digest import add_digests
 from megatron_ettin.order.steps import first_row_kept
-from megatron_ettin.training.forward_step import forward_step
 from megatron_ettin.training.graphs import Passes
-from megatron_ettin.training.interval import Interval
-from megatron_ettin.training.metrics import Reporter
-from megatron_ettin.training.optimizer import Optimizer
+from megatron_ettin.training.metrics import Interval, Reporter
+from megatron_ettin.training.micro_batch import forward_step
+from megatron_ettin.training.optimizer import Optimizer, learning_rate
 from megatron_ettin.training.preparation import (
     Prepared,
     StepRange,
@@ -34,7 +33,6 @@ from megatron_ettin.training.preparation import (
 )
 from megatron_ettin.training.profile import run_profile
 from megatron_ettin.training.recorder import Recorder
-from megatron_ettin.training.schedule import learning_rate
 from megatron_ettin.training.validation import Validation
 
 

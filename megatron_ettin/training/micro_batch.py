@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from megatron_ettin import distributed
 from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.model.linear_cross_entropy import SummedLoss
 from megatron_ettin.objectives import Batch
 
 #: On a GPU, scored positions come in multiples of this: whole tiles of its matrix products.
@@ -21,6 +24,8 @@ POSITIONS_MULTIPLE = 128
 ALIGNMENT = 128
 #: The label of a position that only fills up the shape.
 NO_LABEL = -1
+
+LossFunction = Callable[[SummedLoss], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,3 +227,31 @@ def _filled(
 
 def _torch_dtype(array: NDArray[Any]) -> torch.dtype:
     return {"int64": torch.int64, "int32": torch.int32}[array.dtype.name]
+
+
+def forward_step(
+    batches: Iterator[MicroBatch], model: torch.nn.Module
+) -> tuple[torch.Tensor | SummedLoss, LossFunction]:
+    """Run the next micro-batch; return the stage's output and the function that sums its loss."""
+    batch = next(batches)
+    batch.wait()
+    output = model(
+        tokens=batch.tokens, packed=batch.packed, scored=batch.scored, labels=batch.labels
+    )
+    return output, partial(_summed_loss, batch)
+
+
+def _summed_loss(
+    batch: MicroBatch, loss: SummedLoss
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Return (sum of the loss, scored positions, report) for losses [n] at the scored slots.
+
+    Megatron-Core sums over micro-batches and ranks and divides gradients by the total, so the loss
+    is the mean over all scored tokens of the global batch. The report holds g, sums and counts by
+    row [m].
+    """
+    # The rows lie one after the other, and what only fills up lies behind them. Not index_add_:
+    # on a GPU its order of summation differs from run to run. Checks would wait for the device.
+    sums = torch.segment_reduce(loss.by_position.double(), "sum", lengths=batch.counts, unsafe=True)
+    report = {"g": batch.packed.g, "loss_sums": sums, "counts": batch.counts}
+    return loss.total, batch.total, report

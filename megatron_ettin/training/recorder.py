@@ -18,7 +18,7 @@ from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Kind, LedgerWriter, described
 from megatron_ettin.rows import TokenIds
-from megatron_ettin.training.interval import Summary
+from megatron_ettin.training.metrics import Summary
 
 
 class Recorder:

@@ -11,7 +11,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ettin import distributed
 from megatron_ettin.data.loader import Loader
-from megatron_ettin.training.forward_step import forward_step
+from megatron_ettin.training.micro_batch import forward_step
 from megatron_ettin.training.preparation import ahead, micro_batches
 
 

@@ -12,12 +12,12 @@ from megatron_ettin.config import HardwareConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.model.linear_cross_entropy import SummedLoss
 from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective
-from megatron_ettin.training.forward_step import forward_step
 from megatron_ettin.training.micro_batch import (
     NO_LABEL,
     MicroBatch,
     borders,
     capacity,
+    forward_step,
     micro_batch,
     positions,
 )

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from megatron_ettin.config import OptimizerConfig, PhaseConfig
-from megatron_ettin.training.schedule import learning_rate
+from megatron_ettin.training.optimizer import learning_rate
 
 OPTIMIZER = OptimizerConfig(lr=0.01, weight_decay=0.0, warmup_tokens=100)
 

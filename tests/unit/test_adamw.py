@@ -7,8 +7,7 @@ import torch
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig
-from megatron_ettin.training.adamw import BLOCK_ELEMENTS, AdamW
-from megatron_ettin.training.stable_adamw import StableAdamW, TensorStatistics
+from megatron_ettin.training.adamw import BLOCK_ELEMENTS, AdamW, StableAdamW, TensorStatistics
 
 LR, DECAY, BETAS, EPS = 0.02, 0.01, (0.9, 0.98), 1e-6
 
