@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +34,7 @@ from megatron_ettin.checkpoint_files import (
 from megatron_ettin.config import ModelConfig, RunConfig
 from megatron_ettin.file_digests import FileDigest, FileList
 from megatron_ettin.order.ledger import Head
-from megatron_ettin.publication import publish_folder
+from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
 from megatron_ettin.shards import ShardsError, in_one_line, read_shards, write_shards
 
 #: Packages whose versions a checkpoint records.
@@ -171,8 +170,8 @@ def publish(folder: Path, files: FileList, state: RunState) -> None:
             **dataclasses.asdict(state),
         }
         text = json.dumps(document, indent=2) + "\n"
-        (_unfinished(folder) / STATE_FILE).write_text(text)
-        publish_folder(_unfinished(folder), folder)
+        (unfinished_folder(folder) / STATE_FILE).write_text(text)
+        publish_folder(folder)
     distributed.barrier()
 
 
@@ -200,12 +199,11 @@ def _write(
     saved: SavedModel,
     config_yaml: str,
 ) -> FileList:
-    unfinished = _unfinished(folder)
+    unfinished = unfinished_folder(folder)
     if distributed.is_main_rank():
         if folder.exists():
             raise CheckpointError(f"{folder}: exists already; a checkpoint is never replaced")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        begin_folder(folder)
     distributed.barrier()
     digests = write_shards(unfinished, stage, optimizer)
     if distributed.is_main_rank():
@@ -222,10 +220,6 @@ def _write(
         others = [path for path in unfinished.iterdir() if path.name not in every]
         every |= {path.name: FileDigest.of_file(path) for path in others}
     return FileList(distributed.from_main_rank(every))
-
-
-def _unfinished(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".unfinished")
 
 
 def load(

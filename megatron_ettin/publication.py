@@ -1,10 +1,19 @@
-"""Files that are there whole or not at all, whatever ends the writer."""
+"""Files and folders that are there whole or not at all, whatever ends the writer.
 
+The one way to publish: write under a temporary name, sync the content, rename, sync the names.
+`csrc/new_file.h` does the same for plans, and `csrc/token_file_builder.h` for corpora.
+"""
+
+import glob
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_TEMPORARY_MARK = ".tmp."  # as in csrc/new_file.cc
+_UNFINISHED_SUFFIX = ".unfinished"
 
 
 def publish_text(path: Path, content: str) -> None:
@@ -26,22 +35,55 @@ def publishing(path: Path) -> Iterator[Path]:
     so several processes on several machines may publish the same file at the same time: the last
     rename wins. OSError where the file system refuses.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    # Random rather than host and process number: containers on a shared file system share both.
+    temporary = path.with_name(f"{path.name}{_TEMPORARY_MARK}{secrets.token_hex(8)}")
     try:
         yield temporary
         sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
+        rename_durably(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def publish_folder(unfinished: Path, folder: Path) -> None:
-    """Give a folder of closed files its final name durably; both names are in the same folder."""
-    for path in [*unfinished.iterdir(), unfinished]:
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of `publishing(path)`; nobody may be publishing it now."""
+    for temporary in path.parent.glob(f"{glob.escape(path.name)}{_TEMPORARY_MARK}*"):
+        temporary.unlink()
+
+
+def begin_folder(folder: Path) -> Path:
+    """Create `FOLDER.unfinished`, empty, and return it; what a killed process left there goes."""
+    unfinished = unfinished_folder(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    return unfinished
+
+
+def publish_folder(folder: Path) -> None:
+    """Give the folder that `begin_folder` created its name durably; its files are closed."""
+    unfinished = unfinished_folder(folder)
+    for path in [*unfinished.rglob("*"), unfinished]:
         sync(path)
-    unfinished.rename(folder)
-    sync(folder.parent)
+    rename_durably(unfinished, folder)
+
+
+def unfinished_folder(folder: Path) -> Path:
+    """Return the name of a folder while it is written."""
+    return folder.with_name(folder.name + _UNFINISHED_SUFFIX)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Tell whether a folder has the name of one that is still written."""
+    return path.suffix == _UNFINISHED_SUFFIX
+
+
+def rename_durably(path: Path, new_path: Path) -> None:
+    """Rename inside a folder, replacing a file that is there; the new name survives a crash.
+
+    The content must be synced before: a name that is durable first would show an empty file.
+    """
+    path.replace(new_path)
+    sync(new_path.parent)
 
 
 def sync(path: Path) -> None:

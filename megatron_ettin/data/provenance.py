@@ -26,6 +26,7 @@ from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.readers import Record
 from megatron_ettin.native import TokenFileBuilder
+from megatron_ettin.publication import sync
 
 FORMAT = "megatron-ettin-documents/1"
 SCHEMA = pa.schema(
@@ -154,9 +155,8 @@ class _SidecarFile:
                 {"tokens": str(self._tokens), METADATA_KEY: self._tokenizer_sha256}
             )
             self._writer.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
+            sync(self._path)
 
     def discard(self) -> None:
         # What cannot be written any more is about to be removed.

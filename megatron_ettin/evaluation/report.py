@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
 from pathlib import Path
 
 from megatron_ettin.evaluation import figure, table
 from megatron_ettin.evaluation.twins import Comparison, Twin
-from megatron_ettin.publication import publish_text
+from megatron_ettin.publication import publish_bytes, publish_text
 
 STYLE = """
 :root { color-scheme: light dark; --text: #24292f; --faint: #59636e; --line: #d8dee4;
@@ -42,10 +41,7 @@ def write_report(comparison: Comparison, output: Path) -> None:
     """Write the three files to a folder, each of which appears when it is complete."""
     output.mkdir(parents=True, exist_ok=True)
     publish_text(output / "report.html", page(comparison))
-    image = output / "report.png"
-    unfinished = image.with_name(f"{image.name}.tmp-{os.getpid()}")
-    unfinished.write_bytes(figure.png(comparison))
-    unfinished.replace(image)
+    publish_bytes(output / "report.png", figure.png(comparison))
     publish_text(output / "summary.json", json.dumps(table.summary(comparison), indent=2) + "\n")
 
 

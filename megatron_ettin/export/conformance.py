@@ -19,7 +19,7 @@ from megatron_ettin.config import ModelConfig
 from megatron_ettin.export.architecture import KINDS, Kind, huggingface_config
 from megatron_ettin.export.huggingface import check_free
 from megatron_ettin.native import counter_draws, counter_key, initial_weights
-from megatron_ettin.publication import publish_folder
+from megatron_ettin.publication import begin_folder, publish_folder
 
 SEED = 21
 WINDOW = 16
@@ -51,9 +51,7 @@ def write_pack(output: Path) -> None:
         ValueError: something is at `output` already.
     """
     check_free(output)
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished = begin_folder(output)
     inputs = make_inputs()
     for kind in KINDS:
         folder = unfinished / kind.architecture
@@ -63,7 +61,7 @@ def write_pack(output: Path) -> None:
         save_file(run(model, inputs), folder / "expected.safetensors")
     shutil.copyfile(Path(__file__).with_name("conformance_check.py"), unfinished / "check.py")
     (unfinished / "README.md").write_text(README, encoding="utf-8")
-    publish_folder(unfinished, output)
+    publish_folder(output)
 
 
 def make_inputs() -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from megatron_ettin.export.card import CardMetadata, model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.model.provider import build_stage
 from megatron_ettin.model.weight_map import Architecture
-from megatron_ettin.publication import publish_folder
+from megatron_ettin.publication import begin_folder, publish_folder
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +67,7 @@ def to_huggingface(
         )
     tokenizer = matching_tokenizer(saved.tokenizer, state.tokenizer_sha256)
     tensors = _read_weights(folder, saved, kind)
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished = begin_folder(output)
     _write_model(unfinished, kind, saved, tensors, tokenizer)
     counted = sum(tensor.numel() for name, tensor in tensors.items() if name != weights.TIED)
     card = model_card(
@@ -88,7 +85,7 @@ def to_huggingface(
             architecture=kind.architecture,
             max_length=saved.max_seq_length,
         )
-    publish_folder(unfinished, output)
+    publish_folder(output)
     return saved
 
 

@@ -7,18 +7,18 @@ anew.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from megatron_ettin.file_lock import open_locked
 from megatron_ettin.native import TokenFile
 from megatron_ettin.publication import publish_text
 
@@ -116,10 +116,10 @@ def _one_at_a_time(prefix: str) -> Iterator[None]:
 
     It only saves work: where the file system has no such locks, all of them hash.
     """
-    with open(f"{prefix}.idx", "rb") as file:
-        # Released with the file, however the process ends.
+    with ExitStack() as held:
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+            # For reading: the corpus may be another user's.
+            held.callback(os.close, open_locked(Path(f"{prefix}.idx"), os.O_RDONLY))
         yield
 
 

@@ -7,7 +7,6 @@ decides it, so no path, no training length and no time stamp can make it stale.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from megatron_ettin import native
 from megatron_ettin.config.data import Packing
+from megatron_ettin.file_lock import open_locked
 from megatron_ettin.rows import Specials
 
 FORMAT = "plan/1"
@@ -86,7 +86,7 @@ def _one_builder(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the kernel releases however the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = open_locked(folder / ".lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise OSError(
             error.errno,
@@ -95,7 +95,6 @@ def _one_builder(folder: Path) -> Iterator[None]:
             str(folder),
         ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -11,6 +11,7 @@ import numpy as np
 from megatron_ettin.file_digests import FileList
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Head
+from megatron_ettin.publication import is_unfinished
 from megatron_ettin.queries.branches import Branch
 from megatron_ettin.queries.faults import Check
 from megatron_ettin.queries.record import digest_hex
@@ -19,7 +20,7 @@ from megatron_ettin.queries.record import digest_hex
 def checkpoint_states(folder: Path) -> list[Path]:
     """Return the state.json of each finished checkpoint of a run."""
     found = sorted((folder / "checkpoints").glob("*/state.json"))
-    return [state for state in found if state.parent.suffix != ".unfinished"]
+    return [state for state in found if not is_unfinished(state.parent)]
 
 
 def check_checkpoint(path: Path, content: bytes, branches: list[Branch], check: Check) -> None:

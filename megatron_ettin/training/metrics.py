@@ -24,6 +24,7 @@ from megatron_ettin.config import RunConfig
 from megatron_ettin.model.counts import mfu
 from megatron_ettin.model.gpus import Device, gpu_called
 from megatron_ettin.order.digest import format_digest
+from megatron_ettin.publication import publish_text
 from megatron_ettin.training.micro_batch import MicroBatch
 from megatron_ettin.training.preparation import LANES, Prepared, StepRange
 from megatron_ettin.training.validation import HeldOutLoss
@@ -152,9 +153,7 @@ class Reporter:
             return
         path = Path(config.run_dir) / "metrics.jsonl"
         kept = lines_up_to(path, state.step)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text("".join(kept))
-        unfinished.replace(path)
+        publish_text(path, "".join(kept))
         self._file = path.open("a")
         self._bar = tqdm(
             total=total_tokens,

@@ -10,6 +10,7 @@ from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint_files import STATE_FILE
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import held_out_order
+from megatron_ettin.publication import is_unfinished
 
 #: What a run writes in run_dir, beside checkpoints.
 FOLDERS = ("ledger", "ledger/forks", "checkpoints")
@@ -98,5 +99,5 @@ def _check_checkpoints(run_dir: Path) -> None:
                 f"{path}: is no finished checkpoint ({STATE_FILE} is missing), but the run may "
                 f"save under this name: remove it or rename it"
             )
-        if path.suffix == ".unfinished" and not path.is_dir():
+        if is_unfinished(path) and not path.is_dir():
             raise StartError(f"{path}: is a file, but the run may save here: remove it")

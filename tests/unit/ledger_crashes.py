@@ -16,7 +16,7 @@ from typing import Any
 from megatron_ettin.order.ledger import Head, Kind, Ledger, LedgerWriter
 from tests.unit.ledgers import START, append_event, write_run
 
-CALLS = ("write", "fsync", "fdatasync", "ftruncate", "rename", "unlink")
+CALLS = ("write", "fsync", "fdatasync", "ftruncate", "replace", "unlink")
 
 
 def go_back(folder: Path, at: Head | None) -> None:

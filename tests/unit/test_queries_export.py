@@ -116,7 +116,7 @@ def test_an_export_goes_on_where_it_was(run: RecordedRun, tmp_path: Path) -> Non
     whole = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
     gone = files(tmp_path)[1]
     (tmp_path / gone).unlink()
-    (tmp_path / f"{gone}.tmp-1-ab").write_bytes(b"of an export that was killed")
+    (tmp_path / f"{gone}.tmp.1ab").write_bytes(b"of an export that was killed")
     folders = export(run, tmp_path)
     assert [folder.files_kept for folder in folders] == [1, 1, 1, 1]
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == whole

@@ -22,10 +22,16 @@ from megatron_ettin.order.ledger.format import (
     LedgerError,
 )
 from megatron_ettin.order.ledger.scan import Scan
-from megatron_ettin.publication import sync
+from megatron_ettin.publication import (
+    publish_bytes,
+    publish_text,
+    remove_leftovers,
+    rename_durably,
+    sync,
+)
 
 _PENDING = "pending.json"
-_UNFINISHED = "unfinished"
+_COPY = "unfinished"  # of what is moved, until the move is decided
 _SUFFIXES = (".led", ".jsonl")
 
 
@@ -63,10 +69,8 @@ def decide_cut(folder: Path, found: Scan, keep: int, content: bytes, lines: byte
     )
     forks = folder / FORKS_FOLDER
     for suffix, part in zip(_SUFFIXES, parts, strict=True):
-        _write(forks / f"{_UNFINISHED}{suffix}", part)
-    _write(forks / f"{_UNFINISHED}.json", json.dumps(asdict(cut)).encode())
-    (forks / f"{_UNFINISHED}.json").rename(forks / _PENDING)
-    sync(forks)
+        publish_bytes(forks / f"{_COPY}{suffix}", part)
+    publish_text(forks / _PENDING, json.dumps(asdict(cut)))
     return cut
 
 
@@ -77,8 +81,10 @@ def pending_cut(folder: Path) -> Cut | None:
     try:
         return Cut(**json.loads(path.read_bytes()))
     except FileNotFoundError:
-        for suffix in (*_SUFFIXES, ".json"):
-            (forks / f"{_UNFINISHED}{suffix}").unlink(missing_ok=True)
+        remove_leftovers(forks / _PENDING)
+        for suffix in _SUFFIXES:
+            remove_leftovers(forks / f"{_COPY}{suffix}")
+            (forks / f"{_COPY}{suffix}").unlink(missing_ok=True)
         return None
     except (TypeError, ValueError) as error:
         raise LedgerError(f"{path}: not what a ledger writes ({error}); restore it") from error
@@ -88,15 +94,11 @@ def publish_fork(folder: Path, cut: Cut) -> None:
     """Give the copies their names; those that a crash left with their names keep them."""
     forks = folder / FORKS_FOLDER
     for suffix in _SUFFIXES:
-        unfinished, name = (
-            forks / f"{_UNFINISHED}{suffix}",
-            forks / f"{cut.payload['file']}{suffix}",
-        )
-        if unfinished.exists():
-            unfinished.rename(name)
+        copy, name = forks / f"{_COPY}{suffix}", forks / f"{cut.payload['file']}{suffix}"
+        if copy.exists():
+            rename_durably(copy, name)
         elif not name.exists():
             raise LedgerError(f"{name}: missing, but {_PENDING} says it was written; restore it")
-    sync(forks)
 
 
 def end_cut(folder: Path) -> None:
@@ -113,8 +115,3 @@ def fork_that_holds(folder: Path, head: Head) -> str | None:
         if index >= 0 and path.read_bytes()[end - 32 : end].hex() == head.chain:
             return path.stem
     return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    sync(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from megatron_ettin.file_lock import open_locked
 from megatron_ettin.order.ledger.forks import (
     Cut,
     decide_cut,
@@ -365,12 +365,10 @@ def _whole(name: str, column: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]
 
 def _lock(path: Path) -> int:
     """Return a descriptor that holds the lock; the kernel releases it when the process ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = open_locked(path, os.O_RDWR | os.O_CREAT, wait=False)
     except BlockingIOError as error:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "a process"
-        os.close(descriptor)
+        holder = path.read_text(errors="replace").strip() or "a process"
         raise LedgerError(
             f"{path}: {holder} is writing this ledger; wait for its end, or end it"
         ) from error
