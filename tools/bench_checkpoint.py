@@ -3,26 +3,21 @@
 python tools/bench_checkpoint.py --models 17m 150m --work-dir FOLDER
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json
 import tempfile
 from pathlib import Path
 
-import yaml
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-SIZES = ("nano", "17m", "32m", "68m", "150m", "400m", "1b")
+from benchmarks.model_sizes import SIZES, model_of_size
 
 
 def main() -> None:
     """Measure each model and report."""
     args = parse_arguments()
+    from benchmarks.save_times import save_times
     from megatron_ettin import distributed
-    from megatron_ettin.config import HardwareConfig, ModelConfig
-    from megatron_ettin.evaluation.save_times import save_times
+    from megatron_ettin.config import HardwareConfig
 
     report = {}
     with (
@@ -30,13 +25,12 @@ def main() -> None:
         distributed.process_groups(HardwareConfig()),
     ):
         for name in args.models:
-            fields = yaml.safe_load((EXAMPLES / "model" / f"{name}.yaml").read_text())["model"]
-            found = save_times(ModelConfig(**fields), Path(folder) / name, rounds=args.rounds)
-            report[name] = dataclasses.asdict(found)
+            times = save_times(model_of_size(name), Path(folder) / name, rounds=args.rounds)
+            report[name] = dataclasses.asdict(times)
             print(
-                f"{name:5} {found.gigabytes:6.3f} GB  saved in {found.save_seconds:6.2f} s, "
-                f"{found.plain_seconds:6.2f} s without hashing  checked in "
-                f"{found.check_seconds:6.2f} s",
+                f"{name:5} {times.gigabytes:6.3f} GB  saved in {times.save_seconds:6.2f} s, "
+                f"{times.plain_seconds:6.2f} s without hashing  checked in "
+                f"{times.check_seconds:6.2f} s",
                 flush=True,
             )
     if args.json:

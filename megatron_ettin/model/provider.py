@@ -23,7 +23,10 @@ from megatron_ettin.model.layer_spec import block_spec
 logger = logging.getLogger(__name__)
 
 Attention = Literal["bidirectional", "causal"]
-ATTENTION_MASKS = {"bidirectional": AttnMaskType.padding, "causal": AttnMaskType.causal}
+ATTENTION_MASKS: dict[Attention, AttnMaskType] = {
+    "bidirectional": AttnMaskType.padding,
+    "causal": AttnMaskType.causal,
+}
 
 
 def build_model(

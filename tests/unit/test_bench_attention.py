@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from megatron_ettin.evaluation.attention_times import documents
+from benchmarks.attention_times import documents
 from tools import bench_attention
 
 

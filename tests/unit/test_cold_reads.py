@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
-from megatron_ettin.evaluation.cold_reads import (
+from benchmarks.cold_reads import (
     device_bytes,
     drop_from_memory,
     read_cold_rows,
 )
+from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.indexed import IndexedWriter
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.corpus_identity import corpus_identity

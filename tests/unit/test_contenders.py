@@ -13,10 +13,7 @@ import pytest
 import torch
 import yaml
 
-from megatron_ettin import distributed
-from megatron_ettin.config import HardwareConfig, RunConfig
-from megatron_ettin.data.orders import sample_order
-from megatron_ettin.evaluation.contenders import (
+from benchmarks.contenders import (
     IGNORED,
     Contender,
     Ours,
@@ -25,9 +22,12 @@ from megatron_ettin.evaluation.contenders import (
     packed_batches,
     padded_batches,
 )
-from megatron_ettin.evaluation.path_cost import PARTS, path_cost
-from megatron_ettin.evaluation.plain_model import PlainModel
-from megatron_ettin.evaluation.throughput import Measurement, side_by_side
+from benchmarks.path_cost import PARTS, path_cost
+from benchmarks.plain_model import PlainModel
+from benchmarks.throughput import Measurement, side_by_side
+from megatron_ettin import distributed
+from megatron_ettin.config import HardwareConfig, RunConfig
+from megatron_ettin.data.orders import sample_order
 from megatron_ettin.training.preparation import micro_batches
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config

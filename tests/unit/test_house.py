@@ -25,7 +25,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.}~])/(?:home|root|Users|mnt|opt|tmp|work)/[\
 TEXT_SUFFIXES = {
     "", ".cc", ".cfg", ".h", ".json", ".md", ".py", ".pyi", ".sh", ".toml", ".txt", ".yaml", ".yml",
 }  # fmt: skip
-TEXT_FOLDERS = (".ci", "csrc", "docs", "examples", "megatron_ettin", "tests", "tools")
+TEXT_FOLDERS = (".ci", "benchmarks", "csrc", "docs", "examples", "megatron_ettin", "tests", "tools")
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -44,7 +44,7 @@ def text_files() -> list[Path]:
     ]
 
 
-SOURCES = [ROOT / "setup.py", *python_files("megatron_ettin", "tools", "examples")]
+SOURCES = [ROOT / "setup.py", *python_files("benchmarks", "megatron_ettin", "tools", "examples")]
 SOURCE_SIZES = [*SOURCES, *sorted((ROOT / "csrc").glob("*.[ch]*"))]
 
 
@@ -149,7 +149,9 @@ def test_no_path_of_a_machine() -> None:
 def test_rules_see_the_whole_project() -> None:
     seen = {relative(path).split("/")[0] for path in text_files()}
     assert {"Makefile", "README.md", "megatron_ettin", "csrc", "tools", "examples", "docs"} <= seen
-    assert {"megatron_ettin", "tools", "setup.py"} <= {relative(p).split("/")[0] for p in SOURCES}
+    assert {"benchmarks", "megatron_ettin", "tools", "setup.py"} <= {
+        relative(p).split("/")[0] for p in SOURCES
+    }
 
 
 def test_long_function_is_found() -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from benchmarks.contenders import Contender, Step
 from megatron_ettin import distributed
-from megatron_ettin.evaluation.contenders import Contender, Step
 
 Builder = Callable[[int], Contender]
 """Makes a contender whose micro-batches have at most so many slots."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,10 +14,11 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from numpy.typing import NDArray
 
+from benchmarks.model_sizes import model_of_size
+from benchmarks.throughput import wait_for_device
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig
 from megatron_ettin.config.data import SLOTS_PER_SEGMENT
-from megatron_ettin.evaluation.throughput import wait_for_device
 from megatron_ettin.model.attention import CoreAttention, PackedRows, SdpaCoreAttention
 from megatron_ettin.model.attention_gpu import (
     TransformerEngineCoreAttention,
@@ -32,10 +33,22 @@ from megatron_ettin.training.precision import median_seconds
 #: The kinds of three layers that follow each other (ModelConfig.global_attention_every).
 LAYERS = ("global", "local", "local")
 WARM_UP = 3
+#: Slots of a micro-batch by device, unless others are asked for.
+SLOTS = {"cpu": 4096, "cuda": 2**16}
 
 Step = Callable[[], None]
 Times = dict[str, float]
 """Milliseconds by what took them."""
+
+
+def times_of_models(
+    sizes: Iterable[str], cu_seqlens: NDArray[np.int32], *, rounds: int
+) -> Iterator[tuple[str, Attention, dict[str, Times]]]:
+    """Measure the attention of models of examples/model/ with each mask; yield times by kernel."""
+    with distributed.process_groups(HardwareConfig()):
+        for size, attention in itertools.product(sizes, ATTENTION_MASKS):
+            model = model_of_size(size)
+            yield size, attention, attention_times(model, attention, cu_seqlens, rounds=rounds)
 
 
 def attention_times(

@@ -10,9 +10,9 @@ from statistics import median
 
 import torch
 
+from benchmarks.contenders import Ours
+from benchmarks.plain_model import PlainModel
 from megatron_ettin.config import OptimizerConfig, RunConfig
-from megatron_ettin.evaluation.contenders import Ours
-from megatron_ettin.evaluation.plain_model import PlainModel
 from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.linear_cross_entropy import linear_cross_entropy
 from megatron_ettin.training.adamw import StableAdamW, TensorStatistics

@@ -1,0 +1,65 @@
+"""What the benchmark of the sample order measured, beside its targets and Megatron-Core's."""
+
+from __future__ import annotations
+
+from benchmarks.order_corpora import SEQ_LENGTH
+from benchmarks.order_parts import FULL_DOCUMENTS, FULL_ROWS, MICRO_BATCH_ROWS, Measured
+
+#: Key, what it is, target, unit and factor of the table, the key beside it for megatron-core.
+LINES = (
+    ("locate_ns", "locate a row among 1.95 G of 4 sources", "<= 60", "ns", 1, ""),
+    ("segments_us", "locate a row and list its pieces", "<= 1.5", "us", 1, ""),
+    ("where_us", "all rows of a document, in one epoch", "<= 50", "us", 1, ""),
+    ("plan_docs_per_s_core", "index build, one thread", ">= 10", "M docs/s", 1e-6, "mcore_rate"),
+    ("plan_peak_bytes_per_doc", "its memory per doc in flight", "<= 32", "B", 1, "mcore_peak"),
+    ("index_bytes_per_sample", "its size per row", "<= 6", "B", 1, "mcore_index"),
+    ("first_batch_s", "first batch of 1.66 G rows, cold files", "<= 2", "s", 1, ""),
+    ("first_batch_rss_mb", "its memory, above the imports", "<= 200", "MB", 1, ""),
+    ("cold_read_ratio", "bytes read / wanted, 1,000 cold rows", "<= 10", "", 1, ""),
+    ("loader_tokens_per_s_core", "packed and masked batches", ">= 30", "M tokens/s", 1e-6, ""),
+    ("checkpoint_hash_gb_s", "SHA-256 of a checkpoint's files", ">= 1", "GB/s", 1, ""),
+    ("ledger_append_us", "ledger append, per step, 10 at a time", "<= 20", "us", 1, ""),
+    ("verify_400k_s", "verify 400,000 records", "<= 2", "s", 1, ""),
+)
+MCORE_KEYS = [
+    f"mcore_{what}" for what in ("build_ns_per_doc", "index_bytes_per_sample", "peak_bytes_per_doc")
+]
+
+
+def figures(measured: Measured) -> Measured:
+    """Return what the JSON object of the benchmark holds."""
+    return {key: measured[key] for key in (*(line[0] for line in LINES), *MCORE_KEYS)}
+
+
+def as_text(measured: Measured, *, documents: int, threads: int) -> str:
+    """Return what was measured beside its target, then what it means for 2 T tokens."""
+    theirs = {
+        "mcore_rate": 1e3 / measured["mcore_build_ns_per_doc"],
+        "mcore_peak": measured["mcore_peak_bytes_per_doc"],
+        "mcore_index": measured["mcore_index_bytes_per_sample"],
+    }
+    lines = [
+        f"{documents:,} documents, rows of {SEQ_LENGTH}; CPU time, the fastest of many runs",
+        "",
+        f"{'':40} {'measured':>9} {'target':>8}  {'unit':12} megatron-core",
+    ]
+    for key, what, target, unit, factor, beside in LINES:
+        shown = f"{theirs[beside]:13.3g}" if beside else ""
+        line = f"{what:40} {measured[key] * factor:9.3g} {target:>8}  {unit:12} {shown}"
+        lines.append(line.rstrip())
+    build = FULL_DOCUMENTS * measured["mcore_build_ns_per_doc"] / 1e9
+    lines.append(f"""
+Rows are {measured["fill"]:.3%} full. {threads} threads index {measured["all"]:.3g} M docs/s.
+A step appended to the ledger alone: {measured["ledger_single_append_us"]:.3g} us.
+Batches with all three digests for the ledger: {measured["recorded"]:.3g} M tokens/s.
+The first batch, in elapsed time, is {MICRO_BATCH_ROWS} rows of many epochs of this corpus, whose
+identity and plan are there; imports are not counted. megatron-core's memory is for every document
+of the corpus, not those in flight, and its index has the blend's 10 B per sample.
+
+Extrapolated linearly to 2 T tokens (2.67 G documents, 1.95 G rows), not measured:
+  index build    {FULL_DOCUMENTS / measured["plan_docs_per_s_core"]:.0f} core-seconds, \
+{FULL_ROWS * measured["index_bytes_per_sample"] / 1e9:.1f} GB
+  megatron-core  {build:.0f} s on one thread, {FULL_ROWS * theirs["mcore_index"] / 1e9:.1f} GB, \
+{FULL_DOCUMENTS * theirs["mcore_peak"] / 1e9:.0f} GB of memory; a blend of 4 takes \
+{FULL_ROWS * measured["mcore_blend_ns_per_sample"] / 1e9:.0f} s more""")
+    return "\n".join(lines)

@@ -1,0 +1,146 @@
+"""What a process of the training benchmark does: it times ours and transformers' module."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from benchmarks import throughput
+from benchmarks.contenders import Ours, Transformers, packed_batches, padded_batches
+from benchmarks.path_cost import path_cost
+from benchmarks.throughput import Builder, Measurement
+from benchmarks.training_cells import Cell, Figures
+from megatron_ettin import distributed
+from megatron_ettin.config import RunConfig, parse_args
+from megatron_ettin.data.orders import sample_order
+from megatron_ettin.model.counts import mfu
+from megatron_ettin.model.gpus import gpu_called
+from megatron_ettin.training.profile import TRACE_FILE, idle_share, kernel_intervals, profiled
+
+SEQ_LENGTH = 1024
+#: Slots of a step: on a CPU one micro-batch, on a GPU several.
+STEP_SLOTS = {"cpu": 4096, "cuda": 2**19}
+#: Documents of a padded batch on a CPU; on a GPU as many as a packed one has rows.
+PADDED_DOCUMENTS = 16
+#: More than any measurement takes: the corpus is gone through again and again.
+TRAIN_TOKENS = 2**30
+
+Configured = Callable[[int], RunConfig]
+"""Makes a run of the cell whose micro-batches have so many slots."""
+
+
+def measure(cell: Cell) -> Figures:
+    """Measure one cell; called in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="bench_train.") as folder:
+        configured = partial(_configuration, cell, Path(folder))
+        with distributed.process_groups(configured(cell.micro_batch_slots).hardware):
+            in_turns = throughput.side_by_side if cell.device == "cpu" else throughput.one_by_one
+            measured = in_turns(
+                _contenders(cell, configured),
+                micro_batch_slots=cell.micro_batch_slots,
+                rounds=cell.rounds,
+            )
+            figures = _figures(measured)
+            if cell.path_cost:
+                parts = path_cost(configured(cell.micro_batch_slots), rounds=cell.rounds)
+                figures["path_cost"] = {part: seconds.share for part, seconds in parts.items()}
+            if cell.profile is not None or cell.device == "cuda":
+                slots = measured["ours"].micro_batch_slots
+                figures |= _profile(cell, configured(slots), Path(folder))
+    return figures
+
+
+def _configuration(cell: Cell, folder: Path, slots: int) -> RunConfig:
+    """Return a run of the cell with micro-batches of `slots`, in a folder of its own."""
+    rows = STEP_SLOTS[cell.device] // SEQ_LENGTH
+    phase = f"name: pretrain, train_tokens: {TRAIN_TOKENS}, seq_length: {SEQ_LENGTH}"
+    return parse_args(
+        [
+            f"--config=examples/model/{cell.model}.yaml",
+            f"--config=examples/objective/{cell.objective}.yaml",
+            f"--config={cell.data}",
+            f"--phases=[{{{phase}, global_batch_size: {rows}}}]",
+            "--data.validation=[]",
+            f"--hardware.micro_batch_tokens={slots}",
+            f"--hardware.precision={cell.precision}",
+            f"--hardware.cuda_graphs={str(cell.cuda_graphs).lower()}",
+            f"--hardware.threads_per_rank={cell.threads}",
+            f"--run_dir={tempfile.mkdtemp(dir=folder)}/run",
+        ]
+    )
+
+
+def _contenders(cell: Cell, configured: Configured) -> dict[str, Builder]:
+    """Return what the cell compares, by name; ours is first."""
+
+    def packed(slots: int, sparse: bool = False) -> Transformers:
+        config = configured(slots)
+        batches = packed_batches(config, sample_order(config))
+        count = STEP_SLOTS[cell.device] // slots
+        return Transformers(config, batches, sparse=sparse, micro_batches=count)
+
+    def padded(slots: int, by_length: bool = False, attention: str = "sdpa") -> Transformers:
+        config = configured(slots)
+        documents = PADDED_DOCUMENTS if cell.device == "cpu" else slots // SEQ_LENGTH
+        ids = sample_order(config).ids
+        batches = padded_batches(config, ids, batch_size=documents, by_length=by_length)
+        count = STEP_SLOTS[cell.device] // slots
+        return Transformers(
+            config, batches, sparse=is_encoder, micro_batches=count, attention=attention
+        )
+
+    is_encoder = cell.objective == "mlm"
+    builders: dict[str, Builder] = {"ours": lambda slots: Ours(configured(slots))}
+    if cell.device == "cuda":
+        builders["ours_data_on_gpu"] = lambda slots: Ours(configured(slots), data_stays=True)
+    if not cell.peers or cell.precision == "fp8":
+        return builders
+    builders["peer_packed"] = packed
+    if is_encoder:
+        builders["peer_packed_sparse"] = partial(packed, sparse=True)
+    builders["peer_padded"] = padded
+    builders["peer_padded_by_length"] = partial(padded, by_length=True)
+    # transformers uses the package flash-attn.
+    if cell.device == "cuda" and find_spec("flash_attn") is not None:
+        builders["peer_padded_flash"] = partial(padded, attention="flash_attention_2")
+    return builders
+
+
+def _profile(cell: Cell, config: RunConfig, folder: Path) -> Figures:
+    """Trace some steps of ours; on a GPU return its idle share."""
+    if cell.profile is not None:
+        folder = cell.profile / f"{cell.model}_{cell.objective}_{cell.precision}"
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with (
+        closing(Ours(config)) as ours,
+        profiled(folder, warm_up=2, steps=2) as step_done,
+    ):
+        for _ in range(4):
+            ours.step()
+            step_done()
+    intervals = kernel_intervals(folder / TRACE_FILE)
+    return {"ours_idle_share": idle_share(intervals)} if len(intervals) else {}
+
+
+def _figures(measured: Mapping[str, Measurement]) -> Figures:
+    """Return the figures of a cell by the names that they have in the JSON object."""
+    gpu = gpu_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    figures: Figures = {}
+    for name, measurement in measured.items():
+        figures[f"{name}_tokens_per_s"] = measurement.tokens_per_s
+        figures[f"{name}_slowest_fastest"] = measurement.spread
+        figures[f"{name}_fill"] = measurement.fill
+        if measurement.peak_memory_bytes is not None:
+            figures[f"{name}_peak_memory_bytes"] = measurement.peak_memory_bytes
+            figures[f"{name}_micro_batch_slots"] = measurement.micro_batch_slots
+        if gpu is not None and measurement.flops_per_s is not None:
+            peak = gpu.peak_flops["bf16"]
+            figures[f"{name}_mfu"] = mfu(measurement.flops_per_s, peak, gpu.name)
+    return figures

@@ -1,0 +1,102 @@
+"""Cells of the training benchmark: a model, an objective and a precision, each in its own process.
+
+Importing this module imports no torch: a cell's process first silences Megatron-Core's warnings.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+MICRO_BATCH_SLOTS = {"cpu": 4096, "cuda": 2**16}
+#: So that freed memory is kept: what is measured is not the system's handing out of pages.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+
+Figures = dict[str, Any]
+"""Figures of a cell by the names that they have in the JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What one process measures."""
+
+    model: str
+    objective: str
+    precision: str
+    device: str
+    data: Path
+    rounds: int
+    micro_batch_slots: int
+    cuda_graphs: bool
+    peers: bool
+    path_cost: bool
+    profile: Path | None
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """Model, objective and precision."""
+        return f"{self.model} {self.objective} {self.precision}"
+
+
+def training_cells(
+    *,
+    models: Sequence[str],
+    objectives: Sequence[str],
+    precisions: Sequence[str] | None,
+    device: str | None,
+    micro_batch_tokens: int | None,
+    no_peers: bool,
+    **shared: Any,
+) -> list[Cell]:
+    """Return the cells that a command line asks for; `shared` are fields that all of them have.
+
+    Raises:
+        ValueError: a cell cannot be measured on the device.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if shared["path_cost"] and device != "cpu":
+        raise ValueError("--path-cost is measured on a CPU")
+    return [
+        Cell(
+            model=model,
+            objective=objective,
+            precision=precision,
+            device=device,
+            micro_batch_slots=micro_batch_tokens or MICRO_BATCH_SLOTS[device],
+            peers=not no_peers,
+            **shared,
+        )
+        for model in models
+        for objective in objectives
+        for precision in precisions or ["fp32" if device == "cpu" else "bf16"]
+    ]
+
+
+def measure_cells(cells: Sequence[Cell]) -> Iterator[Figures | None]:
+    """Measure every cell in a process of its own; yield None for one whose process was killed."""
+    os.environ.update(ALLOCATOR)
+    if all(cell.device == "cpu" for cell in cells):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    for cell in cells:
+        try:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                yield process.submit(_measure, cell).result()
+        except BrokenProcessPool:
+            yield None
+
+
+def _measure(cell: Cell) -> Figures:
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    from benchmarks.training_cell import measure
+
+    return measure(cell)

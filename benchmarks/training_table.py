@@ -1,0 +1,66 @@
+"""Figures of the training benchmark: as lines for people, and as one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from benchmarks.training_cells import Cell, Figures
+
+
+def as_text(cell: Cell, figures: Figures) -> str:
+    """Return the lines of a cell for people: rates, their ratio to ours, and what else is known."""
+    lines = [f"{cell.name} on {cell.device}"]
+    ours = figures["ours_tokens_per_s"]
+    names = [
+        name.removesuffix("_tokens_per_s") for name in figures if name.endswith("_tokens_per_s")
+    ]
+    for name in names:
+        rate = figures[f"{name}_tokens_per_s"]
+        low, high = figures[f"{name}_slowest_fastest"]
+        line = f"  {name:22} {rate:12,.0f} tokens/s ({low:,.0f} to {high:,.0f})"
+        line += f"  fill {figures[f'{name}_fill']:6.1%}  ours is {ours / rate:.2f} x"
+        if f"{name}_mfu" in figures:
+            line += f"  MFU {figures[f'{name}_mfu']:.1%}"
+        if f"{name}_peak_memory_bytes" in figures:
+            line += f"  {figures[f'{name}_peak_memory_bytes'] / 2**30:.1f} GiB"
+        lines.append(line)
+    if "ours_idle_share" in figures:
+        lines.append(f"  the GPU is idle for {figures['ours_idle_share']:.1%} of the steps")
+    for part, share in figures.get("path_cost", {}).items():
+        lines.append(f"  Megatron-Core's path costs {share:+.1%} over plain PyTorch: {part}")
+    return "\n".join(lines)
+
+
+class Report:
+    """Figures of all cells that were measured, as they come."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        """Start without figures; the JSON object names every model of `cells`."""
+        # All precisions but the first are named by a suffix.
+        self._first_precision = cells[0].precision
+        self._figures: dict[str, dict[str, Figures]] = {cell.model: {} for cell in cells}
+        self.killed: list[Cell] = []
+        """Cells whose process was killed."""
+
+    def add(self, cell: Cell, figures: Figures | None) -> str:
+        """Add what a cell measured, None if its process was killed; return its lines."""
+        if figures is None:
+            self.killed.append(cell)
+            return f"{cell.name} on {cell.device}\n  the process was killed"
+        suffix = "" if cell.precision == self._first_precision else f"_{cell.precision}"
+        named = {f"{name}{suffix}": value for name, value in figures.items()}
+        self._figures[cell.model].setdefault(cell.objective, {}).update(named)
+        return as_text(cell, figures)
+
+    def as_json(self) -> str:
+        """Return the figures as one JSON object: model, objective, figures."""
+        return json.dumps(self._figures)
+
+    def failure(self) -> str:
+        """Return why cells have no figures, and what to do."""
+        return (
+            f"not measured: {', '.join(cell.name for cell in self.killed)}: the process was "
+            "killed, by the system if memory ran out; give a smaller --micro-batch-tokens, or "
+            "--no-peers"
+        )
