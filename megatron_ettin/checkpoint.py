@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +21,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron_ettin import config as configuration
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint_files import (
-    CONFIG_FILE,
     MODEL_FILE,
     REMEDY,
-    STATE_FILE,
     CheckpointError,
     check_sizes,
     not_as_saved,
@@ -34,6 +31,7 @@ from megatron_ettin.checkpoint_files import (
 from megatron_ettin.config import ModelConfig, RunConfig
 from megatron_ettin.file_digests import FileDigest, FileList
 from megatron_ettin.order.ledger import Head
+from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
 from megatron_ettin.shards import ShardsError, in_one_line, read_shards, write_shards
 
@@ -293,27 +291,6 @@ def read_config(folder: Path) -> RunConfig:
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here ({CONFIG_FILE} is missing)")
     return configuration.load_config(folder / CONFIG_FILE)
-
-
-def newest(run_dir: Path) -> Path | None:
-    """Return the complete checkpoint of `run_dir` with the most steps, if there is one."""
-    complete = [
-        path
-        for path in (run_dir / "checkpoints").glob("step_*")
-        if step_of(path) is not None and (path / STATE_FILE).is_file()
-    ]
-    return max(complete, key=lambda path: step_of(path) or 0, default=None)
-
-
-def folder_of(run_dir: Path, step: int) -> Path:
-    """Return the folder of the checkpoint after `step`."""
-    return run_dir / "checkpoints" / f"step_{step:08d}"
-
-
-def step_of(path: Path) -> int | None:
-    """Return the step that `folder_of` named `path` after, or None where it did not."""
-    found = re.fullmatch(r"step_(\d+)", path.name)
-    return int(found[1]) if found else None
 
 
 def versions() -> dict[str, str]:

@@ -8,9 +8,11 @@ from typing import Any
 
 from megatron_ettin import distributed
 from megatron_ettin.file_digests import FileList, differences, unlisted
+from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.shards import in_one_line
 
-STATE_FILE, CONFIG_FILE, MODEL_FILE = "state.json", "config.yaml", "model.json"
+#: What the weights of a checkpoint are.
+MODEL_FILE = "model.json"
 #: What to do about a damaged checkpoint.
 REMEDY = "copy the checkpoint again, or use another one"
 #: How a checkpoint is loaded whose files are not those that its state lists.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from megatron_ettin import checkpoint, distributed
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import HardwareConfig, SeedConfig
 from megatron_ettin.model.provider import build_stage, logical_parameters
+from megatron_ettin.order.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ def run_layout(layout: Layout, arguments: Sequence[str], run_dir: Path) -> Curve
 
 def read_curve(run_dir: Path) -> Curve:
     """Read run_dir/metrics.jsonl."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = RunFolder(run_dir).read_metrics()
     training = [record for record in records if record["kind"] == "train"]
     return Curve(
         losses=[record["loss"] for record in training],
@@ -104,7 +103,7 @@ def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    folder = checkpoint.newest(run_dir)
+    folder = RunFolder(run_dir).newest_checkpoint()
     if folder is None:
         raise CheckpointError(f"{run_dir}: no checkpoint here")
     saved, whole = checkpoint.read_model(folder), HardwareConfig()

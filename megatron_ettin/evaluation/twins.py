@@ -31,6 +31,7 @@ from megatron_ettin.evaluation.samples import Sample, decoder_samples, encoder_s
 from megatron_ettin.evaluation.unigram import unigram_loss
 from megatron_ettin.export.architecture import kind_of
 from megatron_ettin.model.provider import Attention
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.training.validation import HeldOutLoss
 
 Record = dict[str, Any]
@@ -137,18 +138,18 @@ def read_run(run_dir: Path, attention: Attention) -> Run:
     Raises:
         ValueError: no checkpoint, an unfinished run, no held-out loss, or another attention.
     """
-    folder = checkpoint.newest(run_dir)
+    run = RunFolder(run_dir)
+    folder = run.newest_checkpoint()
     if folder is None:
         raise CheckpointError(f"{run_dir}: no checkpoint of a run here")
     model, state = checkpoint.read_model(folder), checkpoint.read_state(folder)
     if model.attention != attention:
         raise ValueError(f"{run_dir}: the attention is {model.attention}, expected {attention}")
-    rows = json.loads((run_dir / "order.json").read_text())["phases"]
-    if state.g != (end := sum(phase["num_rows"] for phase in rows)):
+    if state.g != (end := run.read_order(check_ids=False).num_rows):
         raise ValueError(
             f"{run_dir}: not finished: {state.g} of {end} rows; resume it with --checkpoint.resume"
         )
-    records = _read_json_lines(run_dir / "metrics.jsonl")
+    records = run.read_metrics()
     training = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation"]
     if not validation:
@@ -179,16 +180,6 @@ def versions() -> dict[str, str]:
     """Return the versions of the packages that decide the numbers."""
     evaluating = {name: metadata.version(name) for name in ("transformers", "scikit-learn")}
     return {"python": platform.python_version(), **checkpoint.versions(), **evaluating}
-
-
-def _read_json_lines(path: Path) -> list[Record]:
-    records = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
-    return records
 
 
 def _measure(run: Run, folder: Path, texts: LabelledTexts, samples: list[Sample]) -> Twin:

@@ -11,12 +11,12 @@ import numpy as np
 
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.answer import show
 from megatron_ettin.queries.divergence import common_rows
 from megatron_ettin.queries.record import (
     Difference,
     digests_at,
-    read_spec,
     shared_boundaries,
     skipped_rows,
     spec_differences,
@@ -105,7 +105,7 @@ def compare(first: Path, second: Path) -> Diff:
             whose chain check fails.
     """
     for folder in (first, second):
-        if (folder / "ledger").is_dir():  # else nothing was recorded yet, or Megatron trained it
+        if RunFolder(folder).has_ledger():  # else nothing was recorded yet, or Megatron trained it
             require_sound(folder)
     one, other = (open_run(folder, must_match=False) for folder in (first, second))
     common = common_rows(one, other)
@@ -145,7 +145,7 @@ def compare(first: Path, second: Path) -> Diff:
 def _specs(one: RecordedRun, other: RecordedRun) -> list[Difference]:
     first, second = one.order, other.order
     if isinstance(first, SampleOrder) and isinstance(second, SampleOrder):
-        return spec_differences(read_spec(one.folder), read_spec(other.folder))
+        return spec_differences(*(RunFolder(run.folder).read_order() for run in (one, other)))
     if isinstance(first, SampleOrder) or isinstance(second, SampleOrder):
         kinds = ["order/1" if isinstance(o, SampleOrder) else "mcore" for o in (first, second)]
         return [Difference(where="order", field="format", first=kinds[0], second=kinds[1])]

@@ -1,4 +1,4 @@
-"""What a run's folder says of itself: order.json and the ledger; no corpus is opened."""
+"""Steps and sums of a ledger, and comparisons of two ledgers or two orders; opens no corpus."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,38 +55,6 @@ class SharedBoundaries:
     def agree(self) -> NDArray[np.bool_]:
         """Whether all three are equal."""
         return self.same_tokens & self.same_order & self.same_token_digest
-
-
-def read_ledger(folder: Path) -> Ledger:
-    """Read and verify the ledger of a run.
-
-    Raises:
-        FileNotFoundError: the folder has none, as that of a run that Megatron trained.
-        LedgerError: naming file, record and byte of the first fault.
-    """
-    if not (folder / "ledger").is_dir():
-        raise FileNotFoundError(
-            f"{folder / 'ledger'}: no such folder; only runs of this project that have begun "
-            f"keep a ledger"
-        )
-    return Ledger.read(folder / "ledger")
-
-
-def read_spec(folder: Path, *, check_ids: bool = True) -> OrderSpec:
-    """Read `order.json` of a run.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or with `check_ids` its ids are not those of its content or its
-            phases do not follow one another.
-    """
-    path = folder / "order.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; --run takes the run_dir of a run")
-    try:
-        return OrderSpec.from_json(path.read_bytes(), check_ids=check_ids)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def skipped_rows(ledger: Ledger, end: int) -> list[tuple[int, int]]:

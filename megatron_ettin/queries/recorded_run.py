@@ -10,13 +10,14 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from megatron_ettin.config import RunConfig, load_config
+from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.mcore import McoreOrder, McoreRun
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.steps import planned_steps
-from megatron_ettin.queries.record import read_ledger, read_spec, spec_differences
+from megatron_ettin.queries.record import spec_differences
 
 #: Differences between today's order and the recorded one that an error lists.
 CHANGES_SHOWN = 12
@@ -125,13 +126,13 @@ def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
         ValueError, OSError: naming the file that is missing or damaged, and with `must_match` what
             of the corpora is no longer as the run recorded it.
     """
-    path = folder / "config.yaml"
+    path = RunFolder(folder).config
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --run takes the run_dir of a run")
     document = yaml.safe_load(path.read_text())
     if isinstance(document, dict) and document.get("order") == "mcore":
         return _open_mcore(folder)
-    run = _open_own(folder, load_config(path))
+    run = _open_own(RunFolder(folder))
     if must_match and run.changes:
         shown = [f"  {change}" for change in run.changes[:CHANGES_SHOWN]]
         if more := len(run.changes) - len(shown):
@@ -143,10 +144,11 @@ def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
     return run
 
 
-def _open_own(folder: Path, config: RunConfig) -> RecordedRun:
+def _open_own(folder: RunFolder) -> RecordedRun:
+    config = folder.read_config()
     order = sample_order(config)
-    recorded = read_spec(folder, check_ids=False)  # altered or not: the content is compared
-    ledger = read_ledger(folder) if (folder / "ledger").is_dir() else None
+    recorded = folder.read_order(check_ids=False)  # altered or not: the content is compared
+    ledger = folder.read_ledger() if folder.has_ledger() else None
     done = np.empty((0, 2), dtype=np.int64)
     points = []
     if ledger is not None:
@@ -157,7 +159,7 @@ def _open_own(folder: Path, config: RunConfig) -> RecordedRun:
             for point in ledger.checkpoints()
         ]
     return RecordedRun(
-        folder=folder,
+        folder=folder.path,
         order=order,
         config=config,
         ledger=ledger,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.ledger import Ledger, described
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.answer import as_json
 from megatron_ettin.queries.faults import FAIL, PASS
 from megatron_ettin.queries.record import (
     SharedBoundaries,
     digests_at,
-    read_spec,
     shared_boundaries,
     skipped_rows,
     spec_differences,
@@ -120,7 +120,7 @@ def prove_twins(first: Path, second: Path) -> TwinsProof:
         ValueError: a run whose chain check fails; the message names the first fault.
     """
     one, other = (
-        _Run(folder=folder, ledger=require_sound(folder), spec=read_spec(folder))
+        _Run(folder=folder, ledger=require_sound(folder), spec=RunFolder(folder).read_order())
         for folder in (first, second)
     )
     shared = shared_boundaries(one.ledger, other.ledger)

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.answer import add_shared_arguments, as_json
 from megatron_ettin.queries.faults import FAIL, PASS, Check, Fault
-from megatron_ettin.queries.record import read_spec
 from megatron_ettin.queries.verify_chain import check_chain
-from megatron_ettin.queries.verify_checkpoints import checkpoint_states
+from megatron_ettin.queries.verify_checkpoints import check_weights
 from megatron_ettin.queries.verify_head import SHORTEST, FoundHead, find_head
-from megatron_ettin.queries.verify_weights import check_weights
 
 EXAMPLE = "--run runs/encoder --tokens --sample 0.01 --seed 7"
 SMALL_SAMPLE = 0.001
@@ -94,7 +93,7 @@ def verify(
         checks.append(check)
     if weights:
         checks.append(check_weights(folder))
-    elif saved := checkpoint_states(folder):
+    elif saved := RunFolder(folder).complete_checkpoints():
         note = f"the files of {len(saved)} checkpoints were not hashed (--weights)"
         chain.check.notes.append(note)
     if files:
@@ -126,16 +125,16 @@ def _check_rows(
     checks = [check_order(run.order, ledger)] if order else []
     if share is not None:
         checks.append(check_tokens(run.order, ledger, share=share, seed=seed))
-    recorded = read_spec(folder, check_ids=False)
+    recorded = RunFolder(folder).read_order(check_ids=False)
     checks.append(check_tokenizers(run.config, recorded.tokenizer_sha256))
     return checks, run.changes
 
 
 def _check_files(folder: Path) -> Check:
-    from megatron_ettin.config import load_config
     from megatron_ettin.queries.verify_files import check_files
 
-    return check_files(read_spec(folder, check_ids=False), load_config(folder / "config.yaml"))
+    run = RunFolder(folder)
+    return check_files(run.read_order(check_ids=False), run.read_config())
 
 
 def _result(
@@ -173,7 +172,7 @@ def _result(
 
 def _recorded_order_id(folder: Path) -> str | None:
     try:
-        return read_spec(folder).order_id
+        return RunFolder(folder).read_order().order_id
     except (ValueError, OSError):  # a fault of the chain's check
         return None
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from megatron_ettin.order.ledger import Fork, Kind, Ledger, LedgerError
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.branches import Branch, read_branches
 from megatron_ettin.queries.faults import Check
-from megatron_ettin.queries.record import digest_hex, read_ledger
+from megatron_ettin.queries.record import digest_hex
 from megatron_ettin.queries.verify_folder import check_folder, read_side_files
 
 
@@ -35,9 +36,10 @@ def check_chain(folder: Path) -> ChainCheck:
     """
     check = Check(name="chain")
     # Before the ledger, to which a running run writes first what it then says elsewhere.
-    side_files = read_side_files(folder)
+    run = RunFolder(folder)
+    side_files = read_side_files(run)
     try:
-        ledger = read_ledger(folder)
+        ledger = run.read_ledger()
     except LedgerError as error:
         check.fail(str(error))
         return ChainCheck(check=check, ledger=None, branches=[])
@@ -53,8 +55,8 @@ def check_chain(folder: Path) -> ChainCheck:
         if branch.fork is not None:
             check.notes.append(_describe_fork(branch.fork))
         _check_sums(branch, check)
-    check_folder(folder, side_files, branches, check)
-    check.notes += _missing(folder, ledger)
+    check_folder(run, side_files, branches, check)
+    check.notes += _missing(run, ledger)
     return ChainCheck(check=check, ledger=ledger, branches=branches)
 
 
@@ -97,7 +99,7 @@ def _check_sums(branch: Branch, check: Check) -> None:
                 check.fail(where + what, seq=seq)
 
 
-def _missing(folder: Path, ledger: Ledger) -> list[str]:
+def _missing(run: RunFolder, ledger: Ledger) -> list[str]:
     """Say what a whole run would have: an END, and each checkpoint that the ledger names."""
     notes = []
     kinds = ledger.records["kind"]
@@ -105,7 +107,7 @@ def _missing(folder: Path, ledger: Ledger) -> list[str]:
     if last != [Kind.END]:
         notes.append("no END record: the run goes on, was ended by force, or waits to be resumed")
     names = [point.payload["name"] for point in ledger.checkpoints()]
-    gone = [name for name in names if not (folder / "checkpoints" / name).is_dir()]
+    gone = [name for name in names if not (run.checkpoints / name).is_dir()]
     if gone:
         notes.append(f"{len(gone)} of {len(names)} checkpoints are gone: {_listed(gone)}")
     return notes

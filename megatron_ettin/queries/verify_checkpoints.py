@@ -1,4 +1,7 @@
-"""Comparison of the state that each checkpoint holds with the ledger's record of it."""
+"""Checks of checkpoints: the state of each against the ledger, its files against their digests.
+
+The state lists the digests of the checkpoint's other files, and the ledger holds the list's digest.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ettin.file_digests import FileList
+from megatron_ettin.file_digests import FileList, differences, unlisted
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Head
-from megatron_ettin.publication import is_unfinished
+from megatron_ettin.order.run_folder import STATE_FILE, RunFolder
 from megatron_ettin.queries.branches import Branch
 from megatron_ettin.queries.faults import Check
 from megatron_ettin.queries.record import digest_hex
-
-
-def checkpoint_states(folder: Path) -> list[Path]:
-    """Return the state.json of each finished checkpoint of a run."""
-    found = sorted((folder / "checkpoints").glob("*/state.json"))
-    return [state for state in found if not is_unfinished(state.parent)]
 
 
 def check_checkpoint(path: Path, content: bytes, branches: list[Branch], check: Check) -> None:
@@ -83,3 +80,26 @@ def _check_file_list(
     if found != expected:
         what = f"{path}: its list of files has SHA-256 {found}, but its record says {expected}"
         check.fail(what, seq=seq)
+
+
+def check_weights(folder: Path) -> Check:
+    """Hash every file of every checkpoint that is there, those of steps gone back on included."""
+    check = Check(name="weights")
+    for checkpoint in RunFolder(folder).complete_checkpoints():
+        state = checkpoint / STATE_FILE
+        try:
+            document = json.loads(state.read_bytes())
+            if "files_sha256" not in document:  # a fault of the chain's check, or an old checkpoint
+                check.notes.append(f"the files of {checkpoint.name} cannot be checked")
+                continue
+            listed = FileList.from_document(document)
+        except (ValueError, TypeError, OSError) as error:
+            check.fail(f"{state}: {error}")
+            continue
+        check.items += len(listed.files)
+        for difference in [
+            *differences(checkpoint, listed, listed.files),
+            *unlisted(checkpoint, listed, beside=[STATE_FILE]),
+        ]:
+            check.fail(difference)
+    return check

@@ -13,10 +13,11 @@ import numpy as np
 
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.ledger import Kind, Ledger, described
+from megatron_ettin.order.run_folder import STATE_FILE, RunFolder
 from megatron_ettin.queries.branches import Branch
 from megatron_ettin.queries.faults import Check
-from megatron_ettin.queries.record import digest_hex, read_spec
-from megatron_ettin.queries.verify_checkpoints import check_checkpoint, checkpoint_states
+from megatron_ettin.queries.record import digest_hex
+from megatron_ettin.queries.verify_checkpoints import check_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +30,30 @@ class SideFiles:
     """state.json of each checkpoint that is complete, by path."""
 
 
-def read_side_files(folder: Path) -> SideFiles:
+def read_side_files(run: RunFolder) -> SideFiles:
     """Read metrics.jsonl and the state of every checkpoint, as far as they are there."""
-    path = folder / "metrics.jsonl"
-    text = path.read_text(errors="replace") if path.is_file() else ""
+    states = [folder / STATE_FILE for folder in run.complete_checkpoints()]
     return SideFiles(
-        metrics=text[: text.rfind("\n") + 1].splitlines(),
-        states={state: state.read_bytes() for state in checkpoint_states(folder)},
+        metrics=run.metrics_lines(), states={state: state.read_bytes() for state in states}
     )
 
 
-def check_folder(folder: Path, side_files: SideFiles, branches: list[Branch], check: Check) -> None:
+def check_folder(
+    run: RunFolder, side_files: SideFiles, branches: list[Branch], check: Check
+) -> None:
     """Compare a run's files with its ledger, the first of `branches`."""
     ledger = branches[0].ledger
-    _check_order_file(folder, ledger, check)
-    _check_config(folder, ledger, check)
-    _check_metrics(folder / "metrics.jsonl", side_files.metrics, branches, check)
+    _check_order_file(run, ledger, check)
+    _check_config(run.config, ledger, check)
+    _check_metrics(run.metrics, side_files.metrics, branches, check)
     for path, content in side_files.states.items():
         check_checkpoint(path, content, branches, check)
 
 
-def _check_order_file(folder: Path, ledger: Ledger, check: Check) -> None:
-    path = folder / "order.json"
+def _check_order_file(run: RunFolder, ledger: Ledger, check: Check) -> None:
+    path = run.order
     try:
-        spec = read_spec(folder)
+        spec = run.read_order()
     except (ValueError, OSError) as error:
         check.fail(str(error))
         return
@@ -107,9 +108,8 @@ def _check_rows(path: Path, spec: OrderSpec, ledger: Ledger, check: Check) -> No
         check.fail(what, seq=int(last["seq"]))
 
 
-def _check_config(folder: Path, ledger: Ledger, check: Check) -> None:
+def _check_config(path: Path, ledger: Ledger, check: Check) -> None:
     """Compare config.yaml with the SHA-256 that the last START or RESUME holds."""
-    path = folder / "config.yaml"
     expected = described(ledger.events).get("config_sha256")
     if expected is None:
         check.notes.append("the ledger does not bind config.yaml: an earlier version wrote it")

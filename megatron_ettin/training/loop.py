@@ -20,6 +20,7 @@ from megatron_ettin.data.loader import Loader
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order import PhaseSpec
 from megatron_ettin.order.digest import add_digests
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.steps import first_row_kept
 from megatron_ettin.training.graphs import Passes
 from megatron_ettin.training.metrics import Interval, Reporter
@@ -179,7 +180,7 @@ def _report(run: Training, state: RunState, lr: float, interval: Interval) -> Ru
 
 def _save(run: Training, state: RunState) -> RunState:
     """Write a checkpoint: its files, then the ledger's record of them, then its state and name."""
-    folder = checkpoint.folder_of(Path(run.config.run_dir), state.step)
+    folder = RunFolder(Path(run.config.run_dir)).checkpoint(state.step)
     files = checkpoint.write(folder, run.stage, run.optimizer, config=run.config, state=state)
     state = run.recorder.checkpoint(state, folder.name, files.sha256)
     checkpoint.publish(folder, files, state)

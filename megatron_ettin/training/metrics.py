@@ -24,6 +24,7 @@ from megatron_ettin.config import RunConfig
 from megatron_ettin.model.counts import mfu
 from megatron_ettin.model.gpus import Device, gpu_called
 from megatron_ettin.order.digest import format_digest
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training.micro_batch import MicroBatch
 from megatron_ettin.training.preparation import LANES, Prepared, StepRange
@@ -151,9 +152,10 @@ class Reporter:
         self._gpu = _known_gpu()
         if not self._is_main:
             return
-        path = Path(config.run_dir) / "metrics.jsonl"
-        kept = lines_up_to(path, state.step)
-        publish_text(path, "".join(kept))
+        folder = RunFolder(Path(config.run_dir))
+        path = folder.metrics
+        kept = lines_up_to(folder, state.step)
+        publish_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._bar = tqdm(
             total=total_tokens,
@@ -292,13 +294,9 @@ def _known_gpu() -> Device | None:
     return gpu
 
 
-def lines_up_to(path: Path, step: int) -> list[str]:
+def lines_up_to(folder: RunFolder, step: int) -> list[str]:
     """Return the complete lines of an earlier session that belong to steps up to `step`."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    return [line for line in whole if json.loads(line)["step"] <= step]
+    return [line for line in folder.metrics_lines() if json.loads(line)["step"] <= step]
 
 
 def peak_memory_bytes() -> int:

@@ -17,6 +17,7 @@ from megatron_ettin.config import RunConfig
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Kind, LedgerWriter, described
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.metrics import Summary
 
@@ -43,7 +44,9 @@ class Recorder:
         if not distributed.is_main_rank() or state.g == spec.num_rows:
             return
         self._writer = LedgerWriter.open(
-            Path(config.run_dir) / "ledger", at=state.ledger_head, holding=_recorded(config, state)
+            RunFolder(Path(config.run_dir)).ledger,
+            at=state.ledger_head,
+            holding=_recorded(config, state),
         )
         is_new = self._writer.head.seq < 0
         description = _describe(config, spec, state, ids)
@@ -157,7 +160,7 @@ def _describe(config: RunConfig, spec: OrderSpec, state: RunState, ids: TokenIds
         "layout": {**dataclasses.asdict(config.hardware), "data_parallel_size": size},
         "versions": checkpoint.versions(),
         "host": platform.node(),
-        "from_checkpoint": checkpoint.folder_of(Path(), state.step).name if state.step else None,
+        "from_checkpoint": RunFolder(Path()).checkpoint(state.step).name if state.step else None,
         "initialized_from": state.initialized_from,
     }
 
@@ -166,7 +169,7 @@ def _recorded(config: RunConfig, state: RunState) -> dict[str, Any]:
     """Return what the ledger's record of the checkpoint that the run goes on from must hold."""
     if not state.step:
         return {}
-    folder = checkpoint.folder_of(Path(config.run_dir), state.step)
+    folder = RunFolder(Path(config.run_dir)).checkpoint(state.step)
     payload = _checkpoint_payload(state, folder.name)
     if config.checkpoint.check_files:
         payload["files_sha256"] = checkpoint_files.read_files(folder).sha256

@@ -10,6 +10,7 @@ from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import FIRST_ROTARY_BASES, RotaryBases, RunConfig, with_rotary_bases
 from megatron_ettin.order import OrderSpec
+from megatron_ettin.order.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def resolve(config: RunConfig, spec: OrderSpec, state: RunState) -> RunConfig:
     recorded: dict[str, RotaryBases] = {}
     trained: RotaryBases | None = None
     if state.step:
-        folder = checkpoint.folder_of(Path(config.run_dir), state.step)
+        folder = RunFolder(Path(config.run_dir)).checkpoint(state.step)
         recorded = {p.name: p.rotary_bases for p in checkpoint.read_config(folder).phases}
         trained = _bases_of(folder)
     elif config.checkpoint.initialize_from is not None:

@@ -17,7 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_ettin import checkpoint, checkpoint_files, distributed
 from megatron_ettin import config as configuration
 from megatron_ettin.checkpoint import RunState
-from megatron_ettin.checkpoint_files import CONFIG_FILE, CheckpointError
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.corpus_tokenizer import require_tokenizer_of_weights
 from megatron_ettin.data.loader import Loader
@@ -25,6 +25,7 @@ from megatron_ettin.data.orders import held_out_order
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
 from megatron_ettin.order import OrderSpec, SampleOrder
+from megatron_ettin.order.run_folder import CONFIG_FILE, RunFolder
 from megatron_ettin.order.spec import first_difference
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training import rotary_bases
@@ -37,8 +38,6 @@ from megatron_ettin.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-ORDER_FILE = "order.json"
-
 
 def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
     """Return where the run starts: at the newest checkpoint with `resume`, else at the beginning.
@@ -48,7 +47,7 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
             `initialize_from` holds no weights for this model.
         MixedTokenizersError: those weights were trained with another tokenizer.
     """
-    found = checkpoint.newest(Path(config.run_dir))
+    found = RunFolder(Path(config.run_dir)).newest_checkpoint()
     if found is None:
         digest = order.spec.tokenizer_sha256
         return RunState(
@@ -102,7 +101,7 @@ def _check_order_file(config: RunConfig, spec: OrderSpec, found: Path) -> None:
 
     It agrees with the checkpoint, unless it was altered, or amended after the checkpoint was saved.
     """
-    path = Path(config.run_dir) / ORDER_FILE
+    path = RunFolder(Path(config.run_dir)).order
     if not path.is_file() or config.checkpoint.amend_order:
         return
     try:
@@ -195,7 +194,7 @@ def _passes(config: RunConfig, stage: EttinModel) -> Passes:
 def restore(run: Training, state: RunState) -> RunState:
     """Load the weights that the run starts from, if any; return `state` with this run's order."""
     if state.step:
-        folder = checkpoint.folder_of(Path(run.config.run_dir), state.step)
+        folder = RunFolder(Path(run.config.run_dir)).checkpoint(state.step)
         checkpoint.load(folder, run.stage, run.optimizer, run.config.model)
         logger.info("resumed from %s at row %d", folder, state.g)
     elif run.config.checkpoint.initialize_from is not None:
@@ -235,7 +234,7 @@ def _write_run_files(config: RunConfig, order: SampleOrder) -> None:
     """Write run_dir/config.yaml and run_dir/order.json, on the main rank."""
     if not distributed.is_main_rank():
         return
-    folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    publish_text(folder / "config.yaml", configuration.to_yaml(config))
-    publish_text(folder / ORDER_FILE, order.spec.to_json())
+    folder = RunFolder(Path(config.run_dir))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    publish_text(folder.config, configuration.to_yaml(config))
+    publish_text(folder.order, order.spec.to_json())

@@ -6,23 +6,11 @@ import importlib.util
 import tempfile
 from pathlib import Path
 
-from megatron_ettin import checkpoint
-from megatron_ettin.checkpoint_files import STATE_FILE
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import held_out_order
+from megatron_ettin.order.ledger import format as ledger_files
+from megatron_ettin.order.run_folder import STATE_FILE, RunFolder, step_of
 from megatron_ettin.publication import is_unfinished
-
-#: What a run writes in run_dir, beside checkpoints.
-FOLDERS = ("ledger", "ledger/forks", "checkpoints")
-FILES = (
-    "config.yaml",
-    "order.json",
-    "metrics.jsonl",
-    "profile.json",
-    "ledger/records.led",
-    "ledger/events.jsonl",
-    "ledger/lock",
-)
 
 
 class StartError(ValueError):
@@ -35,12 +23,15 @@ def check_outputs(config: RunConfig) -> None:
     Corpora, tokenizer, plans and the checkpoint that the run starts from are opened before its
     first step anyway.
     """
-    run_dir = Path(config.run_dir)
-    for folder in (run_dir, *(run_dir / name for name in FOLDERS)):
+    run = RunFolder(Path(config.run_dir))
+    forks = run.ledger / ledger_files.FORKS_FOLDER
+    for folder in (run.path, run.ledger, forks, run.checkpoints):
         _check_folder(folder)
-    for name in FILES:
-        _check_file(run_dir / name)
-    _check_checkpoints(run_dir)
+    names = (ledger_files.RECORDS_FILE, ledger_files.EVENTS_FILE, ledger_files.LOCK_FILE)
+    in_ledger = [run.ledger / name for name in names]
+    for path in (run.config, run.order, run.metrics, run.path / "profile.json", *in_ledger):
+        _check_file(path)
+    _check_checkpoints(run)
     if config.logging.wandb and importlib.util.find_spec("wandb") is None:
         raise StartError(
             "logging.wandb: the package wandb is not installed: install it, or give "
@@ -88,12 +79,12 @@ def _check_file(path: Path) -> None:
         ) from error
 
 
-def _check_checkpoints(run_dir: Path) -> None:
+def _check_checkpoints(run: RunFolder) -> None:
     """Refuse what is in the way of a later save."""
-    newest = checkpoint.newest(run_dir)
-    begin = 0 if newest is None else checkpoint.step_of(newest) or 0
-    for path in sorted((run_dir / "checkpoints").glob("step_*")):
-        step = checkpoint.step_of(path)
+    newest = run.newest_checkpoint()
+    begin = 0 if newest is None else step_of(newest) or 0
+    for path in sorted(run.checkpoints.glob("step_*")):
+        step = step_of(path)
         if step is not None and step > begin:
             raise StartError(
                 f"{path}: is no finished checkpoint ({STATE_FILE} is missing), but the run may "

@@ -14,6 +14,7 @@ from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import RunConfig, parse_args
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.model.provider import logical_parameters
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.pretrain import pretrain
 from megatron_ettin.training import set_up
 from megatron_ettin.training.loop import Training, train_step
@@ -114,7 +115,7 @@ def test_training_goes_on_with_another_objective(
 ) -> None:
     first = make_run(tiny_corpus, tmp_path / "first", objective=before, phases=[SOURCE_PHASE])
     pretrain(first)
-    source = checkpoint.newest(tmp_path / "first")
+    source = RunFolder(tmp_path / "first").newest_checkpoint()
     assert source is not None
     config = make_run(
         tiny_corpus,
@@ -128,7 +129,7 @@ def test_training_goes_on_with_another_objective(
     pretrain(config)
     curve = losses(tmp_path / "cross")
     assert sum(curve[-5:]) / 5 < curve[0] - 0.1
-    newest = checkpoint.newest(tmp_path / "cross")
+    newest = RunFolder(tmp_path / "cross").newest_checkpoint()
     assert newest is not None
     saved = checkpoint.read_model(newest)
     assert (saved.attention, saved.prediction_shift) == (config.objective.attention, shift)

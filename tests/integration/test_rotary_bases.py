@@ -12,6 +12,7 @@ import pytest
 from megatron_ettin import checkpoint
 from megatron_ettin.config import ConfigError, RotaryBases, load_config, parse_args
 from megatron_ettin.export.huggingface import from_huggingface
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.pretrain import pretrain
 from tests.conftest import TinyCorpus
 from tests.parity.references import make_reference
@@ -57,7 +58,7 @@ def named(bases: RotaryBases) -> dict[str, float]:
 
 def bases_of(run_dir: Path) -> list[RotaryBases]:
     """Return the bases of each phase in config.yaml, then those in the newest checkpoint."""
-    newest = checkpoint.newest(run_dir)
+    newest = RunFolder(run_dir).newest_checkpoint()
     assert newest is not None
     saved = checkpoint.read_model(newest)
     found = [phase.rotary_bases for phase in load_config(run_dir / "config.yaml").phases]
@@ -102,7 +103,7 @@ def test_bases_of_a_converted_model(
 
     # The source may be gone: the run's own checkpoint says what its phases had.
     shutil.rmtree(tmp_path / "source")
-    newest = checkpoint.newest(tmp_path / "other")
+    newest = RunFolder(tmp_path / "other").newest_checkpoint()
     assert newest is not None
     shutil.rmtree(newest)
     again = train(

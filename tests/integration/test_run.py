@@ -22,6 +22,7 @@ from megatron_ettin.evaluation.layouts import (
     run_layout,
 )
 from megatron_ettin.order.ledger import RECORD, Ledger
+from megatron_ettin.order.run_folder import RunFolder
 from tests.conftest import TinyCorpus
 from tests.ranks import run_layouts
 from tests.training import train_here
@@ -238,10 +239,10 @@ def log_records(content: bytes) -> Iterator[bytes]:
 def test_a_torn_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
     from megatron_ettin.training.metrics import lines_up_to
 
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    assert lines_up_to(path, 2) == ['{"step": 1}\n', '{"step": 2}\n']
-    assert lines_up_to(tmp_path / "none.jsonl", 2) == []
+    run = RunFolder(tmp_path)
+    assert lines_up_to(run, 2) == []
+    run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    assert lines_up_to(run, 2) == ['{"step": 1}', '{"step": 2}']
 
 
 def test_a_curve_is_read_back(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from megatron_ettin import checkpoint, distributed
-from megatron_ettin.checkpoint_files import CONFIG_FILE
 from megatron_ettin.config import HardwareConfig
+from megatron_ettin.order.run_folder import CONFIG_FILE
 from tests.parity.references import Packed, difference
 from tests.parity.stages import load_stage, stage_logits
 

@@ -9,6 +9,7 @@ from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.order.ledger import Head
+from megatron_ettin.order.run_folder import RunFolder
 
 
 def make(run_dir: Path, name: str) -> Path:
@@ -31,11 +32,11 @@ def make(run_dir: Path, name: str) -> Path:
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path) is None
+    assert RunFolder(tmp_path).newest_checkpoint() is None
     for name in ("step_00000009", "step_00000100", "step_00000200.unfinished"):
         make(tmp_path, name)
     (tmp_path / "checkpoints" / "step_00000300").mkdir()
-    assert checkpoint.newest(tmp_path) == checkpoint.folder_of(tmp_path, 100)
+    assert RunFolder(tmp_path).newest_checkpoint() == RunFolder(tmp_path).checkpoint(100)
 
 
 def test_a_state_reads_back(tmp_path: Path) -> None:

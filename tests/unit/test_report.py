@@ -34,6 +34,7 @@ from megatron_ettin.evaluation.twins import (
     read_run,
 )
 from megatron_ettin.model.provider import build_model
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.training.validation import HeldOutLoss
 from tests.conftest import TinyCorpus
 from tools import report as tool
@@ -228,7 +229,7 @@ def write_run(
     with distributed.process_groups(config.hardware):
         attention = config.objective.attention
         stage = build_model(config.model, attention, config.hardware, config.seeds)
-        saved = checkpoint.folder_of(folder, STEPS)
+        saved = RunFolder(folder).checkpoint(STEPS)
         files = checkpoint.write(saved, stage, None, config=config, state=state)
         checkpoint.publish(saved, files, state)
     (folder / "order.json").write_text(order.spec.to_json())

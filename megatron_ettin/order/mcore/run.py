@@ -17,6 +17,8 @@ from typing import Any, NoReturn, Self
 
 import yaml
 
+from megatron_ettin.order.run_folder import RunFolder
+
 FIELDS = (
     "order",
     "cache",
@@ -163,7 +165,7 @@ class McoreRun:
             FileNotFoundError: no such file.
             ValueError: naming the file and the field that is missing, unknown or not allowed.
         """
-        path = folder / "config.yaml"
+        path = RunFolder(folder).config
         try:
             values = yaml.safe_load(path.read_text())
         except yaml.YAMLError as error:

@@ -1,0 +1,146 @@
+"""The files of a run's folder, and what they hold; reads no corpus and no weights.
+
+Training writes the folder, and questions, reports and comparisons read it, all through this module.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.order.spec import OrderSpec
+from megatron_ettin.publication import is_unfinished
+
+if TYPE_CHECKING:
+    from megatron_ettin.config import RunConfig
+
+#: The run's configuration; a checkpoint holds a copy under the same name.
+CONFIG_FILE = "config.yaml"
+#: A checkpoint's last file: a checkpoint without it is not complete.
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The `run_dir` of a run; nothing is read before a method asks for it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The run's configuration, or the description of a run that Megatron trained."""
+        return self.path / CONFIG_FILE
+
+    @property
+    def order(self) -> Path:
+        """Identity of the run's sample order."""
+        return self.path / "order.json"
+
+    @property
+    def ledger(self) -> Path:
+        """Folder of the ledger."""
+        return self.path / "ledger"
+
+    @property
+    def metrics(self) -> Path:
+        """Reports of training and validation, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint after `step`, be it there or not."""
+        return self.checkpoints / f"step_{step:08d}"
+
+    def complete_checkpoints(self) -> list[Path]:
+        """Return the folders of all checkpoints that were saved whole, sorted by name."""
+        # A save writes the state last, and then gives the folder its name.
+        states = self.checkpoints.glob(f"*/{STATE_FILE}")
+        return sorted(state.parent for state in states if not is_unfinished(state.parent))
+
+    def newest_checkpoint(self) -> Path | None:
+        """Return the complete checkpoint with the most steps, if there is one."""
+        named = [path for path in self.complete_checkpoints() if step_of(path) is not None]
+        return max(named, key=lambda path: step_of(path) or 0, default=None)
+
+    def read_config(self) -> RunConfig:
+        """Read the configuration.
+
+        Raises:
+            ValueError, OSError: naming the file, and the field that is wrong.
+        """
+        # The parser takes longer to import than a question about a ledger takes to answer.
+        from megatron_ettin.config import load_config
+
+        return load_config(self.config)
+
+    def read_order(self, *, check_ids: bool = True) -> OrderSpec:
+        """Read order.json.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged; with `check_ids` also if its ids do not follow from its
+                content, or its phases leave a gap.
+        """
+        if not self.order.is_file():
+            raise FileNotFoundError(f"{self.order}: no such file; --run takes the run_dir of a run")
+        try:
+            return OrderSpec.from_json(self.order.read_bytes(), check_ids=check_ids)
+        except ValueError as error:
+            raise ValueError(f"{self.order}: {error}") from error
+
+    def has_ledger(self) -> bool:
+        """Say whether a ledger was begun; not so before the first step, nor by Megatron."""
+        return self.ledger.is_dir()
+
+    def read_ledger(self) -> Ledger:
+        """Read and verify the ledger.
+
+        Raises:
+            FileNotFoundError: there is none.
+            LedgerError: naming file, record and byte of the first fault.
+        """
+        if not self.has_ledger():
+            raise FileNotFoundError(
+                f"{self.ledger}: no such folder; only runs of this project that have begun keep a "
+                f"ledger"
+            )
+        return Ledger.read(self.ledger)
+
+    def metrics_lines(self) -> list[str]:
+        """Return the complete lines of metrics.jsonl, without their ends; none if it is missing.
+
+        A last line without an end is still being written, or its writer was killed.
+        """
+        if not self.metrics.is_file():
+            return []
+        text = self.metrics.read_text(errors="replace")
+        return text[: text.rfind("\n") + 1].splitlines()
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return what every line of metrics.jsonl reports, even a last one without an end.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: naming the line that is not JSON.
+        """
+        reports = []
+        for number, line in enumerate(self.metrics.read_text().splitlines(), start=1):
+            try:
+                reports.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{self.metrics}:{number}: not JSON: {error}") from error
+        return reports
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """Return the step that a checkpoint's folder is named after, None for other names."""
+    named = re.fullmatch(r"step_(\d+)", checkpoint.name)
+    return int(named[1]) if named else None
