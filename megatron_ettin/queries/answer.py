@@ -1,4 +1,4 @@
-"""The options that all questions share, and the one place that prints answers as text or JSON.
+"""Options that questions share, verdicts and faults, and printing as text or JSON.
 
 An answer is a dataclass. Its fields are numbers and strings, lists of them, other dataclasses, or
 tables: an Arrow table, or a list of dataclasses that hold nothing but numbers and strings.
@@ -11,12 +11,18 @@ import dataclasses
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 WIDTH = 100
 """Columns at which lists of numbers are broken."""
+
+PASS, FAIL = "PASS", "FAIL"
+
+#: Failures of a check that are listed one by one; the others are counted.
+FAULTS_KEPT = 20
 
 
 @runtime_checkable
@@ -31,11 +37,78 @@ class ArrowTable(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that is wrong; None where it belongs to no record, step or row."""
+
+    what: str
+    seq: int | None = None
+    """Number of the ledger's record."""
+    step: int | None = None
+    rows: tuple[int, int] | None = None
+    """Rows [begin, end) of the record."""
+    row: int | None = None
+    """The row g, where only one is possible."""
+
+    def __str__(self) -> str:
+        places = [
+            f"{name} {value}"
+            for name, value in (("record", self.seq), ("step", self.step), ("row", self.row))
+            if value is not None
+        ]
+        if self.rows is not None and self.row is None:
+            places.append(f"rows [{self.rows[0]}, {self.rows[1]})")
+        return f"{', '.join(places)}: {self.what}" if places else self.what
+
+
+@dataclass(kw_only=True)
+class Check:
+    """One of the questions that `verify` answers."""
+
+    name: str
+    items: int = 0
+    """Records that were compared; for `chain` those of forks and the checkpoints too."""
+    failures: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    """The first of the failures."""
+    notes: list[str] = field(default_factory=list)
+
+    def fail(
+        self,
+        what: str,
+        *,
+        seq: int | None = None,
+        step: int | None = None,
+        rows: tuple[int, int] | None = None,
+        row: int | None = None,
+    ) -> None:
+        """Count a failure, and keep it if it is among the first."""
+        self.failures += 1
+        if len(self.faults) < FAULTS_KEPT:
+            self.faults.append(Fault(what=what, seq=seq, step=step, rows=rows, row=row))
+
+
 def add_shared_arguments(parser: argparse.ArgumentParser, example: str) -> None:
     """Add --run and --json, and the example that ends the help."""
     parser.epilog = f"example: python tools/order.py {example}"
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run_dir of a run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_two_runs(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add --run, to be given twice, and --json, and the example that ends the help."""
+    parser.epilog = f"example: python tools/order.py {example}"
+    add = parser.add_argument
+    run = "run_dir of a run; give it twice"
+    add("--run", type=Path, action="append", required=True, metavar="DIR", help=run)
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def two_runs(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Return the two folders; ValueError if there are not two."""
+    if len(args.run) != 2:
+        raise ValueError(f"--run: give it twice, not {len(args.run)} times")
+    return args.run[0], args.run[1]
 
 
 def show(answer: Any, args: argparse.Namespace) -> int:

@@ -70,7 +70,7 @@ class BatchRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class StepBatch:
     """Rows [g_begin, g_end) of a step, or those of them that a rank takes."""
 
     run: str
@@ -143,7 +143,7 @@ def batch(
     part: RankSlice | None = None,
     with_text: bool = False,
     is_masked: bool = False,
-) -> Batch:
+) -> StepBatch:
     """Return the rows of a step, or those that a rank takes, exactly as they are trained on.
 
     Raises:
@@ -156,7 +156,7 @@ def batch(
         _check(part, length)
     rows = list(_rows(run, step, part, is_masked=is_masked))
     tokenizer = _tokenizer(run) if with_text else None
-    return Batch(
+    return StepBatch(
         run=str(run.folder),
         step=step,
         is_done=step <= run.steps_done,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.order.ledger import Fork, Ledger, LedgerError
-from megatron_ettin.queries.faults import Check
+from megatron_ettin.queries.answer import Check
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.queries.answer import show
-from megatron_ettin.queries.divergence import common_rows
+from megatron_ettin.queries.answer import add_two_runs, show, two_runs
 from megatron_ettin.queries.record import (
     Difference,
     digests_at,
@@ -22,8 +23,10 @@ from megatron_ettin.queries.record import (
     spec_differences,
 )
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run
-from megatron_ettin.queries.two_runs import add_two_runs, two_runs
 from megatron_ettin.queries.verify_chain import require_sound
+
+#: Rows whose pieces are compared at a time, and rows whose tokens are.
+_ROWS, _ROWS_OF_TOKENS = 65_536, 512
 
 EXAMPLE = "--run runs/first --run runs/second"
 
@@ -60,7 +63,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fork:
+class ForkOfRun:
     """A time when a run went back, and the steps that it took again."""
 
     run: str
@@ -93,7 +96,7 @@ class Diff:
     """What is in `first_different_row`, in each run."""
     checkpoints: list[SharedCheckpoint]
     skipped: list[Skipped]
-    forks: list[Fork]
+    forks: list[ForkOfRun]
     notes: list[str]
 
 
@@ -129,7 +132,7 @@ def compare(first: Path, second: Path) -> Diff:
         checkpoints=_checkpoints(one, other),
         skipped=_skipped(one, other),
         forks=[
-            Fork(run=str(run.folder), to_record=f.parent_seq, steps=f.steps, file=f.file)
+            ForkOfRun(run=str(run.folder), to_record=f.parent_seq, steps=f.steps, file=f.file)
             for run in (one, other)
             if run.ledger is not None
             for f in run.ledger.forks()
@@ -140,6 +143,89 @@ def compare(first: Path, second: Path) -> Diff:
             for change in run.changes
         ],
     )
+
+
+def common_rows(one: RecordedRun, other: RecordedRun) -> int:
+    """Return the largest g up to which both orders have the same tokens of the same documents.
+
+    What equal phase ids and equal digests in both ledgers say needs no look at the rows; from there
+    on their pieces are compared, and their tokens too where the runs' corpora are not the same.
+    """
+    begin = _known_to_be_common(one, other)
+    end = min(one.order.num_rows, other.order.num_rows)
+    with tqdm(
+        total=end - begin, desc="comparing", unit="row", unit_scale=True, disable=None
+    ) as bar:
+        for first in range(begin, end, _ROWS):
+            last = min(first + _ROWS, end)
+            differing = _first_other_pieces(one, other, first, last)
+            if not _same_corpora(one, other):
+                differing = _first_other_tokens(one, other, first, differing)
+            if differing < last:
+                return differing
+            bar.update(last - first)
+    return end
+
+
+def _known_to_be_common(one: RecordedRun, other: RecordedRun) -> int:
+    """Return rows that are the same by their phase ids, or by their digests in both ledgers."""
+    if not isinstance(one.order, SampleOrder) or not isinstance(other.order, SampleOrder):
+        return 0
+    common = 0
+    ids = zip(one.order.spec.phase_ids(), other.order.spec.phase_ids(), strict=False)
+    ends = zip(one.order.spec.phase_ends(), other.order.spec.phase_ends(), strict=False)
+    for (first_id, second_id), (first_end, second_end) in zip(ids, ends, strict=False):
+        if first_id != second_id:
+            break
+        common = min(first_end, second_end)
+    if one.changes or other.changes or one.ledger is None or other.ledger is None:
+        return common  # the ledgers tell of other files than today's
+    shared = shared_boundaries(one.ledger, other.ledger)
+    agree = shared.g[: len(shared.g) if shared.agree.all() else int(np.argmin(shared.agree))]
+    for run in (one.ledger, other.ledger):  # digests say nothing of rows that were skipped
+        skipped = skipped_rows(run, one.order.num_rows)
+        agree = agree[agree <= skipped[0][0]] if skipped else agree
+    return max(common, int(agree[-1]) if len(agree) else 0)
+
+
+def _first_other_pieces(one: RecordedRun, other: RecordedRun, begin: int, end: int) -> int:
+    """Return the first of the rows [begin, end) with other pieces, `end` if there is none."""
+    first, second = (run.order.pieces(begin, end) for run in (one, other))
+    names = [
+        np.array(run.order.source_names)[p.source] for run, p in ((one, first), (other, second))
+    ]
+    count = min(len(first.g), len(second.g))
+    same = names[0][:count] == names[1][:count]
+    for field in ("g", "document", "offset", "length", "slots"):
+        same &= getattr(first, field)[:count] == getattr(second, field)[:count]
+    rows = [
+        pieces.g[count:] if same.all() else pieces.g[np.argmin(same) :]
+        for pieces in (first, second)
+    ]
+    return min([end, *(int(g[0]) for g in rows if len(g))])
+
+
+def _first_other_tokens(one: RecordedRun, other: RecordedRun, begin: int, end: int) -> int:
+    """Return the first of the rows [begin, end) with other tokens, `end` if there is none."""
+    for first in range(begin, end, _ROWS_OF_TOKENS):
+        last = min(first + _ROWS_OF_TOKENS, end)
+        rows = zip(one.order.tokens(first, last), other.order.tokens(first, last), strict=True)
+        for g, (tokens, others) in enumerate(rows, start=first):
+            if not np.array_equal(tokens, others):
+                return g
+    return end
+
+
+def _same_corpora(one: RecordedRun, other: RecordedRun) -> bool:
+    """Tell whether sources of the same name hold the same tokens, as far as that is known."""
+    known = [_contents(run) for run in (one, other)]
+    return all(known[0][name] == known[1][name] for name in known[0].keys() & known[1].keys())
+
+
+def _contents(run: RecordedRun) -> dict[str, str]:
+    if isinstance(run.order, SampleOrder):
+        return {p.source: p.tokens_sha256 for phase in run.order.spec.phases for p in phase.pools}
+    return {name: os.path.realpath(run.order.prefix(name)) for name in run.order.source_names}
 
 
 def _specs(one: RecordedRun, other: RecordedRun) -> list[Difference]:

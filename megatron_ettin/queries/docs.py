@@ -16,7 +16,7 @@ from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Sidecars, select_sources
 from megatron_ettin.queries.provenance_of_rows import ProvenanceOfRows
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
-from megatron_ettin.queries.tables import PROVENANCE, SEGMENTS, Tables, as_hexadecimal
+from megatron_ettin.queries.tables import PROVENANCE, SEGMENTS, RunTables, as_hexadecimal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def write_docs(
     sources = select_sources(run, source)
     sidecars = Sidecars(run)
     without = [name for name in sources if sidecars.of(name) is None]
-    tables = Tables(run=run, begin=begin.g, end=end.g, sidecars=sidecars)
+    tables = RunTables(run=run, begin=begin.g, end=end.g, sidecars=sidecars)
     is_known = len(without) < len(sources)
     schema = pa.schema([*SEGMENTS, *PROVENANCE]) if is_known else SEGMENTS
     provenance = ProvenanceOfRows(run, sidecars, PROVENANCE.names, end=end.g, sources=sources)

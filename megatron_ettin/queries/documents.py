@@ -24,7 +24,7 @@ class Document(NamedTuple):
     ordinal: int
 
 
-class Origin(NamedTuple):
+class DocumentOrigin(NamedTuple):
     """What is known of where a document came from."""
 
     id: str | None
@@ -77,9 +77,9 @@ class Sidecars:
             self._opened[source] = _open(prefix) if _has_sidecar(prefix) else None
         return self._opened[source]
 
-    def origins(self, documents: Sequence[Document]) -> list[Origin]:
+    def origins(self, documents: Sequence[Document]) -> list[DocumentOrigin]:
         """Return the id and the url of documents, None where they are not known."""
-        found: dict[Document, Origin] = {}
+        found: dict[Document, DocumentOrigin] = {}
         for source in {document.source for document in documents}:
             provenance = self.of(source)
             if provenance is None:
@@ -87,8 +87,8 @@ class Sidecars:
             ordinals = [document.ordinal for document in documents if document.source == source]
             found_in = provenance.documents(np.array(ordinals, dtype=np.int64), ("id", "url"))
             for ordinal, row in zip(ordinals, found_in.to_pylist(), strict=True):
-                found[Document(source, ordinal)] = Origin(row["id"], row["url"])
-        return [found.get(document, Origin(None, None)) for document in documents]
+                found[Document(source, ordinal)] = DocumentOrigin(row["id"], row["url"])
+        return [found.get(document, DocumentOrigin(None, None)) for document in documents]
 
 
 def _has_sidecar(prefix: str) -> bool:

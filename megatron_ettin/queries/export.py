@@ -1,18 +1,48 @@
-"""Write what a run was fed, step by step, in the layout of the published Ettin order."""
+"""Write what a run was fed, step by step, in the layout of the published Ettin order.
+
+There is one folder for each checkpoint, with files of at most 100 steps; each row of a file is a
+row of the run. Documents, sources and exact steps are additions to the published layout. A file
+appears when it is complete, and its metadata name its rows, so an interrupted export can continue.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.order.digest import token_digest
+from megatron_ettin.publication import publish_text, publishing
 from megatron_ettin.queries.answer import add_shared_arguments, show
-from megatron_ettin.queries.ettin_card import ExportedFolder
-from megatron_ettin.queries.export_ettin import export_ettin
-from megatron_ettin.queries.recorded_run import open_run
+from megatron_ettin.queries.documents import Sidecars
+from megatron_ettin.queries.ettin_card import ExportedFolder, dataset_card
+from megatron_ettin.queries.provenance_of_rows import ProvenanceOfRows
+from megatron_ettin.queries.record import digest_hex
+from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
 
 EXAMPLE = "--layout ettin --run runs/encoder --output exported"
-LAYOUTS = {"ettin": export_ettin}
+STEPS_PER_FILE = 100
+#: Phases whose names begin so have folders that begin so, as in the published layout.
+PREFIXES = ("ext", "decay")
+METADATA = "megatron_ettin"
+#: Slots of rows that are held in memory at a time.
+_SLOTS = 4_194_304
+
+
+@dataclass(frozen=True)
+class _Written:
+    rows: int
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +61,242 @@ class Export:
     notes: list[str]
 
 
+def export_ettin(
+    run: RecordedRun, output: Path, begin: CheckpointPoint, end: CheckpointPoint
+) -> list[ExportedFolder]:
+    """Write all steps between two checkpoints and the dataset card; keep files that are complete.
+
+    Raises:
+        ValueError: nothing lies between the two, a file is there that belongs to another export, or
+            rows that are not those which the ledger has recorded.
+    """
+    if begin.step >= end.step:
+        raise ValueError(f"no step lies between {begin.name} and {end.name}")
+    writer = _ExportWriter(run, end)
+    folders = []
+    previous = begin
+    total = end.step - begin.step
+    with tqdm(total=total, desc="exporting", unit="step", disable=None) as bar:
+        for number, point in enumerate(run.checkpoints, start=1):
+            if not begin.step < point.step <= end.step:
+                continue
+            folder = output / f"{_prefix(run, point)}checkpoint_{number:06d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            folders.append(_write_folder(writer, folder, previous, point, bar))
+            previous = point
+    publish_text(output / "README.md", dataset_card(run, folders))
+    return folders
+
+
+def _prefix(run: RecordedRun, point: CheckpointPoint) -> str:
+    if not isinstance(run.order, SampleOrder):
+        return ""
+    spec = run.order.spec
+    name = spec.phases[spec.phase_index(run.rows_of_step(point.step)[0])].name
+    return next((f"{prefix}_" for prefix in PREFIXES if name.startswith(prefix)), "")
+
+
+def _write_folder(
+    writer: _ExportWriter, folder: Path, previous: CheckpointPoint, point: CheckpointPoint, bar: Any
+) -> ExportedFolder:
+    rows = tokens = files = kept = 0
+    first = previous.step + 1
+    while first <= point.step:
+        last = min(point.step, -(-first // STEPS_PER_FILE) * STEPS_PER_FILE)
+        path = folder / f"steps_{first:06d}_to_{last:06d}.parquet"
+        expected = writer.metadata(first, last)
+        if path.exists():
+            written = _existing(path, expected)
+            kept += 1
+        else:
+            written = writer.write(path, first, last, expected)
+        files += 1
+        rows, tokens = rows + written.rows, tokens + written.tokens
+        bar.update(last - first + 1)
+        first = last + 1
+    return ExportedFolder(
+        folder=folder.name,
+        checkpoint=point.name,
+        first_step=previous.step + 1,
+        last_step=point.step,
+        rows=rows,
+        tokens=tokens,
+        files=files,
+        files_kept=kept,
+    )
+
+
+def _existing(path: Path, expected: dict[str, str]) -> _Written:
+    """Return what a complete file holds; ValueError if it is of another export."""
+    try:
+        metadata = pq.read_metadata(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: no parquet file ({error}); remove it") from error
+    found = {k.decode(): v.decode() for k, v in (metadata.metadata or {}).items()}
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{path}: is of another export ({name} is {found.get(name)}, here {value}): name "
+                f"another --output, or remove the file"
+            )
+    return _Written(metadata.num_rows, int(found[f"{METADATA}.tokens"]))
+
+
+class _ExportWriter:
+    """Writes files of steps, in batches of rows, and compares them with the ledger."""
+
+    def __init__(self, run: RecordedRun, end: CheckpointPoint) -> None:
+        self.run = run
+        self.order = run.order
+        sidecars, sources = Sidecars(run), run.order.source_names
+        self.has_ids = any(sidecars.of(source) for source in sources)
+        self.provenance = ProvenanceOfRows(run, sidecars, ("id", "url"), end=end.g, sources=sources)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Columns of the files."""
+        narrow = all(self.order.file(n).dtype == "uint16" for n in self.order.source_names)
+        if isinstance(self.order, SampleOrder) and self.order.ids.vocab_size > 65_536:
+            narrow = False
+        fields = [
+            ("step", pa.int64()),
+            ("input_ids", pa.list_(pa.uint16() if narrow else pa.int32())),
+            ("g", pa.int64()),
+            ("slot", pa.int32()),
+            ("source", pa.dictionary(pa.int32(), pa.string())),
+            ("epoch", pa.int64()),
+            ("documents", pa.list_(pa.int64())),
+            ("offsets", pa.list_(pa.int64())),
+            ("lengths", pa.list_(pa.int32())),
+            ("positions", pa.list_(pa.int32())),
+        ]
+        if self.has_ids:
+            fields += [("ids", pa.list_(pa.string())), ("urls", pa.list_(pa.string()))]
+        return pa.schema(fields)
+
+    def metadata(self, first: int, last: int) -> dict[str, str]:
+        """Return what the file of some steps says of itself, and must say to be kept."""
+        begin, end = self.run.rows_of_step(first)[0], self.run.rows_of_step(last)[1]
+        found = {"format": "ettin-layout/1", "steps": f"{first}-{last}", "rows": f"{begin}-{end}"}
+        if isinstance(self.order, SampleOrder):
+            spec = self.order.spec
+            found["phase_id"] = spec.phase_ids()[spec.phase_index(end - 1)]
+        if self.run.ledger is not None:
+            chosen = self.run.ledger.steps[first - 1 : last]
+            for name in ("order_digest", "token_digest"):
+                found[name] = digest_hex(chosen[name].sum(axis=0, dtype=np.uint64))
+        return {f"{METADATA}.{name}": value for name, value in found.items()}
+
+    def write(self, path: Path, first: int, last: int, metadata: dict[str, str]) -> _Written:
+        """Write the rows of steps first to last; the file appears when it is complete."""
+        rows = tokens = 0
+        digest = np.zeros(2, dtype=np.uint64)
+        with publishing(path) as temporary:
+            with self._parquet(temporary) as file:
+                for begin, end in self._stretches(first, last):
+                    table, part = self._table(begin, end)
+                    file.write_table(table)
+                    rows += len(table)
+                    tokens += len(table["input_ids"].combine_chunks().flatten())
+                    digest += part
+                file.add_key_value_metadata({**metadata, f"{METADATA}.tokens": str(tokens)})
+            recorded = metadata.get(f"{METADATA}.token_digest")
+            if recorded is not None and recorded != digest_hex(digest):
+                raise ValueError(
+                    f"steps {first} to {last}: the tokens in today's files are not those that the "
+                    f"ledger has recorded; ask `verify --tokens` which step differs"
+                )
+        return _Written(rows, tokens)
+
+    def _parquet(self, path: Path) -> pq.ParquetWriter:
+        # Ids are stored as bytes of four streams, of which two are empty: half the time of a
+        # dictionary of the vocabulary for each file, and a tenth less on disk.
+        return pq.ParquetWriter(
+            path,
+            self.schema,
+            compression="zstd",
+            use_dictionary=["source"],
+            column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
+        )
+
+    def _stretches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Yield the rows of steps: ranges of one phase without gaps, of at most _SLOTS slots."""
+        begin, end = self.run.rows_of_step(first)
+        for step in range(first + 1, last + 2):
+            following = self.run.rows_of_step(step) if step <= last else (-1, -1)
+            stop, length = self._phase(begin)
+            if following[0] == end and end < stop:
+                end = following[1]
+                continue
+            yield from _batches(begin, end, max(1, _SLOTS // length))
+            begin, end = following
+
+    def _phase(self, g: int) -> tuple[int, int]:
+        """Return the end of a row's phase and the slots of its rows."""
+        if isinstance(self.order, SampleOrder):
+            phase = self.order.spec.phases[self.order.spec.phase_index(g)]
+            return phase.end_g, phase.seq_length
+        return self.order.num_rows, self.order.run.seq_length
+
+    def _table(self, begin: int, end: int) -> tuple[pa.Table, NDArray[np.uint64]]:
+        """Return rows [begin, end), all of steps, and the sum of their token digests."""
+        pieces = self.order.pieces(begin, end)
+        flat, counts, digest = self._tokens(begin, end)
+        g = np.arange(begin, end, dtype=np.int64)
+        splits = np.searchsorted(pieces.g, np.append(g, end)).astype(np.int32)
+        sources = pieces.source[splits[:-1]]
+        step = self.run.steps_of_rows(g)
+        columns = {
+            "step": step,
+            "input_ids": _lists(np.append(0, np.cumsum(counts)), pa.array(flat)),
+            "g": g,
+            "slot": g - self.run.done[step - 1, 0],
+            "source": pa.DictionaryArray.from_arrays(sources, self.order.source_names),
+            "epoch": pieces.epoch[splits[:-1]],
+            "documents": _lists(splits, pa.array(pieces.document)),
+            "offsets": _lists(splits, pa.array(pieces.offset)),
+            "lengths": _lists(splits, pa.array(pieces.length)),
+            "positions": _lists(splits, pa.array(pieces.position)),
+        }
+        if self.has_ids:
+            known = self.provenance.of((begin, end), pieces.source, pieces.document)
+            for name in ("id", "url"):
+                columns[f"{name}s"] = _lists(splits, known[name].combine_chunks())
+        arrays = [_as(columns[field.name], field.type) for field in self.schema]
+        return pa.Table.from_arrays(arrays, schema=self.schema), digest
+
+    def _tokens(
+        self, begin: int, end: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
+        """Return the rows' tokens end to end, without padding, their numbers, and their digest."""
+        if not isinstance(self.order, SampleOrder):
+            found = self.order.tokens(begin, end)
+            counts = np.array([len(row) for row in found], dtype=np.int64)
+            return np.concatenate(found), counts, np.zeros(2, dtype=np.uint64)
+        index = self.order.spec.phase_index(begin)
+        rows = self.order.rows(index, np.arange(begin, end, dtype=np.int64))
+        is_token = np.arange(rows.seq_length) < rows.num_tokens[:, None]
+        return rows.tokens[is_token.ravel()], rows.num_tokens, token_digest(rows, rows.tokens)
+
+
+def _batches(begin: int, end: int, size: int) -> list[tuple[int, int]]:
+    return [(first, min(first + size, end)) for first in range(begin, end, size)]
+
+
+def _lists(splits: NDArray[Any], values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(splits.astype(np.int32)), values)
+
+
+def _as(values: Any, kind: pa.DataType) -> pa.Array:
+    array = values if isinstance(values, pa.Array) else pa.array(values)
+    return array if array.type == kind else array.cast(kind)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     add_shared_arguments(parser, f"export {EXAMPLE}")
     add = parser.add_argument
-    add("--layout", choices=[*LAYOUTS], required=True, help="ettin: a folder a checkpoint")
+    add("--layout", choices=["ettin"], required=True, help="ettin: a folder a checkpoint")
     add("--output", type=Path, required=True, metavar="DIR", help="new, or of a stopped export")
     start = "checkpoint, by name or step; default: 0, the start"
     add("--from", dest="begin", default="0", metavar="CKPT", help=start)
@@ -49,7 +310,7 @@ def run(args: argparse.Namespace) -> int:
     if args.end is None and not opened.checkpoints:
         raise ValueError(f"{args.run}: has no checkpoint yet, and the layout is by checkpoints")
     end = opened.checkpoints[-1] if args.end is None else opened.checkpoint(args.end)
-    folders = LAYOUTS[args.layout](opened, args.output, begin, end)
+    folders = export_ettin(opened, args.output, begin, end)
     left = opened.steps_done - end.step
     notes = [f"the {left} steps after {end.name} are not part of it"] if left else []
     answer = Export(

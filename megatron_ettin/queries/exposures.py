@@ -9,7 +9,7 @@ from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import (
     Document,
     DocumentName,
-    Origin,
+    DocumentOrigin,
     Sidecars,
     add_document_arguments,
     document_name,
@@ -95,7 +95,7 @@ def exposures(run: RecordedRun, name: DocumentName, at: CheckpointPoint | None =
 
 
 def _exposure(
-    run: RecordedRun, document: Document, origin: Origin, at: CheckpointPoint
+    run: RecordedRun, document: Document, origin: DocumentOrigin, at: CheckpointPoint
 ) -> Exposure:
     tokens = int(run.order.file(document.source).lengths[document.ordinal])
     found = [place for place in places(run, document) if place.step is not None]

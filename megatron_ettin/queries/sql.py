@@ -19,7 +19,7 @@ import pyarrow as pa
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Sidecars
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
-from megatron_ettin.queries.tables import DOCS, ROWS, SEGMENTS, STEPS, Tables
+from megatron_ettin.queries.tables import DOCS, ROWS, SEGMENTS, STEPS, RunTables
 
 MEMORY_LIMIT = "1GB"
 """Memory of DuckDB. A larger query, such as a join of all documents, spills to TMPDIR."""
@@ -66,7 +66,7 @@ def sql(
     Raises:
         ValueError: what DuckDB says of the query.
     """
-    tables = Tables(
+    tables = RunTables(
         run=run,
         begin=0 if begin is None else begin.g,
         end=end.g if end is not None else int(run.done[-1, 1]) if run.steps_done else 0,

@@ -69,7 +69,7 @@ DOCS = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tables:
+class RunTables:
     """The tables of the rows [begin, end) of a run that it has trained on; skipped rows are none.
 
     Every method yields record batches of its schema above, at most a few megabytes at a time.

@@ -14,8 +14,7 @@ from pathlib import Path
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.ledger import Ledger, described
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.queries.answer import as_json
-from megatron_ettin.queries.faults import FAIL, PASS
+from megatron_ettin.queries.answer import FAIL, PASS, add_two_runs, as_json, two_runs
 from megatron_ettin.queries.record import (
     SharedBoundaries,
     digests_at,
@@ -24,14 +23,13 @@ from megatron_ettin.queries.record import (
     spec_differences,
     step_record,
 )
-from megatron_ettin.queries.two_runs import add_two_runs, two_runs
 from megatron_ettin.queries.verify_chain import require_sound
 
 EXAMPLE = "--run runs/encoder --run runs/decoder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Twin:
+class TwinRun:
     """One of the two runs, as its ledger stands."""
 
     run: str
@@ -83,7 +81,7 @@ class TwinsProof:
     """Of a FAIL."""
     disagreement: list[Disagreement]
     """One for each run, or none."""
-    runs: list[Twin]
+    runs: list[TwinRun]
     notes: list[str]
 
     @property
@@ -226,9 +224,9 @@ def _notes(one: _Run, other: _Run) -> list[str]:
     return notes
 
 
-def _twin(run: _Run, last: int) -> Twin:
+def _twin(run: _Run, last: int) -> TwinRun:
     sums = digests_at(run.ledger, last)
-    return Twin(
+    return TwinRun(
         run=str(run.folder),
         objective=run.objective,
         order_id=run.spec.order_id,

@@ -11,8 +11,14 @@ from pathlib import Path
 
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.queries.answer import add_shared_arguments, as_json
-from megatron_ettin.queries.faults import FAIL, PASS, Check, Fault
+from megatron_ettin.queries.answer import (
+    FAIL,
+    PASS,
+    Check,
+    Fault,
+    add_shared_arguments,
+    as_json,
+)
 from megatron_ettin.queries.verify_chain import check_chain
 from megatron_ettin.queries.verify_checkpoints import check_weights
 from megatron_ettin.queries.verify_head import SHORTEST, FoundHead, find_head
@@ -116,8 +122,8 @@ def _check_rows(
     # The chain alone is checked without what opens configurations and corpora.
     from megatron_ettin.order import SampleOrder
     from megatron_ettin.queries.recorded_run import open_run
+    from megatron_ettin.queries.verify_files import check_tokenizers
     from megatron_ettin.queries.verify_rows import check_order, check_tokens
-    from megatron_ettin.queries.verify_tokenizers import check_tokenizers
 
     run = open_run(folder, must_match=False)
     if not isinstance(run.order, SampleOrder) or run.config is None:

@@ -11,8 +11,8 @@ import numpy as np
 
 from megatron_ettin.order.ledger import Fork, Kind, Ledger, LedgerError
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.branches import Branch, read_branches
-from megatron_ettin.queries.faults import Check
 from megatron_ettin.queries.record import digest_hex
 from megatron_ettin.queries.verify_folder import check_folder, read_side_files
 

@@ -15,8 +15,8 @@ from megatron_ettin.file_digests import FileList, differences, unlisted
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import STATE_FILE, RunFolder
+from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.branches import Branch
-from megatron_ettin.queries.faults import Check
 from megatron_ettin.queries.record import digest_hex
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_ettin.config import RunConfig
+from megatron_ettin.data.corpus_tokenizer import OPTION, compare_tokenizers, corpora
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.order import OrderSpec, PoolSpec
 from megatron_ettin.order.corpus_identity import hash_corpus
-from megatron_ettin.queries.faults import Check
+from megatron_ettin.queries.answer import Check
 
 #: Fields of a pool that describe its corpus, and what they are called in an identity.
 FIELDS = {
@@ -66,3 +67,19 @@ def _check_corpus(pool: PoolSpec, prefix: str, check: Check) -> None:
             file = "bin" if field == "tokens_sha256" else "idx"
             what = f"{field} is {found}, but order.json says {said}"
             check.fail(f"{prefix}.{file} (source {pool.source!r}): {what}")
+
+
+def check_tokenizers(config: RunConfig, tokenizer_sha256: str) -> Check:
+    """Compare the records of all corpora with the tokenizer that order.json names."""
+    check = Check(name="tokenizers")
+    prefixes = corpora(config)
+    found = compare_tokenizers(prefixes, tokenizer_sha256)
+    check.items = len(prefixes) - len(found.unrecorded)
+    for what in found.mixed:
+        if config.data.allow_other_tokenizers:
+            check.notes.append(f"{what}; {OPTION} accepted it")
+        else:
+            check.fail(what)
+    if found.unrecorded:
+        check.notes.append(f"no record of their tokenizer: {', '.join(found.unrecorded)}")
+    return check

@@ -14,8 +14,8 @@ import numpy as np
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.ledger import Kind, Ledger, described
 from megatron_ettin.order.run_folder import STATE_FILE, RunFolder
+from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.branches import Branch
-from megatron_ettin.queries.faults import Check
 from megatron_ettin.queries.record import digest_hex
 from megatron_ettin.queries.verify_checkpoints import check_checkpoint
 

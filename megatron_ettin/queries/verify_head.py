@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.order.ledger import Kind
+from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.branches import Branch
-from megatron_ettin.queries.faults import Check
 
 #: Fewest digits that name a record. Who forges a record meets these by 2^48 tries: all 64 prove.
 SHORTEST = 12

@@ -15,7 +15,7 @@ from megatron_ettin import native
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.queries.faults import Check
+from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.masking_record import Masking, MaskingRecord
 from megatron_ettin.queries.record import StepRecord, digest_hex, step_record
 

@@ -12,8 +12,7 @@ from megatron_ettin.order import SampleOrder
 from megatron_ettin.queries.documents import Document, DocumentName
 from megatron_ettin.queries.exposures import exposures
 from megatron_ettin.queries.recorded_run import RecordedRun
-from megatron_ettin.queries.seen_by_order import SeenByOrder
-from megatron_ettin.queries.unseen import unseen
+from megatron_ettin.queries.unseen import SeenByOrder, unseen
 from megatron_ettin.queries.where import where
 from tests.conftest import TinyCorpus
 from tests.unit.queried import SKIPPED, Queried, make_queried

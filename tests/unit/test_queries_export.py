@@ -15,7 +15,7 @@ import yaml
 from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.native import TokenFile
 from megatron_ettin.queries import provenance_of_rows
-from megatron_ettin.queries.export_ettin import export_ettin
+from megatron_ettin.queries.export import export_ettin
 from megatron_ettin.queries.import_ettin import import_ettin
 from megatron_ettin.queries.record import digest_hex
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run

@@ -15,7 +15,7 @@ import pytest
 from megatron_ettin import native
 from megatron_ettin.order.ledger import RECORD, Kind, Ledger, LedgerWriter
 from megatron_ettin.order.ledger.format import GENESIS, seal
-from megatron_ettin.queries.faults import FAULTS_KEPT
+from megatron_ettin.queries.answer import FAULTS_KEPT
 from megatron_ettin.queries.recorded_run import open_run
 from megatron_ettin.queries.verify import Verification, verify
 from megatron_ettin.queries.verify_rows import SMALLEST_SAMPLE, sample_steps

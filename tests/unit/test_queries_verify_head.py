@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from megatron_ettin.order.ledger import Head, Kind, Ledger, LedgerWriter
+from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.branches import read_branches
-from megatron_ettin.queries.faults import Check
 from megatron_ettin.queries.verify import verify
 from megatron_ettin.queries.verify_head import FoundHead, find_head
 from tests.conftest import TinyCorpus
