@@ -20,8 +20,8 @@ from benchmarks.training_cells import Cell, Figures
 from megatron_ettin import distributed
 from megatron_ettin.config import RunConfig, parse_args
 from megatron_ettin.data.orders import sample_order
+from megatron_ettin.devices import gpu_called
 from megatron_ettin.model.counts import mfu
-from megatron_ettin.model.gpus import gpu_called
 from megatron_ettin.training.profile import TRACE_FILE, idle_share, kernel_intervals, profiled
 
 SEQ_LENGTH = 1024

@@ -4,11 +4,10 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from megatron_ettin.devices import GIB, device
 from megatron_ettin.estimate.command_line import parse
-from megatron_ettin.estimate.devices import device
 from megatron_ettin.estimate.plan import estimate
 from megatron_ettin.estimate.report import as_json, as_text
-from megatron_ettin.model.gpus import GIB
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from megatron_ettin.config import (
 )
 from megatron_ettin.config.combine import ConfigFile, with_phases_by_name
 from megatron_ettin.config.command_line import CONFIG_HELP
-from megatron_ettin.estimate.devices import DEVICES
+from megatron_ettin.devices import DEVICES
 from megatron_ettin.estimate.throughput import PUBLISHED_PHASES
 from megatron_ettin.objectives import Objective
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.devices import Device
 from megatron_ettin.model.counts import Attention, layer_matrix_parameters
-from megatron_ettin.model.gpus import Device
 
 FP32 = 4
 #: Bytes of a chunk of logits (model/linear_cross_entropy.py, which imports torch).

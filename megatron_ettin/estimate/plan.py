@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass
 
 from megatron_ettin.config import HardwareConfig, PhaseConfig, RunConfig
+from megatron_ettin.devices import GIB, Device
 from megatron_ettin.estimate.memory import Work, largest_rank
 from megatron_ettin.estimate.throughput import average, tokens_per_second
 from megatron_ettin.model.counts import Parameters, parameters
-from megatron_ettin.model.gpus import GIB, Device
 
 #: Largest micro-batch that is tried where the configuration names none.
 LARGEST_MICRO_BATCH_TOKENS = 65_536

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from megatron_ettin.devices import GIB
 from megatron_ettin.estimate.plan import Estimate
-from megatron_ettin.model.gpus import GIB
 
 
 def as_text(found: Estimate, source_of_rate: str) -> str:

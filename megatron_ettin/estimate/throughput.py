@@ -12,8 +12,8 @@ import os
 from collections.abc import Sequence
 
 from megatron_ettin.config import HardwareConfig, ModelConfig, PhaseConfig
+from megatron_ettin.devices import GPUS, Device
 from megatron_ettin.model.counts import Attention, flops_per_token, parameters
-from megatron_ettin.model.gpus import GPUS, Device
 
 #: Hours that 2 T tokens took on 4 H100, by size (Ettin's pretraining/README.md; it does not say of
 #: which twin): (layers, hidden size, MLP size, heads, hours).

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
+from megatron_ettin.devices import Device, gpu_called
 from megatron_ettin.model.counts import mfu
-from megatron_ettin.model.gpus import Device, gpu_called
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text

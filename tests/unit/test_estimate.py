@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 
-from megatron_ettin import distributed
+from megatron_ettin import devices, distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, PhaseConfig, SeedConfig
 from megatron_ettin.estimate import memory, plan, throughput
 from megatron_ettin.estimate.command_line import parse
 from megatron_ettin.evaluation.layouts import LAYOUTS, run_layout
-from megatron_ettin.model import counts, gpus
+from megatron_ettin.model import counts
 from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.counts import Attention
 from megatron_ettin.model.linear_cross_entropy import CHUNK_BYTES
@@ -35,10 +35,10 @@ SMALL = ModelConfig(
     vocab_size=640,
     sliding_window=16,
 )
-CPU = gpus.Device(
+CPU = devices.Device(
     name="a CPU",
     kind="cpu",
-    memory_bytes=16 * gpus.GIB,
+    memory_bytes=16 * devices.GIB,
     peak_flops={"fp32": 1e11, "bf16": 1e11},
     runtime_bytes=400_000_000,
 )
@@ -135,9 +135,9 @@ def test_mfu_beyond_the_peak_is_refused() -> None:
 
 
 def test_gpus_are_known_by_their_whole_name() -> None:
-    assert gpus.gpu_called("NVIDIA H200") == gpus.GPUS["h200"]
-    assert gpus.gpu_called("NVIDIA H100 80GB HBM3") == gpus.GPUS["h100"]
-    assert gpus.gpu_called("NVIDIA H100 PCIe") is None
+    assert devices.gpu_called("NVIDIA H200") == devices.GPUS["h200"]
+    assert devices.gpu_called("NVIDIA H100 80GB HBM3") == devices.GPUS["h100"]
+    assert devices.gpu_called("NVIDIA H100 PCIe") is None
 
 
 @pytest.mark.parametrize("size", ["17m", "400m"])
@@ -376,7 +376,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(
 def test_the_micro_batch_that_is_chosen_is_the_largest_that_fits() -> None:
     question = parse(files("400m", "mlm"))
     assert question.choose_micro_batch
-    h100 = gpus.GPUS["h100"]
+    h100 = devices.GPUS["h100"]
     found = plan.estimate(question.config, h100, num_devices=1, fill=1.0, choose_micro_batch=True)
     chosen = found.hardware.micro_batch_tokens
     assert found.total_memory_bytes <= plan.COMFORTABLE_SHARE * h100.memory_bytes

@@ -9,7 +9,7 @@ import torch
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig
-from megatron_ettin.model.gpus import GPUS
+from megatron_ettin.devices import GPUS
 from megatron_ettin.training.metrics import Interval, mfu_field
 from megatron_ettin.training.preparation import phase_micro_batches, phase_steps
 from tests.conftest import TinyCorpus

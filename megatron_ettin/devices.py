@@ -1,11 +1,16 @@
-"""The GPUs that estimates and reports know: their memory and the peak of their matrix products."""
+"""Devices: GPUs by their data sheets, and this machine's CPU, measured."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["cpu", "cuda"]
+import numpy as np
+
 GIB = 2**30
 
 
@@ -14,7 +19,7 @@ class Device:
     """What one rank runs on."""
 
     name: str
-    kind: Kind
+    kind: Literal["cpu", "cuda"]
     memory_bytes: int
     """Memory that a process can get; on a CPU, the machine's, which all ranks share."""
     peak_flops: dict[str, float]
@@ -49,6 +54,7 @@ GPUS = {
     "a100-40": _gpu("A100 SXM 40 GB", "NVIDIA A100-SXM4-40GB", 39.4, 312.0, 19.5),
     "l40s": _gpu("L40S 48 GB", "NVIDIA L40S", 44.4, 362.0, 91.6),
 }
+DEVICES = ("cpu", *GPUS)
 
 
 def gpu_called(cuda_name: str) -> Device | None:
@@ -57,3 +63,47 @@ def gpu_called(cuda_name: str) -> Device | None:
     The whole name counts: of an H100, the PCIe form has three quarters of the SXM form's peak.
     """
     return next((gpu for gpu in GPUS.values() if gpu.cuda_name == cuda_name), None)
+
+
+def device(name: str) -> Device:
+    """Return the device `name` of DEVICES; for the CPU, this machine is measured (10 seconds)."""
+    return this_machine() if name == "cpu" else GPUS[name]
+
+
+def this_machine() -> Device:
+    """Measure this machine's CPU: its memory, its peak, what the libraries need."""
+    peak = measured_peak_flops()
+    return Device(
+        name=f"this machine's {os.cpu_count()} cores",
+        kind="cpu",
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        peak_flops={"bf16": peak, "fp32": peak},
+        runtime_bytes=measured_runtime_bytes(),
+    )
+
+
+def measured_peak_flops(seconds: float = 1.0) -> float:
+    """Return the FLOP/s of float32 products of [2048, 2048] on all cores, the best of a second."""
+    left = np.random.default_rng(0).random((2048, 2048), dtype=np.float32)
+    right = left.T.copy()
+    best = 0.0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or not best:
+        begin = time.perf_counter()
+        left @ right
+        best = max(best, 2.0 * 2048**3 / (time.perf_counter() - begin))
+    return best
+
+
+def measured_runtime_bytes() -> int:
+    """Return the resident set of a process that has imported what training imports."""
+    program = (
+        "import megatron_ettin.training.set_up, pathlib\n"
+        "print(pathlib.Path('/proc/self/statm').read_text().split()[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise OSError(f"the training libraries cannot be imported:\n{done.stderr[-2000:]}")
+    return int(done.stdout) * os.sysconf("SC_PAGE_SIZE")
