@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
-# A command is a module in megatron_ettin/queries/: `add_arguments` declares its options, `run`
-# prints the answer and returns the exit status. Only the one that is asked for is imported.
+# A command is a module in megatron_ettin/queries/: `add_arguments` declares its options, and
+# `print_answer` returns the exit status. Only the module of the given command is imported.
 COMMANDS = {
     "plan": "build the row plans; say how documents fill the rows",
     "batch": "what a step was fed, token for token",
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", module=r"megatron\.")
     command, args = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = command.run(args)
+        status = command.print_answer(args)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has enough; Python would complain of it once more at exit.

@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--masked", action="store_true", help="the inputs and labels of the run's objective too")
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; 0."""
     opened = open_run(args.run)
     part = None
@@ -130,13 +130,13 @@ def run(args: argparse.Namespace) -> int:
         part = RankSlice(
             rank=args.rank, data_parallel_size=args.data_parallel_size, micro_batch_tokens=tokens
         )
-    found = batch(
+    answer = describe_batch(
         opened, args.step, part=part, with_text=args.tokenizer_text, is_masked=args.masked
     )
-    return show(found, args)
+    return show(answer, args)
 
 
-def batch(
+def describe_batch(
     run: RecordedRun,
     step: int,
     *,
@@ -153,7 +153,7 @@ def batch(
     begin, end = run.rows_of_step(step)
     length = _seq_length(run, begin)
     if part is not None:
-        _check(part, length)
+        _check_rank(part, length)
     rows = list(_rows(run, step, part, is_masked=is_masked))
     tokenizer = _tokenizer(run) if with_text else None
     return StepBatch(
@@ -166,11 +166,11 @@ def batch(
         data_parallel_size=part.data_parallel_size if part else None,
         micro_batch_tokens=part.micro_batch_tokens if part else None,
         idle_rows=sum(row.g < 0 for row in rows),
-        rows=_describe(run, begin, end, rows, tokenizer, has_parts=part is not None),
+        rows=_describe_rows(run, begin, end, rows, tokenizer, has_parts=part is not None),
     )
 
 
-def _check(part: RankSlice, length: int) -> None:
+def _check_rank(part: RankSlice, length: int) -> None:
     if not 0 <= part.rank < part.data_parallel_size:
         raise ValueError(f"rank {part.rank} is not one of {part.data_parallel_size}")
     if part.micro_batch_tokens < length:
@@ -214,8 +214,8 @@ def _rows(
             digests[:2] += token_digest(fed.rows, masking.objective.original_tokens(fed))
             digests[2:] += mask_digest(fed)
             if part is None or rank == part.rank:
-                yield from _of_micro_batch(fed, m, is_masked=is_masked)
-    _compare(run, step, digests, is_masked=is_masked)
+                yield from _split_micro_batch(fed, m, is_masked=is_masked)
+    _require_recorded_digests(run, step, digests, is_masked=is_masked)
 
 
 def _masking(run: RecordedRun, config: RunConfig, step: int) -> Masking:
@@ -229,11 +229,11 @@ def _masking(run: RecordedRun, config: RunConfig, step: int) -> Masking:
     return MaskingRecord(run.ledger).at(seq)
 
 
-def _of_micro_batch(fed: objectives.Batch, number: int, *, is_masked: bool) -> Iterator[_Row]:
-    for slot, (g, count) in enumerate(
+def _split_micro_batch(fed: objectives.Batch, number: int, *, is_masked: bool) -> Iterator[_Row]:
+    for index, (g, count) in enumerate(
         zip(fed.rows.g.tolist(), fed.rows.num_tokens.tolist(), strict=True)
     ):
-        row = slice(slot * fed.rows.seq_length, slot * fed.rows.seq_length + count)
+        row = slice(index * fed.rows.seq_length, index * fed.rows.seq_length + count)
         yield _Row(
             g=g,
             micro_batch=number,
@@ -244,7 +244,9 @@ def _of_micro_batch(fed: objectives.Batch, number: int, *, is_masked: bool) -> I
         )
 
 
-def _compare(run: RecordedRun, step: int, digests: NDArray[np.uint64], *, is_masked: bool) -> None:
+def _require_recorded_digests(
+    run: RecordedRun, step: int, digests: NDArray[np.uint64], *, is_masked: bool
+) -> None:
     """Raise ValueError if a step that was taken had other digests [3] than its rows have now."""
     if run.ledger is None or step > run.steps_done:
         return
@@ -284,7 +286,7 @@ def _rows_of_megatron(
             )
 
 
-def _describe(
+def _describe_rows(
     run: RecordedRun,
     begin: int,
     end: int,
@@ -329,13 +331,13 @@ def _describe(
             tokens=row.tokens.tolist(),
             text=tokenizer.decode(row.tokens) if tokenizer else None,
             inputs=None if row.inputs is None else row.inputs.tolist(),
-            labels=_scored(row),
+            labels=_scored_labels(row),
         )
         for row, here in zip(used, pieces_of, strict=True)
     ]
 
 
-def _scored(row: _Row) -> list[int | None] | None:
+def _scored_labels(row: _Row) -> list[int | None] | None:
     if row.labels is None or row.is_scored is None:
         return None
     pairs = zip(row.labels.tolist(), row.is_scored.tolist(), strict=True)

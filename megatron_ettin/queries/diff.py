@@ -274,12 +274,12 @@ def _row(run: RecordedRun, g: int) -> list[PieceOfRow]:
 
 def _checkpoints(one: RecordedRun, other: RecordedRun) -> list[SharedCheckpoint]:
     by_row = {point.g: point.name for point in other.checkpoints}
-    found = []
+    shared = []
     for point in one.checkpoints:
         if point.g not in by_row:
             continue
         same_order, same_tokens = _same_at(one.ledger, other.ledger, point.g)
-        found.append(
+        shared.append(
             SharedCheckpoint(
                 g=point.g,
                 first=point.name,
@@ -288,7 +288,7 @@ def _checkpoints(one: RecordedRun, other: RecordedRun) -> list[SharedCheckpoint]
                 same_tokens=same_tokens,
             )
         )
-    return found
+    return shared
 
 
 def _same_at(
@@ -321,6 +321,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_two_runs(parser, f"diff {EXAMPLE}")
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Print how the runs differ."""
     return show(compare(*two_runs(args)), args)

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, required=True, metavar="FILE", help="parquet file, one row a piece")
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; 0."""
     opened = open_run(args.run)
     begin, end = opened.checkpoint(args.begin), opened.checkpoint(args.end)
@@ -79,7 +79,7 @@ def write_docs(
         raise ValueError(f"--from {begin.name} is not before --to {end.name}")
     sources = select_sources(run, source)
     sidecars = Sidecars(run)
-    without = [name for name in sources if sidecars.of(name) is None]
+    without = [name for name in sources if sidecars.provenance(name) is None]
     tables = RunTables(run=run, begin=begin.g, end=end.g, sidecars=sidecars)
     is_known = len(without) < len(sources)
     schema = pa.schema([*SEGMENTS, *PROVENANCE]) if is_known else SEGMENTS
@@ -116,7 +116,7 @@ def _with_provenance(provenance: ProvenanceOfRows, batch: pa.RecordBatch) -> pa.
     """Append the columns of PROVENANCE to pieces of any sources."""
     g = np.asarray(batch["g"])
     source, document = np.asarray(batch["source"].indices), np.asarray(batch["document"])
-    known = provenance.of((int(g[0]), int(g[-1]) + 1), source, document)
+    known = provenance.look_up((int(g[0]), int(g[-1]) + 1), source, document)
     known = known.set_column(
         PROVENANCE.get_field_index("sha256"), "sha256", as_hexadecimal(known["sha256"])
     ).combine_chunks()

@@ -70,7 +70,7 @@ class Sidecars:
         self._run = run
         self._opened: dict[str, Provenance | None] = {}
 
-    def of(self, source: str) -> Provenance | None:
+    def provenance(self, source: str) -> Provenance | None:
         """Return a source's provenance; None where preprocessing left none."""
         if source not in self._opened:
             prefix = self._run.order.prefix(source)
@@ -79,16 +79,16 @@ class Sidecars:
 
     def origins(self, documents: Sequence[Document]) -> list[DocumentOrigin]:
         """Return the id and the url of documents, None where they are not known."""
-        found: dict[Document, DocumentOrigin] = {}
+        origins: dict[Document, DocumentOrigin] = {}
         for source in {document.source for document in documents}:
-            provenance = self.of(source)
+            provenance = self.provenance(source)
             if provenance is None:
                 continue
             ordinals = [document.ordinal for document in documents if document.source == source]
-            found_in = provenance.documents(np.array(ordinals, dtype=np.int64), ("id", "url"))
-            for ordinal, row in zip(ordinals, found_in.to_pylist(), strict=True):
-                found[Document(source, ordinal)] = DocumentOrigin(row["id"], row["url"])
-        return [found.get(document, DocumentOrigin(None, None)) for document in documents]
+            rows = provenance.documents(np.array(ordinals, dtype=np.int64), ("id", "url"))
+            for ordinal, row in zip(ordinals, rows.to_pylist(), strict=True):
+                origins[Document(source, ordinal)] = DocumentOrigin(row["id"], row["url"])
+        return [origins.get(document, DocumentOrigin(None, None)) for document in documents]
 
 
 def _has_sidecar(prefix: str) -> bool:
@@ -125,7 +125,11 @@ def find_documents(run: RecordedRun, name: DocumentName, sidecars: Sidecars) -> 
     sources = select_sources(run, name.source)
     if name.doc is not None:
         return [_parse(run, name.doc, sources)]
-    known = {source: found for source in sources if (found := sidecars.of(source)) is not None}
+    known = {
+        source: provenance
+        for source in sources
+        if (provenance := sidecars.provenance(source)) is not None
+    }
     documents = [
         Document(source, ordinal)
         for source, provenance in known.items()
@@ -165,9 +169,9 @@ def _look_up(provenance: Provenance, name: DocumentName) -> NDArray[np.int64]:
         text = name.text_file.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{name.text_file}: byte {error.start} is not UTF-8") from error
-    found = provenance.find_text(text)
+    ordinals = provenance.find_text(text)
     # Editors end a file with a newline that the document need not have.
-    return found if len(found) else provenance.find_text(text.removesuffix("\n"))
+    return ordinals if len(ordinals) else provenance.find_text(text.removesuffix("\n"))
 
 
 def _describe(name: DocumentName) -> str:

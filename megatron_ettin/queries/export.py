@@ -132,14 +132,14 @@ def _existing(path: Path, expected: dict[str, str]) -> _Written:
         metadata = pq.read_metadata(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: no parquet file ({error}); remove it") from error
-    found = {k.decode(): v.decode() for k, v in (metadata.metadata or {}).items()}
+    saved = {k.decode(): v.decode() for k, v in (metadata.metadata or {}).items()}
     for name, value in expected.items():
-        if found.get(name) != value:
+        if saved.get(name) != value:
             raise ValueError(
-                f"{path}: is of another export ({name} is {found.get(name)}, here {value}): name "
+                f"{path}: is of another export ({name} is {saved.get(name)}, here {value}): name "
                 f"another --output, or remove the file"
             )
-    return _Written(metadata.num_rows, int(found[f"{METADATA}.tokens"]))
+    return _Written(metadata.num_rows, int(saved[f"{METADATA}.tokens"]))
 
 
 class _ExportWriter:
@@ -149,7 +149,7 @@ class _ExportWriter:
         self.run = run
         self.order = run.order
         sidecars, sources = Sidecars(run), run.order.source_names
-        self.has_ids = any(sidecars.of(source) for source in sources)
+        self.has_ids = any(sidecars.provenance(source) for source in sources)
         self.provenance = ProvenanceOfRows(run, sidecars, ("id", "url"), end=end.g, sources=sources)
 
     @cached_property
@@ -177,15 +177,15 @@ class _ExportWriter:
     def metadata(self, first: int, last: int) -> dict[str, str]:
         """Return what the file of some steps says of itself, and must say to be kept."""
         begin, end = self.run.rows_of_step(first)[0], self.run.rows_of_step(last)[1]
-        found = {"format": "ettin-layout/1", "steps": f"{first}-{last}", "rows": f"{begin}-{end}"}
+        fields = {"format": "ettin-layout/1", "steps": f"{first}-{last}", "rows": f"{begin}-{end}"}
         if isinstance(self.order, SampleOrder):
             spec = self.order.spec
-            found["phase_id"] = spec.phase_ids()[spec.phase_index(end - 1)]
+            fields["phase_id"] = spec.phase_ids()[spec.phase_index(end - 1)]
         if self.run.ledger is not None:
             chosen = self.run.ledger.steps[first - 1 : last]
             for name in ("order_digest", "token_digest"):
-                found[name] = digest_hex(chosen[name].sum(axis=0, dtype=np.uint64))
-        return {f"{METADATA}.{name}": value for name, value in found.items()}
+                fields[name] = digest_hex(chosen[name].sum(axis=0, dtype=np.uint64))
+        return {f"{METADATA}.{name}": value for name, value in fields.items()}
 
     def write(self, path: Path, first: int, last: int, metadata: dict[str, str]) -> _Written:
         """Write the rows of steps first to last; the file appears when it is complete."""
@@ -259,7 +259,7 @@ class _ExportWriter:
             "positions": _lists(splits, pa.array(pieces.position)),
         }
         if self.has_ids:
-            known = self.provenance.of((begin, end), pieces.source, pieces.document)
+            known = self.provenance.look_up((begin, end), pieces.source, pieces.document)
             for name in ("id", "url"):
                 columns[f"{name}s"] = _lists(splits, known[name].combine_chunks())
         arrays = [_as(columns[field.name], field.type) for field in self.schema]
@@ -270,9 +270,9 @@ class _ExportWriter:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
         """Return the rows' tokens end to end, without padding, their numbers, and their digest."""
         if not isinstance(self.order, SampleOrder):
-            found = self.order.tokens(begin, end)
-            counts = np.array([len(row) for row in found], dtype=np.int64)
-            return np.concatenate(found), counts, np.zeros(2, dtype=np.uint64)
+            by_row = self.order.tokens(begin, end)
+            counts = np.array([len(row) for row in by_row], dtype=np.int64)
+            return np.concatenate(by_row), counts, np.zeros(2, dtype=np.uint64)
         index = self.order.spec.phase_index(begin)
         rows = self.order.rows(index, np.arange(begin, end, dtype=np.int64))
         is_token = np.arange(rows.seq_length) < rows.num_tokens[:, None]
@@ -303,7 +303,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--to", dest="end", metavar="CKPT", help="checkpoint; default: the last one")
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Write the export and print what lies in its folder."""
     opened = open_run(args.run)
     begin = opened.checkpoint(args.begin)

@@ -16,7 +16,7 @@ from megatron_ettin.queries.documents import (
     find_documents,
 )
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
-from megatron_ettin.queries.where import places
+from megatron_ettin.queries.where import list_places
 
 CHUNK_ROWS = 16_384
 
@@ -64,14 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", metavar="CKPT", help=at)
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; 0."""
     opened = open_run(args.run)
     at = opened.checkpoint(args.at) if args.at is not None else None
-    return show(exposures(opened, document_name(args), at), args)
+    return show(count_exposures(opened, document_name(args), at), args)
 
 
-def exposures(run: RecordedRun, name: DocumentName, at: CheckpointPoint | None = None) -> Exposures:
+def count_exposures(
+    run: RecordedRun, name: DocumentName, at: CheckpointPoint | None = None
+) -> Exposures:
     """Return what the run had seen of the documents of this name at a checkpoint, or by now.
 
     Raises:
@@ -98,8 +100,8 @@ def _exposure(
     run: RecordedRun, document: Document, origin: DocumentOrigin, at: CheckpointPoint
 ) -> Exposure:
     tokens = int(run.order.file(document.source).lengths[document.ordinal])
-    found = [place for place in places(run, document) if place.step is not None]
-    before = [place for place in found if place.g < at.g]
+    trained = [place for place in list_places(run, document) if place.step is not None]
+    before = [place for place in trained if place.g < at.g]
     tokens_seen = sum(place.length for place in before)
     steps = [place.step for place in before if place.step is not None]
     last = steps[-1] if steps else None
@@ -115,7 +117,7 @@ def _exposure(
         last_step=last,
         steps_since_last=None if last is None else at.step - last,
         tokens_since_last=None if last is None else _tokens_of_steps(run, last + 1, at.step),
-        next_step=next((place.step for place in found if place.g >= at.g), None),
+        next_step=next((place.step for place in trained if place.g >= at.g), None),
     )
 
 

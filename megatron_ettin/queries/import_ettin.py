@@ -151,14 +151,14 @@ def record_files(folder: Path) -> list[RecordFile]:
         FileNotFoundError: there is none.
         ValueError: a folder or file whose name does not say where it belongs, or steps twice.
     """
-    found = []
+    files = []
     for path in sorted(folder.glob("*/*.parquet")):
         place, steps = _FOLDER.fullmatch(path.parent.name), _FILE.fullmatch(path.name)
         if place is None or steps is None:
             raise ValueError(
                 f"{path}: expected [ext_|decay_]checkpoint_NUMBER/steps_FIRST_to_LAST.parquet"
             )
-        found.append(
+        files.append(
             RecordFile(
                 path=path,
                 phase=place["phase"] or "",
@@ -167,13 +167,13 @@ def record_files(folder: Path) -> list[RecordFile]:
                 last=int(steps["last"]),
             )
         )
-    if not found:
+    if not files:
         raise FileNotFoundError(f"{folder}: no folder with files steps_FIRST_to_LAST.parquet")
-    found.sort(key=lambda file: (_PHASES.index(file.phase), file.checkpoint, file.first))
-    for before, file in itertools.pairwise(found):
+    files.sort(key=lambda file: (_PHASES.index(file.phase), file.checkpoint, file.first))
+    for before, file in itertools.pairwise(files):
         if before.path.parent == file.path.parent and file.first <= before.last:
             raise ValueError(f"{file.path}: begins before {before.path} ends")
-    return found
+    return files
 
 
 def _dtype(files: Sequence[RecordFile], vocab_size: int | None) -> str:
@@ -290,6 +290,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object")
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Write the corpus and print what it holds."""
     return show(import_ettin(args.input, args.output, tokenizer=args.tokenizer), args)

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; 0."""
     if args.run is not None:
         opened = open_run(args.run, must_match=False).config
@@ -83,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
         for path in args.config:
             words += ["--config", str(path)]
         config = parse_args(words)
-    return show(plan(config, figure=args.figure), args)
+    return show(build_plans(config, figure=args.figure), args)
 
 
-def plan(config: RunConfig, *, figure: Path | None = None) -> Plan:
+def build_plans(config: RunConfig, *, figure: Path | None = None) -> Plan:
     """Build the plans that are not there yet and describe all of them.
 
     Raises:
@@ -112,7 +112,7 @@ def _reports(order: SampleOrder, phase_index: int) -> list[PoolReport]:
     phase = order.spec.phases[phase_index]
     drawn = _drawn(phase)
     reports = []
-    for slot, (pool, rows) in enumerate(order.plans(phase_index)):
+    for source_index, (pool, rows) in enumerate(order.plans(phase_index)):
         slots = rows.num_rows * phase.seq_length
         reports.append(
             PoolReport(
@@ -128,7 +128,7 @@ def _reports(order: SampleOrder, phase_index: int) -> list[PoolReport]:
                 tokens=rows.num_tokens,
                 padding=slots - rows.num_tokens,
                 fill=rows.num_tokens / slots,
-                epochs=(pool.drawn + drawn[slot]) / rows.num_rows,
+                epochs=(pool.drawn + drawn[source_index]) / rows.num_rows,
             )
         )
     return reports

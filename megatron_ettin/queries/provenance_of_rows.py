@@ -42,16 +42,18 @@ class ProvenanceOfRows:
         known = {
             number: provenance
             for number, name in enumerate(run.order.source_names)
-            if name in sources and (provenance := sidecars.of(name)) is not None
+            if name in sources and (provenance := sidecars.provenance(name)) is not None
         }
         self._sidecars = known
-        largest = max((found.mean_bytes(self._columns) for found in known.values()), default=0.0)
+        largest = max(
+            (sidecar.mean_bytes(self._columns) for sidecar in known.values()), default=0.0
+        )
         self._max_documents = max(1, int(STRETCH_BYTES / max(1.0, largest)))
         self._begin = self._end = 0
         self._ordinals: dict[int, NDArray[np.int64]] = {}
         self._tables: dict[int, pa.Table] = {}
 
-    def of(
+    def look_up(
         self, rows: tuple[int, int], source: NDArray[np.int32], document: NDArray[np.int64]
     ) -> pa.Table:
         """Return one entry for each of the pieces (source, document) [n] of rows [begin, end).
@@ -84,13 +86,13 @@ class ProvenanceOfRows:
         while end < at_least or (end < self._last and documents < self._max_documents):
             stop = min(end + CHUNK_ROWS, max(self._last, at_least))
             pieces = self._order.pieces(end, stop)
-            for number, found in wanted.items():
-                found.append(np.unique(pieces.document[pieces.source == number]))
-                documents += len(found[-1])
+            for number, parts in wanted.items():
+                parts.append(np.unique(pieces.document[pieces.source == number]))
+                documents += len(parts[-1])
             end = stop
         self._begin, self._end = begin, end
-        for number, found in wanted.items():
-            self._ordinals[number] = np.unique(np.concatenate(found))
+        for number, parts in wanted.items():
+            self._ordinals[number] = np.unique(np.concatenate(parts))
             table = self._sidecars[number].documents(self._ordinals[number], self._columns)
             # Rows are taken five times as fast from one piece as from one of each row group.
             for place, field in enumerate(self._schema):

@@ -115,23 +115,23 @@ def shared_boundaries(first: Ledger, second: Ledger) -> SharedBoundaries:
 
 def spec_differences(first: OrderSpec, second: OrderSpec) -> list[Difference]:
     """Return in which fields two orders differ, phase by phase and source by source."""
-    found = _field_differences("order", first, second, lambda name: name != "phases")
+    differences = _field_differences("order", first, second, lambda name: name != "phases")
     for index, (one, other) in enumerate(zip_longest(first.phases, second.phases)):
         name = (one or other).name
         where = f"phase {index} ({name})"
         if one is None or other is None:
-            found.append(_lacking(where, "phase", one, other))
+            differences.append(_lacking(where, "phase", one, other))
             continue
-        found += _field_differences(where, one, other, lambda name: name != "pools")
+        differences += _field_differences(where, one, other, lambda name: name != "pools")
         pools = [{pool.source: pool for pool in phase.pools} for phase in (one, other)]
         for source in dict.fromkeys([*pools[0], *pools[1]]):
             of_first, of_second = pools[0].get(source), pools[1].get(source)
             inside = f"{where}, source {source}"
             if of_first is None or of_second is None:
-                found.append(_lacking(inside, "source", of_first, of_second))
+                differences.append(_lacking(inside, "source", of_first, of_second))
             else:
-                found += _field_differences(inside, of_first, of_second, lambda _: True)
-    return found
+                differences += _field_differences(inside, of_first, of_second, lambda _: True)
+    return differences
 
 
 def _field_differences(

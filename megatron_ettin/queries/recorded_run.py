@@ -166,8 +166,8 @@ def _open_own(folder: RunFolder) -> RecordedRun:
         done=done,
         checkpoints=points,
         changes=[
-            f"{found.where}: {found.field} was {found.first}, is {found.second}"
-            for found in spec_differences(recorded, order.spec)
+            f"{change.where}: {change.field} was {change.first}, is {change.second}"
+            for change in spec_differences(recorded, order.spec)
         ],
     )
 

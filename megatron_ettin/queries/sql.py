@@ -46,15 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--to", dest="end", metavar="CKPT", help=end)
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; 0."""
     opened = open_run(args.run)
     begin = opened.checkpoint(args.begin)
     end = opened.checkpoint(args.end) if args.end is not None else None
-    return show(sql(opened, args.query, begin=begin, end=end), args)
+    return show(run_query(opened, args.query, begin=begin, end=end), args)
 
 
-def sql(
+def run_query(
     run: RecordedRun,
     query: str,
     *,

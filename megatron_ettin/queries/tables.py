@@ -85,11 +85,11 @@ class RunTables:
         for begin, end in self._stretches(CHUNK_ROWS):
             pieces = self.run.order.pieces(begin, end)
             first = np.flatnonzero(np.diff(pieces.g, prepend=begin - 1))
-            step, slot = self._steps_and_slots(pieces.g[first])
+            step, row_in_step = self._steps_and_places(pieces.g[first])
             columns = {
                 "g": pieces.g[first],
                 "step": step,
-                "slot": slot,
+                "slot": row_in_step,
                 "source": self._names(pieces.source[first]),
                 "epoch": pieces.epoch[first],
                 "row": pieces.row[first],
@@ -102,12 +102,12 @@ class RunTables:
         wanted = None if source is None else self.run.order.source_names.index(source)
         for begin, end in self._stretches(CHUNK_ROWS):
             pieces = self.run.order.pieces(begin, end)
-            step, slot = self._steps_and_slots(pieces.g)
+            step, row_in_step = self._steps_and_places(pieces.g)
             here = step > 0 if wanted is None else (step > 0) & (pieces.source == wanted)
             columns = {
                 "g": pieces.g[here],
                 "step": step[here],
-                "slot": slot[here],
+                "slot": row_in_step[here],
                 "position": pieces.position[here],
                 "source": self._names(pieces.source[here]),
                 "epoch": pieces.epoch[here],
@@ -142,7 +142,7 @@ class RunTables:
 
     def describe(self, source: str, ordinals: NDArray[np.int64]) -> dict[str, pa.Array]:
         """Return columns id, url, sha256, shard, line of documents; empty without provenance."""
-        provenance = self.sidecars.of(source)
+        provenance = self.sidecars.provenance(source)
         if provenance is None:
             return {}
         columns = ("id", "url", "sha256", "shard", "line")
@@ -153,7 +153,9 @@ class RunTables:
         for begin in range(self.begin, self.end, rows):
             yield begin, min(begin + rows, self.end)
 
-    def _steps_and_slots(self, g: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _steps_and_places(
+        self, g: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         step = self.run.steps_of_rows(g)
         begins = self.run.done[:, 0] if self.run.steps_done else np.zeros(1, dtype=np.int64)
         return step, g - begins[np.maximum(step - 1, 0)]

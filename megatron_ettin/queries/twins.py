@@ -246,7 +246,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_two_runs(parser, f"twins {EXAMPLE}")
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Print the proof; 1 if it says FAIL."""
     proof = prove_twins(*two_runs(args))
     print(as_json(proof) if args.json else _text(proof))

@@ -59,15 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--source", metavar="NAME", help="draw only from this source")
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; 0."""
     opened = open_run(args.run)
     at = opened.checkpoint(args.at)
-    found = unseen(opened, at, num=args.num, seed=args.seed, source=args.source)
-    return show(found, args)
+    answer = draw_unseen(opened, at, num=args.num, seed=args.seed, source=args.source)
+    return show(answer, args)
 
 
-def unseen(
+def draw_unseen(
     run: RecordedRun, at: CheckpointPoint, *, num: int, seed: int, source: str | None = None
 ) -> Unseen:
     """Draw `num` documents of which the state at a checkpoint has seen no token, all as likely.
@@ -125,10 +125,10 @@ class SeenByOrder:
 
     def is_open(self, ordinals: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which documents [n] may still be unseen."""
-        found = np.ones(len(ordinals), dtype=np.bool_)
+        is_open = np.ones(len(ordinals), dtype=np.bool_)
         for first, end in self.ranges:
-            found &= (ordinals < first) | (ordinals >= end)
-        return found | np.isin(ordinals, self.skipped)
+            is_open &= (ordinals < first) | (ordinals >= end)
+        return is_open | np.isin(ordinals, self.skipped)
 
     def is_all_of(self, num_documents: int) -> bool:
         """Tell whether no document of the corpus can be unseen."""
@@ -189,16 +189,16 @@ def _shuffled(
     for begin in range(0, total, CHUNK):
         index = np.arange(begin, min(begin + CHUNK, total), dtype=np.int64)
         drawn = native.permute(total, key, index)
-        slots = np.searchsorted(ends, drawn, side="right")
-        ordinals = drawn - begins[slots]
+        source_index = np.searchsorted(ends, drawn, side="right")
+        ordinals = drawn - begins[source_index]
         is_open = np.ones(len(drawn), dtype=np.bool_)
-        for slot, name in enumerate(sources):
+        for number, name in enumerate(sources):
             if name in seen:
-                here = np.flatnonzero(slots == slot)
+                here = np.flatnonzero(source_index == number)
                 is_open[here] = seen[name].is_open(ordinals[here])
         for place in np.flatnonzero(is_open).tolist():
-            slot, ordinal = int(slots[place]), int(ordinals[place])
-            yield begin + place, Document(sources[slot], ordinal), int(lengths[slot][ordinal])
+            number, ordinal = int(source_index[place]), int(ordinals[place])
+            yield begin + place, Document(sources[number], ordinal), int(lengths[number][ordinal])
 
 
 def _shortest(run: RecordedRun, source: str) -> int:

@@ -202,10 +202,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--head", metavar="HEX", help=head)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print what was found; 1 if it is a FAIL."""
+def print_answer(args: argparse.Namespace) -> int:
+    """Print the verification; return 1 if it is a FAIL, else 0."""
     everything = not (args.chain or args.order or args.tokens or args.weights or args.files)
-    found = verify(
+    answer = verify(
         args.run,
         order=everything or args.order,
         tokens=everything or args.tokens,
@@ -215,23 +215,23 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         head=args.head,
     )
-    print(as_json(found) if args.json else _text(found))
-    return 0 if found.passed else 1
+    print(as_json(answer) if args.json else _text(answer))
+    return 0 if answer.passed else 1
 
 
-def _text(found: Verification) -> str:
+def _text(answer: Verification) -> str:
     lines = [
-        found.verdict,
-        f"{found.run}: {found.steps} steps, rows [0, {found.end_g}), {found.tokens} tokens",
-        f"  order id    {found.order_id or 'damaged'}",
-        f"  chain head  {found.chain or 'damaged'}",
-        *(found.head.lines() if found.head is not None else []),
+        answer.verdict,
+        f"{answer.run}: {answer.steps} steps, rows [0, {answer.end_g}), {answer.tokens} tokens",
+        f"  order id    {answer.order_id or 'damaged'}",
+        f"  chain head  {answer.chain or 'damaged'}",
+        *(answer.head.lines() if answer.head is not None else []),
     ]
-    for check in found.checks:
+    for check in answer.checks:
         failures = f", {check.failures} wrong" if check.failures else ""
         lines.append(f"{check.check}: {check.verdict}, {check.compared} compared{failures}")
-    lines += [f"wrong: {fault}" for fault in found.faults]
-    more = sum(check.failures for check in found.checks) - len(found.faults)
+    lines += [f"wrong: {fault}" for fault in answer.faults]
+    more = sum(check.failures for check in answer.checks) - len(answer.faults)
     lines += [f"wrong: {more} more"] if more else []
-    lines += [f"changed: {change}" for change in found.changes]
-    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+    lines += [f"changed: {change}" for change in answer.changes]
+    return "\n".join([*lines, *(f"note: {note}" for note in answer.notes)])

@@ -62,15 +62,15 @@ def check_chain(folder: Path) -> ChainCheck:
 
 def require_sound(folder: Path) -> Ledger:
     """Return the ledger of a run; ValueError with the reason if the check of its chain fails."""
-    found = check_chain(folder)
-    if found.ledger is None or found.check.failures:
-        more = found.check.failures - 1
+    chain = check_chain(folder)
+    if chain.ledger is None or chain.check.failures:
+        more = chain.check.failures - 1
         others = f" (and {more} more)" if more else ""
         raise ValueError(
             f"{folder}: its record is wrong, so it is compared with nothing: "
-            f"{found.check.faults[0]}{others}; see `verify --chain`"
+            f"{chain.check.faults[0]}{others}; see `verify --chain`"
         )
-    return found.ledger
+    return chain.ledger
 
 
 def _describe_fork(fork: Fork) -> str:

@@ -25,10 +25,10 @@ def check_checkpoint(path: Path, content: bytes, branches: list[Branch], check: 
     try:
         state = json.loads(content)
         head = Head(state["ledger_seq"], state["ledger_chain"])
-        found = {name: state[name] for name in ("step", "g", "consumed_tokens")}
+        held = {name: state[name] for name in ("step", "g", "consumed_tokens")}
         for name in ("order_digest", "token_digest"):
             low, high = state[name]
-            found[name] = format_digest((low, high))
+            held[name] = format_digest((low, high))
     except (ValueError, KeyError, TypeError) as error:
         check.fail(f"{path}: not the state of a run ({error})")
         return
@@ -42,8 +42,8 @@ def check_checkpoint(path: Path, content: bytes, branches: list[Branch], check: 
     if holder.fork is not None:
         check.notes.append(f"{path.parent.name} is of steps that the run went back on")
     for name, value in _recorded(holder, head.seq).items():
-        if found[name] != value:
-            what = f"{path}: {name} is {found[name]}, but its record says {value}"
+        if held[name] != value:
+            what = f"{path}: {name} is {held[name]}, but its record says {value}"
             check.fail(what, seq=head.seq)
 
 
@@ -73,12 +73,14 @@ def _check_file_list(
         )
         return
     try:
-        found = FileList.from_document(state).sha256
+        list_sha256 = FileList.from_document(state).sha256
     except ValueError as error:
         check.fail(f"{path}: {error}", seq=seq)
         return
-    if found != expected:
-        what = f"{path}: its list of files has SHA-256 {found}, but its record says {expected}"
+    if list_sha256 != expected:
+        what = (
+            f"{path}: its list of files has SHA-256 {list_sha256}, but its record says {expected}"
+        )
         check.fail(what, seq=seq)
 
 

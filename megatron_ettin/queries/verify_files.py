@@ -44,13 +44,13 @@ def check_files(spec: OrderSpec, config: RunConfig) -> Check:
 def _check_tokenizer(spec: OrderSpec, folder: Path, check: Check) -> None:
     check.items += 1
     try:
-        found = load_tokenizer(folder).digest
+        tokenizer_sha256 = load_tokenizer(folder).digest
     except (ValueError, OSError) as error:
         check.fail(str(error))
         return
-    if found != spec.tokenizer_sha256:
+    if tokenizer_sha256 != spec.tokenizer_sha256:
         check.fail(
-            f"{folder / 'tokenizer.json'}: its SHA-256 is {found}, but order.json says "
+            f"{folder / 'tokenizer.json'}: its SHA-256 is {tokenizer_sha256}, but order.json says "
             f"{spec.tokenizer_sha256}"
         )
 
@@ -62,10 +62,10 @@ def _check_corpus(pool: PoolSpec, prefix: str, check: Check) -> None:
         check.fail(f"source {pool.source!r}: {error}")
         return
     for field, name in FIELDS.items():
-        said, found = getattr(pool, field), getattr(identity, name)
-        if said != found:
+        said, today = getattr(pool, field), getattr(identity, name)
+        if said != today:
             file = "bin" if field == "tokens_sha256" else "idx"
-            what = f"{field} is {found}, but order.json says {said}"
+            what = f"{field} is {today}, but order.json says {said}"
             check.fail(f"{prefix}.{file} (source {pool.source!r}): {what}")
 
 
@@ -73,13 +73,13 @@ def check_tokenizers(config: RunConfig, tokenizer_sha256: str) -> Check:
     """Compare the records of all corpora with the tokenizer that order.json names."""
     check = Check(name="tokenizers")
     prefixes = corpora(config)
-    found = compare_tokenizers(prefixes, tokenizer_sha256)
-    check.items = len(prefixes) - len(found.unrecorded)
-    for what in found.mixed:
+    comparison = compare_tokenizers(prefixes, tokenizer_sha256)
+    check.items = len(prefixes) - len(comparison.unrecorded)
+    for what in comparison.mixed:
         if config.data.allow_other_tokenizers:
             check.notes.append(f"{what}; {OPTION} accepted it")
         else:
             check.fail(what)
-    if found.unrecorded:
-        check.notes.append(f"no record of their tokenizer: {', '.join(found.unrecorded)}")
+    if comparison.unrecorded:
+        check.notes.append(f"no record of their tokenizer: {', '.join(comparison.unrecorded)}")
     return check

@@ -67,9 +67,9 @@ def _check_order_file(run: RunFolder, ledger: Ledger, check: Check) -> None:
     if ledger.events[seq].get("order_id", spec.order_id) != spec.order_id:
         check.fail(f"{path}: its order_id is not the one that the ledger names", seq=seq)
     for seq, index, name, value in _planned(ledger):
-        found = getattr(spec.phases[index], name) if index < len(spec.phases) else "missing"
-        if found != value:
-            what = f"{path}: phases[{index}]: {name} is {found}, but the ledger says {value}"
+        planned = getattr(spec.phases[index], name) if index < len(spec.phases) else "missing"
+        if planned != value:
+            what = f"{path}: phases[{index}]: {name} is {planned}, but the ledger says {value}"
             check.fail(what, seq=seq)
     _check_rows(path, spec, ledger, check)
 
@@ -114,13 +114,15 @@ def _check_config(path: Path, ledger: Ledger, check: Check) -> None:
     if expected is None:
         check.notes.append("the ledger does not bind config.yaml: an earlier version wrote it")
         return
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    config_sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     # An earlier version's record says nothing: any file may be the one before.
-    seq, agrees = _binding(ledger, lambda payload: payload.get("config_sha256") in (found, None))
+    seq, agrees = _binding(
+        ledger, lambda payload: payload.get("config_sha256") in (config_sha256, None)
+    )
     if agrees is None:
         check.notes.append(f"the run was ended before it wrote the config.yaml of record {seq}")
     elif not agrees:
-        state = "is gone" if found is None else f"its SHA-256 is {found}"
+        state = "is gone" if config_sha256 is None else f"its SHA-256 is {config_sha256}"
         check.fail(
             f"{path}: {state}, but the ledger says {expected}; restore it: the checkpoints that "
             f"were saved after this record hold copies",

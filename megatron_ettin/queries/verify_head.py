@@ -94,18 +94,18 @@ def find_head(asked: str, branches: list[Branch]) -> tuple[Check, FoundHead | No
             f"first {SHORTEST} or more"
         )
     check = Check(name="head")
-    found = [
+    matches = [
         (branch, index) for branch in branches for index in _records_with(digits, branch).tolist()
     ]
     check.items = sum(len(branch.ledger.records) for branch in branches)
-    if not found:
+    if not matches:
         what = f"no record of the ledger or of its forks has the chain hash {digits}"
         check.fail(what if branches else "nothing can be looked up in a ledger that is damaged")
         return check, None
-    if len(found) > 1:
-        seqs = [int(branch.ledger.records["seq"][index]) for branch, index in found]
+    if len(matches) > 1:
+        seqs = [int(branch.ledger.records["seq"][index]) for branch, index in matches]
         raise ValueError(f"--head {asked}: records {seqs} begin so; give more digits")
-    return check, _describe(*found[0], present=branches[0])
+    return check, _describe_head(*matches[0], present=branches[0])
 
 
 def _records_with(digits: str, branch: Branch) -> NDArray[np.intp]:
@@ -118,9 +118,9 @@ def _records_with(digits: str, branch: Branch) -> NDArray[np.intp]:
     return np.flatnonzero(same)
 
 
-def _describe(branch: Branch, index: int, *, present: Branch) -> FoundHead:
+def _describe_head(branch: Branch, index: int, *, present: Branch) -> FoundHead:
     record = branch.ledger.records[index]
-    after = _stretch(branch.ledger.records[index + 1 :])
+    after = _count_records(branch.ledger.records[index + 1 :])
     seqs = present.ledger.records["seq"]
     return FoundHead(
         chain=record["chain"].tobytes().hex(),
@@ -132,12 +132,12 @@ def _describe(branch: Branch, index: int, *, present: Branch) -> FoundHead:
         parted_seq=branch.parted_seq,
         since=after
         if branch.parted_seq is None
-        else _stretch(present.ledger.records[seqs >= branch.parted_seq]),
+        else _count_records(present.ledger.records[seqs >= branch.parted_seq]),
         undone=None if branch.fork is None else after,
     )
 
 
-def _stretch(records: NDArray[np.void]) -> Stretch:
+def _count_records(records: NDArray[np.void]) -> Stretch:
     kinds = records["kind"]
     rows = (records["g_end"] - records["g_begin"]).astype(np.int64)
 

@@ -83,15 +83,15 @@ def _check_group(
         record = step_record(ledger, first + index)
         _fail(check, record, _order_fault(records[index], sums[index]), plans.wrong_row(record))
     for index in np.flatnonzero(~wrong & (counts != records["n_tokens"])).tolist():
-        said, found = int(records["n_tokens"][index]), int(counts[index])
-        what = f"it counts {said} tokens, but its rows hold {found}"
+        said, today = int(records["n_tokens"][index]), int(counts[index])
+        what = f"it counts {said} tokens, but its rows hold {today}"
         _fail(check, step_record(ledger, first + index), what)
 
 
-def _order_fault(record: np.void, found: NDArray[np.uint64]) -> str:
+def _order_fault(record: np.void, today: NDArray[np.uint64]) -> str:
     return (
         f"its rows were made of other pieces than today's files give (order digest "
-        f"{digest_hex(record['order_digest'])}, today {digest_hex(found)})"
+        f"{digest_hex(record['order_digest'])}, today {digest_hex(today)})"
     )
 
 

@@ -67,12 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_document_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; 0."""
-    return show(where(open_run(args.run), document_name(args)), args)
+    return show(locate(open_run(args.run), document_name(args)), args)
 
 
-def where(run: RecordedRun, name: DocumentName) -> Where:
+def locate(run: RecordedRun, name: DocumentName) -> Where:
     """Return where the documents of this name are.
 
     Raises:
@@ -90,27 +90,27 @@ def where(run: RecordedRun, name: DocumentName) -> Where:
                 tokens=int(run.order.file(document.source).lengths[document.ordinal]),
                 id=origin.id,
                 url=origin.url,
-                places=places(run, document),
+                places=list_places(run, document),
             )
             for document, origin in zip(documents, sidecars.origins(documents), strict=True)
         ],
     )
 
 
-def places(run: RecordedRun, document: Document) -> list[Place]:
+def list_places(run: RecordedRun, document: Document) -> list[Place]:
     """Return the places of a document, ascending by row; none if it was dropped or never drawn."""
     rows = run.order.where(document.source, document.ordinal)
     if not len(rows):
         return []
     source = run.order.source_names.index(document.source)
     end_of_done = int(run.done[-1, 1]) if run.steps_done else 0
-    found = []
+    places = []
     for g, step in zip(rows.tolist(), run.steps_of_rows(rows).tolist(), strict=True):
         pieces = run.order.pieces(g, g + 1)
         here = (pieces.source == source) & (pieces.document == document.ordinal)
         after = run.checkpoint_after(g) if step else None
         for piece in np.flatnonzero(here).tolist():
-            found.append(
+            places.append(
                 Place(
                     g=g,
                     step=step or None,
@@ -122,4 +122,4 @@ def places(run: RecordedRun, document: Document) -> list[Place]:
                     checkpoint=after.name if after else None,
                 )
             )
-    return found
+    return places

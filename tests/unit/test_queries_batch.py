@@ -11,7 +11,7 @@ from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.objectives import MaskedLM
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Kind, Ledger, LedgerWriter
-from megatron_ettin.queries.batch import RankSlice, batch
+from megatron_ettin.queries.batch import RankSlice, describe_batch
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 from tests.conftest import TinyCorpus
 from tests.native import reference
@@ -29,7 +29,7 @@ def queried(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.mark.parametrize("step", [SHORT, LONG, LONG + 2])
 def test_batch_has_the_digests_of_the_ledger(queried: Queried, step: int) -> None:
     """Token and mask digests of the answer, by another implementation, are the recorded ones."""
-    answer = batch(queried.run, step, is_masked=True)
+    answer = describe_batch(queried.run, step, is_masked=True)
     assert queried.whole.ledger is not None
     record = queried.whole.ledger.steps[step - 1]
     assert (answer.g_begin, answer.g_end) == (record["g_begin"], record["g_end"])
@@ -52,7 +52,7 @@ def test_batch_has_the_digests_of_the_ledger(queried: Queried, step: int) -> Non
 
 @pytest.mark.parametrize("step", [SHORT, LONG])
 def test_pieces_are_those_of_a_scan(queried: Queried, step: int) -> None:
-    answer = batch(queried.run, step)
+    answer = describe_batch(queried.run, step)
     scanned = [piece for piece in queried.pieces if piece.step == step]
     found = [
         (row.g, step, row.slot, p.position, row.source, row.epoch, p.document, p.offset, p.length)
@@ -75,13 +75,13 @@ def test_pieces_are_those_of_a_scan(queried: Queried, step: int) -> None:
 @pytest.mark.parametrize(("size", "tokens"), [(1, 128), (2, 512), (3, 256), (8, 1024)])
 def test_ranks_share_the_rows_as_in_training(queried: Queried, size: int, tokens: int) -> None:
     """Micro-batch m of rank r has rows g0 + (m * DP + r) * rows onward (docs/architecture.md)."""
-    whole = {row.g: row for row in batch(queried.run, SHORT, is_masked=True).rows}
+    whole = {row.g: row for row in describe_batch(queried.run, SHORT, is_masked=True).rows}
     begin, end = min(whole), max(whole) + 1
     rows = tokens // 128
     found = {}
     for rank in range(size):
         part = RankSlice(rank=rank, data_parallel_size=size, micro_batch_tokens=tokens)
-        answer = batch(queried.run, SHORT, part=part, is_masked=True)
+        answer = describe_batch(queried.run, SHORT, part=part, is_masked=True)
         count = -(-(end - begin) // (rows * size))
         assert len(answer.rows) + answer.idle_rows == count * rows
         for row in answer.rows:
@@ -94,7 +94,7 @@ def test_ranks_share_the_rows_as_in_training(queried: Queried, size: int, tokens
 
 def test_text_is_the_tokenizers(queried: Queried, tiny_corpus: TinyCorpus) -> None:
     tokenizer = load_tokenizer(tiny_corpus.folder / "tokenizer")
-    row = batch(queried.run, SHORT, with_text=True).rows[0]
+    row = describe_batch(queried.run, SHORT, with_text=True).rows[0]
     assert row.text == tokenizer.decode(row.tokens)
     assert row.text is not None
     assert row.text.startswith("[CLS]")
@@ -117,7 +117,7 @@ def test_what_there_is_not_is_refused(
     queried: Queried, step: int, part: RankSlice | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        batch(queried.run, step, part=part)
+        describe_batch(queried.run, step, part=part)
 
 
 def test_the_run_has_both_packings(queried: Queried) -> None:
@@ -141,7 +141,9 @@ def with_settings(run: RecordedRun, *, mask_seed: int, mask_rate: float) -> Reco
 @pytest.mark.parametrize("step", [SHORT, LONG + 2])
 def test_masks_are_those_that_the_ledger_tells_of(queried: Queried, step: int) -> None:
     altered = with_settings(queried.run, mask_seed=999, mask_rate=0.7)
-    assert batch(altered, step, is_masked=True) == batch(queried.run, step, is_masked=True)
+    assert describe_batch(altered, step, is_masked=True) == describe_batch(
+        queried.run, step, is_masked=True
+    )
 
 
 def test_each_step_has_the_masks_of_the_process_that_took_it(
@@ -168,11 +170,14 @@ def test_each_step_has_the_masks_of_the_process_that_took_it(
             writer.append_steps(**{name: taken[name] for name in columns + digests})
     both = dataclasses.replace(runs[0], ledger=Ledger.read(tmp_path / "both" / "ledger"))
     for step in range(1, 7):
-        found = batch(both, step, is_masked=True)
-        expected = batch(runs[step > 3], step, is_masked=True)
+        found = describe_batch(both, step, is_masked=True)
+        expected = describe_batch(runs[step > 3], step, is_masked=True)
         assert found.rows == expected.rows
         assert (found.rows[0].inputs == found.rows[0].tokens) == (step > 3)
-    assert batch(both, 7, is_masked=True).rows == batch(runs[1], 7, is_masked=True).rows
+    assert (
+        describe_batch(both, 7, is_masked=True).rows
+        == describe_batch(runs[1], 7, is_masked=True).rows
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,5 +200,5 @@ def test_what_is_shown_is_compared_with_the_record(
     ledger.steps[field][SHORT - 1] ^= 1
     run = dataclasses.replace(queried.run, ledger=ledger)
     with pytest.raises(ValueError, match=rf"run: step {SHORT} \(record \d+\) .*{message}"):
-        batch(run, SHORT, part=part, is_masked=is_masked)
-    assert batch(run, SHORT + 1, part=part, is_masked=is_masked).is_done
+        describe_batch(run, SHORT, part=part, is_masked=is_masked)
+    assert describe_batch(run, SHORT + 1, part=part, is_masked=is_masked).is_done

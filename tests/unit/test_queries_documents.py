@@ -10,10 +10,10 @@ import pytest
 
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.queries.documents import Document, DocumentName
-from megatron_ettin.queries.exposures import exposures
+from megatron_ettin.queries.exposures import count_exposures
 from megatron_ettin.queries.recorded_run import RecordedRun
-from megatron_ettin.queries.unseen import SeenByOrder, unseen
-from megatron_ettin.queries.where import where
+from megatron_ettin.queries.unseen import SeenByOrder, draw_unseen
+from megatron_ettin.queries.where import locate
 from tests.conftest import TinyCorpus
 from tests.unit.queried import SKIPPED, Queried, make_queried
 
@@ -33,7 +33,7 @@ def test_where_finds_all_that_a_scan_finds(queried: Queried) -> None:
     assert len(checkpoints) == 3, "two that were asked for, one at the end of the phase"
     found = []
     for source, ordinal in every_document(queried):
-        (document,) = where(queried.run, DocumentName(doc=f"{source}:{ordinal}")).documents
+        (document,) = locate(queried.run, DocumentName(doc=f"{source}:{ordinal}")).documents
         assert document.tokens == queried.run.order.file(source).lengths[ordinal]
         for place in document.places:
             if place.status == "skipped":
@@ -55,7 +55,7 @@ def test_where_finds_all_that_a_scan_finds(queried: Queried) -> None:
 def test_a_document_that_is_skipped_is_said_to_be(queried: Queried) -> None:
     pieces = queried.run.order.pieces(20, 25)
     source = queried.run.order.source_names[pieces.source[0]]
-    answer = where(queried.run, DocumentName(doc=f"{source}:{pieces.document[0]}"))
+    answer = locate(queried.run, DocumentName(doc=f"{source}:{pieces.document[0]}"))
     assert (20, "skipped") in [(p.g, p.status) for p in answer.documents[0].places]
 
 
@@ -67,7 +67,7 @@ def test_exposures_are_those_of_a_scan(queried: Queried, at: str | None) -> None
     assert run.ledger is not None
     step_tokens = run.ledger.steps["n_tokens"].tolist()
     for source, ordinal in every_document(queried)[::7]:
-        (found,) = exposures(run, DocumentName(doc=f"{source}:{ordinal}"), point).documents
+        (found,) = count_exposures(run, DocumentName(doc=f"{source}:{ordinal}"), point).documents
         mine = [p for p in queried.pieces if (p.source, p.document) == (source, ordinal)]
         before = [p for p in mine if p.g < end]
         after = [p.step for p in mine if p.g >= end]
@@ -91,16 +91,16 @@ def test_unseen_documents_are_the_exact_complement(queried: Queried) -> None:
         if (s, n) not in seen
         if run.order.file(s).lengths[n] > 0
     }
-    answer = unseen(run, at, num=len(rest), seed=3)
+    answer = draw_unseen(run, at, num=len(rest), seed=3)
     drawn = [(document.source, document.ordinal) for document in answer.documents]
     assert len(set(drawn)) == len(drawn)
     assert set(drawn) == rest
-    fewer = unseen(run, at, num=10, seed=3)
+    fewer = draw_unseen(run, at, num=10, seed=3)
     assert [(d.source, d.ordinal) for d in fewer.documents] == drawn[:10]
-    other = unseen(run, at, num=10, seed=4)
+    other = draw_unseen(run, at, num=10, seed=4)
     assert [(d.source, d.ordinal) for d in other.documents] != drawn[:10]
     with pytest.raises(ValueError, match=f"all but {len(rest)} of the 700 documents"):
-        unseen(run, at, num=len(rest) + 1, seed=3)
+        draw_unseen(run, at, num=len(rest) + 1, seed=3)
 
 
 def test_unseen_answers_at_once_when_everything_was_drawn(
@@ -132,7 +132,7 @@ def test_unseen_answers_at_once_when_everything_was_drawn(
         if (s, n) not in seen and whole.order.file(s).lengths[n] > 0
     ]
     with pytest.raises(ValueError, match=f"all but {len(rest)} of the 700 documents"):
-        unseen(whole, at, num=700, seed=1)
+        draw_unseen(whole, at, num=700, seed=1)
     assert not set(looked_up) & (drawn - skipped)
 
 
@@ -159,7 +159,7 @@ def test_unseen_draws_evenly(queried: Queried) -> None:
     run, at = queried.run, queried.run.checkpoint("4")
     counts: dict[tuple[str, int], int] = {}
     for seed in range(400):
-        for document in unseen(run, at, num=20, seed=seed, source="beta").documents:
+        for document in draw_unseen(run, at, num=20, seed=seed, source="beta").documents:
             key = (document.source, document.ordinal)
             counts[key] = counts.get(key, 0) + 1
     seen = {p.document for p in queried.before(at.g) if p.source == "beta"}
@@ -184,7 +184,7 @@ def test_unseen_passes_over_documents_that_are_dropped(
         queried.run.config, data=dataclasses.replace(data, sources=sources)
     )
     run = dataclasses.replace(queried.run, config=config)
-    answer = unseen(run, run.checkpoint("4"), num=50, seed=1)
+    answer = draw_unseen(run, run.checkpoint("4"), num=50, seed=1)
     assert min(document.tokens for document in answer.documents) >= 30
 
 
@@ -202,7 +202,7 @@ def test_unseen_passes_over_documents_that_are_dropped(
 def test_documents_are_found_by_any_name(
     queried: Queried, name: DocumentName, ordinals: list[int]
 ) -> None:
-    answer = where(queried.run, name)
+    answer = locate(queried.run, name)
     assert [document.ordinal for document in answer.documents] == ordinals
     for document in answer.documents:
         if document.source == "alpha":
@@ -214,14 +214,14 @@ def test_documents_are_found_by_any_name(
 @pytest.mark.parametrize("ending", ["", "\n"])
 def test_document_is_found_by_its_text(queried: Queried, tmp_path: Path, ending: str) -> None:
     (tmp_path / "text").write_text("alpha 12" + ending)
-    (document,) = where(queried.run, DocumentName(text_file=tmp_path / "text")).documents
+    (document,) = locate(queried.run, DocumentName(text_file=tmp_path / "text")).documents
     assert (document.source, document.ordinal, document.id) == ("alpha", 12, "alpha-12")
 
 
 def test_text_that_is_no_text_is_refused(queried: Queried, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"alpha \xff")
     with pytest.raises(ValueError, match="text: byte 6 is not UTF-8"):
-        where(queried.run, DocumentName(text_file=tmp_path / "text"))
+        locate(queried.run, DocumentName(text_file=tmp_path / "text"))
 
 
 @pytest.mark.parametrize(
@@ -238,9 +238,9 @@ def test_text_that_is_no_text_is_refused(queried: Queried, tmp_path: Path) -> No
 )
 def test_name_of_no_document_is_refused(queried: Queried, name: DocumentName, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        where(queried.run, name)
+        locate(queried.run, name)
 
 
 def test_source_without_provenance_is_named(queried: Queried) -> None:
     with pytest.raises(FileNotFoundError, match=r"'beta' has no .*beta\.docs\.parquet"):
-        where(queried.run, DocumentName(id="beta-1"))
+        locate(queried.run, DocumentName(id="beta-1"))

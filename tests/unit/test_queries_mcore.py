@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_ettin.queries.batch import RankSlice, batch
+from megatron_ettin.queries.batch import RankSlice, describe_batch
 from megatron_ettin.queries.docs import write_docs
 from megatron_ettin.queries.documents import DocumentName
-from megatron_ettin.queries.exposures import exposures
+from megatron_ettin.queries.exposures import count_exposures
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run
-from megatron_ettin.queries.sql import sql
-from megatron_ettin.queries.unseen import unseen
-from megatron_ettin.queries.where import where
+from megatron_ettin.queries.sql import run_query
+from megatron_ettin.queries.unseen import draw_unseen
+from megatron_ettin.queries.where import locate
 from tests.unit.test_mcore_order import SEQ_LENGTH, Trained, train
 from tools import order
 
@@ -35,7 +35,7 @@ def run(trained: Trained) -> RecordedRun:
 
 
 def test_batch_is_what_megatron_reads(trained: Trained, run: RecordedRun) -> None:
-    answer = batch(run, 3)
+    answer = describe_batch(run, 3)
     assert (answer.g_begin, answer.g_end) == (20, 30)
     for row in answer.rows:
         assert row.tokens == trained[row.g].tolist()
@@ -48,7 +48,7 @@ def test_ranks_share_a_batch_as_megatrons_sampler_does(run: RecordedRun) -> None
     rows = [
         [
             row.g
-            for row in batch(
+            for row in describe_batch(
                 run,
                 3,
                 part=RankSlice(rank=rank, data_parallel_size=2, micro_batch_tokens=tokens),
@@ -64,11 +64,11 @@ def test_where_docs_and_sql_agree(run: RecordedRun, tmp_path: Path) -> None:
     answer = write_docs(run, begin, end, tmp_path / "docs.parquet")
     assert answer.without_provenance == ["web", "books"]
     query = f"select source, document, g, step, slot, \"offset\" from '{tmp_path}/docs.parquet'"
-    listed = {tuple(row.values()) for row in sql(run, query).table.to_pylist()}
+    listed = {tuple(row.values()) for row in run_query(run, query).table.to_pylist()}
     found = set()
     for source in run.order.source_names:
         for ordinal in range(run.order.file(source).num_documents):
-            for document in where(run, DocumentName(doc=f"{source}:{ordinal}")).documents:
+            for document in locate(run, DocumentName(doc=f"{source}:{ordinal}")).documents:
                 found |= {
                     (source, ordinal, place.g, place.step, place.slot, place.offset)
                     for place in document.places
@@ -76,7 +76,7 @@ def test_where_docs_and_sql_agree(run: RecordedRun, tmp_path: Path) -> None:
                 }
     assert listed == found
     assert len(listed) == answer.pieces
-    table = sql(run, "select sum(n_tokens) n from steps", begin=begin, end=end).table
+    table = run_query(run, "select sum(n_tokens) n from steps", begin=begin, end=end).table
     assert table["n"].to_pylist() == [answer.tokens]
 
 
@@ -84,9 +84,9 @@ def test_unseen_and_exposures(run: RecordedRun) -> None:
     at = run.checkpoint("5")
     pieces = run.order.pieces(0, at.g)
     web = np.unique(pieces.document[pieces.source == 0])
-    (document,) = unseen(run, at, num=1, seed=2, source="web").documents
+    (document,) = draw_unseen(run, at, num=1, seed=2, source="web").documents
     assert document.ordinal not in web
-    (one,) = exposures(run, DocumentName(doc=f"web:{web[0]}"), at).documents
+    (one,) = count_exposures(run, DocumentName(doc=f"web:{web[0]}"), at).documents
     mine = (pieces.source == 0) & (pieces.document == web[0])
     assert one.tokens_seen == pieces.length[mine].sum()
     last_step = int(pieces.g[mine].max()) // 10 + 1
@@ -99,6 +99,6 @@ def test_what_megatron_does_not_record_is_refused(trained: Trained, run: Recorde
     with pytest.raises(SystemExit, match="which has no plans"):
         order.main(["plan", "--run", str(trained.folder)])
     with pytest.raises(ValueError, match="its masks are not recorded"):
-        batch(run, 1, is_masked=True)
+        describe_batch(run, 1, is_masked=True)
     with pytest.raises(ValueError, match="does not say which tokenizer"):
-        batch(run, 1, with_text=True)
+        describe_batch(run, 1, with_text=True)

@@ -12,7 +12,7 @@ import pytest
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.queries import plan_figure
-from megatron_ettin.queries.plan import plan
+from megatron_ettin.queries.plan import build_plans
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
 
@@ -34,7 +34,7 @@ def make_config(corpus: TinyCorpus, folder: Path, **data: Any) -> RunConfig:
 
 def test_report_counts_what_is_there(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     config = make_config(tiny_corpus, tmp_path)
-    answer = plan(config)
+    answer = build_plans(config)
     order = sample_order(config)
     assert (answer.order_id, answer.rows) == (order.spec.order_id, order.num_rows)
     assert [(pool.phase, pool.source) for pool in answer.pools] == [
@@ -72,7 +72,7 @@ def test_epochs_go_on_from_phase_to_phase(tiny_corpus: TinyCorpus, tmp_path: Pat
     ]
     data = {**tiny_corpus.data, "pools": {}, "plan_dir": str(tmp_path / "plans")}
     config = tiny_config(tiny_corpus, tmp_path / "run", phases=phases, data=data)
-    answer = plan(config)
+    answer = build_plans(config)
     order = sample_order(config)
     for report, phase in zip(answer.pools, [0, 0, 1, 1], strict=True):
         columns = order.pieces(0, order.spec.phases[phase].end_g)
@@ -85,19 +85,19 @@ def test_epochs_go_on_from_phase_to_phase(tiny_corpus: TinyCorpus, tmp_path: Pat
 
 def test_plans_are_built_once_and_ahead_of_the_run(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     config = make_config(tiny_corpus, tmp_path)
-    plan(config)
+    build_plans(config)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "plans").glob("*.plan")}
-    plan(config)
+    build_plans(config)
     sample_order(config)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "plans").glob("*.plan")}
     assert before == after != {}
 
 
 def test_table_in_place_of_a_plan_is_smaller(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    stored = plan(make_config(tiny_corpus, tmp_path))
+    stored = build_plans(make_config(tiny_corpus, tmp_path))
     shutil.rmtree(tmp_path / "plans")
     config = make_config(tiny_corpus, tmp_path, plans="recomputed")
-    recomputed = plan(config)
+    recomputed = build_plans(config)
     assert 0 < recomputed.plan_bytes < stored.plan_bytes
     assert dataclasses.replace(recomputed, plan_bytes=stored.plan_bytes) == stored
 
@@ -124,7 +124,7 @@ def test_figure_counts_every_row_or_every_nth(
 
 
 def test_figure_is_grey(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    answer = plan(make_config(tiny_corpus, tmp_path), figure=tmp_path / "rows.png")
+    answer = build_plans(make_config(tiny_corpus, tmp_path), figure=tmp_path / "rows.png")
     assert answer.figure == str(tmp_path / "rows.png")
     pixels = matplotlib.image.imread(tmp_path / "rows.png")[:, :, :3]
     assert pixels.shape[0] > 500

@@ -10,7 +10,7 @@ from megatron_ettin.order.digest import format_digest
 from megatron_ettin.queries import provenance_of_rows, tables
 from megatron_ettin.queries import sql as sql_module
 from megatron_ettin.queries.docs import write_docs
-from megatron_ettin.queries.sql import sql
+from megatron_ettin.queries.sql import run_query
 from tests.conftest import TinyCorpus
 from tests.unit.queried import STEPS, Queried, make_queried
 
@@ -30,7 +30,7 @@ def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ask(queried: Queried, query: str, **between: Any) -> list[tuple[Any, ...]]:
-    answer = sql(queried.run, query, **between)
+    answer = run_query(queried.run, query, **between)
     assert answer.rows == answer.table.num_rows
     return [tuple(row.values()) for row in answer.table.to_pylist()]
 
@@ -140,11 +140,11 @@ def test_rows_can_be_limited_to_checkpoints(queried: Queried) -> None:
 
 def test_query_that_is_wrong_is_explained(queried: Queried) -> None:
     with pytest.raises(ValueError, match='"nothing" not found'):
-        sql(queried.run, "select nothing from rows")
+        run_query(queried.run, "select nothing from rows")
 
 
 def test_result_can_be_written_to_a_file(queried: Queried, tmp_path: Path) -> None:
-    sql(queried.run, f"copy (select g, source from rows) to '{tmp_path}/rows.parquet'")
+    run_query(queried.run, f"copy (select g, source from rows) to '{tmp_path}/rows.parquet'")
     assert pq.read_table(tmp_path / "rows.parquet").num_rows == len(
         {piece.g for piece in queried.before(queried.done)}
     )
@@ -160,10 +160,10 @@ def test_what_exceeds_the_memory_limit_goes_to_disk(
         select count(*) as n, sum(length(k)) as bytes from (
             select repeat('x', 32) || i as k, count(*) from range(4000000) r(i) group by all)
     """
-    (row,) = sql(queried.run, query).table.to_pylist()
+    (row,) = run_query(queried.run, query).table.to_pylist()
     digits = sum(len(str(i)) for i in range(4_000_000))
     assert (row["n"], row["bytes"]) == (4_000_000, 32 * 4_000_000 + digits)
-    (found,) = sql(
+    (found,) = run_query(
         queried.run, "select current_setting('temp_directory') as folder"
     ).table.to_pylist()
     assert not Path(found["folder"]).exists(), "it is removed with what lies in it"
