@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ettin.data.encoding import in_validation
-from megatron_ettin.data.tokenize import publish_text
+from megatron_ettin.publication import publish_text
 
 Record = dict[str, Any]
 
