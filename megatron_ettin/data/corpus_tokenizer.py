@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Key of the SHA-256 of tokenizer.json in the metadata of a corpus' parquet file.
 METADATA_KEY = "tokenizer_sha256"
-#: Files beside a corpus that have it: of tools/preprocess_data.py, and of `order.py import-ettin`.
+#: Suffixes of the files that hold it: tools/preprocess_data.py and `order.py import-ettin` write
+#: them.
 RECORDS = (".docs.parquet", ".steps.parquet")
 OPTION = "data.allow_other_tokenizers"
 
@@ -53,36 +54,36 @@ def recorded_tokenizer(prefix: str) -> str | None:
             metadata = pq.read_metadata(path).metadata or {}
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path}: damaged ({error}); make the corpus again") from error
-        found = metadata.get(METADATA_KEY.encode())
-        if found is not None:
-            return str(found.decode())
+        sha256 = metadata.get(METADATA_KEY.encode())
+        if sha256 is not None:
+            return str(sha256.decode())
     return None
 
 
 def corpora(config: RunConfig) -> dict[str, str]:
     """Return the prefixes that a run reads, by the field of the configuration that names each."""
     drawn = {name for phase in config.phases for name in config.data.blend[phase.name]}
-    found = {
+    trained_on = {
         f"data.sources.{name}": source.prefix
         for name, source in config.data.sources.items()
         if name in drawn
     }
     held_out = {
-        f"data.validation[{place}]": prefix for place, prefix in enumerate(config.data.validation)
+        f"data.validation[{index}]": prefix for index, prefix in enumerate(config.data.validation)
     }
-    return found | held_out
+    return trained_on | held_out
 
 
 def compare_tokenizers(prefixes: Mapping[str, str], tokenizer_sha256: str) -> CorpusTokenizers:
-    """Compare what `prefixes`, by the field that names each, record with one tokenizer's digest."""
+    """Compare the recorded tokenizers of corpora, whose fields are the keys, with one digest."""
     mixed, unrecorded = [], []
     for field, prefix in prefixes.items():
-        found = recorded_tokenizer(prefix)
-        if found is None:
+        recorded = recorded_tokenizer(prefix)
+        if recorded is None:
             unrecorded.append(prefix)
-        elif found != tokenizer_sha256:
+        elif recorded != tokenizer_sha256:
             mixed.append(
-                f"{field}: {prefix} was made with the tokenizer of SHA-256 {found}, not with "
+                f"{field}: {prefix} was made with the tokenizer of SHA-256 {recorded}, not with "
                 f"{tokenizer_sha256}"
             )
     return CorpusTokenizers(mixed=mixed, unrecorded=unrecorded)
@@ -96,18 +97,18 @@ def require_one_tokenizer(config: RunConfig) -> None:
             `data.allow_other_tokenizers` is not given.
     """
     tokenizer = load_tokenizer(Path(config.data.tokenizer))
-    found = compare_tokenizers(corpora(config), tokenizer.digest)
-    if found.mixed and not config.data.allow_other_tokenizers:
+    compared = compare_tokenizers(corpora(config), tokenizer.digest)
+    if compared.mixed and not config.data.allow_other_tokenizers:
         raise MixedTokenizersError(
-            f"{'; '.join(found.mixed)}, that of data.tokenizer "
+            f"{'; '.join(compared.mixed)}, that of data.tokenizer "
             f"({config.data.tokenizer}/tokenizer.json). Make the corpus again with it, name the "
             f"tokenizer that the corpora have, or give --{OPTION} true"
         )
-    if found.unrecorded:
+    if compared.unrecorded:
         logger.warning(
             "no record of the tokenizer that made %s: tools/preprocess_data.py writes one; make "
             "sure that it was %s",
-            ", ".join(found.unrecorded),
+            ", ".join(compared.unrecorded),
             config.data.tokenizer,
         )
 

@@ -1,4 +1,4 @@
-"""Batches of texts to batches of tokens, on one process or several, always in the same order."""
+"""Tokenising of batches, on one process or several; results come in the order of the batches."""
 
 import functools
 import hashlib
@@ -29,7 +29,7 @@ class EncodedPart(NamedTuple):
     lengths: NDArray[np.int64]
     """Tokens of each document, none of them 0."""
     places: NDArray[np.int64]
-    """Place of each document in its batch, ascending."""
+    """Index of each document in its batch, ascending."""
     sha256: bytes
     """SHA-256 of the UTF-8 text of each document, 32 bytes each, end to end."""
 
@@ -43,7 +43,7 @@ class EncodedField(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """How a batch becomes tokens; small, because each task of a worker carries it."""
+    """Settings of the tokenising; small, because every task of a worker carries them."""
 
     folder: Path
     digest: str
@@ -55,7 +55,7 @@ class Encoder:
         return [self._encode_field(tokenizer, texts) for texts in zip(*batch, strict=True)]
 
     def encode_in_worker(self, batch: list[tuple[str, ...]]) -> list[EncodedField]:
-        """Do the same with the tokenizer that this process has loaded."""
+        """Return the same from a worker, with the tokenizer that its process has loaded."""
         return self.encode(_worker_tokenizer(self.folder, self.digest), batch)
 
     def _encode_field(self, tokenizer: Tokenizer, texts: Sequence[str]) -> EncodedField:
@@ -88,9 +88,9 @@ class Encoder:
 def in_validation(text: str, share: float) -> bool:
     """Say whether a document belongs to the validation set: a function of its text only.
 
-    True where the first 8 bytes of SHA-256 of the UTF-8 text, as a big-endian fraction of 2^64,
-    are below the share; so copies of a text are on the same side, and a larger share keeps all
-    documents of a smaller one.
+    It does if the first 8 bytes of the SHA-256 of its UTF-8 text, as a big-endian fraction of 2^64,
+    are below the share. Copies of a text are therefore on the same side, and a larger share keeps
+    all documents of a smaller one.
     """
     return _in_share(hashlib.sha256(text.encode()).digest(), share)
 
@@ -107,12 +107,10 @@ def encode_in_order(
     append_eod: bool,
     validation_share: float,
 ) -> Generator[tuple[list[EncodedField], list[Record]], None, None]:
-    """Encode batches in their order, with a bounded number of them under way.
+    """Yield each batch encoded, with its records, in order; few batches are in memory at a time.
 
-    Each comes back with its records.
-
-    One worker is this process, on the library's own threads. More are processes of one thread
-    each, which end with the generator: close it. ChildProcessError where one of them dies.
+    One worker is this process, with the threads of the tokenizer library. More are processes of one
+    thread each. They end with the generator, so close it. ChildProcessError if one of them dies.
     """
     encoder = Encoder(
         folder=tokenizer.folder,
@@ -145,7 +143,7 @@ def encode_in_order(
 
 
 def _texts(batch: list[Record]) -> list[tuple[str, ...]]:
-    # All that a worker needs of a record.
+    # A worker needs nothing else of a record, and every byte sent to it is pickled.
     return [record.texts for record in batch]
 
 
@@ -158,7 +156,7 @@ def _start_worker() -> None:
 
 
 def _exit_with_parent() -> None:
-    """End a worker whose parent was killed: it would wait for its next task for ever."""
+    """End this worker when its parent is killed: it would wait for its next task for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

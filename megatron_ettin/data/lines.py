@@ -15,7 +15,7 @@ ZSTD_MAX_WINDOW_BYTES = 2**31
 
 
 def read_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line with its line end); lines end at LF only, a leading BOM is cut.
+    """Yield (number from 1, line with its line end); lines end at LF only, a leading BOM is cut.
 
     ValueError naming file, line and byte where the data is not UTF-8, truncated or damaged.
     """
@@ -40,9 +40,9 @@ def _decompressed(path: Path, file: BinaryIO) -> Iterable[bytes]:
 
 
 class _ZstdStream(io.RawIOBase):
-    """Decompressed bytes of one or more zstd frames; EOFError where the last one is not whole.
+    """Decompressed bytes of one or more zstd frames; EOFError if the last frame is truncated.
 
-    zstandard's own stream reader takes a truncated file for a shorter one without a word.
+    zstandard's own stream reader accepts a truncated file silently.
     """
 
     def __init__(self, file: BinaryIO) -> None:

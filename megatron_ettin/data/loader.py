@@ -1,4 +1,4 @@
-"""From rows to batches: which rows a data-parallel rank sees, and as what."""
+"""Batches from rows: the rows of a data-parallel rank, as its objective makes batches of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Loader:
     ids: TokenIds
     mask_seed: int
     micro_batch_tokens: int
-    """Slots of a micro-batch, at most: as many whole rows as fit."""
+    """Largest number of slots of a micro-batch, which holds as many whole rows as fit."""
     data_parallel_rank: int
     data_parallel_size: int
 
@@ -38,8 +38,8 @@ class Loader:
     def micro_batches(self, begin: int, end: int) -> Iterator[Batch]:
         """Yield this rank's micro-batches of rows [begin, end), which lie in one phase.
 
-        Micro-batch m of rank r takes rows begin + (m * DP + r) * micro_batch_rows onward; slots
-        past `end` are idle rows (g = -1): padding that is not scored.
+        Micro-batch m of rank r takes rows begin + (m * DP + r) * micro_batch_rows onward. Rows from
+        `end` on are idle (g = -1): padding that is not scored.
         """
         phase_index = self.order.spec.phase_index(begin)
         rows = self._micro_batch_rows(begin)

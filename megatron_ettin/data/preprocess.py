@@ -1,7 +1,7 @@
-"""Raw files to a corpus on disk: read, tokenise in parallel, split, write, in constant memory.
+"""Preprocessing of raw files to a corpus: read, tokenise in parallel, split, write.
 
-The result is a function of the content of the inputs, the tokenizer and the options, never of the
-number of workers; a summary beside the corpus says which content it was made from.
+Memory is constant. The result depends on the content of the inputs, the tokenizer and the options,
+never on the number of workers. A summary beside the corpus says which content it was made from.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from megatron_ettin.data.encoding import encode_in_order
 from megatron_ettin.data.provenance import CorpusWriter, sidecar_path
-from megatron_ettin.data.readers import Origin, Record, file_format, read_files
+from megatron_ettin.data.readers import OriginFields, Record, file_format, read_files
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.indexed import optimal_dtype
 from megatron_ettin.order.corpus_identity import corpus_identity
 from megatron_ettin.publication import publish_text
 
-# A batch is what a worker gets at a time: large enough to hide the cost of sending it.
+# Size of a batch, which a worker gets at a time: large enough to hide the cost of sending it.
 BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1024
 HASH_CHUNK_BYTES = 2**22
@@ -34,16 +34,17 @@ FORMAT_VERSION = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessOptions:
-    """What to turn into tokens, and how."""
+    """Inputs, output, tokenizer and options of one preprocessing run."""
 
     inputs: tuple[Path, ...]
     """Raw files, in the order of their documents in the corpus."""
     output_prefix: Path
-    """The corpus of field `text` is OUTPUT_PREFIX_text_document.bin, .idx and .docs.parquet."""
+    """Start of the corpora's paths: field `text` gives OUTPUT_PREFIX_text_document.bin, .idx and
+    .docs.parquet."""
     tokenizer: Path
     """Tokenizer folder."""
     json_keys: tuple[str, ...] = ("text",)
-    """Fields of a record; each gives a corpus of its own."""
+    """Fields of a record; each gives one corpus."""
     id_key: str | None = None
     """Field with a document's id, kept beside the corpus; None: `id`, where a record has one."""
     url_key: str | None = None
@@ -79,7 +80,7 @@ class PreprocessOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSummary:
-    """What a corpus was made from and what it holds; stored beside it as PREFIX.json."""
+    """Summary of a corpus: its inputs and its contents; stored beside it as PREFIX.json."""
 
     key: str
     """Digest of everything that decides the content; see `content_key`."""
@@ -107,11 +108,12 @@ class PreprocessResult(NamedTuple):
 
 
 def preprocess(options: PreprocessOptions) -> PreprocessResult:
-    """Make the corpora, or find that they are there already, made from the same content.
+    """Make the corpora, unless they are there already, made from the same content.
 
-    ValueError and OSError say what is wrong with an input or the tokenizer, or that a corpus of
-    another tokenizer is there; corpora that were there are then as before, and nothing new is
-    visible.
+    Raises:
+        ValueError, OSError: naming the input or tokenizer that is at fault, or a corpus of another
+            tokenizer that is in the way. Corpora that were there stay as they were, and nothing new
+            is visible.
     """
     tokenizer = load_tokenizer(options.tokenizer)
     hashes = hash_files(options.inputs)
@@ -183,7 +185,7 @@ def content_key(
 
 
 def read_summary(prefix: Path) -> CorpusSummary | None:
-    """Return the summary of a whole corpus, None where there is none or a file has another size."""
+    """Return the summary of a complete corpus; None if it is missing or a file has another size."""
     try:
         summary = CorpusSummary(**json.loads(_summary_path(prefix).read_text(encoding="utf-8")))
         sizes = {name: (prefix.parent / name).stat().st_size for name in summary.sizes}
@@ -224,9 +226,10 @@ def _write_corpora(
             for part in options.parts
         }
         bar = stack.enter_context(_byte_bar(options.inputs, "tokenising"))
-        origin = Origin(options.id_key, options.url_key)
+        origin = OriginFields(options.id_key, options.url_key)
         batches = _batches(read_files(options.inputs, options.json_keys, origin))
-        # Closed here and not by the garbage collector: it ends the worker processes.
+        # Closing the generator ends the worker processes; the garbage collector might do it too
+        # late.
         encoded_batches = encode_in_order(
             batches,
             tokenizer,
@@ -245,8 +248,8 @@ def _write_corpora(
             _advance(bar, records[-1].position, counts)
         _refuse_empty(options, counts)
         for json_key in options.json_keys:
-            # Gone before the first new file is in place and written after the last: whatever
-            # happens in between, no summary vouches for files of another run.
+            # Removed before the first new file is in place, and written after the last one:
+            # whatever happens in between, no summary vouches for files of another run.
             _summary_path(options.prefix(json_key, "document")).unlink(missing_ok=True)
     return counts
 

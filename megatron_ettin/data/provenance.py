@@ -1,7 +1,7 @@
-"""Where each document of a corpus came from: `PREFIX.docs.parquet`, one row per document.
+"""Provenance of a corpus: `PREFIX.docs.parquet`, one row per document.
 
-Row n is document n of PREFIX.bin. It is written in constant memory while the corpus is, and read a
-row group at a time, so its size does not matter.
+Row n is document n of PREFIX.bin. The file is written in constant memory, together with the corpus,
+and read one row group at a time, so that its size does not matter.
 """
 
 import contextlib
@@ -46,7 +46,8 @@ SCHEMA = pa.schema(
 GROUP_DOCUMENTS = 2**16
 FALSE_POSITIVES = 0.01
 """Error rate of the Bloom filters of id and sha256, of 16 bits a document each (Parquet rounds)."""
-# Size of an .idx of one sequence per document: header and last border, then length, offset, border.
+# Bytes of an .idx with one sequence per document: header and last document boundary; then, for each
+# document, its length, offset and boundary.
 INDEX_BYTES = 34 + 8
 INDEX_BYTES_PER_DOCUMENT = 4 + 8 + 8
 
@@ -57,9 +58,10 @@ def sidecar_path(prefix: str | Path) -> Path:
 
 
 class CorpusWriter:
-    """Write a corpus and its sidecar; the block's normal end publishes both, an exception none.
+    """Writer of a corpus and its sidecar; the block's normal end publishes both, an exception none.
 
-    They get their names in the order .bin, sidecar, .idx: where the .idx is, all three are whole.
+    Files get their names in the order .bin, sidecar, .idx: if the .idx exists, all three are
+    complete.
     """
 
     def __init__(self, prefix: Path, dtype: str, *, tokenizer_sha256: str) -> None:
@@ -67,7 +69,7 @@ class CorpusWriter:
 
         `tokenizer_sha256` is that of tokenizer.json; the sidecar's metadata keep it.
         """
-        # The pair first: it refuses a second writer of this prefix, who would cut our sidecar.
+        # The pair first: it refuses a second writer of this prefix, who would truncate our sidecar.
         self._pair = TokenFileBuilder(prefix, dtype)
         self._path = sidecar_path(prefix)
         self._sidecar = _SidecarFile(Path(f"{self._path}.tmp"), tokenizer_sha256)
@@ -98,13 +100,13 @@ class CorpusWriter:
                 published = True
         finally:
             if not published:
-                # Before the pair, whose lock keeps other writers of this prefix away.
+                # The sidecar before the pair, whose lock keeps other writers of this prefix away.
                 self._sidecar.discard()
                 self._pair.abort()
 
 
 class _SidecarFile:
-    """A parquet file of row groups of one size, on the device when it is finished."""
+    """Parquet file with row groups of one size; `finish` returns when it is on the device."""
 
     def __init__(self, path: Path, tokenizer_sha256: str) -> None:
         self._path = path
@@ -159,7 +161,7 @@ class _SidecarFile:
             sync(self._path)
 
     def discard(self) -> None:
-        # What cannot be written any more is about to be removed.
+        # The file is removed below, so that errors while closing it do not matter.
         with contextlib.suppress(OSError, pa.ArrowException):
             self._writer.close()
         with contextlib.suppress(OSError):
@@ -168,8 +170,8 @@ class _SidecarFile:
 
     def _write_group(self) -> None:
         table = pa.concat_tables(self._pending)
-        # In one piece, and with its own shards in the dictionary: the same bytes whatever came in
-        # which batch.
+        # One chunk, with only its own shards in the dictionary: the bytes of a group must not
+        # depend on how documents came in batches.
         group = table[:GROUP_DOCUMENTS].combine_chunks().cast(SCHEMA)
         with self._named_errors():
             self._writer.write_table(group, row_group_size=GROUP_DOCUMENTS)
@@ -186,7 +188,7 @@ class _SidecarFile:
 
 
 class Provenance:
-    """The sidecar of a corpus, open for questions; use as a context manager or close it."""
+    """Open sidecar of a corpus, for questions; use it as a context manager or close it."""
 
     def __init__(self, path: Path, file: pq.ParquetFile) -> None:
         """Take an open file; `open` is the way to get one."""
@@ -205,7 +207,7 @@ class Provenance:
         """
         path = sidecar_path(prefix)
         try:
-            # Not mapped: a pass would leave the whole file in this process's memory.
+            # Not memory-mapped: one pass would leave the whole file in this process's memory.
             file = pq.ParquetFile(path, memory_map=False, page_checksum_verification=True)
         except FileNotFoundError:
             raise FileNotFoundError(
@@ -264,17 +266,18 @@ class Provenance:
                 " numbered from 0"
             )
         wanted, places = np.unique(ordinals, return_inverse=True)
-        borders = np.searchsorted(wanted, self._begins)
+        # wanted[cuts[k]:cuts[k + 1]] lies in row group k.
+        cuts = np.searchsorted(wanted, self._begins)
         names = list(dict.fromkeys(["ordinal", *columns]))
-        found = [SCHEMA.empty_table().select(names)]
-        for group, (begin, end) in enumerate(itertools.pairwise(borders)):
+        tables = [SCHEMA.empty_table().select(names)]
+        for group, (begin, end) in enumerate(itertools.pairwise(cuts)):
             if begin == end:
                 continue
             rows = self._read(group, names).take(wanted[begin:end] - self._begins[group])
             if not np.array_equal(rows["ordinal"].to_numpy(), wanted[begin:end]):
                 raise _damaged(self._path, "its rows are not in the order of the documents")
-            found.append(rows)
-        table = pa.concat_tables(found).unify_dictionaries().select(columns)
+            tables.append(rows)
+        table = pa.concat_tables(tables).unify_dictionaries().select(columns)
         return table if np.array_equal(wanted, ordinals) else table.take(places)
 
     def find_id(self, document_id: str) -> NDArray[np.int64]:
@@ -309,17 +312,17 @@ class Provenance:
             )
 
     def _find(self, column: str, value: pa.Scalar) -> NDArray[np.int64]:
-        found = [np.empty(0, dtype=np.int64)]
+        ordinals = [np.empty(0, dtype=np.int64)]
         for group in self._groups_that_may_hold(column, value.as_py()):
             equal = pc.equal(self._read(group, [column])[column], value)
-            found.append(self._begins[group] + np.flatnonzero(equal.fill_null(False)))
-        return np.concatenate(found)
+            ordinals.append(self._begins[group] + np.flatnonzero(equal.fill_null(False)))
+        return np.concatenate(ordinals)
 
     def _groups_that_may_hold(self, column: str, value: str | bytes) -> list[int]:
         """Return the row groups whose Bloom filter admits a value.
 
-        Sidecars of earlier versions have no filters: of these, all groups. The groups are then read
-        with their checksums, which DuckDB does not compare.
+        Sidecars of earlier versions have no filters: all their groups are returned. DuckDB compares
+        no checksums; the groups are read with theirs afterwards.
         """
         probe = (
             "SELECT row_group_id FROM parquet_bloom_probe(?, ?, ?) "
@@ -327,8 +330,8 @@ class Provenance:
         )
         try:
             with duckdb.connect() as database:
-                found = database.execute(probe, [glob.escape(str(self._path)), column, value])
-                return [group for (group,) in found.fetchall()]
+                admitted = database.execute(probe, [glob.escape(str(self._path)), column, value])
+                return [group for (group,) in admitted.fetchall()]
         except duckdb.Error as error:
             raise _damaged(self._path, str(error)) from error
 

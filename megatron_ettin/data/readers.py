@@ -1,4 +1,4 @@
-"""Raw documents by file format: one streaming generator per suffix, in constant memory.
+"""Readers of raw documents: one streaming generator per file format, in constant memory.
 
 Every error names the file and the line or row, because a corpus has millions of them. A new format
 is one function and one line in `READERS`.
@@ -21,28 +21,28 @@ MAX_CSV_FIELD_CHARACTERS = 2**28
 PARQUET_BATCH_ROWS = 256
 
 
-class Origin(NamedTuple):
-    """The fields that say where a record came from: None is the usual name, where it is there."""
+class OriginFields(NamedTuple):
+    """Names of the fields that say where a record came from."""
 
     id: str | None = None
-    """None: `id`. A name that is given must be in every record."""
+    """Field of the id; None: `id`, where there is one. A field that is named must be everywhere."""
     url: str | None = None
-    """None: `url`. A name that is given must be in every record."""
+    """Field of the address; None: `url`, likewise."""
 
 
 class Record(NamedTuple):
-    """One raw document: its wanted fields, where it stands, and how far the reader has come."""
+    """One raw document: the text of its fields, its origin, and how far the reader has come."""
 
     texts: tuple[str, ...]
-    """The text of each wanted field, in the order asked for."""
+    """Text of each field that was asked for, in that order."""
     id: str | None
-    """None where there is none, or was not asked for."""
+    """Id of the document; None where there is none, or none was asked for."""
     url: str | None
     path: Path
     line: int
-    """Line in the file, its first one, or row where the format has no lines; both from 1."""
+    """First line of the document in its file, or its row where the format has no lines; from 1."""
     position: int
-    """Bytes read from disk up to here (of compressed data where a file is compressed)."""
+    """Bytes read from disk so far; of a compressed file, compressed bytes."""
 
 
 def expand_inputs(patterns: Sequence[str]) -> tuple[Path, ...]:
@@ -54,12 +54,12 @@ def expand_inputs(patterns: Sequence[str]) -> tuple[Path, ...]:
     paths: list[Path] = []
     for pattern in patterns:
         if Path(pattern).exists() or not glob.has_magic(pattern):
-            found = [Path(pattern)]
+            matches = [Path(pattern)]
         else:
-            found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-            if not found:
+            matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+            if not matches:
                 raise FileNotFoundError(f"no file matches {pattern!r}")
-        for path in found:
+        for path in matches:
             _check_input(path)
             if path in paths:
                 raise ValueError(f"{path}: given twice; its documents would be counted twice")
@@ -68,7 +68,7 @@ def expand_inputs(patterns: Sequence[str]) -> tuple[Path, ...]:
 
 
 def read_files(
-    paths: Sequence[Path], fields: Sequence[str], origin: Origin | None = None
+    paths: Sequence[Path], fields: Sequence[str], origin: OriginFields | None = None
 ) -> Iterator[Record]:
     """Yield the records of all files in order; `position` counts bytes over all files.
 
@@ -79,14 +79,14 @@ def read_files(
     for path in paths:
         for record in READERS[file_format(path)](path, fields, origin):
             empty = False
-            # Not _replace, which takes a microsecond.
+            # A new tuple: _replace would take a microsecond for each record.
             yield Record(*record[:-1], start + record.position)
         start += path.stat().st_size
     if empty:
         raise ValueError(f"empty corpus: no document in {', '.join(map(str, paths))}")
 
 
-def read_jsonl(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterator[Record]:
+def read_jsonl(path: Path, fields: Sequence[str], origin: OriginFields | None) -> Iterator[Record]:
     """Yield one record per line of JSON objects; blank lines are skipped. Also .gz and .zst."""
     with path.open("rb") as file:
         for number, line in read_lines(path, file):
@@ -102,7 +102,7 @@ def read_jsonl(path: Path, fields: Sequence[str], origin: Origin | None) -> Iter
             yield Record(texts, id_, url, path, number, file.tell())
 
 
-def read_csv(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterator[Record]:
+def read_csv(path: Path, fields: Sequence[str], origin: OriginFields | None) -> Iterator[Record]:
     """Yield one record per row of a comma-separated file with a header (RFC 4180 quoting).
 
     A row with quoted newlines is located by its first line; an empty id or url is none.
@@ -125,10 +125,12 @@ def read_csv(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterat
             yield Record(texts, id_, url, path, number, file.tell())
 
 
-def read_parquet(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterator[Record]:
+def read_parquet(
+    path: Path, fields: Sequence[str], origin: OriginFields | None
+) -> Iterator[Record]:
     """Yield one record per row of a parquet file; the wanted columns must be strings.
 
-    Those of `origin` may be of any type that has one text.
+    The columns of `origin` may be of any type that has a text form.
     """
     # Imported here: only this format needs it, and it costs 0.3 s.
     import pyarrow
@@ -155,7 +157,7 @@ def read_parquet(path: Path, fields: Sequence[str], origin: Origin | None) -> It
         raise ValueError(f"{path}: cannot be read as parquet after row {done}: {error}") from error
 
 
-def read_txt(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterator[Record]:
+def read_txt(path: Path, fields: Sequence[str], origin: OriginFields | None) -> Iterator[Record]:
     """Yield one record per line that is not blank; the line is the value of the one field.
 
     It has no id and no url: ValueError where `origin` names one.
@@ -169,7 +171,7 @@ def read_txt(path: Path, fields: Sequence[str], origin: Origin | None) -> Iterat
                 yield Record((line.rstrip("\r\n"),), None, None, path, number, file.tell())
 
 
-READERS: dict[str, Callable[[Path, Sequence[str], Origin | None], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, Sequence[str], OriginFields | None], Iterator[Record]]] = {
     ".jsonl": read_jsonl,
     ".jsonl.gz": read_jsonl,
     ".jsonl.zst": read_jsonl,
@@ -327,7 +329,7 @@ def _parquet_values(
 
 
 def _origin_names(
-    where: str, present: Collection[str], origin: Origin | None
+    where: str, present: Collection[str], origin: OriginFields | None
 ) -> tuple[str | None, str | None]:
     """Return the fields that hold the id and the url of a record that has the fields `present`."""
     if origin is None:

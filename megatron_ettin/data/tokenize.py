@@ -1,7 +1,7 @@
-"""Documents to token ids and back, and the training of a tokenizer in Ettin's layout.
+"""Tokenizers: loading a folder, encoding and decoding, and training one in Ettin's layout.
 
-The one module of the data path that knows the `tokenizers` library. A folder is anything with a
-`tokenizer.json` and the five special tokens: ours, or a published ModernBERT one.
+No other module of the data path knows the `tokenizers` library. A folder is anything with a
+`tokenizer.json` and the five special tokens: one of ours, or a published ModernBERT one.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from megatron_ettin.publication import publish_text
 from megatron_ettin.rows import TokenIds
 
 SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
-"""In the order of Ettin's ids 50280 to 50284: the last five of a vocabulary trained here."""
+"""Special tokens in the order of Ettin's ids 50280 to 50284: the last five of a vocabulary."""
 
 MODEL_MAX_LENGTH = 8192
-"""Longest input that the tokenizer folder announces: the published models' context, in tokens."""
+"""Longest input that the tokenizer folder announces, in tokens: the published models' context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
-    # A folder may come with a limit set for some other use; a corpus holds whole documents.
+    # A published folder may truncate or pad for another use; a corpus holds whole documents.
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
@@ -93,8 +93,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     """Train byte-level BPE of exactly `vocab_size` tokens, the five special ones last.
 
-    A function of the texts and the size only. NFC, no prefix space, `[CLS] $A [SEP]` as ModernBERT
-    has them. ValueError where the size is too small or the text gives fewer tokens.
+    The result depends on the texts and the size only. NFC, no prefix space and `[CLS] $A [SEP]` are
+    ModernBERT's. ValueError if the size is too small, or the text gives fewer tokens.
     """
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     smallest = len(alphabet) + len(SPECIAL_TOKENS)
@@ -109,7 +109,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
     )
     tokenizer.train_from_iterator(iter(texts), trainer)
     tokenizer.add_special_tokens(
-        # [MASK] swallows the space before it, so "the [MASK]" is filled by a word with its space.
+        # [MASK] takes in the space before it: "the [MASK]" is filled by a token that starts with
+        # one.
         [
             tokenizers.AddedToken(token, special=True, normalized=False, lstrip=token == "[MASK]")
             for token in SPECIAL_TOKENS
@@ -130,9 +131,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
 
 
 def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
-    """Write a folder that `transformers.AutoTokenizer` loads; the same tokenizer, the same bytes.
+    """Write a folder that `transformers.AutoTokenizer` loads; equal tokenizers give equal bytes.
 
-    tokenizer.json comes last and in one rename: the other file is the same for every vocabulary.
+    tokenizer.json is published last: the other file is the same for every vocabulary.
 
     Raises:
         FileExistsError: another tokenizer is there.

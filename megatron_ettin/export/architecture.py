@@ -1,7 +1,7 @@
-"""ModernBERT configurations <-> ours: kinds of model, windows, RoPE bases, layer patterns.
+"""Translation of ModernBERT configurations to ours and back: kinds, windows, RoPE bases, layers.
 
-Both directions keep what is *computed* equal to transformers' (sdpa), which is not always what a
-field's name says: see `local_attention`.
+In both directions our model computes the same as transformers' (sdpa). That is not always what the
+name of a field suggests: see `local_attention`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken, Objec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class ModelKind:
     """One of the two kinds of model, on both sides."""
 
     attention: Attention
@@ -37,20 +37,20 @@ class Kind:
 
 
 KINDS = (
-    Kind(
+    ModelKind(
         attention="bidirectional",
         architecture="encoder",
         config_class=ModernBertConfig,
         model_class=ModernBertForMaskedLM,
     ),
-    Kind(
+    ModelKind(
         attention="causal",
         architecture="decoder",
         config_class=ModernBertDecoderConfig,
         model_class=ModernBertDecoderForCausalLM,
     ),
 )
-#: What models are trained with; attention and prediction_shift tell one from the others.
+#: Objectives by which a model may have been trained; attention and prediction_shift identify one.
 OBJECTIVES: tuple[type[Objective], ...] = (MaskedLM, CausalLM, MaskedNextToken)
 #: Fields that have one value in the Ettin model, by their names in transformers.
 FIXED_FIELDS: dict[str, Any] = {
@@ -68,14 +68,14 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
-def kind_of(attention: Attention) -> Kind:
+def kind_of(attention: Attention) -> ModelKind:
     """Return the kind of model that attends in this way."""
     (kind,) = (kind for kind in KINDS if kind.attention == attention)
     return kind
 
 
 def objective_of(saved: SavedModel) -> type[Objective]:
-    """Return what such a model is trained with; raise ValueError if that is nothing known."""
+    """Return the objective of such a model; raise ValueError if there is none like it."""
     for objective in OBJECTIVES:
         if (objective.attention, objective.prediction_shift) == (
             saved.attention,
@@ -94,8 +94,8 @@ def huggingface_config(saved: SavedModel, special_ids: Mapping[str, int | list[i
     `special_ids` holds the fields SPECIAL_IDS.
     """
     model, kind = saved.model, kind_of(saved.attention)
-    # The mean of all positions classifies better than the first one, which was never trained to
-    # stand for a text. transformers' default is "cls"; decoders have no such field.
+    # The mean of all positions classifies better than the first position, which was never trained
+    # to represent a text. transformers' default is "cls"; decoders have no such field.
     pooling = {"classifier_pooling": "mean"} if kind.architecture == "encoder" else {}
     config = kind.config_class(
         vocab_size=model.vocab_size,
@@ -128,10 +128,10 @@ def huggingface_config(saved: SavedModel, special_ids: Mapping[str, int | list[i
 def read_huggingface_config(
     folder: Path, sliding_window: int | None, prediction_shift: int | None
 ) -> SavedModel:
-    """Return what the model in a ModernBERT-shaped folder is; its tokenizer is not looked at.
+    """Read the description of the model in a ModernBERT-shaped folder; its tokenizer is not read.
 
-    `sliding_window` replaces the window that transformers computes with, `prediction_shift` what
-    config.json says of it (nothing, in the published models).
+    `sliding_window` replaces the window that transformers computes with, and `prediction_shift` the
+    value in config.json (published models have none).
 
     Raises:
         ValueError: no config.json, another type of model, or a field that the Ettin model cannot
@@ -172,7 +172,7 @@ def read_huggingface_config(
     return saved
 
 
-def local_attention(kind: Kind, sliding_window: int) -> int:
+def local_attention(kind: ModelKind, sliding_window: int) -> int:
     """Return the field `local_attention` with which transformers sees `sliding_window` keys away.
 
     The encoder sees local_attention // 2 keys on each side. The decoder sees one key fewer to the
@@ -183,11 +183,11 @@ def local_attention(kind: Kind, sliding_window: int) -> int:
     return 2 * (sliding_window + 1)
 
 
-def _sliding_window(path: Path, kind: Kind, config: Any) -> int:
-    """Return how many keys away a local layer sees, as transformers computes it.
+def _sliding_window(path: Path, kind: ModelKind, config: Any) -> int:
+    """Return the distance in keys that a local layer sees in transformers.
 
-    It computes with `sliding_window`, which follows from `local_attention` unless config.json has
-    it: decoders that transformers 4 saved have nothing else.
+    transformers uses `sliding_window` of config.json, and derives it from `local_attention` where
+    it is missing. Decoders that transformers 4 saved have `sliding_window` only.
     """
     window = config.sliding_window if kind.architecture == "encoder" else config.sliding_window - 1
     if window < 1:
@@ -200,13 +200,13 @@ def _sliding_window(path: Path, kind: Kind, config: Any) -> int:
 
 def _special_ids(config: Any) -> dict[str, int | list[int]]:
     """Return the fields SPECIAL_IDS that hold ids of the vocabulary; some hold a list of ids."""
-    found: dict[str, int | list[int]] = {}
+    valid: dict[str, int | list[int]] = {}
     for name in SPECIAL_IDS:
         value: Any = getattr(config, name, None)
         ids = value if isinstance(value, list) else [value]
         if all(isinstance(token, int) and 0 <= token < config.vocab_size for token in ids):
-            found[name] = value
-    return found
+            valid[name] = value
+    return valid
 
 
 def _layer_types(num_layers: int, global_attention_every: int) -> list[str]:
@@ -214,13 +214,13 @@ def _layer_types(num_layers: int, global_attention_every: int) -> list[str]:
 
 
 def _global_attention_every(path: Path, config: Any) -> int:
-    found, num_layers = list(config.layer_types), config.num_hidden_layers
-    # 3 first: where the model is too shallow to tell, it is what its deeper relatives have.
+    layer_types, num_layers = list(config.layer_types), config.num_hidden_layers
+    # A shallow model fits several periods. 3 is tried first, because deeper Ettin models have it.
     for period in (3, *range(1, num_layers + 1)):
-        if found == _layer_types(num_layers, period):
+        if layer_types == _layer_types(num_layers, period):
             return int(period)
     raise ValueError(
-        f"{path}: layer_types: {found} is not one {GLOBAL} at layers 0, n, 2n, ... of "
+        f"{path}: layer_types: {layer_types} is not one {GLOBAL} at layers 0, n, 2n, ... of "
         f"{num_layers} and {LOCAL} between"
     )
 
@@ -228,7 +228,7 @@ def _global_attention_every(path: Path, config: Any) -> int:
 def _rotary_base(config: Any, layer_type: str) -> float:
     rope = config.rope_parameters[layer_type]
     if rope.get("rope_theta") is None and layer_type == LOCAL:
-        # transformers 4 computes `local_rope_theta: null` like this; 5 cannot run it.
+        # transformers 4 takes the global base where `local_rope_theta` is null; 5 cannot run it.
         return _rotary_base(config, GLOBAL)
     if rope.get("rope_type", "default") != "default":
         raise ValueError(
@@ -240,29 +240,29 @@ def _rotary_base(config: Any, layer_type: str) -> float:
     return float(rope["rope_theta"])
 
 
-def _load_config(path: Path) -> tuple[Kind, Any]:
+def _load_config(path: Path) -> tuple[ModelKind, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent}: no Hugging Face model here ({path.name} is missing)")
     try:
         document = json.loads(path.read_text())
-        found = document.get("model_type")
+        model_type = document.get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a JSON object: {error}") from error
     kinds = {kind.config_class.model_type: kind for kind in KINDS}
-    if found not in kinds:
-        raise ValueError(f"{path}: model_type: {found!r}; only {' and '.join(kinds)} convert")
+    if model_type not in kinds:
+        raise ValueError(f"{path}: model_type: {model_type!r}; only {' and '.join(kinds)} convert")
     try:
-        return kinds[found], kinds[found].config_class.from_dict(document)
+        return kinds[model_type], kinds[model_type].config_class.from_dict(document)
     except Exception as error:  # the library raises nothing narrower for a field of a wrong type
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def _check_fixed_fields(path: Path, kind: Kind, config: Any) -> None:
-    # Only an encoder's modules look at it, and attend causally where it is true.
+def _check_fixed_fields(path: Path, kind: ModelKind, config: Any) -> None:
+    # Only an encoder's modules read `is_causal`, and then attend causally.
     causal = {"is_causal": False} if kind.architecture == "encoder" else {}
     for name, value in {**FIXED_FIELDS, **causal}.items():
-        found = getattr(config, name, value)
-        if found != value:
+        actual = getattr(config, name, value)
+        if actual != value:
             raise ValueError(
-                f"{path}: {name}: {found!r} has no equivalent here; only {value!r} has"
+                f"{path}: {name}: {actual!r} has no equivalent here; only {value!r} has"
             )

@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, where its training stood, how it is loaded."""
+"""README.md of an exported model: its architecture, its state of training, how to load it."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def model_card(
 ) -> str:
     """Return the card, with front matter as the Hugging Face Hub reads it.
 
-    `num_parameters` counts the tied output once. `state` with step 0 is that of weights that no run
-    here has trained.
+    `num_parameters` counts the tied output once. A `state` with step 0 belongs to weights that no
+    run here has trained.
     """
     kind = kind_of(saved.attention)
     is_encoder, is_shifted = kind.architecture == "encoder", saved.prediction_shift != 0
@@ -155,7 +155,7 @@ def _training(state: RunState) -> str:
         "phase": f"{state.phase} ({state.phase_tokens:,} tokens of it)",
         "rows": f"{state.g:,} of the order below",
     }
-    # The id of the phase at hand covers all the rows before it too.
+    # A phase's id covers all rows up to its end, so the first phase that reaches g is the one.
     for identity, end in zip(state.phase_ids, state.phase_ends, strict=True):
         if state.g <= end:
             rows["order id"] = f"`{identity}`"
@@ -172,5 +172,5 @@ def _table(rows: dict[str, str]) -> str:
 
 
 def _short(count: int) -> str:
-    """Return a number of parameters as sizes are named: 17M, 1.03B."""
+    """Return a number of parameters in the form of model names: 17M, 1.03B."""
     return f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"

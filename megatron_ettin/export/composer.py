@@ -1,8 +1,8 @@
-"""Raw Composer checkpoints of the code that trained Ettin and ModernBERT -> checkpoints of weights.
+"""Conversion of raw Composer checkpoints (the code that trained Ettin and ModernBERT) to ours.
 
-Names and nesting as in `src/bert_layers/model.py` of that code (FlexBertForMaskedLM,
-FlexBertForCausalLM) and in Composer's `HuggingFaceModel.get_metadata`. No object of a file is
-unpickled but tensors, plain containers and the types of `HARMLESS`.
+Names and nesting are those of `src/bert_layers/model.py` of that code (FlexBertForMaskedLM,
+FlexBertForCausalLM) and of Composer's `HuggingFaceModel.get_metadata`. Of a file's pickled objects,
+only tensors, plain containers and the types of `HARMLESS` are loaded.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from megatron_ettin.export.huggingface import check_free, own_tokenizer, write_c
 
 Settings = dict[str, Any]
 
-#: What numpy's arrays are pickled with; its module's name differs between numpy 1 and 2.
+#: Function that pickled numpy arrays name; its module differs between numpy 1 and 2.
 RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
-#: What a checkpoint of Composer's holds beside weights: wall-clock times, the states of numpy's
-#: generator, the version of torch. Building them runs no code of
-#: the file's.
+#: Types that a Composer checkpoint holds beside weights: wall-clock times, the state of numpy's
+#: generator, the version of torch. Building them runs no code of the file.
 HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     datetime.timedelta,
     torch.torch_version.TorchVersion,
@@ -75,7 +74,7 @@ DEFAULT: Settings = {
 
 @dataclass(frozen=True)
 class Source:
-    """The settings of a model, and where they were read."""
+    """Settings of a model, and the file and field they were read from."""
 
     where: str
     settings: Settings
@@ -120,12 +119,12 @@ def from_composer(
     check_free(output)
     loaded = _load(file)
     tensors = _tensors(file, loaded)
-    found = None if tokenizer is None else own_tokenizer(tokenizer)
+    usable = None if tokenizer is None else own_tokenizer(tokenizer)
     saved = _saved_model(
         _source(file, loaded, config),
         max_seq_length=max_seq_length,
         prediction_shift=prediction_shift,
-        tokenizer=str(tokenizer.absolute()) if tokenizer is not None and found else None,
+        tokenizer=str(tokenizer.absolute()) if tokenizer is not None and usable else None,
         has_decoder_head="lm_head.dense.weight" in tensors,
     )
     names = _check(file, tensors, saved.model)
@@ -134,9 +133,9 @@ def from_composer(
         saved,
         lambda name: tensors[names[name]],
         source=file,
-        # Fused Q, K and V in both kinds, as in an encoder of transformers.
+        # The original code fuses Q, K and V in both kinds, as transformers does in encoders.
         names_of="encoder",
-        tokenizer=found,
+        tokenizer=usable,
         hardware=HardwareConfig(),
     )
     return saved
@@ -160,17 +159,18 @@ def _load(file: Path) -> Any:
 
 def _tensors(file: Path, loaded: Any) -> dict[str, torch.Tensor]:
     """Return the weights of a Composer checkpoint, or of a file of weights alone, by name."""
-    found = loaded
+    tensors = loaded
     for name in ("state", "model"):
-        if isinstance(found, dict) and name in found:
-            found = found[name]
-    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
+        if isinstance(tensors, dict) and name in tensors:
+            tensors = tensors[name]
+    is_dict = isinstance(tensors, dict)
+    if not is_dict or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
         raise ValueError(f"{file}: no weights here (neither state.model nor a dict of tensors)")
     # Wrappers put their names in front: DistributedDataParallel, then Composer's HuggingFaceModel.
     for prefix in ("module.", "model."):
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return found
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _source(file: Path, loaded: Any, config: Path | None) -> Source:
@@ -239,12 +239,12 @@ def _saved_model(
 
 
 def _model(source: Source) -> ModelConfig:
-    """Return the architecture, after checking that what the settings say exists here."""
+    """Return the architecture; raise ValueError for a setting that has no equivalent here."""
     settings, where = source.settings, source.where
     for name, expected in {**STATED, **DEFAULT}.items():
-        found = settings.get(name, DEFAULT.get(name))
-        if found != expected:
-            raise ValueError(f"{where}: {name}: {found!r} has no equivalent here; {expected!r} has")
+        value = settings.get(name, DEFAULT.get(name))
+        if value != expected:
+            raise ValueError(f"{where}: {name}: {value!r} has no equivalent here; {expected!r} has")
     norm = settings.get("norm_kwargs") or {}
     if norm.get("bias", True):
         raise ValueError(f"{where}: norm_kwargs.bias: only norms without a bias exist here")
@@ -261,7 +261,8 @@ def _model(source: Source) -> ModelConfig:
             ffn_hidden_size=source.integer("intermediate_size"),
             num_attention_heads=source.integer("num_attention_heads"),
             vocab_size=source.integer("vocab_size"),
-            # What flash attention was given: so many keys on each side, besides the own.
+            # The original code gives flash attention half of it: keys on each side, besides the
+            # own.
             sliding_window=window // 2,
             global_attention_every=period,
             layernorm_epsilon=Source(where, norm, None).number("eps", 1e-5),
@@ -274,7 +275,7 @@ def _model(source: Source) -> ModelConfig:
 
 
 def _check(file: Path, tensors: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, str]:
-    """Return the file's name of each tensor; raise ValueError where they are not the model's."""
+    """Return the file's name of each tensor; ValueError if the tensors are not the model's."""
     head = "lm_head." if "lm_head.dense.weight" in tensors else "head."
     shapes = weights.expected_shapes(model, "encoder")
     names = {name: _name_in_file(name, head) for name in shapes}

@@ -1,4 +1,4 @@
-"""A conformance pack: tiny models, inputs, what every layer must give, and a program that compares.
+"""Conformance pack: tiny models, inputs, expected outputs of every layer, a program that compares.
 
 The expected outputs are those of transformers' own modules on a CPU, in float32.
 """
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import ModelConfig
-from megatron_ettin.export.architecture import KINDS, Kind, huggingface_config
+from megatron_ettin.export.architecture import KINDS, ModelKind, huggingface_config
 from megatron_ettin.export.huggingface import check_free
 from megatron_ettin.native import counter_draws, counter_key, initial_weights
 from megatron_ettin.publication import begin_folder, publish_folder
@@ -86,7 +86,7 @@ def make_inputs() -> dict[str, torch.Tensor]:
     return tensors
 
 
-def make_model(kind: Kind) -> Any:
+def make_model(kind: ModelKind) -> Any:
     """Return a transformers model whose weights follow from SEED and their names alone."""
     saved = SavedModel(
         model=MODEL,
@@ -107,7 +107,8 @@ def make_model(kind: Kind) -> Any:
             elif parameter.dim() == 1:
                 parameter.copy_(1.0 + 0.4 * noise)
             else:
-                # Keeps the scale of the input, so that attention is far from uniform.
+                # Keeps the scale of the input, so that attention weights are far from uniform and
+                # a wrong mask shows in the outputs.
                 parameter.copy_(noise * parameter.shape[1] ** -0.5)
         embedding = model.get_input_embeddings().weight
         embedding[TINY_TOKENS.start : TINY_TOKENS.stop] *= 0.01
@@ -127,7 +128,7 @@ def run(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
         "head": getattr(model, "lm_head", None) or model.head,
     }
     modules["logits"] = model.decoder
-    found: dict[str, torch.Tensor] = {}
+    expected: dict[str, torch.Tensor] = {}
     outputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -150,10 +151,10 @@ def run(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
                 parts.append(dict(outputs))
             for name in modules:
                 whole = torch.cat([part[name] for part in parts], dim=1)
-                found[f"{case}/{name}"] = whole.where(mask[..., None] == 1, torch.tensor(0.0))
+                expected[f"{case}/{name}"] = whole.where(mask[..., None] == 1, torch.tensor(0.0))
     for hook in hooks:
         hook.remove()
-    return found
+    return expected
 
 
 README = """\
@@ -190,6 +191,7 @@ head, and packed documents that are read as one.
 - Lengths around the window show windows that are one off.
 - `tiny_activations` has embeddings so small that the norms' epsilon decides.
 - `padded_left` shows padding that a decoder attends to.
-- In `packed`, RoPE sees differences of positions only. What shows is that documents see each other,
-  as in implementations that take the documents' borders from restarting positions.
+- `packed` shows documents that see each other, as in implementations that derive the documents'
+  boundaries from restarting positions. RoPE alone would not show them: it sees differences of
+  positions only.
 """

@@ -1,7 +1,7 @@
-"""Checkpoints -> folders that transformers loads, and such folders -> checkpoints of weights.
+"""Conversion of checkpoints to folders that transformers loads, and back.
 
-Both run in one process: a checkpoint is layout-free, so any TP x PP layout is read as a whole
-model, and one written here is read into any layout.
+Both directions run in one process. A checkpoint is layout-free: one of any TP x PP layout is read
+as a whole model here, and one that is written here loads into any layout.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import HardwareConfig, SeedConfig, check_layout
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.export import architecture, weights
-from megatron_ettin.export.architecture import Kind, kind_of, objective_of
+from megatron_ettin.export.architecture import ModelKind, kind_of, objective_of
 from megatron_ettin.export.card import CardMetadata, model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.model.provider import build_stage
@@ -48,8 +48,8 @@ def to_huggingface(
 ) -> SavedModel:
     """Convert the checkpoint in `folder` to a ModernBERT folder, which appears when complete.
 
-    `metadata` goes into the model card. With `check_files`, every file's SHA-256 must be the one
-    that was saved. A tokenizer that is gone or changed is left out, with a notice in the log.
+    `metadata` goes into the model card. With `check_files`, every file's SHA-256 must be the
+    recorded one. A tokenizer that is gone or changed is left out, with a notice in the log.
 
     Raises:
         ValueError: no usable checkpoint, or something is at `output` already.
@@ -161,7 +161,7 @@ def write_checkpoint(
         )
 
 
-def _read_weights(folder: Path, saved: SavedModel, kind: Kind) -> dict[str, torch.Tensor]:
+def _read_weights(folder: Path, saved: SavedModel, kind: ModelKind) -> dict[str, torch.Tensor]:
     with distributed.process_groups(WHOLE):
         stage = build_stage(saved.model, saved.attention, WHOLE, SeedConfig())
         stage.to(distributed.device())
@@ -171,12 +171,12 @@ def _read_weights(folder: Path, saved: SavedModel, kind: Kind) -> dict[str, torc
 
 def _write_model(
     folder: Path,
-    kind: Kind,
+    kind: ModelKind,
     saved: SavedModel,
     tensors: dict[str, torch.Tensor],
     tokenizer: Tokenizer | None,
 ) -> None:
-    # What an imported model said itself stands: another id would not end a generated text.
+    # Ids that an imported model named itself win: with another eos id, generation would not end.
     ids = {**special_ids(tokenizer, saved.model.vocab_size), **saved.special_ids}
     assumed = {name: ids[name] for name in ids if name not in saved.special_ids}
     if tokenizer is None and assumed:
@@ -189,7 +189,7 @@ def _write_model(
         disable_progress_bar()
     model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
-        # safetensors writes for the owner's eyes only, whatever the umask.
+        # safetensors creates files with mode 0600, whatever the umask.
         path.chmod((folder / "config.json").stat().st_mode)
 
 

@@ -1,8 +1,8 @@
-"""The tokenizer that goes with an exported model: the same vocabulary, framed for its kind.
+"""Tokenizer of an exported model: the same vocabulary, with the special tokens of its kind.
 
-An encoder reads `[CLS] x [SEP]`. A decoder starts from `[CLS]` and must not see a `[SEP]` after its
-prompt, in the Rust path (tokenizer.json's template) as in the Python one, or generation and
-likelihoods are wrong.
+An encoder reads `[CLS] x [SEP]`. A decoder starts from `[CLS]`; a `[SEP]` after its prompt would
+make generation and likelihoods wrong. Both the Rust path (tokenizer.json's template) and the Python
+path of transformers must leave it out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PUBLISHED_LENGTH = 50_285
 
 
 def matching_tokenizer(folder: str | None, sha256: str) -> Tokenizer | None:
-    """Return the tokenizer that a model was trained with, or None, saying why, where it is gone."""
+    """Return the tokenizer that a model was trained with; None, with a notice, if it is gone."""
     if folder is None:
         logger.warning("notice: the model came without a tokenizer; so does what is written")
         return None
@@ -66,7 +66,7 @@ def write_tokenizer(
 ) -> None:
     """Write tokenizer.json and tokenizer_config.json as `AutoTokenizer` reads them.
 
-    What the source's own tokenizer_config.json says beyond the special tokens is kept.
+    Other entries of the source's tokenizer_config.json are kept.
     """
     backend = tokenizers.Tokenizer.from_file(str(tokenizer.folder / "tokenizer.json"))
     backend.no_truncation()
@@ -87,7 +87,7 @@ def write_tokenizer(
     )
     backend.save(str(output / "tokenizer.json"))
     config = _source_config(tokenizer.folder)
-    # transformers rebuilds the template from these two where they are set.
+    # transformers rebuilds the template from add_bos_token and add_eos_token where they are set.
     for name in ("add_bos_token", "add_eos_token", "bos_token", "eos_token"):
         config.pop(name, None)
     config |= {

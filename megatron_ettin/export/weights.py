@@ -1,4 +1,4 @@
-"""Tensors of a ModernBERT folder <-> parameters of a whole (not sharded) model here."""
+"""Conversion of a ModernBERT folder's tensors to parameters of a whole model here, and back."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import logical_parameters
 from megatron_ettin.model.weight_map import Architecture
 
-#: The tied output: on our side and in most files it is the embedding and nothing else.
+#: Name of the output layer's weight, and of the embedding that it is tied to. Most files omit it.
 TIED, TIED_TO = "decoder.weight", "model.embeddings.tok_embeddings.weight"
 #: Prefixes of the tensors that turn hidden states into logits.
 HEAD = ("head.", "lm_head.", "decoder.")
 #: Types that are read, as safetensors and torch name them.
 FLOATING_POINT = {"F16", "BF16", "F32", "F64", "float16", "bfloat16", "float32", "float64"}
-#: What is said of an output layer of its own.
+#: Message about an output layer that is not tied.
 UNTIED = f"tensor {TIED} differs from the embedding: untied outputs have no equivalent here"
-#: Names that a message lists; a folder of another model would fill screens.
+#: Number of names that a message lists: the folder of another model would fill screens.
 MAX_NAMES = 5
 
 
@@ -44,7 +44,7 @@ def huggingface_tensors(stage: EttinModel, architecture: Architecture) -> dict[s
 
 
 def find_tensors(folder: Path, model: ModelConfig, architecture: Architecture) -> dict[str, Path]:
-    """Return the safetensors file of each tensor of the model, after checking all but the values.
+    """Return the safetensors file of each tensor, after all checks that need no values.
 
     Raises:
         ValueError: naming the file that is missing or damaged, or the tensor that is missing,
@@ -70,7 +70,7 @@ def find_tensors(folder: Path, model: ModelConfig, architecture: Architecture) -
 
 
 def check_names(where: Path, expected: Set[str], found: Set[str]) -> None:
-    """Raise ValueError if tensors are missing or too many; the tied output may be there or not."""
+    """Raise ValueError for missing or unexpected tensors; the tied output is optional."""
     if missing := sorted(expected - found):
         raise ValueError(f"{where}: missing {_listing(missing)}")
     if unexpected := sorted(found - expected - {TIED}):
@@ -96,7 +96,7 @@ def fill_parameters(
     """Copy tensors, which `read` returns by Hugging Face name, to a whole model's parameters.
 
     Raises:
-        ValueError: naming a tensor that holds a value that is no number of float32.
+        ValueError: naming a tensor that holds NaN or a value outside the range of float32.
     """
     model = stage.model_config
     table = weight_map.entries(model.num_layers)

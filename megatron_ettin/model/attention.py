@@ -1,8 +1,8 @@
 """Core attention over a packed stream, and SDPA for it: per document, or in blocks of a window.
 
-Context-parallel ranks each hold a share of the slots. For the attention they exchange it for all
-slots of a share of the heads (DeepSpeed-Ulysses, arXiv 2309.14509), so that documents and windows
-may lie anywhere.
+Context-parallel ranks each hold a share of the slots. For the attention, an all-to-all gives each
+rank all slots of a share of the heads instead (DeepSpeed-Ulysses, arXiv 2309.14509). Documents and
+windows may therefore lie anywhere in the stream.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
     position_ids: torch.Tensor | None = None
     """[t / cp] int64, restarting per segment, for the slots of this context-parallel rank."""
     first_slot: int = 0
-    """The first of those slots in the stream; they are consecutive."""
+    """Place of the first of those slots in the stream; they are consecutive."""
     g: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     """[m] int64 global row numbers, for the counters of the dropout."""
     dropout: OutputDropout | None = None
-    """Dropout of the attention outputs; None while nothing is trained."""
+    """Dropout of the attention outputs; None outside training."""
     masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
-    """Block masks by (window to the left, to the right, slots), made by the first local layer."""
+    """Block masks by (window to the left, to the right, slots): the first local layer makes a mask,
+    the others of the micro-batch use it again."""
 
     @classmethod
     def of(
@@ -53,7 +54,7 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
         g: torch.Tensor,
         first_slot: int = 0,
     ) -> PackedRows:
-        """Describe a stream with segment borders `cu_seqlens` [n + 1] int32."""
+        """Describe a stream with segment boundaries `cu_seqlens` [n + 1] int32."""
         return cls(
             qkv_format="sbhd",
             cu_seqlens_q=cu_seqlens,
@@ -78,11 +79,14 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
         key = (left, right, slots)
         if key not in self.masks:
             lengths = self.cu_seqlens_q.diff().long()
+            # Segment number of each slot [slots]; padding gets -1, which equals no segment.
             numbers = torch.arange(len(lengths), device=lengths.device)
             segment = torch.repeat_interleave(numbers, lengths)
             segment = F.pad(segment, (0, slots - len(segment)), value=-1)
             blocks = segment.view(-1, left)
+            # -2 beyond both ends of the stream: it equals neither a segment nor padding.
             keys = _neighbours(blocks, with_next=right > 0, value=-2)
+            # Query i and key j in one numbering, in which the block before begins at 0.
             i = torch.arange(left, device=keys.device)[:, None] + left
             j = torch.arange(keys.shape[1], device=keys.device)[None, :]
             visible = (j >= i - left) & (j <= i + right) & (blocks[:, :, None] == keys[:, None, :])
@@ -147,9 +151,9 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]
 class SdpaCoreAttention(CoreAttention):
     """Scaled dot-product attention on a CPU, and in fp32.
 
-    Global layers loop over the documents. Local layers take blocks of `window` queries against the
-    neighbouring blocks of keys, so their cost is linear in t and free of any loop. A window that
-    no document of the stream outgrows hides nothing, and such a layer computes as a global one.
+    Global layers loop over the documents. Local layers multiply blocks of `window` queries by the
+    neighbouring blocks of keys: without a loop, at a cost linear in t. Where no document is longer
+    than the window, the window hides nothing, and a local layer computes as a global one.
     """
 
     def attend(
@@ -164,7 +168,7 @@ class SdpaCoreAttention(CoreAttention):
     def _within_documents(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
     ) -> torch.Tensor:
-        # Not slices: each would make a gradient as long as the stream.
+        # torch.split, not slices: the gradient of each slice would be as long as the stream.
         lengths = packed.lengths()
         documents = (torch.split(x[None], lengths, dim=2) for x in (query, key, value))
         outs = [
@@ -190,7 +194,8 @@ class SdpaCoreAttention(CoreAttention):
         if query.dtype == torch.float32:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         else:
-            # On a CPU, twice as fast in bfloat16 as torch's kernel, whose backward pass is slow.
+            # In bfloat16 on a CPU these two matmuls are twice as fast as torch's kernel, whose
+            # backward pass is slow.
             scale = size**-0.5 if self.scale is None else self.scale
             weights = torch.softmax(q @ k.transpose(-1, -2) * scale + mask, dim=-1)
             out = weights.to(v.dtype) @ v
@@ -198,7 +203,7 @@ class SdpaCoreAttention(CoreAttention):
 
 
 def layer_window(config: TransformerConfig, layer_number: int) -> tuple[int, int] | None:
-    """Return the keys that layer `layer_number`, from 1, sees (left, right); None if all."""
+    """Return how many keys (left, right) layer `layer_number`, from 1, sees; None if all."""
     is_local = is_layer_window_attention(
         config.window_size, config.window_attn_skip_freq, layer_number
     )
@@ -206,12 +211,10 @@ def layer_window(config: TransformerConfig, layer_number: int) -> tuple[int, int
 
 
 def _slots_for_heads(x: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    """Exchange [t / cp, 3, heads, size] for all slots of a share of the heads.
-
-    Returns [t, 3, heads / cp, size], by an all-to-all over the `cp` ranks of `group`.
-    """
+    """Exchange [t / cp, 3, heads, size] for [t, 3, heads / cp, size] by all-to-all in `group`."""
     cp = group.size()
     slots, three, heads, size = x.shape
+    # Rank r receives heads [r * heads / cp, (r + 1) * heads / cp): the receiver is the first axis.
     by_rank = x.view(slots, three, cp, heads // cp, size).permute(2, 0, 1, 3, 4)
     exchanged: torch.Tensor = all_to_all(group, by_rank.contiguous())
     return exchanged.view(cp * slots, three, heads // cp, size)

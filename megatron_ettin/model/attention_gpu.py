@@ -1,8 +1,8 @@
 """Core attention on a GPU, packed and in 16 bits: torch's varlen kernel, or Transformer Engine's.
 
-Both take the stream as it is, with its segment borders, so that nothing waits for their values and
-shapes are constant. They need no package beyond the backend's own; a flash-attn that is installed
-is Transformer Engine's to choose.
+Both take the stream with its segment boundaries in device memory: the host never waits for their
+values, and shapes are constant. Neither needs a package beyond the backend's own. Where flash-attn
+is installed, Transformer Engine may choose it.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def varlen_window(*, is_causal: bool, window: tuple[int, int] | None) -> tuple[i
 class TransformerEngineCoreAttention(CoreAttention):
     """Transformer Engine's packed attention (cuDNN's, or flash-attn's if that is installed).
 
-    In bf16 under every fp8 recipe: on Hopper its fp8 attention has neither windows nor a packed
-    backward pass. Context parallelism is ours, around it, so it is told of none.
+    It runs in bf16 under every fp8 recipe: on Hopper its fp8 attention has neither windows nor a
+    packed backward pass. Context parallelism is done around it (`CoreAttention.forward`), so it is
+    not told of any.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -117,10 +118,12 @@ def packed_kernel(
 
 @contextmanager
 def packed_kernels_only() -> Iterator[None]:
-    """Have Transformer Engine raise rather than pad all segments to the longest, inside the block.
+    """Forbid Transformer Engine's unfused attention inside the block; it raises instead.
 
-    That last resort of its needs memory for the square of their length. Its environment variable is
-    read where a kernel is chosen; Megatron-Core insists on another value where a model is built.
+    The unfused attention pads all segments to the longest one and needs memory for the square of
+    its length. Transformer Engine reads the environment variable whenever it chooses a kernel,
+    while Megatron-Core demands another value when it builds a model: so it is set here, call by
+    call.
     """
     before = os.environ.get(UNFUSED)
     os.environ[UNFUSED] = "0"
@@ -137,13 +140,13 @@ def packed_kernels_only() -> Iterator[None]:
 def transformer_engine_attends(
     heads: int, head_size: int, *, is_causal: bool, window: tuple[int, int] | None
 ) -> bool:
-    """Tell whether Transformer Engine has a packed kernel of this kind, by running it once.
+    """Tell whether Transformer Engine has a packed kernel of this kind, by running one once.
 
-    It says so itself only for the versions, devices and shapes at hand, and by raising.
+    No table says so: support depends on versions, device and shapes, and a missing kernel raises.
     """
     device = torch.cuda.current_device()
     # A long segment, one within the window, and an empty one as at the end of every row.
-    borders = torch.tensor([0, 208, 256, 256], dtype=torch.int32, device=device)
+    cu_seqlens = torch.tensor([0, 208, 256, 256], dtype=torch.int32, device=device)
     shape = (256, heads, head_size)
     q, k, v = (
         torch.zeros(shape, dtype=torch.bfloat16, device=device, requires_grad=True)
@@ -153,7 +156,7 @@ def transformer_engine_attends(
         kernel = packed_kernel(heads, head_size, is_causal=is_causal, window=window)
         lengths = {"max_seqlen_q": 256, "max_seqlen_kv": 256}
         with packed_kernels_only():
-            out = kernel(q, k, v, cu_seqlens_q=borders, cu_seqlens_kv=borders, **lengths)
+            out = kernel(q, k, v, cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, **lengths)
         out.backward(torch.ones_like(out))
         torch.cuda.synchronize()
     except (AssertionError, RuntimeError, ValueError) as error:

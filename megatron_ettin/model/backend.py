@@ -1,7 +1,7 @@
-"""Whose modules a layer is made of: Megatron-Core's and torch's, or Transformer Engine's.
+"""Choice of a layer's modules: those of Megatron-Core and torch, or Transformer Engine's.
 
-A backend changes speed and rounding, never which weights there are: the linears' weights have the
-same names and shapes, and the norms are torch's either way (Transformer Engine's carry a bias).
+A backend changes speed and rounding, never the set of weights. Linears have weights of the same
+names and shapes in both. Norms are always torch's, because Transformer Engine's carry a bias.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Linears:
     """The linear modules of a layer, built with Megatron-Core's arguments."""
 
     column: Any
-    """Divides its output over tensor-parallel ranks."""
+    """Module class that shards its output over tensor-parallel ranks."""
     row: Any
-    """Divides its input."""
+    """Module class that shards its input."""
 
 
 def choose_backend(model: ModelConfig, hardware: HardwareConfig) -> Backend:
@@ -49,7 +49,7 @@ def choose_backend(model: ModelConfig, hardware: HardwareConfig) -> Backend:
     if lack is None and hardware.precision == "fp8":
         lack = _recipe_lack(hardware.fp8_recipe)
     if lack is None:
-        # Its fp32 products round their factors to TF32.
+        # Transformer Engine's fp32 matmuls round their factors to TF32.
         return "local" if hardware.parameter_precision == "fp32" else "transformer_engine"
     if hardware.precision == "fp8":
         raise ValueError(f"hardware.precision: fp8 needs Transformer Engine on a GPU: {lack}")
@@ -95,8 +95,8 @@ def core_attention(
 ) -> type[CoreAttention]:
     """Return the core attention of layer `layer_number`, from 1.
 
-    Kernels for GPUs know 16 bits only. Without one, a GPU in fp32 waits for the borders of the
-    segments, which is for comparisons, not for training.
+    The kernels for GPUs take 16-bit tensors only. In fp32 a GPU therefore gets the CPU's attention,
+    which waits for the segment boundaries at every layer: good for comparisons, not for training.
     """
     if not torch.cuda.is_available() or config.params_dtype == torch.float32:
         return SdpaCoreAttention

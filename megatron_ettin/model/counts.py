@@ -1,7 +1,7 @@
 """Exact counts of an Ettin model: parameters, and floating-point operations per token.
 
-A multiply-add counts as 2. Only matrix products count: norms, activations, softmax, rotation and
-dropout are left out, as is usual for model FLOPs. Nothing here imports torch.
+A multiply-add counts as 2. Only matmuls count: norms, activations, softmax, rotation and dropout
+are left out, as is usual for model FLOPs. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Parameters:
 
     @property
     def backbone(self) -> int:
-        """What is left without a head, as in the Ettin paper's Table 11."""
+        """Parameters without the head, as in the Ettin paper's Table 11."""
         return self.embedding + self.layers
 
     @property
@@ -46,12 +46,12 @@ class Flops:
     forward: float
     backward: float
     recompute: float
-    """Of a second forward pass through the layers, where activations are not kept: work of the
-    machine, but not of the model, so that it counts in no MFU."""
+    """Operations of the second forward pass through the layers, where activations are recomputed.
+    The machine does them, the model does not need them: MFU leaves them out."""
 
     @property
     def model(self) -> float:
-        """What the model needs, however it is laid out."""
+        """Operations that the model needs under any layout."""
         return self.forward + self.backward
 
 

@@ -1,9 +1,8 @@
 """Softmax and its gradient over logits [c, columns] on a GPU: two passes, in the logits' own type.
 
-With logits in bfloat16 a chunk moves 14 bytes a logit: 2 that the product writes, 2 for the
-statistics, 4 for the gradient in place, 2 for each of the two products and the bias that read it.
-All arithmetic is in float32. Every number has one writer and a fixed order of sums, so results
-repeat.
+With logits in bfloat16 a chunk moves 14 bytes a logit: the matmul writes 2, the statistics read 2,
+the gradient in place reads and writes 4, and two matmuls and the bias read 2 each. All arithmetic
+is in float32. Every number has one writer and a fixed order of sums, so results repeat.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-#: Of a row at a time. Sixteen for each thread: two loads of 16 bytes in bfloat16.
+#: Elements of one row per iteration: 16 per thread, which are two loads of 16 bytes in bfloat16.
 BLOCK_COLUMNS = 4096
 WARPS = 8
 
@@ -20,21 +19,21 @@ WARPS = 8
 def statistics(logits: torch.Tensor, labels: torch.Tensor, first: int, real: int) -> torch.Tensor:
     """Return [3, c] float32: highest logit, sum of exp(logit - highest), the label's logit.
 
-    A rank whose columns are all padding has -inf, 0 and 0, which add nothing to the others'.
+    A rank whose columns are all padding gets -inf, 0 and 0, which add nothing to the other ranks'.
 
     Args:
         logits: [c, columns] of this rank, contiguous; they stay as they are.
-        labels: [c] int64 columns of the whole vocabulary; the logit of one that this rank does not
-            have is 0.
-        first: the first of this rank's columns.
-        real: how many of them are no padding.
+        labels: [c] int64 columns of the whole vocabulary. If another rank holds a label's column,
+            its logit here is 0.
+        first: number of this rank's first column in the whole vocabulary.
+        real: number of this rank's columns that are no padding.
     """
     rows, columns = logits.shape
-    found = logits.new_empty((3, rows), dtype=torch.float32)
+    by_row = logits.new_empty((3, rows), dtype=torch.float32)
     row_statistics[(rows,)](
-        logits, labels, found, rows, columns, first, real, BLOCK=BLOCK_COLUMNS, num_warps=WARPS
+        logits, labels, by_row, rows, columns, first, real, BLOCK=BLOCK_COLUMNS, num_warps=WARPS
     )
-    return found
+    return by_row
 
 
 def gradient_(
@@ -56,12 +55,13 @@ def gradient_(
     )
 
 
-# Not specialised: what differs between the chunks of a step, and would be compiled twice.
+# Triton compiles a variant for pointers and integers that are multiples of 16. Arguments that
+# differ between the chunks of a step are not specialised, so that each kernel is compiled once.
 @triton.jit(do_not_specialize=["labels_ptr", "rows", "first"])  # type: ignore[untyped-decorator]
 def row_statistics(  # type: ignore[no-untyped-def]
     logits_ptr,
     labels_ptr,
-    found_ptr,
+    by_row_ptr,
     rows,
     columns,
     first,
@@ -75,8 +75,8 @@ def row_statistics(  # type: ignore[no-untyped-def]
     total = tl.zeros([BLOCK], tl.float32)
     for begin in range(0, real, BLOCK):
         at = begin + tl.arange(0, BLOCK)
-        # Loaded up to `columns`, which is padded to a multiple: a mask by `real` might not let
-        # loads be of 16 bytes.
+        # The mask is `columns`, a multiple of 16 after padding, and not `real`: only then may the
+        # compiler use loads of 16 bytes.
         x = tl.load(line + at, mask=at < columns, other=0.0).to(tl.float32)
         x = tl.where(at < real, x, float("-inf"))
         highest = tl.maximum(peak, tl.max(x, axis=0))
@@ -85,9 +85,10 @@ def row_statistics(  # type: ignore[no-untyped-def]
     column = tl.load(labels_ptr + row) - first
     owned = (column >= 0) & (column < real)
     label = tl.load(line + column, mask=owned, other=0.0).to(tl.float32)
-    tl.store(found_ptr + row, peak)
-    tl.store(found_ptr + rows + row, tl.sum(total, axis=0))
-    tl.store(found_ptr + 2 * rows + row, label)
+    # Layout [3, rows]: peak, total, the label's logit.
+    tl.store(by_row_ptr + row, peak)
+    tl.store(by_row_ptr + rows + row, tl.sum(total, axis=0))
+    tl.store(by_row_ptr + 2 * rows + row, label)
 
 
 @triton.jit(do_not_specialize=["labels_ptr", "first"])  # type: ignore[untyped-decorator]
@@ -105,7 +106,7 @@ def row_gradient(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < columns
-    place = logits_ptr + row * columns + at
+    place = logits_ptr + row * columns + at  # 64-bit: a chunk may hold more than 2^31 logits
     x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     x = tl.where(at < real, x - tl.load(peak_ptr + row), float("-inf"))
     probability = tl.exp(x) * tl.load(share_ptr + row)

@@ -1,4 +1,4 @@
-"""Dropout of the attention output, from counters: equal under any layout, without state."""
+"""Dropout of the attention output, drawn from counters: equal under any layout, without state."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ LANE_RANGE = 65_536
 
 
 class LayerDraws(NamedTuple):
-    """What the factors of one layer follow from, besides g and the place in the stream."""
+    """Parameters of one layer's dropout; with g and a place in the stream they give the factors."""
 
     key: int
-    """The u64 key of (dropout seed, layer), before g is absorbed."""
+    """u64 key of (dropout seed, layer), before g is absorbed."""
     threshold: int
-    """A channel is dropped if its 16 bits are below."""
+    """Bound of the 16 bits of a channel, below which it is dropped."""
     kept: float
-    """The factor of the other channels."""
+    """Factor of the channels that stay: 1 / (1 - the share that is dropped)."""
     seq_length: int
     first_slot: int
 
 
 @dataclass(frozen=True)
 class OutputDropout:
-    """The dropout of the released recipe: after the attention's output projection only.
+    """Dropout after the attention's output projection only, as in the released recipe.
 
-    Megatron-Core's own `hidden_dropout` would also hit the embedding and the MLP, and is stateful.
+    Megatron-Core's `hidden_dropout` also drops outputs of the embedding and the MLP, and its random
+    state depends on history.
     """
 
     rate: float
@@ -49,9 +50,9 @@ class OutputDropout:
     ) -> torch.Tensor:
         """Drop channels of `hidden` [n, 1, H], the output of the attention of `layer` (from 0).
 
-        The rows g [m] int64 form a stream of m * seq_length slots, and `hidden` holds n of them
-        from first_slot on, all or a rank's share. An idle row (g < 0) stays as it is. The product
-        is rounded once to the dtype of `hidden`.
+        The rows g [m] int64 form a stream of m * seq_length slots. `hidden` holds n of these slots
+        from first_slot on: all of them, or a rank's share. An idle row (g < 0) stays as it is. The
+        product is rounded once, to the dtype of `hidden`.
         """
         slots, _, channels = hidden.shape
         if hidden.is_cuda:

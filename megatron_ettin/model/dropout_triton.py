@@ -1,7 +1,8 @@
-"""The counter dropout on a GPU: draws are made where they are used, forward and backward.
+"""Counter dropout on a GPU: draws are made where they are used, forward and backward.
 
-The same bits as csrc/dropout.cc, which docs/order.md, section 7, specifies. No factors are stored:
-a draw costs two multiplications of 64 bits and serves four channels, less than reading factors.
+It gives the same bits as csrc/dropout.cc; docs/order.md, section 7, specifies them. No factors are
+stored: a draw costs two 64-bit multiplications and serves four channels, which is cheaper than a
+    read.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ BLOCK_DRAWS = 256
 def drop(hidden: torch.Tensor, g: torch.Tensor, draws: LayerDraws) -> torch.Tensor:
     """Return hidden [n, 1, H] times its factors, rounded once.
 
-    It holds the slots from `draws.first_slot` on of the rows g [m] int64, on the same device.
+    `hidden` holds the slots from `draws.first_slot` on of the rows g [m] int64, which are on the
+    same device.
     """
     dropped: torch.Tensor = _Drop.apply(hidden, g, draws)  # type: ignore[no-untyped-call]
     return dropped
 
 
 class _Drop(torch.autograd.Function):
-    """The gradient is multiplied by the same factors, drawn once more."""
+    """Multiplication by the factors; the backward pass draws the same factors once more."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, g: torch.Tensor, draws: LayerDraws) -> torch.Tensor:
@@ -53,7 +55,7 @@ def _multiply(x: torch.Tensor, g: torch.Tensor, draws: LayerDraws) -> torch.Tens
     first = draws.first_slot * channels
     first_row = draws.first_slot // draws.seq_length
     num_rows = (draws.first_slot + slots - 1) // draws.seq_length + 1 - first_row
-    # The first row may begin inside of a draw.
+    # A rank's share may begin inside of a draw, whose other lanes belong to the rank before.
     elements_of_a_row = first % row_size % LANES.value + min(row_size, x.numel())
     blocks_per_row = triton.cdiv(triton.cdiv(elements_of_a_row, LANES.value), BLOCK_DRAWS)
     multiply_rows[(num_rows * blocks_per_row,)](
@@ -106,6 +108,7 @@ def multiply_rows(  # type: ignore[no-untyped-def]
     begin = tl.maximum(-row_first, 0)
     draw = begin // LANES + block * BLOCK + tl.arange(0, BLOCK)
     g = tl.load(g_ptr + row)
+    # As in csrc/counter_rng.h: absorb g into the key, then draw number `draw` of that stream.
     row_key = _mix((key.to(tl.uint64) ^ g.to(tl.uint64)) + GAMMA)
     bits = _mix(row_key + (draw + 1).to(tl.uint64) * GAMMA)
     lane = tl.arange(0, LANES)[None, :]
@@ -115,6 +118,7 @@ def multiply_rows(  # type: ignore[no-untyped-def]
     element = draw[:, None] * LANES + lane
     at = row_first + element
     inside = (element < row_size) & (at >= 0) & (at < count)
-    # Multiplied in float32 and rounded once, as on the CPU; by 0 too, which keeps NaN and -0.
+    # Multiplied in float32 and rounded once, as on the CPU. Dropped channels are multiplied by 0,
+    # not set to 0, so that NaN and -0 stay as they are on the CPU.
     x = tl.load(x_ptr + at, mask=inside)
     tl.store(out_ptr + at, x * factor, mask=inside)

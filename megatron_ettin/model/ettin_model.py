@@ -31,14 +31,14 @@ from megatron_ettin.model.dropout import OutputDropout
 from megatron_ettin.model.layer_spec import LayerNorm
 from megatron_ettin.model.linear_cross_entropy import SummedLoss, linear_cross_entropy
 
-#: Ends the names under which modules keep what is no weight.
+#: Suffix of the names under which modules keep state that is no weight.
 EXTRA_STATE = "_extra_state"
 
 
 class EttinEmbedding(MegatronModule):  # type: ignore[misc]
     """Token embedding followed by a norm; positions come in by rotation only.
 
-    Under sequence parallelism a rank goes on with its share of the slots from the norm on.
+    Under sequence parallelism, from the norm on a rank holds its share of the slots only.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class PredictionHead(MegatronModule):  # type: ignore[misc]
 
 
 class EttinModel(LanguageModule):  # type: ignore[misc]
-    """One pipeline stage of an Ettin encoder or decoder; which of the two, only the spec knows."""
+    """One pipeline stage of an Ettin model; only the spec's attention mask knows the objective."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         self.share_embeddings_and_output_weights = True
         rate = model.attention_output_dropout
         self.output_dropout = OutputDropout(rate, dropout_seed) if rate else None
-        # Megatron-Core's gradient finalisation asks every model for this.
+        # Megatron-Core's finalize_model_grads reads this attribute of every model.
         self.model_type = None
         if pre_process:
             self.embedding = EttinEmbedding(config, model.padded_vocab_size, self.tp_group)
@@ -110,10 +110,11 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
             config=config, spec=spec, pre_process=pre_process, post_process=post_process
         )
         if post_process:
-            # The head works on the scored slots, which all tensor-parallel ranks hold alike.
+            # The head gets the scored slots only, and every tensor-parallel rank holds all of them:
+            # so it is replicated, not sequence-parallel.
             replicated = copy.copy(config)
             replicated.sequence_parallel = False
-            # Megatron-Core's own linear would need apex for it.
+            # ColumnParallelLinear can fuse it with apex only, which may be absent.
             replicated.gradient_accumulation_fusion = False
             self.head = PredictionHead(replicated)
             self.output_layer = ColumnParallelLinear(
@@ -178,7 +179,8 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
-            # All ranks then compute the same from it, so each keeps its part of one gradient.
+            # From here all ranks compute the same, so their gradients are equal: each keeps its
+            # slice, and nothing is reduced.
             hidden = gather_from_sequence_parallel_region(
                 hidden, tensor_parallel_output_grad=False, group=self.tp_group
             )
@@ -203,15 +205,17 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
 
     def _rotary_tables(self, packed: PackedRows) -> torch.Tensor:
         """Return [2, t, 1, 1, head_size]: angles by position, for global and local layers."""
-        # packed_seq: positions are ours to pick, under context parallelism too.
+        # packed_seq=True returns the whole table under context parallelism too: rows are picked by
+        # position_ids below, because positions restart in each segment.
         tables = [rotary(packed.max_seqlen_q, packed_seq=True) for rotary in self.rotary]
         return torch.stack([table[packed.position_ids] for table in tables])
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layout-free description of the weights for `dist_checkpointing`.
 
-        Without `_extra_state`: it would tie a checkpoint to the backend that wrote it. It holds
-        nothing but the amax history of the fp8 recipe "delayed", which fills again in a few steps.
+        `_extra_state` is left out, because it would tie a checkpoint to the backend that wrote it.
+        It holds the amax history of the fp8 recipe "delayed" only, which fills again in a few
+        steps.
         """
         state = super().sharded_state_dict(*args, **kwargs)
         return {key: value for key, value in state.items() if not key.endswith(EXTRA_STATE)}
@@ -219,6 +223,6 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load weights; the modules' `_extra_state`, which no checkpoint holds, stays as it is."""
+        """Load weights; the modules keep their `_extra_state`, which no checkpoint holds."""
         own = {key: value for key, value in self.state_dict().items() if key.endswith(EXTRA_STATE)}
         return super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)

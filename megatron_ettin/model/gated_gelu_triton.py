@@ -1,7 +1,7 @@
-"""The MLP's activation on a GPU: one kernel forward, one backward, nothing kept but their input.
+"""Activation of the MLP on a GPU: one kernel forward, one backward; only the input is kept.
 
-An element moves 6 bytes forward and 10 backward in bfloat16. Op by op it would be 10 and 26: the
-GELU is written and read, and the halves of the gradient are concatenated.
+An element moves 6 bytes forward and 10 backward in bfloat16. Separate operations would move 10 and
+26: they write and read the GELU, and concatenate the halves of the gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-#: Of a program's tile; a row of it is 16 bytes a thread in bfloat16.
+#: Shape of the tile that a program computes; each thread handles 16 bytes of a row in bfloat16.
 ROWS, COLUMNS = 8, 128
 WARPS = 4
 
@@ -24,7 +24,7 @@ def gated_gelu(gated: torch.Tensor) -> torch.Tensor:
 
 
 class _GatedGelu(torch.autograd.Function):
-    """Keeps its input, which is also what the backward pass starts from again."""
+    """Gated GELU that keeps its input only: the backward pass computes the GELU from it again."""
 
     @staticmethod
     def forward(ctx: Any, gated: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Initial weights ("full_megatron") as a function of (init_seed, Hugging Face name, element).
 
-So the weights are equal for every parallel layout and for both twins. Source of the scheme:
-ModernBERT `src/bert_layers/initialization.py`.
+The weights are therefore equal under every parallel layout and for both twins. Source of the
+scheme: ModernBERT `src/bert_layers/initialization.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def initial_tensor(entry: weight_map.Entry, model: ModelConfig, seed: int) -> to
     if entry.init == "norm":
         values = np.ones(count, dtype=np.float32)
     elif entry.init == "bias":
-        # nn.Linear's default: the released code never re-initialises the tied output's bias.
+        # torch.nn.Linear's default, because the released code never initialises this bias itself.
         bound = 1.0 / math.sqrt(model.hidden_size)
         values = native.uniform_weights(entry.encoder, seed, 0, count, -bound, bound)
     else:
@@ -45,5 +45,7 @@ def local_shard(
         return whole
     marks = cast(Any, parameter)
     dim, stride = marks.partition_dim, marks.partition_stride
-    pieces = torch.chunk(whole, size * stride, dim=dim)
-    return torch.cat([pieces[rank + size * part] for part in range(stride)], dim=dim)
+    chunks = torch.chunk(whole, size * stride, dim=dim)
+    # Stride 2: the first `size` chunks are those of the activated half, the others those of the
+    # gate; a rank holds one of each.
+    return torch.cat([chunks[rank + size * part] for part in range(stride)], dim=dim)

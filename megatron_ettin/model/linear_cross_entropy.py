@@ -1,10 +1,10 @@
 """Output layer and cross-entropy in one, by chunks: the logits of a micro-batch never exist whole.
 
-With 50,368 columns the logits and their gradient are the largest tensors of a small model by far.
-Here a chunk of positions goes from its hidden states to its loss and on to its gradients before the
-next one begins. Nothing is computed twice: the gradient of a *sum* of losses is known as soon as a
-chunk's softmax is (as in Liger-Kernel's fused linear cross-entropy), so that the backward pass only
-scales. The columns may be divided over tensor-parallel ranks, as in Megatron-Core's
+With 50,368 columns the logits and their gradient are by far the largest tensors of a small model.
+Here one chunk of positions goes from hidden states through its loss to its gradients before the
+next chunk begins. Nothing is computed twice: as soon as a chunk's softmax is known, so is the
+gradient of the *sum* of losses (as in Liger-Kernel's fused linear cross-entropy), and the backward
+pass only scales it. Columns may be sharded over tensor-parallel ranks, as in Megatron-Core's
 `vocab_parallel_cross_entropy`.
 """
 
@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributed import ProcessGroup
 
-#: Bytes of a chunk's logits, in the parameters' type. On a CPU a product of 500 positions and more
-#: runs at its full speed, and fewer chunks mean fewer sums of the weight's gradient. On a GPU, for
-#: each column c positions move 14 c bytes (as cross_entropy_triton.py counts), and a chunk moves
-#: 12 * hidden_size more: weights that are read twice, their gradient that is read and written. With
-#: the 10,659 positions of 1 GiB in bfloat16 that is 2 % more at 17M, and 14 % at 1B, where products
-#: take longer than bytes; and the tiles of a product go more than 100 times around a GPU, so that
-#: its last round costs nothing.
+#: Bytes of a chunk's logits, in the parameters' type. On a CPU a matmul reaches its full speed from
+#: 500 positions on, and fewer chunks mean fewer additions to the weight's gradient. On a GPU, for
+#: each column, c positions move 14 c bytes (counted in cross_entropy_triton.py). A chunk moves 12 *
+#: hidden_size bytes more: weights are read twice, their gradient is read and written. With the
+#: 10,659 positions of 1 GiB in bfloat16 that is 2 % more at 17M and 14 % more at 1B, where matmuls
+#: are bound by arithmetic anyway. A matmul of that size fills a GPU more than 100 times, so that a
+#: partly filled last wave costs under 1 %.
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
-#: On a CPU, bytes of the logits in float32 that become a gradient together: they stay in its cache
-#: from the first of eight passes to the last.
+#: Bytes of float32 logits that a CPU turns into a gradient at a time: they stay in its cache during
+#: all eight passes over them.
 BLOCK_BYTES = 2**22
 
 
@@ -33,9 +33,9 @@ class SummedLoss(NamedTuple):
     """The loss of the scored positions of a micro-batch."""
 
     total: torch.Tensor
-    """[] float32; carries the gradient."""
+    """[] float32, differentiable."""
     by_position: torch.Tensor
-    """[n] float32; for reports, carries none."""
+    """[n] float32, for reports; not differentiable."""
 
 
 def linear_cross_entropy(
@@ -54,11 +54,12 @@ def linear_cross_entropy(
         hidden: [n, hidden_size], equal on all ranks of `group`.
         weight: [columns, hidden_size], this rank's columns of the padded vocabulary.
         bias: [columns]
-        labels: [n] int64, below vocab_size; -1 at a position that only fills up a fixed shape: its
+        labels: [n] int64, below vocab_size. A position with -1 only fills up a fixed shape: its
             loss is 0 and it adds to no gradient.
-        vocab_size: columns of the whole vocabulary from here on are padding: no probability.
-        group: the tensor-parallel ranks, which hold the columns in the order of their ranks.
-        chunk_positions: positions of a chunk; what fits in CHUNK_BYTES if not given.
+        vocab_size: number of real columns in the whole vocabulary; later ones are padding and get
+            no probability.
+        group: tensor-parallel ranks, which hold the columns in the order of their ranks.
+        chunk_positions: positions of a chunk; as many as fit in CHUNK_BYTES if not given.
     """
     if chunk_positions is None:
         row_bytes = hidden.element_size() * weight.shape[0]
@@ -70,7 +71,7 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Losses and gradients chunk by chunk."""
+    """Losses and their gradients, computed together in the forward pass, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -99,6 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradients.add(chunk, hidden[chunk], weight, logits)
         ctx.gradients = gradients
         if gradients is not None and group.size() > 1:
+            # Each rank holds the gradient through its own columns; hidden states need the sum.
             torch.distributed.all_reduce(gradients.hidden, group=group)
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
@@ -111,19 +113,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _Gradients:
-    """Gradients of the sum of losses. Those of the weights are summed over chunks in float32."""
+    """Gradients of the summed loss; those of weight and bias are accumulated in float32."""
 
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
         self.dtype = weight.dtype
         self.hidden = torch.empty_like(hidden)
-        # Of no position there is none; the first chunk's is made by its product.
+        # Allocated only if no position is scored; otherwise the first chunk's matmul creates it.
         self.weight = torch.zeros_like(weight) if not len(hidden) else None
         self.bias = torch.zeros_like(bias, dtype=torch.float32)
 
     def add(
         self, chunk: slice, hidden: torch.Tensor, weight: torch.Tensor, logits: torch.Tensor
     ) -> None:
-        """Add those of a chunk, given the gradient of its logits [c, columns]."""
+        """Add the gradients of a chunk, given the gradient of its logits [c, columns]."""
         self.bias += logits.sum(dim=0, dtype=torch.float32)
         torch.mm(logits, weight, out=self.hidden[chunk])
         if self.weight is None:
@@ -131,20 +133,21 @@ class _Gradients:
         elif self.dtype == torch.float32:
             self.weight.addmm_(logits.t(), hidden)
         elif hidden.is_cuda:
-            # Summed where it is, in float32; only CUDA has a product of two types.
+            # Accumulated in place, in float32. Only CUDA has matmuls with bfloat16 factors and a
+            # float32 result.
             into = self.weight = self.weight.float()
             torch.addmm(into, logits.t(), hidden, out_dtype=torch.float32, out=into)
         else:
             self.weight = self.weight.float() + logits.t() @ hidden
 
     def scaled(self, scale: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return them times `scale`, in the parameters' type; they are used up."""
+        """Return the gradients times `scale`, in the parameters' type; call it once."""
         assert self.weight is not None
         return tuple(x.mul_(scale).to(self.dtype) for x in (self.hidden, self.weight, self.bias))
 
 
 def _blocks(logits: torch.Tensor) -> Iterator[slice]:
-    """Yield the positions of a chunk that are worked on together: on a GPU, all of them."""
+    """Yield slices of a chunk's positions: blocks of BLOCK_BYTES on a CPU, one for all on a GPU."""
     positions = len(logits)
     if not logits.is_cuda:
         positions = max(1, BLOCK_BYTES // (4 * logits.shape[1]))
@@ -160,7 +163,7 @@ def _losses_(
     group: ProcessGroup,
     to_gradient: bool,
 ) -> torch.Tensor:
-    """Return the losses [c] of logits [c, columns], which `to_gradient` makes their gradient."""
+    """Return the losses [c] of logits [c, columns]; `to_gradient` makes gradients of the logits."""
     wide = logits if logits.is_cuda else logits.float()
     mine = _statistics_(wide, labels, first, real)
     losses, share = _over_ranks(mine, labels, group)
@@ -174,16 +177,17 @@ def _losses_(
 def _statistics_(logits: torch.Tensor, labels: torch.Tensor, first: int, real: int) -> torch.Tensor:
     """Return [3, c] float32: highest logit, sum of exp(logit - highest), the label's logit.
 
-    All of this rank's columns, which are `first`, ..., and of which `real` are no padding. The
-    label's logit is 0 where another rank has it. On a CPU, logits [c, columns] float32 become
-    exp(logit - highest); on a GPU, where an exponential is cheaper than its bytes, they stay.
+    They cover this rank's columns, from number `first` on, of which the first `real` are no
+    padding. If another rank holds a label's column, its logit here is 0. On a CPU, logits [c,
+    columns] float32 become exp(logit - highest). On a GPU they stay: an exponential is cheaper than
+    writing it.
     """
     if logits.is_cuda:
         from megatron_ettin.model.cross_entropy_triton import statistics
 
         return statistics(logits, labels, first, real)
     logits[:, real:] = float("-inf")
-    # Not -inf where all columns are padding: (-inf) - (-inf) is no number.
+    # If all columns are padding, the peak must not be -inf: (-inf) - (-inf) is NaN.
     peak = logits.amax(dim=1).clamp_(min=torch.finfo(logits.dtype).min)
     column, owned = _columns(logits, labels, first)
     label = logits.gather(1, column)[:, 0].where(owned, 0.0)
@@ -199,7 +203,7 @@ def _gradient_(
     peak: torch.Tensor,
     share: torch.Tensor,
 ) -> None:
-    """Turn what `_statistics_` left of the logits into softmax minus one-hot, in place.
+    """Turn the logits, as `_statistics_` left them, into softmax minus one-hot, in place.
 
     A probability is share [c] * exp(logit - peak [c]).
     """
@@ -209,7 +213,7 @@ def _gradient_(
         gradient_(logits, labels, first, real, peak, share)
         return
     logits.mul_(share[:, None])
-    # A label of another rank's column changes nothing here.
+    # scatter_add_ of 0 where another rank holds the label: no branch, and so no wait for its value.
     column, owned = _columns(logits, labels, first)
     logits.scatter_add_(1, column, -owned[:, None].float())
 
@@ -217,7 +221,7 @@ def _gradient_(
 def _columns(
     logits: torch.Tensor, labels: torch.Tensor, first: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the labels' columns [c, 1], and [c] whether they are this rank's."""
+    """Return the labels' columns on this rank [c, 1], clamped, and [c] True where it has them."""
     columns = logits.shape[1]
     owned = (labels >= first) & (labels < first + columns)
     return (labels - first).clamp_(0, columns - 1)[:, None], owned
@@ -226,9 +230,9 @@ def _columns(
 def _over_ranks(
     mine: torch.Tensor, labels: torch.Tensor, group: ProcessGroup
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the losses [c], and [c] by what exp(logit - this rank's peak) is a probability.
+    """Return the losses [c], and factors [c] that turn exp(logit - own peak) into probabilities.
 
-    Both are 0 where a label is -1. `mine` [3, c] are this rank's statistics.
+    Both are 0 where a label is -1. `mine` [3, c] holds this rank's statistics.
     """
     peak, total, label = mine
     if group.size() > 1:

@@ -50,7 +50,7 @@ def build_stage(
     seeds: SeedConfig,
     backend: Backend = "local",
 ) -> EttinModel:
-    """Return this rank's stage on the CPU with weights that mean nothing yet."""
+    """Return this rank's stage on the CPU, with uninitialised weights."""
     config = transformer_config(model, attention, hardware, backend)
     pp_rank = distributed.pipeline_parallel_rank()
     first = get_transformer_layer_offset(config, None, pp_rank)
@@ -66,7 +66,7 @@ def build_stage(
 
 
 def initialize_weights(stage: EttinModel, seed: int) -> None:
-    """Fill every parameter of the stage from counters; a parameter without an entry is an error."""
+    """Fill every parameter of the stage from counters; KeyError for one without an entry."""
     entries = weight_map.entries(stage.model_config.num_layers)
     rank, size = distributed.tensor_parallel_rank(), distributed.tensor_parallel_size()
     for name, parameter in logical_parameters(stage):
@@ -103,7 +103,7 @@ def transformer_config(
 
     Raises:
         ValueError: `model.megatron_overrides` names no field of TransformerConfig, or
-            `hardware.precision` is still auto.
+            `hardware.precision` is still auto (`training/precision.py` resolves it).
     """
     if hardware.precision == "auto":
         raise ValueError("hardware.precision: auto is no precision; see training/precision.py")
@@ -121,14 +121,14 @@ def transformer_config(
         "add_bias_linear": False,
         "gated_linear_unit": True,
         "activation_func": torch.nn.functional.gelu,  # exact erf, as in ModernBERT
-        # Megatron-Core's name for an activation that is a module of the spec: model/mlp.py.
+        # Despite its name this takes any activation module of the spec: here model/mlp.py.
         "use_te_activation_func": True,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "window_size": (model.sliding_window, right),
         # A list: as an integer n it would make layers n, 2n, ... (from 1) global.
         "window_attn_skip_freq": [int(is_local) for is_local in local],
-        # Layer 0 lacks a norm, so that layers cannot be stacked into one tensor per name.
+        # Layer 0 lacks a norm, so the layers cannot be stacked into one tensor per name.
         "hetereogenous_dist_checkpoint": True,
         "tensor_model_parallel_size": hardware.tensor_parallel_size,
         "sequence_parallel": hardware.sequence_parallel,
@@ -141,7 +141,8 @@ def transformer_config(
         "bf16": is_bf16,
         "deterministic_mode": hardware.deterministic,
         "use_cpu_initialization": True,
-        # Megatron-Core marks sharded parameters only when it initialises them; the values are ours.
+        # Megatron-Core marks parameters as sharded only where it calls an init method. Ours does
+        # nothing: `initialize_weights` fills the values.
         "init_method": _leave_as_is,
         "output_layer_init_method": _leave_as_is,
         "embedding_init_method": _leave_as_is,
@@ -159,7 +160,7 @@ def _require_known(overrides: dict[str, Any]) -> None:
 
 
 def _backend_fields(backend: Backend) -> dict[str, object]:
-    """Return what is fused: with Transformer Engine rotation, and weight gradients into sums."""
+    """Return the fusions: Transformer Engine's rotation, and accumulation of weight gradients."""
     fuses = backend == "transformer_engine"
     return {
         "gradient_accumulation_fusion": fuses,
@@ -178,7 +179,8 @@ def _fp8_fields(hardware: HardwareConfig) -> dict[str, object]:
         return {}
     recipe = hardware.fp8_recipe
     fields: dict[str, object] = {
-        # Gradients in E5M2, unless blocks with a scale of their own need no wider range.
+        # hybrid: gradients in E5M2, whose range is wider. Blockwise scaling does not need that
+        # range.
         "fp8": "e4m3" if recipe == "blockwise" else "hybrid",
         "fp8_recipe": recipe,
     }

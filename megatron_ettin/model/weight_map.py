@@ -1,7 +1,7 @@
-"""Megatron-Core name <-> ModernBERT name, as data, both ways, with the two layouts that differ.
+"""Table of Megatron-Core names and ModernBERT names, read both ways, and the two row layouts.
 
-Row layouts: Hugging Face keeps Q, K and V as three blocks of [heads, head_size] rows; Megatron-Core
-interleaves them by head. The gated MLP has the same row order on both sides (first half activated).
+Hugging Face keeps Q, K and V as three blocks of [heads, head_size] rows; Megatron-Core interleaves
+them by head. The gated MLP has the same row order on both sides: the first half is activated.
 Vocabulary tensors are padded to `ModelConfig.padded_vocab_size` on our side only.
 """
 
@@ -24,10 +24,11 @@ class Entry:
     ours: str
     encoder: str
     decoder: str | None = None
-    """Name in the decoder where it differs; "{x}" stands for q, k and v."""
+    """Name in the decoder, if it differs; "{x}" stands for q, k and v."""
     layout: Literal["plain", "vocabulary", "qkv"] = "plain"
     init: Literal["in", "out", "norm", "bias"] = "in"
-    """full_megatron family: 0.02, 0.02 / sqrt(2 * layers), ones, or U(-1/sqrt(H), 1/sqrt(H))."""
+    """Initial values ("full_megatron"), in this order: deviation 0.02; deviation
+    0.02 / sqrt(2 * layers); ones; uniform in [-1/sqrt(H), 1/sqrt(H)]."""
     skip_layer_0: bool = False
 
 
@@ -112,6 +113,7 @@ def huggingface_shape(entry: Entry, model: ModelConfig) -> tuple[int, ...]:
 def from_huggingface(entry: Entry, tensor: torch.Tensor, model: ModelConfig) -> torch.Tensor:
     """Return `tensor` (Hugging Face rows, `huggingface_shape`) with Megatron-Core's rows."""
     if entry.layout == "qkv":
+        # [3, heads, size, hidden] -> [heads, 3, size, hidden]
         blocks = tensor.view(3, model.num_attention_heads, model.head_size, model.hidden_size)
         return blocks.transpose(0, 1).reshape(3 * model.hidden_size, model.hidden_size)
     if entry.layout == "vocabulary":
@@ -123,6 +125,7 @@ def from_huggingface(entry: Entry, tensor: torch.Tensor, model: ModelConfig) -> 
 def to_huggingface(entry: Entry, tensor: torch.Tensor, model: ModelConfig) -> torch.Tensor:
     """Return `tensor` (Megatron-Core rows, not sharded) with Hugging Face's rows."""
     if entry.layout == "qkv":
+        # [heads, 3, size, hidden] -> [3, heads, size, hidden]
         heads = tensor.view(model.num_attention_heads, 3, model.head_size, model.hidden_size)
         return heads.transpose(0, 1).reshape(3 * model.hidden_size, model.hidden_size)
     if entry.layout == "vocabulary":

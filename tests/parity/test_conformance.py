@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.modernbert_decoder import modeling_modernbert_decoder as decoder_module
 
-from megatron_ettin.export.architecture import KINDS, Kind
+from megatron_ettin.export.architecture import KINDS, ModelKind
 from megatron_ettin.export.conformance import LENGTHS, make_inputs, make_model, run
 from megatron_ettin.export.huggingface import from_huggingface
 from tests.parity.references import Packed
@@ -29,7 +29,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check(pack: Path, kind: Kind, outputs: dict[str, torch.Tensor]) -> tuple[int, str]:
+def check(pack: Path, kind: ModelKind, outputs: dict[str, torch.Tensor]) -> tuple[int, str]:
     """Return exit code and output of the pack's program, run as a stranger would."""
     path = pack / "outputs.safetensors"
     save_file(outputs, path)
@@ -107,7 +107,7 @@ PLANTED: dict[str, Callable[[Any], None]] = {
 
 @BOTH
 @pytest.mark.parametrize("error", PLANTED)
-def test_a_planted_error_is_named(error: str, kind: Kind, pack: Path) -> None:
+def test_a_planted_error_is_named(error: str, kind: ModelKind, pack: Path) -> None:
     model = make_model(kind)
     PLANTED[error](model)
     code, said = check(pack, kind, run(model, make_inputs()))
@@ -121,7 +121,7 @@ def test_a_planted_error_is_named(error: str, kind: Kind, pack: Path) -> None:
     ("error", "tensor", "value"), [("padding", "attention_mask", 1), ("packing", "document", 0)]
 )
 def test_an_input_that_a_port_ignores_is_named(
-    error: str, tensor: str, value: int, kind: Kind, pack: Path
+    error: str, tensor: str, value: int, kind: ModelKind, pack: Path
 ) -> None:
     ignored = {
         name: torch.full_like(found, value) if name.endswith(tensor) else found
@@ -153,7 +153,7 @@ def test_a_look_into_the_future_is_named(pack: Path, monkeypatch: pytest.MonkeyP
 
 
 @BOTH
-def test_transformers_passes_and_logits_alone_are_enough(kind: Kind, pack: Path) -> None:
+def test_transformers_passes_and_logits_alone_are_enough(kind: ModelKind, pack: Path) -> None:
     expected = load_file(pack / kind.architecture / "expected.safetensors")
     code, said = check(pack, kind, run(make_model(kind), make_inputs()))
     assert (code, said.split(";")[0]) == (0, "PASS"), said
@@ -167,7 +167,7 @@ def test_transformers_passes_and_logits_alone_are_enough(kind: Kind, pack: Path)
 
 
 @BOTH
-def test_our_model_passes(kind: Kind, pack: Path, tmp_path: Path) -> None:
+def test_our_model_passes(kind: ModelKind, pack: Path, tmp_path: Path) -> None:
     from_huggingface(pack / kind.architecture, tmp_path / "c")
     inputs, outputs = make_inputs(), {}
     for case in LENGTHS:

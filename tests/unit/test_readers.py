@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from megatron_ettin.data.readers import READERS, Origin, expand_inputs, read_files
+from megatron_ettin.data.readers import READERS, OriginFields, expand_inputs, read_files
 
 TEXTS = [
     "plain",
@@ -94,11 +94,11 @@ def test_id_and_url_where_a_record_has_them(tmp_path: Path, suffix: str) -> None
         "url": ["https://x.org/?q=1", None, None, "https://x.org/2"],
     }
     path = write_records(tmp_path / f"a{suffix}", columns)
-    records = list(read_files([path], ["text"], Origin()))
+    records = list(read_files([path], ["text"], OriginFields()))
     assert [record.id for record in records] == columns["id"]
     assert [record.url for record in records] == columns["url"]
     assert [record.texts for record in records] == [("b",), ("c",), ("d",), ("e",)]
-    other = list(read_files([path], ["text"], Origin(id="url", url="text")))
+    other = list(read_files([path], ["text"], OriginFields(id="url", url="text")))
     assert [record.id for record in other if record.id] == ["https://x.org/?q=1", "https://x.org/2"]
     assert [record.url for record in other] == ["b", "c", "d", "e"]
 
@@ -106,7 +106,7 @@ def test_id_and_url_where_a_record_has_them(tmp_path: Path, suffix: str) -> None
 def test_an_id_that_is_no_string_is_kept_as_its_text(tmp_path: Path) -> None:
     lines = ["12345678901234567890", "1.5", "true", '["ä", 2]', '{"n": 1}', "null", '""', '"7"']
     path = write_lines(tmp_path / "a.jsonl", *(f'{{"id": {x}, "text": "a"}}\n' for x in lines))
-    found = [record.id for record in read_files([path], ["text"], Origin())]
+    found = [record.id for record in read_files([path], ["text"], OriginFields())]
     assert found == [*lines[:5], None, "", "7"]
     days = pa.array([0, 1], pa.int32()).cast(pa.date32())
     for column, expected in [
@@ -119,13 +119,13 @@ def test_an_id_that_is_no_string_is_kept_as_its_text(tmp_path: Path) -> None:
     ]:
         path = tmp_path / "a.parquet"
         pq.write_table(pa.table({"id": column, "text": ["a", "b"]}), path)
-        assert [r.id for r in read_files([path], ["text"], Origin())] == expected
+        assert [r.id for r in read_files([path], ["text"], OriginFields())] == expected
 
 
 def test_a_field_may_be_the_text_and_the_id(tmp_path: Path) -> None:
     for suffix in (".jsonl", ".csv", ".parquet"):
         path = write_records(tmp_path / f"a{suffix}", {"id": ["a", "b"]})
-        records = read_files([path], ["id"], Origin())
+        records = read_files([path], ["id"], OriginFields())
         assert [(*record.texts, record.id) for record in records] == [("a", "a"), ("b", "b")]
 
 
@@ -138,19 +138,19 @@ def test_an_origin_that_cannot_be_had_is_named(tmp_path: Path) -> None:
     for path, place in zip(paths, places, strict=True):
         message = f'{path}{place}: no field "uid"; there are "id", "text". Name the id field with'
         with pytest.raises(ValueError, match=re.escape(f"{message} --id-key")):
-            list(read_files([path], ["text"], Origin(id="uid")))
+            list(read_files([path], ["text"], OriginFields(id="uid")))
         with pytest.raises(ValueError, match="Name the url field with --url-key"):
-            list(read_files([path], ["text"], Origin(url="link")))
+            list(read_files([path], ["text"], OriginFields(url="link")))
     text = write_lines(tmp_path / "a.txt", "a\n")
     with pytest.raises(ValueError, match=re.escape(f'{text}: no field "id"; there are no fields')):
-        list(read_files([text], ["text"], Origin(id="id")))
+        list(read_files([text], ["text"], OriginFields(id="id")))
     half = write_lines(tmp_path / "half.jsonl", '{"id": "\\ud83d", "text": ""}\n')
     with pytest.raises(ValueError, match=re.escape(f'{half}:1: field "id" holds half a surrogate')):
-        list(read_files([half], ["text"], Origin()))
+        list(read_files([half], ["text"], OriginFields()))
     nested = tmp_path / "nested.parquet"
     pq.write_table(pa.table({"url": [["a"]], "text": ["a"]}), nested)
     with pytest.raises(ValueError, match=re.escape(f'{nested}: field "url" is list<')):
-        list(read_files([nested], ["text"], Origin()))
+        list(read_files([nested], ["text"], OriginFields()))
 
 
 def test_positions_run_over_all_files(tmp_path: Path) -> None:
