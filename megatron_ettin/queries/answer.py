@@ -1,7 +1,7 @@
 """Options that questions share, verdicts and faults, and printing as text or JSON.
 
-An answer is a dataclass. Its fields are numbers and strings, lists of them, other dataclasses, or
-tables: an Arrow table, or a list of dataclasses that hold nothing but numbers and strings.
+An answer is a dataclass. A field holds a number, a string, a list of either, a dataclass, or a
+table: an Arrow table, or a list of dataclasses whose fields are numbers and strings.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 WIDTH = 100
-"""Columns at which lists of numbers are broken."""
+"""Columns of a line of text."""
 
 PASS, FAIL = "PASS", "FAIL"
 
-#: Failures of a check that are listed one by one; the others are counted.
+#: Faults that a check lists one by one; it counts the rest.
 FAULTS_KEPT = 20
 
 
 @runtime_checkable
 class ArrowTable(Protocol):
-    """The part of `pyarrow.Table` that is used here; most questions do without Arrow."""
+    """The part of `pyarrow.Table` that printing needs; most questions never import Arrow."""
 
     column_names: list[str]
     columns: list[Any]
 
     def to_pylist(self) -> list[dict[str, Any]]:
-        """Return the rows, by column name."""
+        """Return each row as a dict of its columns."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that is wrong; None where it belongs to no record, step or row."""
+    """Something wrong, and its place; None if it belongs to no record, step or row."""
 
     what: str
     seq: int | None = None
-    """Number of the ledger's record."""
+    """Number of the ledger record."""
     step: int | None = None
     rows: tuple[int, int] | None = None
     """Rows [begin, end) of the record."""
     row: int | None = None
-    """The row g, where only one is possible."""
+    """Row g, if the fault is known to be in this one row."""
 
     def __str__(self) -> str:
         places = [
@@ -63,14 +63,14 @@ class Fault:
 
 @dataclass(kw_only=True)
 class Check:
-    """One of the questions that `verify` answers."""
+    """A check that `verify` makes, with its result so far."""
 
     name: str
     items: int = 0
-    """Records that were compared; for `chain` those of forks and the checkpoints too."""
+    """Records compared; `chain` also counts forks' records, lines of metrics, checkpoints."""
     failures: int = 0
     faults: list[Fault] = field(default_factory=list)
-    """The first of the failures."""
+    """The first FAULTS_KEPT failures."""
     notes: list[str] = field(default_factory=list)
 
     def fail(
@@ -82,21 +82,21 @@ class Check:
         rows: tuple[int, int] | None = None,
         row: int | None = None,
     ) -> None:
-        """Count a failure, and keep it if it is among the first."""
+        """Count a failure; keep it as a fault if fewer than FAULTS_KEPT are kept."""
         self.failures += 1
         if len(self.faults) < FAULTS_KEPT:
             self.faults.append(Fault(what=what, seq=seq, step=step, rows=rows, row=row))
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add --run and --json, and the example that ends the help."""
+    """Add --run, --json, and the example at the end of the help."""
     parser.epilog = f"example: python tools/order.py {example}"
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run_dir of a run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def add_two_runs(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add --run, to be given twice, and --json, and the example that ends the help."""
+    """Add --run (given twice), --json, and the example at the end of the help."""
     parser.epilog = f"example: python tools/order.py {example}"
     add = parser.add_argument
     run = "run_dir of a run; give it twice"
@@ -105,25 +105,25 @@ def add_two_runs(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def two_runs(args: argparse.Namespace) -> tuple[Path, Path]:
-    """Return the two folders; ValueError if there are not two."""
+    """Return the two run folders; raise ValueError if --run was not given twice."""
     if len(args.run) != 2:
         raise ValueError(f"--run: give it twice, not {len(args.run)} times")
     return args.run[0], args.run[1]
 
 
 def show(answer: Any, args: argparse.Namespace) -> int:
-    """Print a dataclass as `args.json` says; return the exit status 0."""
+    """Print an answer, as JSON if `args.json` is set; return exit status 0."""
     print(as_json(answer) if args.json else as_text(answer))
     return 0
 
 
 def as_json(answer: Any) -> str:
-    """Return one JSON object; bytes are hexadecimal, other types that JSON lacks are text."""
+    """Return one JSON object; bytes become hexadecimal, other types that JSON lacks become text."""
     return json.dumps(_plain(answer), ensure_ascii=False)
 
 
 def as_text(answer: Any) -> str:
-    """Return lines for people: facts first, then tables. What is None is left out."""
+    """Return lines for people: values, then tables. Fields that are None are left out."""
     return "\n".join(_blocks(answer))
 
 

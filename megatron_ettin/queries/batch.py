@@ -1,4 +1,4 @@
-"""What an optimizer step was fed, or will be: token for token, of all ranks or of one."""
+"""Show every row that a step was or will be fed, token by token; of all ranks or of one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 
 @dataclass(frozen=True, kw_only=True)
 class RankSlice:
-    """The layout of which one data-parallel rank is asked for."""
+    """One data-parallel rank of a layout."""
 
     rank: int
     data_parallel_size: int
@@ -34,13 +34,13 @@ class RankSlice:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPiece:
-    """A stretch of a document in a row."""
+    """Part of a document in a row."""
 
     document: int
     offset: int
     length: int
     position: int
-    """First slot of the row that it occupies; a special token may stand there."""
+    """First slot of the row that the piece occupies, with its special tokens."""
     ends_document: bool
     id: str | None
     url: str | None
@@ -48,30 +48,30 @@ class BatchPiece:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRow:
-    """A row of the step, padding left out."""
+    """A row of the step, without its padding."""
 
     g: int
     slot: int
-    """Row of the step, from 0."""
+    """Number of the row in its step, from 0."""
     micro_batch: int | None
-    """Of the rank; None where no rank was asked for."""
+    """Number of the rank's micro-batch; None if no rank was asked for."""
     source: str
     epoch: int
     row: int
     num_tokens: int
     pieces: list[BatchPiece]
     tokens: list[int]
-    """Unmasked ids."""
+    """Token ids before masking."""
     text: str | None
     inputs: list[int] | None
-    """What the model reads."""
+    """Token ids after masking, as the model reads them."""
     labels: list[int | None] | None
-    """What it is to predict from each position; None where it is not scored."""
+    """Label of each position; None if the position is not scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """Rows [g_begin, g_end) of a step, or those of them that a rank takes."""
+    """Rows [g_begin, g_end) of a step, or the rows of one rank."""
 
     run: str
     step: int
@@ -82,13 +82,13 @@ class StepBatch:
     data_parallel_size: int | None
     micro_batch_tokens: int | None
     idle_rows: int
-    """Rows of padding that fill up the rank's last micro-batch."""
+    """Padding rows that complete the rank's last micro-batch."""
     rows: list[BatchRow]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """A row as the model gets it; `num_tokens` entries in every array."""
+    """A row as the model gets it; every array is [num_tokens]. g is -1 for an idle row."""
 
     g: int
     micro_batch: int
@@ -102,15 +102,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_shared_arguments(parser, "batch --run runs/encoder --step 1000 --tokenizer-text")
     add = parser.add_argument
-    add("--step", type=int, required=True, metavar="S", help="optimizer step, from 1")
-    add("--rank", type=int, metavar="R", help="only what this data-parallel rank takes, from 0")
-    add("--data-parallel-size", type=int, metavar="N", help="ranks that share the step")
-    micro = "slots of a micro-batch; default: as the run is configured"
-    add("--micro-batch-tokens", type=int, metavar="T", help=micro)
+    add("--step", type=int, required=True, metavar="S", help="optimizer step, counted from 1")
     add(
-        "--tokenizer-text", action="store_true", help="the rows as text too, by the run's tokenizer"
+        "--rank",
+        type=int,
+        metavar="R",
+        help="only the rows of this data-parallel rank, counted from 0",
     )
-    add("--masked", action="store_true", help="the inputs and labels of the run's objective too")
+    add("--data-parallel-size", type=int, metavar="N", help="number of data-parallel ranks")
+    micro = "slots of a micro-batch; default: the run's own"
+    add("--micro-batch-tokens", type=int, metavar="T", help=micro)
+    add("--tokenizer-text", action="store_true", help="also print each row as text")
+    add("--masked", action="store_true", help="also print the inputs and labels of the objective")
 
 
 def print_answer(args: argparse.Namespace) -> int:
@@ -125,7 +128,7 @@ def print_answer(args: argparse.Namespace) -> int:
             tokens = opened.config.hardware.micro_batch_tokens
         if tokens is None:
             raise ValueError(
-                "--micro-batch-tokens: Megatron's run does not say; give rows x length"
+                "--micro-batch-tokens: a run of Megatron does not record it; give rows x length"
             )
         part = RankSlice(
             rank=args.rank, data_parallel_size=args.data_parallel_size, micro_batch_tokens=tokens
@@ -144,11 +147,11 @@ def describe_batch(
     with_text: bool = False,
     is_masked: bool = False,
 ) -> StepBatch:
-    """Return the rows of a step, or those that a rank takes, exactly as they are trained on.
+    """Return the rows of a step, or those of one rank, exactly as training sees them.
 
     Raises:
-        ValueError: the run has no such step, or not what was asked for; or the digests of a step
-            that was taken are not those that the ledger holds.
+        ValueError: the run has no such step, rank, masks or tokenizer; or the rows of a step that
+            was taken do not have the digests in the ledger.
     """
     begin, end = run.rows_of_step(step)
     length = _seq_length(run, begin)
@@ -189,17 +192,18 @@ def _seq_length(run: RecordedRun, g: int) -> int:
 def _rows(
     run: RecordedRun, step: int, part: RankSlice | None, *, is_masked: bool
 ) -> Iterator[_Row]:
-    """Yield the rows of the step, or of the rank with idle ones, in the order of training."""
+    """Yield the rows of the step, or all rows of the rank (idle ones too), in training order."""
     begin, end = run.rows_of_step(step)
     if run.config is None or not isinstance(run.order, SampleOrder):
         if is_masked:
-            raise ValueError(f"{run.folder}: a run of Megatron's; its masks are not recorded")
+            raise ValueError(f"{run.folder}: a run of Megatron; its masks are not recorded")
         yield from _rows_of_megatron(run, begin, end, part)
         return
     masking = _masking(run, run.config, step)
     digests = np.zeros(3, dtype=np.uint64)
-    # The very object that feeds the training loop, on one rank with rows one by one if none is
-    # asked for. The other ranks' rows are made too: only whole steps have digests.
+    # The Loader is the one that feeds the training loop, so the answer cannot drift from training.
+    # If no rank is asked for, one rank takes all rows, one row per micro-batch. Otherwise the rows
+    # of every rank are made, because the ledger has digests of whole steps only.
     for rank in range(part.data_parallel_size if part else 1):
         loader = Loader(
             order=run.order,
@@ -219,9 +223,7 @@ def _rows(
 
 
 def _masking(run: RecordedRun, config: RunConfig, step: int) -> Masking:
-    """Return how a step was masked, or will be: as the ledger says, and the configuration before it
-    has begun.
-    """
+    """Return the masking of a step: the ledger's, or the configuration's if there is no ledger."""
     if run.ledger is None:
         return Masking(config.objective, config.seeds.mask)
     is_done = step <= run.steps_done
@@ -247,7 +249,10 @@ def _split_micro_batch(fed: objectives.Batch, number: int, *, is_masked: bool) -
 def _require_recorded_digests(
     run: RecordedRun, step: int, digests: NDArray[np.uint64], *, is_masked: bool
 ) -> None:
-    """Raise ValueError if a step that was taken had other digests [3] than its rows have now."""
+    """Raise ValueError if a step that was taken has other digests in the ledger.
+
+    `digests` [3] are those of today's rows: two lanes of the token digest, then the mask digest.
+    """
     if run.ledger is None or step > run.steps_done:
         return
     record = run.ledger.steps[step - 1]
@@ -295,12 +300,13 @@ def _describe_rows(
     *,
     has_parts: bool,
 ) -> list[BatchRow]:
-    """Return the rows that are not idle, with what they are made of."""
+    """Return the rows that are not idle, with their pieces."""
     pieces = run.order.pieces(begin, end)
     names = run.order.source_names
-    borders = np.searchsorted(pieces.g, np.arange(begin, end + 1)).tolist()
+    # Pieces are sorted by g: those of row g are numbers boundaries[g - begin] to the next one.
+    boundaries = np.searchsorted(pieces.g, np.arange(begin, end + 1)).tolist()
     used = [row for row in rows if row.g >= 0]
-    pieces_of = [range(*borders[row.g - begin : row.g - begin + 2]) for row in used]
+    pieces_of = [range(*boundaries[row.g - begin : row.g - begin + 2]) for row in used]
     documents = {
         piece: Document(names[pieces.source[piece]], int(pieces.document[piece]))
         for here in pieces_of
@@ -346,5 +352,5 @@ def _scored_labels(row: _Row) -> list[int | None] | None:
 
 def _tokenizer(run: RecordedRun) -> Tokenizer:
     if run.config is None:
-        raise ValueError(f"{run.folder}: a run of Megatron's; it does not say which tokenizer")
+        raise ValueError(f"{run.folder}: a run of Megatron; it does not record its tokenizer")
     return load_tokenizer(Path(run.config.data.tokenizer))

@@ -1,4 +1,4 @@
-"""All records of a run: the ledger it stands on, and the forks that it went back on."""
+"""All records of a run: those of its ledger, and those of the forks that resuming cut off."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_ettin.queries.answer import Check
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Sums over all steps of a run up to some of its records; digests are [2], low lane first."""
+    """Sums over a run's first steps; digests are [2], low lane first."""
 
     tokens: int
     order_digest: NDArray[np.uint64]
@@ -31,13 +31,13 @@ _NOTHING = Sums(
 
 @dataclass(frozen=True)
 class Branch:
-    """A ledger, or a fork with what was summed up before its first record."""
+    """A ledger, or a fork with the sums of the steps before its first record."""
 
     ledger: Ledger
     fork: Fork | None = None
-    """The record that names it; None for the ledger itself."""
+    """FORK record that names the fork; None for the ledger."""
     parted_seq: int | None = None
-    """First record of a fork that the present ledger lacks or has otherwise; None: no fork."""
+    """First record number of the fork at which the present ledger differs; None for the ledger."""
     before: Sums = _NOTHING
 
     @cached_property
@@ -46,7 +46,7 @@ class Branch:
         return {name: self.ledger.cumulative(name) for name in names}
 
     def sums_of(self, count: int) -> Sums:
-        """Return the sums up to the first `count` of its steps."""
+        """Return the sums over all steps up to number `count` of this branch."""
         if count == 0:
             return self.before
         return Sums(
@@ -56,14 +56,15 @@ class Branch:
         )
 
     def index_of_step(self, step: int) -> int | None:
-        """Return the place of a step among its steps, None where it has no such step."""
+        """Return the index of a step among this branch's steps; None if it is not among them."""
         steps = self.ledger.steps["step"]
         index = step - int(steps[0]) if len(steps) else -1
         return index if 0 <= index < len(steps) else None
 
     def cut_at(self, fork: Fork, ledger: Ledger) -> Branch:
-        """Return what the run cut off here when it went back."""
+        """Return the fork that going back cut off from this branch."""
         kept = np.searchsorted(self.ledger.steps["seq"].astype(np.int64), fork.parent_seq, "right")
+        # A fork of a fork also lacks what the outer fork lost, so the earlier record counts.
         parted = fork.parent_seq + 1
         return Branch(
             ledger=ledger,
@@ -74,7 +75,7 @@ class Branch:
 
 
 def read_branches(ledger: Ledger, check: Check) -> list[Branch]:
-    """Return the ledger, then all its forks and theirs; one that is gone or damaged is a fault."""
+    """Return the ledger, its forks, and their forks; a missing or damaged fork is a fault."""
     return list(_branches(Branch(ledger), check))
 
 

@@ -1,4 +1,4 @@
-"""Masking at each step of a run, as the START or RESUME before the step says it."""
+"""Masking of each step of a run, from the last START or RESUME record before the step."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from megatron_ettin.order.ledger import Ledger
 
 @dataclass(frozen=True)
 class Masking:
-    """Objective and seed, from which the masks of a row follow."""
+    """Objective and seed, which determine the masks of a row."""
 
     objective: Objective
     mask_seed: int
 
 
 class MaskingRecord:
-    """The masking of each of a ledger's records."""
+    """Masking of each record of a ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
-        """Take what START and RESUME say.
+        """Read the objectives and seeds in START and RESUME records.
 
         Raises:
-            ValueError: naming the record, if it names an objective that this version does not have.
+            ValueError: a record, which the message names, has an objective unknown to this version.
         """
-        told = {seq: entry for seq, entry in ledger.events.items() if "objective" in entry}
-        self._seqs = list(told)
-        self._found = [_masking(seq, payload) for seq, payload in told.items()]
+        descriptions = {seq: entry for seq, entry in ledger.events.items() if "objective" in entry}
+        self._seqs = list(descriptions)
+        self._maskings = [_masking(seq, payload) for seq, payload in descriptions.items()]
 
     def at(self, seq: int) -> Masking:
-        """Return the masking that governs record `seq`; beyond the last, what a next step has."""
-        return self._found[bisect(self._seqs, seq) - 1]
+        """Return the masking of record `seq`; after the last record, that of the next step."""
+        return self._maskings[bisect(self._seqs, seq) - 1]
 
 
 def _masking(seq: int, payload: dict[str, Any]) -> Masking:
