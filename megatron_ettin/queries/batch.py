@@ -117,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Print the answer; 0."""
+    """Print the answer; return 0."""
     opened = open_run(args.run)
     part = None
     if (args.rank is None) != (args.data_parallel_size is None):

@@ -1,4 +1,4 @@
-"""Where do two runs differ: in their orders, rows, batches, skipped rows and checkpoints?"""
+"""Compare two runs: their orders, rows, batches, skipped rows and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from megatron_ettin.queries.record import (
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 from megatron_ettin.queries.verify_chain import require_sound
 
-#: Rows whose pieces are compared at a time, and rows whose tokens are.
+#: Rows compared at a time: by their pieces, and by their tokens, which take far more memory.
 _ROWS, _ROWS_OF_TOKENS = 65_536, 512
 
 EXAMPLE = "--run runs/first --run runs/second"
@@ -33,7 +33,7 @@ EXAMPLE = "--run runs/first --run runs/second"
 
 @dataclass(frozen=True, kw_only=True)
 class PieceOfRow:
-    """What a run has in the first row that differs."""
+    """A piece that a run has in the first row that differs."""
 
     run: str
     source: str
@@ -44,7 +44,7 @@ class PieceOfRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedCheckpoint:
-    """A row that both runs have a checkpoint at; None where a run keeps no digests."""
+    """Checkpoints of both runs after the same row; None if a run keeps no digests."""
 
     g: int
     first: str
@@ -55,7 +55,7 @@ class SharedCheckpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """Rows [begin, end) that only one of the runs has left out."""
+    """Rows [begin, end) that only this run skipped."""
 
     run: str
     begin: int
@@ -64,7 +64,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class ForkOfRun:
-    """A time when a run went back, and the steps that it took again."""
+    """Steps that a run undid by going back to an earlier record; they are kept in a fork."""
 
     run: str
     to_record: int
@@ -74,26 +74,26 @@ class ForkOfRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Diff:
-    """How two runs differ; g counts rows, steps count from 1."""
+    """Differences between two runs; rows g count from 0, steps from 1."""
 
     first: str
     second: str
     common_rows: int
     """Rows [0, common_rows) hold the same tokens of the same documents in both."""
     first_different_row: int | None
-    """None where one order is the beginning of the other."""
+    """None if one order is the beginning of the other."""
     steps_in_both: int
     same_cuts: int
-    """Of those, steps with the same rows."""
+    """Steps among them that consume the same rows."""
     first_other_cut: int | None
-    """The first step with other rows."""
+    """First step that consumes other rows."""
     shared_boundaries: int
     """Rows at which a step ends in both."""
     first_disagreement: int | None
-    """The first of them up to which tokens or digests differ."""
+    """First such row at which the cumulative tokens or digests differ."""
     specs: list[Difference]
     row: list[PieceOfRow]
-    """What is in `first_different_row`, in each run."""
+    """Pieces of `first_different_row` in each run."""
     checkpoints: list[SharedCheckpoint]
     skipped: list[Skipped]
     forks: list[ForkOfRun]
@@ -101,14 +101,14 @@ class Diff:
 
 
 def compare(first: Path, second: Path) -> Diff:
-    """Compare two runs of this project, or of Megatron.
+    """Compare two runs, of this project or of Megatron.
 
     Raises:
-        ValueError, OSError: naming the file that is missing or damaged, or the first fault of a run
-            whose chain check fails.
+        ValueError, OSError: a file is missing or damaged, or a run's chain check fails; the message
+            names the file or the first fault.
     """
     for folder in (first, second):
-        if RunFolder(folder).has_ledger():  # else nothing was recorded yet, or Megatron trained it
+        if RunFolder(folder).has_ledger():  # a run before its first step, and Megatron's, has none
             require_sound(folder)
     one, other = (open_run(folder, must_match=False) for folder in (first, second))
     common = common_rows(one, other)
@@ -146,10 +146,10 @@ def compare(first: Path, second: Path) -> Diff:
 
 
 def common_rows(one: RecordedRun, other: RecordedRun) -> int:
-    """Return the largest g up to which both orders have the same tokens of the same documents.
+    """Return the number of first rows with the same tokens of the same documents in both orders.
 
-    What equal phase ids and equal digests in both ledgers say needs no look at the rows; from there
-    on their pieces are compared, and their tokens too where the runs' corpora are not the same.
+    Equal phase ids and equal digests in both ledgers prove rows equal without a look at them. From
+    there on, pieces are compared, and tokens too if the two runs' corpora differ.
     """
     begin = _known_to_be_common(one, other)
     end = min(one.order.num_rows, other.order.num_rows)
@@ -168,7 +168,7 @@ def common_rows(one: RecordedRun, other: RecordedRun) -> int:
 
 
 def _known_to_be_common(one: RecordedRun, other: RecordedRun) -> int:
-    """Return rows that are the same by their phase ids, or by their digests in both ledgers."""
+    """Return the number of first rows proven equal by phase ids, or by digests in both ledgers."""
     if not isinstance(one.order, SampleOrder) or not isinstance(other.order, SampleOrder):
         return 0
     common = 0
@@ -179,17 +179,17 @@ def _known_to_be_common(one: RecordedRun, other: RecordedRun) -> int:
             break
         common = min(first_end, second_end)
     if one.changes or other.changes or one.ledger is None or other.ledger is None:
-        return common  # the ledgers tell of other files than today's
+        return common  # the ledgers describe files that have changed since
     shared = shared_boundaries(one.ledger, other.ledger)
     agree = shared.g[: len(shared.g) if shared.agree.all() else int(np.argmin(shared.agree))]
-    for run in (one.ledger, other.ledger):  # digests say nothing of rows that were skipped
+    for run in (one.ledger, other.ledger):  # no digest covers skipped rows
         skipped = skipped_rows(run, one.order.num_rows)
         agree = agree[agree <= skipped[0][0]] if skipped else agree
     return max(common, int(agree[-1]) if len(agree) else 0)
 
 
 def _first_other_pieces(one: RecordedRun, other: RecordedRun, begin: int, end: int) -> int:
-    """Return the first of the rows [begin, end) with other pieces, `end` if there is none."""
+    """Return the first of the rows [begin, end) whose pieces differ; `end` if all are equal."""
     first, second = (run.order.pieces(begin, end) for run in (one, other))
     names = [
         np.array(run.order.source_names)[p.source] for run, p in ((one, first), (other, second))
@@ -206,7 +206,7 @@ def _first_other_pieces(one: RecordedRun, other: RecordedRun, begin: int, end: i
 
 
 def _first_other_tokens(one: RecordedRun, other: RecordedRun, begin: int, end: int) -> int:
-    """Return the first of the rows [begin, end) with other tokens, `end` if there is none."""
+    """Return the first of the rows [begin, end) whose tokens differ; `end` if all are equal."""
     for first in range(begin, end, _ROWS_OF_TOKENS):
         last = min(first + _ROWS_OF_TOKENS, end)
         rows = zip(one.order.tokens(first, last), other.order.tokens(first, last), strict=True)
@@ -217,7 +217,7 @@ def _first_other_tokens(one: RecordedRun, other: RecordedRun, begin: int, end: i
 
 
 def _same_corpora(one: RecordedRun, other: RecordedRun) -> bool:
-    """Tell whether sources of the same name hold the same tokens, as far as that is known."""
+    """Tell whether all sources that both runs name have the same content, by hash or by path."""
     known = [_contents(run) for run in (one, other)]
     return all(known[0][name] == known[1][name] for name in known[0].keys() & known[1].keys())
 
@@ -239,12 +239,12 @@ def _specs(one: RecordedRun, other: RecordedRun) -> list[Difference]:
     return [
         Difference(where="order", field=name, first=str(fields[0][name]), second=str(value))
         for name, value in fields[1].items()
-        if name != "schedule" and fields[0][name] != value  # what it says, the cuts show
+        if name != "schedule" and fields[0][name] != value  # `same_cuts` compares it
     ]
 
 
 def _boundaries(one: RecordedRun, other: RecordedRun) -> tuple[int, int | None]:
-    """Return how many rows end a step in both, and the first at which the digests differ."""
+    """Count the rows at which a step ends in both; return also the first with other digests."""
     if one.ledger is None or other.ledger is None:
         return len(np.intersect1d(one.done[:, 1], other.done[:, 1])), None
     shared = shared_boundaries(one.ledger, other.ledger)
@@ -304,7 +304,7 @@ def _same_at(
 
 
 def _skipped(one: RecordedRun, other: RecordedRun) -> list[Skipped]:
-    """Compare what was left out of the rows that both have reached."""
+    """Return the rows that only one run skipped, among those that both have reached."""
     end = min((int(run.done[-1, 1]) if run.steps_done else 0) for run in (one, other))
     first, second = (
         set() if run.ledger is None else set(skipped_rows(run.ledger, end)) for run in (one, other)
@@ -317,10 +317,10 @@ def _skipped(one: RecordedRun, other: RecordedRun) -> list[Skipped]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+    """Add the options of the command."""
     add_two_runs(parser, f"diff {EXAMPLE}")
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Print how the runs differ."""
+    """Print the differences; return 0."""
     return show(compare(*two_runs(args)), args)

@@ -1,4 +1,4 @@
-"""The documents that a run saw between two checkpoints, to a parquet file."""
+"""Write the documents that a run saw between two checkpoints to a parquet file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_ettin.queries.tables import PROVENANCE, SEGMENTS, RunTables, as_he
 
 @dataclass(frozen=True, kw_only=True)
 class Docs:
-    """What was written."""
+    """Summary of the file."""
 
     run: str
     begin: str
@@ -30,13 +30,13 @@ class Docs:
     g_end: int
     output: str
     rows: int
-    """Rows of the run between the two, skipped ones left out."""
+    """Rows of the run between the two checkpoints, without skipped ones."""
     pieces: int
     """Rows of the file."""
     tokens: int
-    """Of documents; added special tokens are not counted."""
+    """Tokens of documents; special tokens that packing adds are not counted."""
     without_provenance: list[str]
-    """Sources whose documents have no id, url and sha256."""
+    """Sources without a sidecar: their documents have no id, url and sha256."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = "checkpoint, by name or step; 0 is the start of the run"
     add("--from", dest="begin", required=True, metavar="CKPT", help=start)
     add("--to", dest="end", required=True, metavar="CKPT", help="a later checkpoint")
-    add("--source", metavar="NAME", help="only documents of this source")
-    add("--output", type=Path, required=True, metavar="FILE", help="parquet file, one row a piece")
+    add("--source", metavar="NAME", help="write only documents of this source")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="parquet file with one row for each piece",
+    )
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Print the answer; 0."""
+    """Print the answer; return 0."""
     opened = open_run(args.run)
     begin, end = opened.checkpoint(args.begin), opened.checkpoint(args.end)
     return show(write_docs(opened, begin, end, args.output, source=args.source), args)
@@ -67,13 +73,13 @@ def write_docs(
     *,
     source: str | None = None,
 ) -> Docs:
-    """Write every piece of every document that the run saw between two checkpoints.
+    """Write every piece that the run saw between two checkpoints, in the order of training.
 
-    The columns are those of `tables.SEGMENTS` and, where a source has provenance, of
-    `tables.PROVENANCE`. Memory does not grow with the run; `output` appears when it is whole.
+    Columns are `tables.SEGMENTS`, then `tables.PROVENANCE` if any source has a sidecar. Memory does
+    not grow with the run. `output` appears when it is complete.
 
     Raises:
-        ValueError: the checkpoints are not in this order, or there is no such source.
+        ValueError: `begin` is not before `end`, or the run has no such source.
     """
     if begin.g >= end.g:
         raise ValueError(f"--from {begin.name} is not before --to {end.name}")
@@ -113,7 +119,7 @@ def write_docs(
 
 
 def _with_provenance(provenance: ProvenanceOfRows, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Append the columns of PROVENANCE to pieces of any sources."""
+    """Append the columns of PROVENANCE to a batch of pieces, whose sources may be mixed."""
     g = np.asarray(batch["g"])
     source, document = np.asarray(batch["source"].indices), np.asarray(batch["document"])
     known = provenance.look_up((int(g[0]), int(g[-1]) + 1), source, document)

@@ -1,4 +1,4 @@
-"""Documents as people name them: an ordinal in a corpus, an id, a hash, or the text itself."""
+"""Look-up of documents by their number in a corpus, an id, a hash, or the text itself."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Document(NamedTuple):
-    """A document of a corpus."""
+    """Document number `ordinal`, from 0, of the corpus of `source`."""
 
     source: str
     ordinal: int
 
 
 class DocumentOrigin(NamedTuple):
-    """What is known of where a document came from."""
+    """Id and url of a raw document; None where they are not recorded."""
 
     id: str | None
     url: str | None
@@ -33,37 +33,37 @@ class DocumentOrigin(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentName:
-    """What was asked for; exactly one of the first four is given."""
+    """Name of a document, as the options give it; exactly one of the first four is set."""
 
     doc: str | None = None
     """SOURCE:ORDINAL."""
     id: str | None = None
     sha: str | None = None
-    """SHA-256 of the text, hexadecimal."""
+    """SHA-256 of its text, hexadecimal."""
     text_file: Path | None = None
     source: str | None = None
-    """Look only here; in all sources if not given."""
+    """Source to look in; None for all."""
 
 
 def add_document_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name documents."""
+    """Add the options that name a document."""
     name = parser.add_mutually_exclusive_group(required=True).add_argument
-    name("--doc", metavar="SOURCE:ORDINAL", help="source and number of the document, from 0")
-    name("--id", metavar="ID", help="id of the document in its raw file")
+    name("--doc", metavar="SOURCE:ORDINAL", help="its source, and its number from 0")
+    name("--id", metavar="ID", help="its id in the raw file")
     name("--sha", metavar="HASH", help="SHA-256 of its text, hexadecimal")
-    name("--text-file", type=Path, metavar="FILE", help="file with its text, exactly")
+    name("--text-file", type=Path, metavar="FILE", help="file that holds its exact text")
     parser.add_argument("--source", metavar="NAME", help="look only in this source")
 
 
 def document_name(args: argparse.Namespace) -> DocumentName:
-    """Return what the options name."""
+    """Return the name that the options give."""
     return DocumentName(
         doc=args.doc, id=args.id, sha=args.sha, text_file=args.text_file, source=args.source
     )
 
 
 class Sidecars:
-    """The provenance of a run's corpora, opened where it is needed; some may have none."""
+    """Provenance sidecars of a run's corpora, opened at first use; a corpus may have none."""
 
     def __init__(self, run: RecordedRun) -> None:
         """Open nothing yet."""
@@ -71,14 +71,14 @@ class Sidecars:
         self._opened: dict[str, Provenance | None] = {}
 
     def provenance(self, source: str) -> Provenance | None:
-        """Return a source's provenance; None where preprocessing left none."""
+        """Return the provenance of a source; None if preprocessing wrote no sidecar."""
         if source not in self._opened:
             prefix = self._run.order.prefix(source)
             self._opened[source] = _open(prefix) if _has_sidecar(prefix) else None
         return self._opened[source]
 
     def origins(self, documents: Sequence[Document]) -> list[DocumentOrigin]:
-        """Return the id and the url of documents, None where they are not known."""
+        """Return id and url of each document, in the given order."""
         origins: dict[Document, DocumentOrigin] = {}
         for source in {document.source for document in documents}:
             provenance = self.provenance(source)
@@ -96,17 +96,17 @@ def _has_sidecar(prefix: str) -> bool:
 
 
 def _open(prefix: str) -> Provenance:
-    # Arrow takes longer to import than a question about a corpus without provenance to answer.
+    # Importing Arrow takes longer than answering a question about a corpus without a sidecar.
     from megatron_ettin.data.provenance import Provenance
 
     return Provenance.open(prefix)
 
 
 def select_sources(run: RecordedRun, name: str | None) -> list[str]:
-    """Return the sources to look in: the one named, or all.
+    """Return the named source, or all sources if `name` is None.
 
     Raises:
-        ValueError: the run has no source of this name.
+        ValueError: the run has no such source.
     """
     names = run.order.source_names
     if name is not None and name not in names:
@@ -115,12 +115,11 @@ def select_sources(run: RecordedRun, name: str | None) -> list[str]:
 
 
 def find_documents(run: RecordedRun, name: DocumentName, sidecars: Sidecars) -> list[Document]:
-    """Return the documents that bear a name, at least one.
+    """Return all documents that a name matches, at least one.
 
     Raises:
-        FileNotFoundError: the name needs provenance and no source has it, or it is not found where
-            there is provenance and another source has none.
-        ValueError: no such document.
+        FileNotFoundError: no sidecar has the document, and a source without a sidecar may have it.
+        ValueError: no document matches.
     """
     sources = select_sources(run, name.source)
     if name.doc is not None:
@@ -170,7 +169,7 @@ def _look_up(provenance: Provenance, name: DocumentName) -> NDArray[np.int64]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{name.text_file}: byte {error.start} is not UTF-8") from error
     ordinals = provenance.find_text(text)
-    # Editors end a file with a newline that the document need not have.
+    # An editor may have added a newline at the end of the file.
     return ordinals if len(ordinals) else provenance.find_text(text.removesuffix("\n"))
 
 

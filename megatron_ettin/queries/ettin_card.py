@@ -1,4 +1,4 @@
-"""The dataset card of an export: where it comes from, what is in it, how to check it."""
+"""Dataset card of an export: its origin, its columns, and how to check it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_ettin.queries.recorded_run import RecordedRun
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedFolder:
-    """A folder: the rows between a checkpoint and the one before it."""
+    """Folder of an export: the rows between a checkpoint and the one before it."""
 
     folder: str
     checkpoint: str
@@ -22,7 +22,7 @@ class ExportedFolder:
     tokens: int
     files: int
     files_kept: int
-    """Of those, files that were there already."""
+    """Files among them that an earlier call wrote."""
 
 
 _HEADER = """\

@@ -32,10 +32,10 @@ from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, op
 
 EXAMPLE = "--layout ettin --run runs/encoder --output exported"
 STEPS_PER_FILE = 100
-#: Phases whose names begin so have folders that begin so, as in the published layout.
+#: Prefixes of phase names that the published layout repeats in the names of its folders.
 PREFIXES = ("ext", "decay")
 METADATA = "megatron_ettin"
-#: Slots of rows that are held in memory at a time.
+#: Slots of the rows that are held in memory at a time.
 _SLOTS = 4_194_304
 
 
@@ -47,14 +47,14 @@ class _Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What lies in the output folder now."""
+    """Summary of the output folder."""
 
     run: str
     output: str
     layout: str
     files: int
     files_kept: int
-    """Those that an earlier call had written."""
+    """Files among them that an earlier call wrote."""
     rows: int
     tokens: int
     folders: list[ExportedFolder]
@@ -67,8 +67,8 @@ def export_ettin(
     """Write all steps between two checkpoints and the dataset card; keep files that are complete.
 
     Raises:
-        ValueError: nothing lies between the two, a file is there that belongs to another export, or
-            rows that are not those which the ledger has recorded.
+        ValueError: no step lies between the two, a file belongs to another export, or tokens differ
+            from the ledger's record of them.
     """
     if begin.step >= end.step:
         raise ValueError(f"no step lies between {begin.name} and {end.name}")
@@ -127,7 +127,7 @@ def _write_folder(
 
 
 def _existing(path: Path, expected: dict[str, str]) -> _Written:
-    """Return what a complete file holds; ValueError if it is of another export."""
+    """Return the counts of a complete file; raise ValueError if another export wrote it."""
     try:
         metadata = pq.read_metadata(path)
     except pa.ArrowInvalid as error:
@@ -143,7 +143,7 @@ def _existing(path: Path, expected: dict[str, str]) -> _Written:
 
 
 class _ExportWriter:
-    """Writes files of steps, in batches of rows, and compares them with the ledger."""
+    """Writer of files of steps, in batches of rows, which it compares with the ledger."""
 
     def __init__(self, run: RecordedRun, end: CheckpointPoint) -> None:
         self.run = run
@@ -175,7 +175,7 @@ class _ExportWriter:
         return pa.schema(fields)
 
     def metadata(self, first: int, last: int) -> dict[str, str]:
-        """Return what the file of some steps says of itself, and must say to be kept."""
+        """Return the metadata of the file of these steps; they identify a complete file."""
         begin, end = self.run.rows_of_step(first)[0], self.run.rows_of_step(last)[1]
         fields = {"format": "ettin-layout/1", "steps": f"{first}-{last}", "rows": f"{begin}-{end}"}
         if isinstance(self.order, SampleOrder):
@@ -188,7 +188,7 @@ class _ExportWriter:
         return {f"{METADATA}.{name}": value for name, value in fields.items()}
 
     def write(self, path: Path, first: int, last: int, metadata: dict[str, str]) -> _Written:
-        """Write the rows of steps first to last; the file appears when it is complete."""
+        """Write steps first to last, inclusive; the file appears when it is complete."""
         rows = tokens = 0
         digest = np.zeros(2, dtype=np.uint64)
         with publishing(path) as temporary:
@@ -209,8 +209,8 @@ class _ExportWriter:
         return _Written(rows, tokens)
 
     def _parquet(self, path: Path) -> pq.ParquetWriter:
-        # Ids are stored as bytes of four streams, of which two are empty: half the time of a
-        # dictionary of the vocabulary for each file, and a tenth less on disk.
+        # BYTE_STREAM_SPLIT stores each byte of the ids as a stream of its own; two of the four hold
+        # zeros only. Compared with a dictionary per file: half the time, a tenth less on disk.
         return pq.ParquetWriter(
             path,
             self.schema,
@@ -220,7 +220,7 @@ class _ExportWriter:
         )
 
     def _stretches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Yield the rows of steps: ranges of one phase without gaps, of at most _SLOTS slots."""
+        """Yield ranges of rows [begin, end) of one phase, without gaps, up to _SLOTS slots."""
         begin, end = self.run.rows_of_step(first)
         for step in range(first + 1, last + 2):
             following = self.run.rows_of_step(step) if step <= last else (-1, -1)
@@ -232,17 +232,18 @@ class _ExportWriter:
             begin, end = following
 
     def _phase(self, g: int) -> tuple[int, int]:
-        """Return the end of a row's phase and the slots of its rows."""
+        """Return the end of the phase of row `g`, and the slots of its rows."""
         if isinstance(self.order, SampleOrder):
             phase = self.order.spec.phases[self.order.spec.phase_index(g)]
             return phase.end_g, phase.seq_length
         return self.order.num_rows, self.order.run.seq_length
 
     def _table(self, begin: int, end: int) -> tuple[pa.Table, NDArray[np.uint64]]:
-        """Return rows [begin, end), all of steps, and the sum of their token digests."""
+        """Return rows [begin, end), none of them skipped, and their token digests' sum [2]."""
         pieces = self.order.pieces(begin, end)
         flat, counts, digest = self._tokens(begin, end)
         g = np.arange(begin, end, dtype=np.int64)
+        # Pieces are sorted by g: row g has pieces splits[g - begin] to splits[g - begin + 1].
         splits = np.searchsorted(pieces.g, np.append(g, end)).astype(np.int32)
         sources = pieces.source[splits[:-1]]
         step = self.run.steps_of_rows(g)
@@ -268,7 +269,7 @@ class _ExportWriter:
     def _tokens(
         self, begin: int, end: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
-        """Return the rows' tokens end to end, without padding, their numbers, and their digest."""
+        """Return the rows' tokens end to end, without padding; counts [n]; their digest [2]."""
         if not isinstance(self.order, SampleOrder):
             by_row = self.order.tokens(begin, end)
             counts = np.array([len(row) for row in by_row], dtype=np.int64)
@@ -293,18 +294,24 @@ def _as(values: Any, kind: pa.DataType) -> pa.Array:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+    """Add the options of the command."""
     add_shared_arguments(parser, f"export {EXAMPLE}")
     add = parser.add_argument
-    add("--layout", choices=["ettin"], required=True, help="ettin: a folder a checkpoint")
-    add("--output", type=Path, required=True, metavar="DIR", help="new, or of a stopped export")
+    add("--layout", choices=["ettin"], required=True, help="ettin: one folder for each checkpoint")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="new folder, or that of an interrupted export",
+    )
     start = "checkpoint, by name or step; default: 0, the start"
     add("--from", dest="begin", default="0", metavar="CKPT", help=start)
     add("--to", dest="end", metavar="CKPT", help="checkpoint; default: the last one")
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Write the export and print what lies in its folder."""
+    """Write the export and print its summary; return 0."""
     opened = open_run(args.run)
     begin = opened.checkpoint(args.begin)
     if args.end is None and not opened.checkpoints:

@@ -1,4 +1,4 @@
-"""How often a document had been seen by a checkpoint, and how long ago."""
+"""Count how often a checkpoint has seen a document, and tell how long ago."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ CHUNK_ROWS = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
-    """What a run had seen of a document."""
+    """Exposures of one document."""
 
     source: str
     ordinal: int
     id: str | None
     url: str | None
     tokens: int
-    """Of the document."""
+    """Length of the document."""
     tokens_seen: int
-    """Each time counted."""
+    """Tokens of the document that were trained on, each time counted."""
     exposures: float | None
     """tokens_seen / tokens; None for an empty document."""
     first_step: int | None
     last_step: int | None
     steps_since_last: int | None
-    """0 if the last step before the checkpoint saw it."""
+    """Steps up to the checkpoint since the last exposure; 0 if its last step saw the document."""
     tokens_since_last: int | None
-    """That were trained on in the steps after the last exposure's."""
+    """Tokens of all documents in those steps."""
     next_step: int | None
-    """The step after the checkpoint at which it comes again."""
+    """First step after the checkpoint that sees the document; None if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exposures:
-    """The exposures of all documents that bear the name."""
+    """Exposures of all documents that the name matches."""
 
     run: str
     at: str
@@ -60,12 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_shared_arguments(parser, "exposures --run runs/encoder --doc web:1234 --at step_00001000")
     add_document_arguments(parser)
-    at = "count what was seen up to this checkpoint (name or step); default: the last step taken"
+    at = "count up to this checkpoint, by name or step; default: up to the last step taken"
     parser.add_argument("--at", metavar="CKPT", help=at)
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Print the answer; 0."""
+    """Print the answer; return 0."""
     opened = open_run(args.run)
     at = opened.checkpoint(args.at) if args.at is not None else None
     return show(count_exposures(opened, document_name(args), at), args)
@@ -74,7 +74,7 @@ def print_answer(args: argparse.Namespace) -> int:
 def count_exposures(
     run: RecordedRun, name: DocumentName, at: CheckpointPoint | None = None
 ) -> Exposures:
-    """Return what the run had seen of the documents of this name at a checkpoint, or by now.
+    """Count the exposures of the documents of a name up to a checkpoint, or up to the last step.
 
     Raises:
         ValueError, OSError: no such document, or it cannot be looked up.
@@ -122,7 +122,7 @@ def _exposure(
 
 
 def _tokens_of_steps(run: RecordedRun, first: int, last: int) -> int:
-    """Return the tokens of the steps first, ..., last that were taken."""
+    """Return the tokens of steps first to last, inclusive; 0 if first > last."""
     if run.ledger is not None:
         return int(run.ledger.steps["n_tokens"][first - 1 : last].sum())
     if last < first:

@@ -1,7 +1,7 @@
-"""Make a corpus of a record in the layout of the published Ettin order: a document for each row.
+"""Make a corpus of a record in the layout of the published Ettin order: one document per row.
 
-Documents are in the order of the record: folders of the first phase, then ext, then decay; in each
-by checkpoint, file, step and row. PREFIX.steps.parquet keeps checkpoint and step of each document.
+Documents keep the order of the record: folders of the first phase, then ext, then decay; in each by
+checkpoint, file, step and row. PREFIX.steps.parquet holds the checkpoint and step of each document.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ data:
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """What was written: PREFIX.bin, .idx, .steps.parquet and .yaml."""
+    """Summary of the corpus: PREFIX.bin, .idx, .steps.parquet and .yaml."""
 
     prefix: str
     folders: int
@@ -71,13 +71,13 @@ class Import:
     documents: int
     tokens: int
     longest: int
-    """Tokens of the longest row: the seq_length that cuts none."""
+    """Tokens of the longest row: the smallest seq_length that cuts no row."""
     dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordFile:
-    """A file of a record and its place in the order of files."""
+    """File of a record, and its place among the files."""
 
     path: Path
     phase: str
@@ -87,14 +87,14 @@ class RecordFile:
 
 
 def import_ettin(folder: Path, prefix: Path, *, tokenizer: Path | None = None) -> Import:
-    """Read a record and write it as a corpus whose documents hold their special tokens.
+    """Write a record as a corpus whose documents include their special tokens.
 
-    With a tokenizer, ids beyond it are refused and its vocabulary decides the corpus's dtype.
+    A tokenizer's vocabulary decides the dtype of the corpus, and ids beyond it are refused.
 
     Raises:
         FileNotFoundError: no record here.
-        FileExistsError: the corpus is there already.
-        ValueError: naming the file, and the row, that is not as the layout has it.
+        FileExistsError: the corpus exists already.
+        ValueError: a file or row, which the message names, does not have the layout.
     """
     files = record_files(folder)
     if Path(f"{prefix}.idx").exists():
@@ -105,7 +105,7 @@ def import_ettin(folder: Path, prefix: Path, *, tokenizer: Path | None = None) -
     sidecar = Path(f"{prefix}.steps.parquet")
     prefix.parent.mkdir(parents=True, exist_ok=True)
     longest = 0
-    # The corpus is published last: the presence of its .idx says that all is complete.
+    # The corpus is published last, so a .idx is proof that all files are complete.
     with (
         IndexedWriter(prefix, dtype) as corpus,
         publishing(sidecar) as temporary,
@@ -145,11 +145,11 @@ def _snippet(answer: Import, sidecar: Path) -> str:
 
 
 def record_files(folder: Path) -> list[RecordFile]:
-    """Return the files of a record in its order.
+    """Return the files of a record, in the order of its rows.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: a folder or file whose name does not say where it belongs, or steps twice.
+        FileNotFoundError: there are none.
+        ValueError: a name does not have the layout, or two files hold the same step.
     """
     files = []
     for path in sorted(folder.glob("*/*.parquet")):
@@ -177,7 +177,7 @@ def record_files(folder: Path) -> list[RecordFile]:
 
 
 def _dtype(files: Sequence[RecordFile], vocab_size: int | None) -> str:
-    """Return the corpus's dtype after a look at the columns of every file."""
+    """Check the columns of every file; return the dtype of the corpus."""
     widths = set()
     for file in files:
         try:
@@ -202,7 +202,10 @@ def _dtype(files: Sequence[RecordFile], vocab_size: int | None) -> str:
 def _read(
     file: RecordFile, vocab_size: int | None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield batches of rows by step: number in the file, step, tokens end to end, lengths."""
+    """Yield batches of rows, sorted by step.
+
+    A batch is (number in the file [n], step [n], tokens end to end, tokens per row [n]).
+    """
     with pq.ParquetFile(file.path) as content:
         steps = content.read(columns=["step"])["step"].combine_chunks()
         if steps.null_count:
@@ -225,7 +228,7 @@ def _read(
 def _batches(
     content: pq.ParquetFile, order: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
-    """Yield (rows, input_ids) in the given order; a file in order is not held whole."""
+    """Yield (rows, input_ids) in the given order; a file already in that order is streamed."""
     if (np.diff(order) == 1).all():
         begin = 0
         for batch in content.iter_batches(batch_size=_ROWS, columns=["input_ids"]):
@@ -281,15 +284,32 @@ def _steps_table(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+    """Add the options of the command."""
     parser.epilog = f"example: python tools/order.py import-ettin {EXAMPLE}"
     add = parser.add_argument
-    add("--input", type=Path, required=True, metavar="DIR", help="its folders hold the parquet")
-    add("--output", type=Path, required=True, metavar="PREFIX", help="of the .bin and .idx")
-    add("--tokenizer", type=Path, metavar="DIR", help="refuse ids beyond it; choose the dtype")
+    add(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the record; its folders hold the parquet files",
+    )
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="PREFIX",
+        help="path of the corpus, without .bin and .idx",
+    )
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="refuse ids beyond its vocabulary, and choose the dtype by it",
+    )
     add("--json", action="store_true", help="print one JSON object")
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Write the corpus and print what it holds."""
+    """Write the corpus and print its summary; return 0."""
     return show(import_ettin(args.input, args.output, tokenizer=args.tokenizer), args)

@@ -1,4 +1,4 @@
-"""Build the row plans of a run, and say how its documents fill the rows."""
+"""Build the row plans of a run, and report how its documents fill the rows."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from megatron_ettin.queries.recorded_run import open_run
 
 @dataclass(frozen=True, kw_only=True)
 class PoolReport:
-    """The documents of one source that a phase may draw, as rows."""
+    """Rows of one source in one phase, and their documents."""
 
     phase: str
     source: str
     pack: str
     seq_length: int
     kept: int
-    """Documents in the rows."""
+    """Documents that the rows hold."""
     cut: int
-    """Documents of more than one piece."""
+    """Documents cut into several pieces."""
     dropped: int
-    """Documents that are empty or shorter than min_doc_tokens."""
+    """Documents left out: empty, or shorter than min_doc_tokens."""
     dropped_tokens: int
     rows: int
-    """Of one epoch."""
+    """Rows of one epoch."""
     tokens: int
-    """Of one epoch, special tokens counted."""
+    """Tokens of one epoch, special tokens included."""
     padding: int
-    """Slots of one epoch that hold nothing."""
+    """Empty slots of one epoch."""
     fill: float
-    """tokens / (tokens + padding)."""
+    """Share of slots in use: tokens / (tokens + padding)."""
     epochs: float
-    """How often the rows have been drawn when the phase ends, earlier phases counted."""
+    """Epochs drawn at the end of the phase, those of earlier phases included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The plans of a run, one entry per phase and source."""
+    """Plans of a run, with one entry per phase and source."""
 
     order_id: str
     rows: int
-    """Of the run."""
+    """Rows of the run."""
     tokens: int
-    """Of the run, expected: for each source its mean row times the rows that are drawn of it."""
+    """Expected tokens of the run: for each source, its mean tokens per row times the rows drawn."""
     plan_bytes: int
-    """Of the files of all plans; a plan that two phases share is counted once."""
+    """Size of all plan files; a plan that two phases share counts once."""
     figure: str | None
     pools: list[PoolReport]
 
@@ -62,23 +62,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.epilog = "example: python tools/order.py plan --config model.yaml data.yaml"
     which = parser.add_mutually_exclusive_group(required=True).add_argument
-    config = "the run's YAML files, later ones win; plans are built before any training"
+    config = "YAML files of a run that has not begun; later files override earlier ones"
     which("--config", type=Path, nargs="+", metavar="YAML", help=config)
     which("--run", type=Path, metavar="DIR", help="run_dir of a run")
-    figure = "histograms of tokens and pieces per row"
+    figure = "write histograms of tokens and pieces per row"
     parser.add_argument("--figure", type=Path, metavar="PNG", help=figure)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Print the answer; 0."""
+    """Print the answer; return 0."""
     if args.run is not None:
         opened = open_run(args.run, must_match=False).config
         if opened is None:
-            raise ValueError(f"{args.run}: a run of Megatron's, which has no plans")
+            raise ValueError(f"{args.run}: a run of Megatron, which has no plans")
         config = opened
     else:
-        # What a plan does not depend on, for files that leave it to the command line of a run.
+        # No plan depends on these two, and the files of a run may leave them to its command line.
         words = ["--objective", "CausalLM", "--run_dir", "none"]
         for path in args.config:
             words += ["--config", str(path)]
@@ -87,10 +87,10 @@ def print_answer(args: argparse.Namespace) -> int:
 
 
 def build_plans(config: RunConfig, *, figure: Path | None = None) -> Plan:
-    """Build the plans that are not there yet and describe all of them.
+    """Build all missing plans, and report on all of them.
 
     Raises:
-        ValueError, OSError: what would also stop the run before its first step.
+        ValueError, OSError: anything that would also stop the run before its first step.
     """
     order = sample_order(config)
     if figure is not None:

@@ -1,4 +1,4 @@
-"""The picture of the plans: how full rows are, and of how many pieces, phase by phase."""
+"""Figure of the plans: tokens and pieces per row, phase by phase."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from megatron_ettin.order import SampleOrder
 from megatron_ettin.publication import publish_bytes
 
 MAX_ROWS = 1_000_000
-"""Of a phase that are counted; of more, every n-th."""
+"""Rows of a phase in the histograms; longer phases are subsampled to at most this many."""
 CHUNK_ROWS = 65_536
 BINS = 64
 GREY, BLACK = "#9a9a9a", "#000000"
 
 
 def write_figure(order: SampleOrder, path: Path) -> None:
-    """Write the picture as a PNG."""
+    """Write the figure as a PNG."""
     output = io.BytesIO()
     draw(order).savefig(output, format="png", dpi=150, metadata={"Software": None})
     publish_bytes(path, output.getvalue())
 
 
 def draw(order: SampleOrder) -> Figure:
-    """Return two histograms per phase, as readable when printed in black and white.
+    """Return two histograms per phase, readable in black and white.
 
-    Rows are those of one epoch of the phase's pools; of more than MAX_ROWS every n-th is taken,
-    and the title says so.
+    They count the rows of one epoch of the phase's pools: every n-th row, as the title says, if
+    there are more than MAX_ROWS.
     """
     phases = order.spec.phases
     with matplotlib.rc_context({"font.size": 9.5, "axes.spines.right": False}):
@@ -44,7 +44,7 @@ def draw(order: SampleOrder) -> Figure:
 
 def _draw_phase(order: SampleOrder, phase_index: int, axes: Any) -> None:
     phase = order.spec.phases[phase_index]
-    tokens, pieces, stride = count(order, phase_index)
+    tokens, pieces, stride = sample_rows(order, phase_index)
     total = sum(pool.rows for pool in phase.pools)
     sample = f"every {stride}th of " if stride > 1 else ""
     mean = tokens.mean() / phase.seq_length
@@ -62,12 +62,14 @@ def _draw_phase(order: SampleOrder, phase_index: int, axes: Any) -> None:
     for each in axes:
         each.set_ylabel("rows")
         each.set_yscale("log")
-        # One row is a bar that can be seen.
+        # On a log scale, a limit below 1 makes a bar of one row visible.
         each.set_ylim(bottom=0.5)
 
 
-def count(order: SampleOrder, phase_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Return the tokens and the pieces of the phase's rows, and how many rows apart they are."""
+def sample_rows(
+    order: SampleOrder, phase_index: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Return tokens [n] and pieces [n] of every n-th row of a phase, and n."""
     total = sum(pool.rows for pool in order.spec.phases[phase_index].pools)
     stride = -(-total // MAX_ROWS)
     tokens, pieces = [], []

@@ -1,8 +1,8 @@
 """Provenance of the documents of consecutive rows, looked up for many rows at once.
 
-A random order takes its documents from everywhere in a corpus, so the documents of one step lie in
-nearly every row group of a sidecar. One pass over the sidecars therefore serves a stretch of rows
-whose provenance fills a fixed part of memory, and rows are asked for in ascending order.
+Rows draw documents from all over a corpus, so the documents of a single step lie in nearly every
+row group of a sidecar. One pass over the sidecars therefore serves as many rows as fit into a
+fixed amount of memory, and callers ask for rows in ascending order.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from megatron_ettin.queries.documents import Sidecars
 from megatron_ettin.queries.recorded_run import RecordedRun
 
 STRETCH_BYTES = 200_000_000
-"""Provenance that is held; at the end of a pass its largest column is there twice."""
+"""Memory for provenance; at the end of a pass, its largest column is held twice."""
 CHUNK_ROWS = 16_384
 
 
 class ProvenanceOfRows:
-    """Columns of the sidecars for pieces of rows, null where a source has no sidecar."""
+    """Columns of the sidecars for pieces of rows; null if the source has no sidecar."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class ProvenanceOfRows:
         end: int,
         sources: Sequence[str],
     ) -> None:
-        """Read nothing yet; rows up to `end` will be asked for, and pieces of these sources."""
+        """Prepare look-ups of pieces of `sources` in rows up to `end`; read nothing yet."""
         self._order = run.order
         self._columns = list(columns)
         self._schema = pa.schema([SCHEMA.field(name).with_nullable(True) for name in columns])
@@ -56,7 +56,7 @@ class ProvenanceOfRows:
     def look_up(
         self, rows: tuple[int, int], source: NDArray[np.int32], document: NDArray[np.int64]
     ) -> pa.Table:
-        """Return one entry for each of the pieces (source, document) [n] of rows [begin, end).
+        """Return a table of n entries for the pieces (source, document) [n] of rows [begin, end).
 
         Raises:
             ValueError: a sidecar is damaged.
@@ -78,8 +78,8 @@ class ProvenanceOfRows:
         return together.take(pa.array(index, mask=index < 0))
 
     def _read(self, begin: int, at_least: int) -> None:
-        """Take the provenance of rows from `begin` on into memory, as many as fit."""
-        # Before the next stretch is read, so that two are never held.
+        """Read the provenance of rows from `begin` on: as many as fit, and up to row `at_least`."""
+        # Freed before the next pass, so that memory never holds the provenance of two passes.
         self._tables.clear()
         wanted: dict[int, list[NDArray[np.int64]]] = {number: [] for number in self._sidecars}
         documents, end = 0, begin
@@ -94,7 +94,7 @@ class ProvenanceOfRows:
         for number, parts in wanted.items():
             self._ordinals[number] = np.unique(np.concatenate(parts))
             table = self._sidecars[number].documents(self._ordinals[number], self._columns)
-            # Rows are taken five times as fast from one piece as from one of each row group.
+            # `take` is five times as fast on one chunk as on one chunk for each row group.
             for place, field in enumerate(self._schema):
                 table = table.set_column(place, field, table[field.name].combine_chunks())
             self._tables[number] = table

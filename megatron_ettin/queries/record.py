@@ -1,4 +1,4 @@
-"""Steps and sums of a ledger, and comparisons of two ledgers or two orders; opens no corpus."""
+"""Steps and sums of a ledger, and comparisons of two ledgers or two orders; no corpus is opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_ettin.order.ledger import Kind, Ledger
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """A STEP record of a ledger: where it stands and which rows [g_begin, g_end) it was fed."""
+    """STEP record number `seq` of a ledger; the step consumed rows [g_begin, g_end)."""
 
     seq: int
     step: int
@@ -28,7 +28,7 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A field in which two orders differ; None where one of them lacks it."""
+    """Field in which two orders differ, with the value of each."""
 
     where: str
     field: str
@@ -38,27 +38,27 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedBoundaries:
-    """The rows g at which a step ends in both of two ledgers; all arrays are [n]."""
+    """Rows g at which a step ends in both of two ledgers; all arrays are [n]."""
 
     g: NDArray[np.int64]
     first: NDArray[np.int64]
-    """Index of the step in the first ledger's steps."""
+    """Index of that step among the first ledger's steps."""
     second: NDArray[np.int64]
     same_tokens: NDArray[np.bool_]
-    """Whether as many tokens had been consumed."""
+    """True if both have consumed the same number of tokens by then."""
     same_order: NDArray[np.bool_]
-    """Whether the cumulative order digests are equal."""
+    """True if the cumulative order digests are equal."""
     same_token_digest: NDArray[np.bool_]
-    """Whether the cumulative token digests are equal."""
+    """True if the cumulative token digests are equal."""
 
     @property
     def agree(self) -> NDArray[np.bool_]:
-        """Whether all three are equal."""
+        """True [n] where all three are equal."""
         return self.same_tokens & self.same_order & self.same_token_digest
 
 
 def skipped_rows(ledger: Ledger, end: int) -> list[tuple[int, int]]:
-    """Return the ranges of rows below `end` that were left out, ascending, neighbours joined."""
+    """Return the skipped rows below `end` as ascending ranges; adjacent ranges are joined."""
     ranges: list[tuple[int, int]] = []
     for record in ledger.records[ledger.records["kind"] == Kind.SKIP]:
         first, last = int(record["g_begin"]), min(int(record["g_end"]), end)
@@ -71,7 +71,7 @@ def skipped_rows(ledger: Ledger, end: int) -> list[tuple[int, int]]:
 
 
 def step_record(ledger: Ledger, index: int) -> StepRecord:
-    """Return the STEP record number `index` among the steps."""
+    """Return STEP record number `index`, from 0, counting steps only."""
     record = ledger.steps[index]
     return StepRecord(**{f.name: int(record[f.name]) for f in dataclasses.fields(StepRecord)})
 
@@ -83,7 +83,7 @@ def digest_hex(lanes: NDArray[np.uint64]) -> str:
 
 
 def digests_at(ledger: Ledger, g: int) -> dict[str, Any]:
-    """Return tokens and digests of all rows below `g`, at which a step must have ended."""
+    """Return the tokens and digests of all rows below `g`, the end of a step."""
     count = int(np.searchsorted(ledger.step_ends, np.uint64(g), side="right"))
     if count == 0:
         return {"tokens": 0, "order_digest": "0" * 32, "token_digest": "0" * 32}
@@ -95,7 +95,7 @@ def digests_at(ledger: Ledger, g: int) -> dict[str, Any]:
 
 
 def shared_boundaries(first: Ledger, second: Ledger) -> SharedBoundaries:
-    """Return where steps of both ledgers end, and whether they agree there."""
+    """Return the rows at which a step of both ledgers ends, and whether they agree there."""
     ends, others = (ledger.steps["g_end"].astype(np.int64) for ledger in (first, second))
     g, in_first, in_second = np.intersect1d(ends, others, assume_unique=True, return_indices=True)
 
@@ -114,7 +114,7 @@ def shared_boundaries(first: Ledger, second: Ledger) -> SharedBoundaries:
 
 
 def spec_differences(first: OrderSpec, second: OrderSpec) -> list[Difference]:
-    """Return in which fields two orders differ, phase by phase and source by source."""
+    """Return the fields in which two orders differ, phase by phase and source by source."""
     differences = _field_differences("order", first, second, lambda name: name != "phases")
     for index, (one, other) in enumerate(zip_longest(first.phases, second.phases)):
         name = (one or other).name
@@ -148,5 +148,5 @@ def _field_differences(
 
 
 def _lacking(where: str, field: str, first: object, second: object) -> Difference:
-    said = ["absent" if side is None else "present" for side in (first, second)]
-    return Difference(where=where, field=field, first=said[0], second=said[1])
+    presence = ["absent" if side is None else "present" for side in (first, second)]
+    return Difference(where=where, field=field, first=presence[0], second=presence[1])

@@ -1,4 +1,4 @@
-"""A run's folder, opened for questions: its order, its ledger, its steps and its checkpoints."""
+"""A run opened for questions: its order, its ledger, its steps and its checkpoints."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.steps import planned_steps
 from megatron_ettin.queries.record import spec_differences
 
-#: Differences between today's order and the recorded one that an error lists.
+#: Differences between the recorded order and today's that an error lists.
 CHANGES_SHOWN = 12
 
 
 @dataclass(frozen=True)
 class CheckpointPoint:
-    """A checkpoint: the state after `step` steps, which rows [0, g) led to."""
+    """Checkpoint after step `step`, trained on rows [0, g)."""
 
     name: str
     step: int
@@ -34,7 +34,7 @@ class CheckpointPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRun:
-    """What a run's folder says; everything else is computed from it."""
+    """A run as its folder records it; all answers are computed from this."""
 
     folder: Path
     order: SampleOrder | McoreOrder
@@ -43,24 +43,24 @@ class RecordedRun:
     ledger: Ledger | None
     """None before the first step, and for a run that Megatron trained."""
     done: NDArray[np.int64]
-    """[n, 2]: the rows [begin, end) of each step that the run has taken."""
+    """Rows [begin, end) of each step that the run has taken, [n, 2]."""
     checkpoints: list[CheckpointPoint]
-    """In ascending order of steps."""
+    """Checkpoints, by ascending step."""
     changes: list[str]
-    """In what the order of today's files differs from the one that the run recorded."""
+    """Differences between the recorded order and that of today's files."""
 
     @property
     def steps_done(self) -> int:
-        """Steps that the run has taken."""
+        """Number of steps that the run has taken."""
         return len(self.done)
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole run, those to come counted."""
+        """Number of steps of the whole run, future ones included."""
         return len(self._steps)
 
     def rows_of_step(self, step: int) -> tuple[int, int]:
-        """Return the rows [begin, end) of a step; steps count from 1.
+        """Return the rows [begin, end) of a step, counted from 1.
 
         Raises:
             ValueError: the run has no such step.
@@ -72,7 +72,7 @@ class RecordedRun:
         return begin, end
 
     def steps_of_rows(self, g: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return [m]: the step of each row, 0 where it is left out."""
+        """Return the step [m] of each row [m]; 0 if the row is skipped."""
         last = int(self.done[-1, 1]) if len(self.done) else 0
         steps = self.done if len(g) and g.max() < last else self._steps
         index = np.searchsorted(steps[:, 0], g, side="right") - 1
@@ -80,10 +80,10 @@ class RecordedRun:
         return np.where(inside, index + 1, 0)
 
     def checkpoint(self, name: str) -> CheckpointPoint:
-        """Return a checkpoint by its name, or by its step as a decimal number; "0" is the start.
+        """Return a checkpoint by its name, or by its step in decimal; "0" is the start of the run.
 
         Raises:
-            ValueError: listing the checkpoints there are.
+            ValueError: no such checkpoint; the message lists those that exist.
         """
         if name == "0":
             return CheckpointPoint("start", 0, 0)
@@ -94,12 +94,12 @@ class RecordedRun:
         raise ValueError(f"{self.folder}: no checkpoint {name!r}; there are: {known} (and 0)")
 
     def checkpoint_after(self, g: int) -> CheckpointPoint | None:
-        """Return the first checkpoint whose state includes row `g`, if there is one yet."""
+        """Return the first checkpoint that was trained on row `g`; None if there is none yet."""
         return next((point for point in self.checkpoints if point.g > g), None)
 
     @cached_property
     def _steps(self) -> NDArray[np.int64]:
-        """[n, 2]: the rows of every step, those to come computed from the configuration."""
+        """Rows [n, 2] of every step; future ones are computed from the configuration."""
         if self.config is None or not isinstance(self.order, SampleOrder):
             return self.done
         g = phase_tokens = 0
@@ -123,8 +123,8 @@ def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
     """Open the folder of a run of this project, or the description of one that Megatron trained.
 
     Raises:
-        ValueError, OSError: naming the file that is missing or damaged, and with `must_match` what
-            of the corpora is no longer as the run recorded it.
+        ValueError, OSError: a file, which the message names, is missing or damaged; with
+            `must_match` also if today's corpora do not give the recorded order.
     """
     path = RunFolder(folder).config
     if not path.is_file():

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Print the answer; 0."""
+    """Print the answer; return 0."""
     opened = open_run(args.run)
     begin = opened.checkpoint(args.begin)
     end = opened.checkpoint(args.end) if args.end is not None else None

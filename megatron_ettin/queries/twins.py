@@ -242,7 +242,7 @@ def _twin(run: _Run, last: int) -> TwinRun:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+    """Add the options of the command."""
     add_two_runs(parser, f"twins {EXAMPLE}")
 
 

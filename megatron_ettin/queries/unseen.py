@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Print the answer; 0."""
+    """Print the answer; return 0."""
     opened = open_run(args.run)
     at = opened.checkpoint(args.at)
     answer = draw_unseen(opened, at, num=args.num, seed=args.seed, source=args.source)

@@ -184,7 +184,7 @@ def _recorded_order_id(folder: Path) -> str | None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
+    """Add the options of the command."""
     add_shared_arguments(parser, f"verify {EXAMPLE}")
     add = parser.add_argument
     add("--chain", action="store_true", help="only the record itself, forks and checkpoints")

@@ -1,4 +1,4 @@
-"""Every step, slot and checkpoint at which a document was seen or will be."""
+"""List every row, step and checkpoint at which a document was or will be seen."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A piece of a document in a row."""
+    """A row that holds a piece of the document."""
 
     g: int
-    """Global row."""
+    """Number of the row in the run, from 0."""
     step: int | None
-    """None where the row is skipped."""
+    """None if the row is skipped."""
     slot: int | None
-    """Row of the step, from 0."""
+    """Number of the row in its step, from 0."""
     epoch: int
     offset: int
-    """First token of the document that is in the row."""
+    """First token of the document in this row."""
     length: int
-    """Tokens of the document that are in the row."""
+    """Tokens of the document in this row."""
     status: Literal["seen", "to come", "skipped"]
     checkpoint: str | None
-    """The first one whose state includes the row; None if there is none yet."""
+    """First checkpoint whose weights were trained on the row; None if there is none yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class DocumentPlaces:
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """The places of all documents that bear the name."""
+    """Places of all documents that the name matches."""
 
     run: str
     steps_done: int
@@ -68,12 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Print the answer; 0."""
+    """Print the answer; return 0."""
     return show(locate(open_run(args.run), document_name(args)), args)
 
 
 def locate(run: RecordedRun, name: DocumentName) -> Where:
-    """Return where the documents of this name are.
+    """Return the places of all documents that a name matches.
 
     Raises:
         ValueError, OSError: no such document, or it cannot be looked up.
@@ -98,7 +98,7 @@ def locate(run: RecordedRun, name: DocumentName) -> Where:
 
 
 def list_places(run: RecordedRun, document: Document) -> list[Place]:
-    """Return the places of a document, ascending by row; none if it was dropped or never drawn."""
+    """Return the places of a document by ascending row; none if it is dropped or never drawn."""
     rows = run.order.where(document.source, document.ordinal)
     if not len(rows):
         return []

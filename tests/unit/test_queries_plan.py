@@ -107,14 +107,14 @@ def test_figure_counts_every_row_or_every_nth(
 ) -> None:
     config = make_config(tiny_corpus, tmp_path)
     order = sample_order(config)
-    tokens, pieces, stride = plan_figure.count(order, 0)
+    tokens, pieces, stride = plan_figure.sample_rows(order, 0)
     pools = order.spec.phases[0].pools
     assert stride == 1
     assert tokens.sum() == sum(pool.tokens for pool in pools)
     assert len(tokens) == len(pieces) == sum(pool.rows for pool in pools)
     monkeypatch.setattr(plan_figure, "MAX_ROWS", 100)
     monkeypatch.setattr(plan_figure, "CHUNK_ROWS", 7)
-    some, some_pieces, stride = plan_figure.count(order, 0)
+    some, some_pieces, stride = plan_figure.sample_rows(order, 0)
     assert 50 < len(some) <= 102
     first = pools[0].rows
     both = np.concatenate([tokens[:first:stride], tokens[first::stride]])
