@@ -6,6 +6,7 @@
 #   make test-next     the whole suite under Python 3.12 or newer, with the newer Megatron-Core that
 #                      constraints.txt names for it; its CUDA build of torch is a large download
 #   make check         format, lint, types, layers and the fast tests: what every commit must pass
+#   make stub          megatron_ettin/_native.pyi, from the docstrings and signatures in csrc/bindings_*.cc
 #   make quickstart    from text to a trained pair of models (QUICKSTART_SHORT=1: fewer steps)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CPP := $(wildcard csrc/*.h csrc/*.cc)
 
-.PHONY: venv test test-long test-next check quickstart
+.PHONY: venv test test-long test-next check stub quickstart
 
 venv: $(INSTALLED)
 
@@ -45,10 +46,13 @@ check: venv
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest megatron_ettin._native
+	$(BIN)/python csrc/stub.py --check
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow and not long" tests/unit tests/native
+
+stub: venv
+	$(BIN)/python csrc/stub.py
 
 quickstart: venv
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/quickstart.sh $(if $(QUICKSTART_SHORT),--short)

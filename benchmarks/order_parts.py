@@ -26,6 +26,7 @@ from megatron_ettin import native
 from megatron_ettin.file_digests import FileDigest, FileList, differences
 from megatron_ettin.objectives import MaskedLM
 from megatron_ettin.order import SampleOrder
+from megatron_ettin.order.blend import blend_quotas
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.ledger import Kind, Ledger, LedgerWriter
 
@@ -55,7 +56,7 @@ def measure_locate(_: Bench) -> Measured:
     order = native.PhaseOrder(
         seed=1,
         source_ids=[11, 12, 13, 14],
-        quotas=native.blend_quotas(SHARES),
+        quotas=blend_quotas(SHARES),
         rows=rows,
         drawn=[0] * 4,
     )
@@ -69,8 +70,8 @@ def measure_segments(bench: Bench) -> Measured:
     ((pool, plan),) = open_order(bench.large, rows=1).plans(0)
     order = native.PhaseOrder(seed=1, source_ids=[11], quotas=[1], rows=[pool.rows], drawn=[0])
     steps = some_steps(pool.rows, 10)
-    plan.segments(np.arange(pool.rows))  # checks every block, which happens once
-    seconds = seconds_of(lambda: [plan.segments(order.locate(step)[2]) for step in steps])
+    plan.pieces(np.arange(pool.rows))  # checks every block, which happens once
+    seconds = seconds_of(lambda: [plan.pieces(order.locate(step)[2]) for step in steps])
     return {"segments_us": seconds / sum(map(len, steps)) * 1e6}
 
 

@@ -1,11 +1,13 @@
-// What the bindings_*.cc files share; they alone know Python. numpy arrays in and out, the GIL
-// released around the work.
+// The part that the bindings_*.cc files share; they alone know Python. numpy arrays in and out, the
+// GIL released around the work. Signatures and docstrings are stated here and nowhere else:
+// `make stub` writes megatron_ettin/_native.pyi from the built module.
 #ifndef MEGATRON_ETTIN_BINDINGS_H_
 #define MEGATRON_ETTIN_BINDINGS_H_
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <cstdint>
 #include <stdexcept>

@@ -43,7 +43,7 @@ DigestedRows RowsOf(const Input<int64_t>& g, const Input<int64_t>& num_tokens, i
 
 py::array_t<uint64_t> OrderDigestArray(const std::vector<const RowPlan*>& plans,
                                        const Input<int64_t>& g, const Input<uint64_t>& source_ids,
-                                       const Input<int32_t>& source_slot,
+                                       const Input<int32_t>& source_index,
                                        const Input<int64_t>& epoch, const Input<int64_t>& row) {
   const auto num_sources = static_cast<py::ssize_t>(plans.size());
   const uint64_t* ids = Values(source_ids, "source_ids", num_sources);
@@ -54,7 +54,7 @@ py::array_t<uint64_t> OrderDigestArray(const std::vector<const RowPlan*>& plans,
   }
   const int64_t* numbers = Values(g, "g");
   const int64_t count = g.size();
-  const RowOrigins origins{numbers, Values(source_slot, "source_slot", count),
+  const RowOrigins origins{numbers, Values(source_index, "source_index", count),
                            Values(epoch, "epoch", count), Values(row, "row", count)};
   auto lanes = NewLanes(count);
   Hash128* values = Values128(lanes);
@@ -68,7 +68,7 @@ py::array_t<uint64_t> TokenDigestArray(const Input<int64_t>& g, const Input<int6
                                        const Input<int64_t>& num_tokens, int64_t seq_length) {
   const DigestedRows rows = RowsOf(g, num_tokens, seq_length);
   const int64_t* ids = Values(tokens, "tokens", rows.count * seq_length);
-  const int32_t* borders = Values(cu_seqlens, "cu_seqlens");
+  const int32_t* boundaries = Values(cu_seqlens, "cu_seqlens");
   const int64_t segments = cu_seqlens.size() - 1;
   const int64_t per_row = rows.count == 0 ? 0 : segments / rows.count;
   if (segments != per_row * rows.count || (rows.count > 0 && per_row < 1)) {
@@ -79,7 +79,7 @@ py::array_t<uint64_t> TokenDigestArray(const Input<int64_t>& g, const Input<int6
   auto lanes = NewLanes(rows.count);
   Hash128* values = Values128(lanes);
   const py::gil_scoped_release release;
-  TokenDigests(rows, ids, borders, per_row, values);
+  TokenDigests(rows, ids, boundaries, per_row, values);
   return lanes;
 }
 
@@ -98,24 +98,61 @@ py::array_t<uint64_t> MaskDigestArray(const Input<int64_t>& g, const Input<int64
   return lanes;
 }
 
-}  // namespace
-
-void BindDigests(py::module_& module) {
+void BindHashes(py::module_& module) {
   module.def(
-      "xxh3_64", [](const py::buffer& data) { return HashBuffer(data, Xxh3_64); }, py::arg("data"));
+      "xxh3_64", [](const py::buffer& data) { return HashBuffer(data, Xxh3_64); }, py::arg("data"),
+      R"(
+Return XXH3-64 (seed 0) of bytes or of any buffer that lies in one piece; else ValueError.)");
   module.def(
       "xxh3_128",
       [](const py::buffer& data) {
         const Hash128 hash = HashBuffer(data, Xxh3_128);
-        return py::int_(hash.high) << py::int_(64) | py::int_(hash.low);
+        return py::int_(py::int_(hash.high) << py::int_(64) | py::int_(hash.low));
       },
-      py::arg("data"));
+      py::arg("data"), R"(
+Return XXH3-128 (seed 0) of bytes or of any buffer that lies in one piece; else ValueError.)");
+}
+
+void BindRowDigests(py::module_& module) {
   module.def("order_digests", &OrderDigestArray, py::arg("plans"), py::arg("g"),
-             py::arg("source_ids"), py::arg("source_slot"), py::arg("epoch"), py::arg("row"));
+             py::arg("source_ids"), py::arg("source_index"), py::arg("epoch"), py::arg("row"), R"(
+Hash where each of m rows comes from: uint64[m, 2], low lane first; no token is read.
+
+`plans` and `source_ids` (uint64) hold one entry per source. Row i of the batch, number g[i] of the
+run, is row[i] of plans[source_index[i]] in epoch[i]: int64[m], but int32[m] for `source_index`. An
+idle row (g < 0) has value 0. The bytes are those of docs/order.md, section 10.
+
+Raises:
+    ValueError: naming the entry that is out of range.
+    IndexError: `row` is outside of its plan.)");
   module.def("token_digests", &TokenDigestArray, py::arg("g"), py::arg("tokens"),
-             py::arg("cu_seqlens"), py::arg("num_tokens"), py::arg("seq_length"));
+             py::arg("cu_seqlens"), py::arg("num_tokens"), py::arg("seq_length"), R"(
+Hash the unmasked tokens of each of m rows: uint64[m, 2], low lane first.
+
+tokens: int64[m*L], with L = seq_length. cu_seqlens (int32[m*K + 1], the same number of segments K
+in each row) and num_tokens (int64[m]) are those of `assemble_rows`. Padding is left out, and an
+idle row (g < 0, int64[m]) has value 0. The bytes are those of docs/order.md, section 10.
+
+Raises:
+    ValueError: naming the row whose segments do not end at its num_tokens, or whose token is no
+        u32.)");
   module.def("mask_digests", &MaskDigestArray, py::arg("g"), py::arg("inputs"), py::arg("labels"),
-             py::arg("loss_mask"), py::arg("num_tokens"), py::arg("seq_length"));
+             py::arg("loss_mask"), py::arg("num_tokens"), py::arg("seq_length"), R"(
+Hash what each of m rows shows a model and scores: uint64[m], low lanes.
+
+inputs, labels (read where loss_mask is set): int64[m*L]; loss_mask: bool[m*L]; g, num_tokens:
+int64[m]. Padding is left out, and an idle row (g < 0) has value 0. The bytes are those of
+docs/order.md, section 10.
+
+Raises:
+    ValueError: naming the row and slot of an id that is no u32, or of a scored label 2^32 - 1.)");
+}
+
+}  // namespace
+
+void BindDigests(py::module_& module) {
+  BindHashes(module);
+  BindRowDigests(module);
 }
 
 }  // namespace megatron_ettin

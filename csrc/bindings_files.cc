@@ -15,6 +15,10 @@ namespace py = pybind11;
 namespace megatron_ettin {
 namespace {
 
+using TokenArray = py::typing::Union<py::array_t<uint16_t>, py::array_t<int32_t>,
+                                     py::array_t<uint32_t>, py::array_t<int64_t>>;
+using LengthArray = py::typing::Union<py::array_t<int32_t>, py::array_t<int64_t>>;
+
 // Tokens of several pages.
 constexpr int64_t kFetchedTokens = 4096;
 
@@ -35,6 +39,11 @@ void AddTyped(TokenFileBuilder& builder, const py::array& tokens,
   builder.AddMany(data, size, lengths.data(), static_cast<int64_t>(lengths.size()));
 }
 
+py::array ToArray(const TokenArray& tokens) {
+  if (!py::isinstance<py::array>(tokens)) throw py::type_error("tokens must be a numpy array");
+  return py::reinterpret_borrow<py::array>(tokens);
+}
+
 void AddDocuments(TokenFileBuilder& builder, const py::array& tokens,
                   const std::vector<int64_t>& lengths) {
   const char kind = tokens.dtype().kind();
@@ -47,7 +56,7 @@ void AddDocuments(TokenFileBuilder& builder, const py::array& tokens,
                        py::cast<std::string>(py::str(tokens.dtype())));
 }
 
-py::array TokenFileLengths(const py::object& self) {
+LengthArray TokenFileLengths(const py::object& self) {
   const auto& file = self.cast<const TokenFile&>();
   const int64_t count = file.num_documents();
   if (file.one_sequence_per_document()) {
@@ -99,57 +108,60 @@ py::array_t<int64_t> DocumentTokens(const TokenFile& file, int64_t document, int
 }
 
 void BindBuilder(py::module_& module) {
-  py::class_<TokenFileBuilder>(
-      module, "TokenFileBuilder",
-      "Write a Megatron .bin/.idx pair, streaming, in constant memory.\n\n"
-      "PREFIX.bin.tmp and PREFIX.idx.tmp are written; commit() renames them, the .idx last. An\n"
-      "object that is destroyed uncommitted removes them. dtype: 'uint16' or 'int32'. For one\n"
-      "thread at a time. Raises OSError for the file system, ValueError if another writer holds\n"
-      "the prefix.")
+  py::class_<TokenFileBuilder>(module, "TokenFileBuilder", R"(
+Write a Megatron .bin/.idx pair, streaming, in constant memory.
+
+PREFIX.bin.tmp and PREFIX.idx.tmp are written; commit() renames them, the .idx last. An object that
+is destroyed uncommitted removes them. dtype: 'uint16' or 'int32'. For one thread at a time. Raises
+OSError for the file system, ValueError if another writer holds the prefix.)")
       .def(py::init([](const std::filesystem::path& prefix, const std::string& dtype) {
              return std::make_unique<TokenFileBuilder>(prefix.string(), ParseTokenType(dtype));
            }),
            py::arg("prefix"), py::arg("dtype"))
       .def(
           "add",
-          [](TokenFileBuilder& builder, const py::array& tokens) {
-            AddDocuments(builder, tokens, {static_cast<int64_t>(tokens.size())});
+          [](TokenFileBuilder& builder, const TokenArray& tokens) {
+            const py::array ids = ToArray(tokens);
+            AddDocuments(builder, ids, {static_cast<int64_t>(ids.size())});
           },
-          py::arg("tokens"),
-          "Add one document: 1-D uint16, int32, uint32 or int64 token ids.\n\n"
-          "Raises ValueError naming document, position and id if an id does not fit the dtype;\n"
-          "nothing is added then.")
+          py::arg("tokens"), R"(
+Add one document: its token ids, 1-D.
+
+Raises ValueError naming document, position and id if an id does not fit the dtype; nothing is added
+then.)")
       .def(
           "add_many",
-          [](TokenFileBuilder& builder, const py::array& tokens, const Input<int64_t>& lengths) {
+          [](TokenFileBuilder& builder, const TokenArray& tokens, const Input<int64_t>& lengths) {
             const int64_t* values = Values(lengths, "lengths");
-            AddDocuments(builder, tokens, std::vector<int64_t>(values, values + lengths.size()));
+            AddDocuments(builder, ToArray(tokens),
+                         std::vector<int64_t>(values, values + lengths.size()));
           },
-          py::arg("tokens"), py::arg("lengths"),
-          "Add documents stored end to end: ids as in add(), lengths that sum to their number.")
+          py::arg("tokens"), py::arg("lengths"), R"(
+Add documents stored end to end: ids as in add(), lengths that sum to their number.)")
       .def(
           "commit",
           [](TokenFileBuilder& builder, const std::optional<std::filesystem::path>& companion) {
             const py::gil_scoped_release release;
             builder.Commit(companion.value_or("").string());
           },
-          py::arg("companion") = py::none(),
-          "Publish the pair durably, the .idx last; replaces an existing pair.\n\n"
-          "companion: a file of the same folder that describes the pair. COMPANION.tmp, written\n"
-          "and synced by the caller, takes its name before the .idx does.")
-      .def("abort", &TokenFileBuilder::Abort, py::call_guard<py::gil_scoped_release>(),
-           "Remove what was written; no effect after commit() or a second time.")
+          py::arg("companion") = py::none(), R"(
+Publish the pair durably, the .idx last; replaces an existing pair.
+
+companion: a file of the same folder that describes the pair. COMPANION.tmp, written and synced by
+the caller, takes its name before the .idx does.)")
+      .def("abort", &TokenFileBuilder::Abort, py::call_guard<py::gil_scoped_release>(), R"(
+Remove what was written; no effect after commit() or a second time.)")
       .def_property_readonly("num_documents", &TokenFileBuilder::num_documents)
       .def_property_readonly("num_tokens", &TokenFileBuilder::num_tokens);
 }
 
 void BindReader(py::module_& module) {
-  py::class_<TokenFile>(
-      module, "TokenFile",
-      "Read a Megatron .bin/.idx pair through memory maps.\n\n"
-      "Opening checks the index against itself and the size of the .bin; check=False reads the\n"
-      "header and the sizes only, for a pair that was checked before. Raises OSError if a file\n"
-      "cannot be opened, ValueError naming file, byte and remedy if the pair is not valid.")
+  py::class_<TokenFile>(module, "TokenFile", R"(
+Read a Megatron .bin/.idx pair through memory maps.
+
+Opening checks the index against itself and the size of the .bin; check=False reads the header and
+the sizes only, for a pair that was checked before. Raises OSError if a file cannot be opened,
+ValueError naming file, byte and remedy if the pair is not valid.)")
       .def(py::init([](const std::filesystem::path& prefix, bool check) {
              const py::gil_scoped_release release;
              return std::make_unique<TokenFile>(prefix.string(), check);
@@ -159,23 +171,27 @@ void BindReader(py::module_& module) {
       .def_property_readonly("num_documents", &TokenFile::num_documents)
       .def_property_readonly("num_tokens", &TokenFile::num_tokens)
       .def_property_readonly(
-          "dtype", [](const TokenFile& file) { return std::string(TypeName(file.type())); })
-      .def_property_readonly(
-          "lengths", &TokenFileLengths,
-          "Tokens per document, read-only: an int32 view of the .idx if each document is one\n"
-          "sequence, else int64 sums that are computed on each access. For single documents: each\n"
-          "page that is touched is read alone.")
-      .def(
-          "read_lengths", &ReadLengths, py::arg("first"), py::arg("end"),
-          "Copy the tokens per document of documents [first, end) as int64, for passes over many:\n"
-          "the file is read ahead and stays out of this process's memory. IndexError outside.")
+          "dtype", [](const TokenFile& file) { return std::string(TypeName(file.type())); },
+          "'uint16' or 'int32'.")
+      .def_property_readonly("lengths", &TokenFileLengths, R"(
+Tokens per document, read-only.
+
+An int32 view of the .idx if each document is one sequence, else int64 sums that are computed on
+each access. For single documents: each page that is touched is read alone.)")
+      .def("read_lengths", &ReadLengths, py::arg("first"), py::arg("end"), R"(
+Copy the tokens per document of documents [first, end): int64[end - first].
+
+For passes over many: the file is read ahead and stays out of this process's memory. IndexError
+outside.)")
       .def("tokens", &DocumentTokens, py::arg("document"), py::arg("offset") = 0,
-           py::arg("length") = py::none(),
-           "Copy tokens of one document as int64; IndexError outside of it.")
+           py::arg("length") = py::none(), R"(
+Copy `length` tokens of one document from `offset` on, or all that follow: int64[length].
+
+IndexError outside of the document.)")
       .def("check_tokens", &TokenFile::CheckTokens, py::arg("vocab_size"),
-           py::call_guard<py::gil_scoped_release>(),
-           "Read the whole .bin; ValueError naming file, byte, document, position and id of the\n"
-           "first id outside [0, vocab_size).");
+           py::call_guard<py::gil_scoped_release>(), R"(
+Read the whole .bin; ValueError naming file, byte, document, position and id of the first id outside
+[0, vocab_size).)");
 }
 
 }  // namespace

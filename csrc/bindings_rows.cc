@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "bindings.h"
@@ -29,60 +30,76 @@ Pack ParsePack(const std::string& pack) {
   throw std::invalid_argument("pack is '" + pack + "'; it must be 'bfd', 'concat' or 'none'");
 }
 
+// Called with the number of documents done.
+using Progress = py::typing::Callable<py::object(py::int_)>;
+
 void BuildPlan(const TokenFile& file, const std::filesystem::path& path, int64_t first_document,
                int64_t end_document, int64_t seq_length, const std::string& pack,
                const std::string& specials, int64_t min_doc_tokens, int64_t max_segments_per_row,
-               int64_t block_documents, bool bodies, int64_t threads, const py::object& progress) {
+               int64_t block_documents, bool bodies, int64_t threads,
+               const std::optional<Progress>& progress) {
   const RowRules rules{seq_length,     ParsePack(pack),      ParseSpecials(specials),
                        min_doc_tokens, max_segments_per_row, block_documents};
   const PlanRequest request{first_document, end_document, rules, bodies};
   const auto tick = [&progress](int64_t documents_done) {
     const py::gil_scoped_acquire acquire;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C ends the build
-    if (!progress.is_none()) progress(documents_done);
+    if (progress) (*progress)(documents_done);
   };
   const py::gil_scoped_release release;
   BuildRowPlan(file, path.string(), request, threads, tick);
 }
 
-py::tuple SegmentArrays(const RowPlan& plan, const Input<int64_t>& rows) {
+struct RowPieces {
+  py::array_t<int64_t> splits;
+  py::array_t<int64_t> document;
+  py::array_t<int64_t> offset;
+  py::array_t<int32_t> length;
+  py::array_t<bool> cls;
+  py::array_t<bool> sep;
+  py::array_t<bool> ends_document;
+};
+
+// Turns pieces, an array of structs, into one array per field.
+RowPieces ToColumns(const std::vector<Piece>& pieces, py::array_t<int64_t> splits) {
+  const auto count = static_cast<int64_t>(pieces.size());
+  RowPieces columns{std::move(splits),        NewArray<int64_t>(count), NewArray<int64_t>(count),
+                    NewArray<int32_t>(count), NewArray<bool>(count),    NewArray<bool>(count),
+                    NewArray<bool>(count)};
+  int64_t* document = columns.document.mutable_data();
+  int64_t* offset = columns.offset.mutable_data();
+  int32_t* length = columns.length.mutable_data();
+  bool* cls = columns.cls.mutable_data();
+  bool* sep = columns.sep.mutable_data();
+  bool* ends_document = columns.ends_document.mutable_data();
+  for (int64_t i = 0; i < count; ++i) {
+    document[i] = pieces[i].document;
+    offset[i] = pieces[i].offset;
+    length[i] = pieces[i].length;
+    cls[i] = pieces[i].cls;
+    sep[i] = pieces[i].sep;
+    ends_document[i] = pieces[i].ends_document;
+  }
+  return columns;
+}
+
+RowPieces ListRowPieces(const RowPlan& plan, const Input<int64_t>& rows) {
   const int64_t* numbers = Values(rows, "rows");
   const int64_t num_rows = rows.size();
   auto splits = NewArray<int64_t>(num_rows + 1);
   int64_t* split = splits.mutable_data();
-  std::vector<Segment> all;
+  std::vector<Piece> all;
   {
     const py::gil_scoped_release release;
-    std::vector<Segment> segments;
+    std::vector<Piece> pieces;
     split[0] = 0;
     for (int64_t r = 0; r < num_rows; ++r) {
-      plan.Segments(numbers[r], &segments);
-      all.insert(all.end(), segments.begin(), segments.end());
+      plan.ListPieces(numbers[r], &pieces);
+      all.insert(all.end(), pieces.begin(), pieces.end());
       split[r + 1] = static_cast<int64_t>(all.size());
     }
   }
-  const auto count = static_cast<int64_t>(all.size());
-  auto document = NewArray<int64_t>(count);
-  auto offset = NewArray<int64_t>(count);
-  auto length = NewArray<int32_t>(count);
-  auto cls = NewArray<bool>(count);
-  auto sep = NewArray<bool>(count);
-  auto ends_document = NewArray<bool>(count);
-  int64_t* document_out = document.mutable_data();
-  int64_t* offset_out = offset.mutable_data();
-  int32_t* length_out = length.mutable_data();
-  bool* cls_out = cls.mutable_data();
-  bool* sep_out = sep.mutable_data();
-  bool* ends_out = ends_document.mutable_data();
-  for (int64_t i = 0; i < count; ++i) {
-    document_out[i] = all[i].document;
-    offset_out[i] = all[i].offset;
-    length_out[i] = all[i].length;
-    cls_out[i] = all[i].cls;
-    sep_out[i] = all[i].sep;
-    ends_out[i] = all[i].ends_document;
-  }
-  return py::make_tuple(splits, document, offset, length, cls, sep, ends_document);
+  return ToColumns(all, std::move(splits));
 }
 
 py::array_t<int32_t> RowTokenArray(const RowPlan& plan, const Input<int64_t>& rows) {
@@ -105,31 +122,39 @@ py::array_t<int64_t> FindRows(const RowPlan& plan, int64_t document) {
   return py::array_t<int64_t>(static_cast<py::ssize_t>(rows.size()), rows.data());
 }
 
-py::tuple AssembleRowArrays(const std::vector<const RowPlan*>& plans,
-                            const Input<int32_t>& source_slot, const Input<int64_t>& row,
-                            int64_t seq_length, int64_t max_segments_per_row, int64_t cls_id,
-                            int64_t sep_id, int64_t pad_id) {
+struct PackedRows {
+  py::array_t<int64_t> tokens;
+  py::array_t<int64_t> position_ids;
+  py::array_t<int32_t> cu_seqlens;
+  py::array_t<uint8_t> segment_kind;
+  py::array_t<int64_t> num_tokens;
+};
+
+PackedRows AssemblePackedRows(const std::vector<const RowPlan*>& plans,
+                              const Input<int32_t>& source_index, const Input<int64_t>& row,
+                              int64_t seq_length, int64_t max_segments_per_row, int64_t cls_id,
+                              int64_t sep_id, int64_t pad_id) {
   for (const RowPlan* plan : plans) {
     if (plan == nullptr) throw py::type_error("a plan may not be None");
   }
-  const int32_t* slots = Values(source_slot, "source_slot");
-  const int64_t num_rows = source_slot.size();
+  const int32_t* indices = Values(source_index, "source_index");
+  const int64_t num_rows = source_index.size();
   const int64_t* rows = Values(row, "row", num_rows);
   const RowShape shape{seq_length, max_segments_per_row, cls_id, sep_id, pad_id};
   CheckRowShape(shape, num_rows);
-  auto tokens = NewArray<int64_t>(num_rows * seq_length);
-  auto position_ids = NewArray<int64_t>(num_rows * seq_length);
-  auto cu_seqlens = NewArray<int32_t>(num_rows * (max_segments_per_row + 1) + 1);
-  auto segment_kind = NewArray<uint8_t>(num_rows * (max_segments_per_row + 1));
-  auto num_tokens = NewArray<int64_t>(num_rows);
-  const RowBatch batch{tokens.mutable_data(), position_ids.mutable_data(),
-                       cu_seqlens.mutable_data(), segment_kind.mutable_data(),
-                       num_tokens.mutable_data()};
+  const int64_t slots = num_rows * seq_length;
+  const int64_t segments = num_rows * (max_segments_per_row + 1);
+  PackedRows packed{NewArray<int64_t>(slots), NewArray<int64_t>(slots),
+                    NewArray<int32_t>(segments + 1), NewArray<uint8_t>(segments),
+                    NewArray<int64_t>(num_rows)};
+  const RowBatch batch{packed.tokens.mutable_data(), packed.position_ids.mutable_data(),
+                       packed.cu_seqlens.mutable_data(), packed.segment_kind.mutable_data(),
+                       packed.num_tokens.mutable_data()};
   {
     const py::gil_scoped_release release;
-    AssembleRows(plans, slots, rows, num_rows, shape, batch);
+    AssembleRows(plans, indices, rows, num_rows, shape, batch);
   }
-  return py::make_tuple(tokens, position_ids, cu_seqlens, segment_kind, num_tokens);
+  return packed;
 }
 
 void BindRules(py::class_<RowPlan>& plan) {
@@ -155,30 +180,38 @@ void BindCounts(py::class_<RowPlan>& plan) {
   plan.def_property_readonly("num_rows", [](const RowPlan& p) { return p.counts().rows; })
       .def_property_readonly(
           "num_tokens", [](const RowPlan& p) { return p.counts().tokens; },
-          "Slots that are not padding: corpus tokens and added specials.")
+          "Count of slots that are not padding: corpus tokens and added specials.")
       .def_property_readonly(
           "num_documents", [](const RowPlan& p) { return p.counts().documents; },
-          "Documents that were kept.")
+          "Number of documents that were kept.")
       .def_property_readonly("dropped_documents",
                              [](const RowPlan& p) { return p.counts().dropped_documents; })
       .def_property_readonly("dropped_tokens",
                              [](const RowPlan& p) { return p.counts().dropped_tokens; })
       .def_property_readonly(
           "cut_documents", [](const RowPlan& p) { return p.counts().cut_documents; },
-          "Documents of more than one piece.");
+          "Number of documents of more than one piece.");
 }
 
-}  // namespace
+void BindPlan(py::module_& module) {
+  py::class_<RowPieces>(module, "RowPieces", R"(
+Pieces of m rows, by document inside a row: n pieces in all.
 
-void BindRows(py::module_& module) {
-  py::class_<RowPlan> plan(
-      module, "RowPlan",
-      "A plan file, memory-mapped, with the token file whose documents it packs into rows.\n\n"
-      "Opening checks all but the rows themselves; those of 65,536 documents are checked when "
-      "first\n"
-      "used. Raises OSError if the file cannot be opened, ValueError naming file, byte and remedy "
-      "if\n"
-      "it is damaged or was built for other documents. Threads may share a plan.");
+Row i has the pieces splits[i] to splits[i + 1].)")
+      .def_readonly("splits", &RowPieces::splits, "int64[m + 1]: first piece of each row, then n.")
+      .def_readonly("document", &RowPieces::document, "int64[n]: document of the corpus.")
+      .def_readonly("offset", &RowPieces::offset, "int64[n]: its first token of the document.")
+      .def_readonly("length", &RowPieces::length, "int32[n]: its corpus tokens, without specials.")
+      .def_readonly("cls", &RowPieces::cls, "bool[n]: it carries an added [CLS] too.")
+      .def_readonly("sep", &RowPieces::sep, "bool[n]: it carries an added [SEP] too.")
+      .def_readonly("ends_document", &RowPieces::ends_document,
+                    "bool[n]: it holds the last slot of its document.");
+  py::class_<RowPlan> plan(module, "RowPlan", R"(
+A plan file, memory-mapped, with the token file whose documents it packs into rows.
+
+Opening checks all but the rows themselves; those of 65,536 documents are checked when first used.
+Raises OSError if the file cannot be opened, ValueError naming file, byte and remedy if it is
+damaged or was built for other documents. Threads may share a plan.)");
   plan.def(py::init([](const std::filesystem::path& path, const TokenFile& file) {
              const py::gil_scoped_release release;
              return std::make_unique<RowPlan>(path.string(), file);
@@ -186,40 +219,78 @@ void BindRows(py::module_& module) {
            py::arg("path"), py::arg("file"), py::keep_alive<1, 3>());
   BindRules(plan);
   BindCounts(plan);
-  plan.def(
-          "segments", &SegmentArrays, py::arg("rows"),
-          "Pieces of rows (int64[m]; IndexError outside the plan), by document inside a row:\n"
-          "(splits int64[m+1], document int64[n], offset int64[n], length int32[n], cls bool[n],\n"
-          "sep bool[n], ends_document bool[n]). Row i has pieces splits[i] to splits[i+1]. length\n"
-          "counts corpus tokens only; cls and sep: the piece carries an added [CLS] or [SEP] too.")
-      .def("row_tokens", &RowTokenArray, py::arg("rows"),
-           "Slots of rows (int64[m]) that are not padding: int32[m].")
-      .def("find", &FindRows, py::arg("document"),
-           "Rows that hold a piece of a document, ascending: int64[k], empty if it was dropped.\n\n"
-           "IndexError if the plan is for other documents.");
-  module.def(
-      "build_row_plan", &BuildPlan, py::arg("file"), py::arg("path"), py::kw_only(),
-      py::arg("first_document"), py::arg("end_document"), py::arg("seq_length"), py::arg("pack"),
-      py::arg("specials"), py::arg("min_doc_tokens"), py::arg("max_segments_per_row"),
-      py::arg("block_documents") = kMaxBlockDocuments, py::arg("bodies") = true,
-      py::arg("threads") = 0, py::arg("progress") = py::none(),
-      "Plan the rows of documents [first_document, end_document) of a file, into the file\n"
-      "`path`.\n\n"
-      "It appears when it is complete; a file that is there already stays. Its bytes depend on\n"
-      "the lengths and the rules alone, whatever the number of threads (0: one per\n"
-      "processor). Memory does not grow with the corpus: at most 32 bytes per document of the\n"
-      "blocks at work, one of 65,536 documents per thread.\n\n"
-      "pack: 'bfd' (best-fit decreasing), 'concat' (one stream, cut into rows) or 'none' (each\n"
-      "piece is a row). specials: 'add' puts [CLS] and [SEP] around pieces (concat: documents),\n"
-      "'present' nothing. max_segments_per_row must be 1 for concat and none. bodies=False\n"
-      "stores a table of the blocks only; RowPlan then computes their rows when they are\n"
-      "needed. progress is called now and then with the number of documents done, and may\n"
-      "raise to give up. Raises ValueError naming the rule that is out of range or the document\n"
-      "with an impossible length, OSError if the file cannot be written; nothing is left then.\n"
-      "docs/order.md, sections 5 and 11.");
-  module.def("assemble_rows", &AssembleRowArrays, py::arg("plans"), py::arg("source_slot"),
+  plan.def("pieces", &ListRowPieces, py::arg("rows"), R"(
+Return the pieces of rows, int64[m]; IndexError outside the plan.)")
+      .def("row_tokens", &RowTokenArray, py::arg("rows"), R"(
+Count the slots of rows, int64[m], that are not padding: int32[m].)")
+      .def("find", &FindRows, py::arg("document"), R"(
+Return the rows that hold a piece of a document, ascending: int64[k], empty if it was dropped.
+
+IndexError if the plan is for other documents.)");
+}
+
+void BindPlanBuilder(py::module_& module) {
+  module.def("build_row_plan", &BuildPlan, py::arg("file"), py::arg("path"), py::kw_only(),
+             py::arg("first_document"), py::arg("end_document"), py::arg("seq_length"),
+             py::arg("pack"), py::arg("specials"), py::arg("min_doc_tokens"),
+             py::arg("max_segments_per_row"), py::arg("block_documents") = kMaxBlockDocuments,
+             py::arg("bodies") = true, py::arg("threads") = 0, py::arg("progress") = py::none(),
+             R"(
+Plan the rows of documents [first_document, end_document) of a file, into the file `path`.
+
+It appears when it is complete; a file that is there already stays. Its bytes depend on the lengths
+and the rules alone, whatever the number of threads (0: one per processor). Memory does not grow
+with the corpus: at most 32 bytes per document of the blocks at work, one of 65,536 documents per
+thread (docs/order.md, sections 5 and 11).
+
+Args:
+    pack: 'bfd' (best-fit decreasing), 'concat' (one stream, cut into rows) or 'none' (each piece
+        is a row).
+    specials: 'add' puts [CLS] and [SEP] around pieces (concat: documents), 'present' nothing.
+    max_segments_per_row: most pieces of a row; 1 for concat and none.
+    bodies: False stores a table of the blocks only; RowPlan computes their rows when needed.
+    progress: called about ten times a second with the number of documents done; may raise to
+        give up.
+
+Raises:
+    ValueError: naming the rule that is out of range or the document with an impossible length.
+    OSError: the file cannot be written. Nothing is left then.)");
+}
+
+void BindAssembly(py::module_& module) {
+  py::class_<PackedRows>(module, "PackedRows", R"(
+Packed stream of m rows of L slots, each of S + 1 segments.
+
+The segments of a row are its pieces (one segment for all of them if its plan's pack is 'concat'),
+its padding tail, and empty ones.)")
+      .def_readonly("tokens", &PackedRows::tokens, "int64[m*L].")
+      .def_readonly("position_ids", &PackedRows::position_ids,
+                    "int64[m*L], from 0 in each segment, the padding tail included.")
+      .def_readonly("cu_seqlens", &PackedRows::cu_seqlens,
+                    "int32[m*(S+1) + 1], non-decreasing, over the whole stream.")
+      .def_readonly("segment_kind", &PackedRows::segment_kind, R"(
+uint8[m*(S+1)]: 0 padding or empty, 1 a piece that does not end its document, 2 one that does.)")
+      .def_readonly("num_tokens", &PackedRows::num_tokens, "int64[m], slots that are not padding.");
+  module.def("assemble_rows", &AssemblePackedRows, py::arg("plans"), py::arg("source_index"),
              py::arg("row"), py::kw_only(), py::arg("seq_length"), py::arg("max_segments_per_row"),
-             py::arg("cls_id"), py::arg("sep_id"), py::arg("pad_id"));
+             py::arg("cls_id"), py::arg("sep_id"), py::arg("pad_id"), R"(
+Build the packed stream of m rows of L = seq_length slots, S = max_segments_per_row.
+
+`plans` holds one entry per source. Row r is row[r] (int64[m]) of plans[source_index[r]] (int32[m]),
+or idle (padding only) where both are -1. Special tokens are added where the plan says so
+(docs/order.md, section 6).
+
+Raises:
+    ValueError: naming the plan that disagrees with the shape, or the row without a source.
+    IndexError: a row is outside of its plan.)");
+}
+
+}  // namespace
+
+void BindRows(py::module_& module) {
+  BindPlan(module);
+  BindPlanBuilder(module);
+  BindAssembly(module);
 }
 
 }  // namespace megatron_ettin

@@ -33,9 +33,9 @@ BlendTable::BlendTable(std::vector<int64_t> quotas) : quotas_(std::move(quotas))
   const int64_t period = CheckedPeriod(quotas_);
   source_.resize(period);
   rank_.resize(period);
-  slots_.resize(period);
-  slot_begin_.assign(1, 0);
-  for (int64_t quota : quotas_) slot_begin_.push_back(slot_begin_.back() + quota);
+  positions_.resize(period);
+  position_begin_.assign(1, 0);
+  for (int64_t quota : quotas_) position_begin_.push_back(position_begin_.back() + quota);
 
   // deficit[s] = quota * (j + 1) - period * count: how far source s lags behind its share.
   std::vector<int64_t> deficit(quotas_.size(), 0);
@@ -49,14 +49,14 @@ BlendTable::BlendTable(std::vector<int64_t> quotas) : quotas_(std::move(quotas))
     deficit[best] -= period;
     source_[j] = static_cast<int32_t>(best);
     rank_[j] = count[best];
-    slots_[slot_begin_[best] + count[best]] = static_cast<int32_t>(j);
+    positions_[position_begin_[best] + count[best]] = static_cast<int32_t>(j);
     ++count[best];
   }
 }
 
 int64_t BlendTable::CountBefore(int64_t source, int64_t j) const {
-  const auto begin = slots_.begin() + slot_begin_[source];
-  const auto end = slots_.begin() + slot_begin_[source + 1];
+  const auto begin = positions_.begin() + position_begin_[source];
+  const auto end = positions_.begin() + position_begin_[source + 1];
   return std::lower_bound(begin, end, j) - begin;
 }
 

@@ -20,22 +20,24 @@ class BlendTable {
   int64_t num_sources() const { return static_cast<int64_t>(quotas_.size()); }
   int64_t quota(int64_t source) const { return quotas_[source]; }
 
-  // Source of slot j, and how many earlier slots of the period have that source.
+  // Source at position j of the period, and how many earlier positions have that source.
   int32_t SourceAt(int64_t j) const { return source_[j]; }
   int32_t RankAt(int64_t j) const { return rank_[j]; }
 
-  // The slot that holds the rank-th row of the source: the inverse of (SourceAt, RankAt).
-  int64_t SlotOf(int64_t source, int64_t rank) const { return slots_[slot_begin_[source] + rank]; }
+  // The position that holds the rank-th row of the source: the inverse of (SourceAt, RankAt).
+  int64_t PositionOf(int64_t source, int64_t rank) const {
+    return positions_[position_begin_[source] + rank];
+  }
 
-  // How many of the slots [0, j) belong to the source.
+  // How many of the positions [0, j) belong to the source.
   int64_t CountBefore(int64_t source, int64_t j) const;
 
  private:
   std::vector<int64_t> quotas_;
   std::vector<int32_t> source_;
   std::vector<int32_t> rank_;
-  std::vector<int32_t> slots_;       // slots of source 0 ascending, then of source 1, ...
-  std::vector<int64_t> slot_begin_;  // first entry of a source in slots_, plus the end
+  std::vector<int32_t> positions_;       // positions of source 0 ascending, then of source 1, ...
+  std::vector<int64_t> position_begin_;  // first entry of a source in positions_, plus the end
 };
 
 }  // namespace megatron_ettin

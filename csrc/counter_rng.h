@@ -10,13 +10,16 @@
 
 namespace megatron_ettin {
 
-// What a key is for. Values are part of the specification and never change meaning.
+// Uses of a key. The values are part of the specification and never change their meaning; a new
+// use takes a new number. Python sees them as native.Purpose, and docs/order.md lists them.
 enum class Purpose : uint64_t {
   kPermutation = 1,
   kMask = 2,
   kNormalWeights = 3,
   kUniformWeights = 4,
   kDropout = 5,
+  kUnseen = 6,
+  kVerify = 7,
 };
 
 inline constexpr uint64_t kGamma = 0x9E3779B97F4A7C15ull;

@@ -96,20 +96,20 @@ void CheckNumTokens(const DigestedRows& rows, int64_t r) {
   }
 }
 
-// Adds the number of a row's pieces and the length of each; `border` points to the row's first
-// entry of cu_seqlens.
-void AddPieceLengths(const DigestedRows& rows, int64_t r, const int32_t* border,
+// Adds the number of a row's pieces and the length of each; `boundary` points to the row's
+// first entry of cu_seqlens.
+void AddPieceLengths(const DigestedRows& rows, int64_t r, const int32_t* boundary,
                      int64_t segments_per_row, RowBytes* bytes) {
   const int64_t begin = r * rows.seq_length;
   const int64_t end = begin + rows.num_tokens[r];
   uint32_t pieces = 0;
   int64_t at = begin;
-  bool agrees = border[0] == begin && border[segments_per_row] == begin + rows.seq_length;
+  bool agrees = boundary[0] == begin && boundary[segments_per_row] == begin + rows.seq_length;
   for (int64_t k = 1; agrees && k <= segments_per_row; ++k) {
-    agrees = border[k] >= border[k - 1];
-    if (border[k] > border[k - 1] && border[k] <= end) {
+    agrees = boundary[k] >= boundary[k - 1];
+    if (boundary[k] > boundary[k - 1] && boundary[k] <= end) {
       ++pieces;
-      at = border[k];
+      at = boundary[k];
     }
   }
   if (!agrees || at != end) {
@@ -118,43 +118,44 @@ void AddPieceLengths(const DigestedRows& rows, int64_t r, const int32_t* border,
                                 std::to_string(rows.num_tokens[r]) + " tokens and its slots do");
   }
   bytes->Add(pieces);
-  for (int64_t k = 1; k <= segments_per_row && border[k] <= end; ++k) {
-    if (border[k] > border[k - 1]) bytes->Add(static_cast<uint32_t>(border[k] - border[k - 1]));
+  for (int64_t k = 1; k <= segments_per_row && boundary[k] <= end; ++k) {
+    if (boundary[k] > boundary[k - 1])
+      bytes->Add(static_cast<uint32_t>(boundary[k] - boundary[k - 1]));
   }
 }
 
 const OrderedSource& SourceOf(const std::vector<OrderedSource>& sources, const RowOrigins& origins,
                               int64_t r) {
-  const int64_t slot = origins.source_slot[r];
-  if (slot < 0 || slot >= static_cast<int64_t>(sources.size())) {
-    throw std::invalid_argument(NameRow(r, origins.g[r]) + "no source slot " +
-                                std::to_string(slot));
+  const int64_t index = origins.source_index[r];
+  if (index < 0 || index >= static_cast<int64_t>(sources.size())) {
+    throw std::invalid_argument(NameRow(r, origins.g[r]) + "no source index " +
+                                std::to_string(index));
   }
   if (origins.epoch[r] < 0) {
     throw std::invalid_argument(NameRow(r, origins.g[r]) + "epoch " +
                                 std::to_string(origins.epoch[r]) + " is < 0");
   }
-  return sources[slot];
+  return sources[index];
 }
 
 }  // namespace
 
 void OrderDigests(const std::vector<OrderedSource>& sources, const RowOrigins& origins,
                   int64_t num_rows, Hash128* values) {
-  std::vector<Segment> pieces;
+  std::vector<Piece> pieces;
   RowBytes bytes;
   for (int64_t r = 0; r < num_rows; ++r) {
     values[r] = {0, 0};
     if (origins.g[r] < 0) continue;
     const OrderedSource& source = SourceOf(sources, origins, r);
-    source.plan->Segments(origins.row[r], &pieces);
+    source.plan->ListPieces(origins.row[r], &pieces);
     bytes.Clear();
     bytes.Add(origins.g[r]);
     bytes.Add(source.id);
     bytes.Add(origins.epoch[r]);
     bytes.Add(origins.row[r]);
     bytes.Add(static_cast<uint32_t>(pieces.size()));
-    for (const Segment& piece : pieces) {
+    for (const Piece& piece : pieces) {
       bytes.Add(piece.document);
       bytes.Add(piece.offset);
       bytes.Add(piece.length);

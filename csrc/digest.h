@@ -21,7 +21,7 @@ struct OrderedSource {
 // Where m rows come from; all arrays have m values.
 struct RowOrigins {
   const int64_t* g;
-  const int32_t* source_slot;
+  const int32_t* source_index;
   const int64_t* epoch;
   const int64_t* row;  // of the source's plan
 };

@@ -45,35 +45,35 @@ const Permutation& PhaseOrder::PermutationOf(int64_t source, int64_t epoch,
   return *current->permutation;
 }
 
-void PhaseOrder::Locate(const int64_t* n, int64_t count, int32_t* source_slot, int64_t* epoch,
+void PhaseOrder::Locate(const int64_t* n, int64_t count, int32_t* source_index, int64_t* epoch,
                         int64_t* row) const {
   std::vector<Current> current(sources_.size());
   for (int64_t i = 0; i < count; ++i) {
     CheckEntry("n", i, n[i], 0, kMaxCount);
     const int64_t turn = n[i] / blend_.period();
-    const int64_t slot = n[i] & (blend_.period() - 1);
-    const int32_t source = blend_.SourceAt(slot);
+    const int64_t position = n[i] & (blend_.period() - 1);
+    const int32_t source = blend_.SourceAt(position);
     const Source& of = sources_[source];
-    const int64_t drawn = of.drawn + turn * of.quota + blend_.RankAt(slot);
-    source_slot[i] = source;
+    const int64_t drawn = of.drawn + turn * of.quota + blend_.RankAt(position);
+    source_index[i] = source;
     epoch[i] = drawn / of.rows;
     const uint64_t index = static_cast<uint64_t>(drawn % of.rows);
     row[i] = static_cast<int64_t>(PermutationOf(source, epoch[i], &current[source]).Forward(index));
   }
 }
 
-void PhaseOrder::Find(const int32_t* source_slot, const int64_t* epoch, const int64_t* row,
+void PhaseOrder::Find(const int32_t* source_index, const int64_t* epoch, const int64_t* row,
                       int64_t count, int64_t* n) const {
   std::vector<Current> current(sources_.size());
   for (int64_t i = 0; i < count; ++i) {
-    CheckEntry("source_slot", i, source_slot[i], 0, num_sources() - 1);
-    const int64_t source = source_slot[i];
+    CheckEntry("source_index", i, source_index[i], 0, num_sources() - 1);
+    const int64_t source = source_index[i];
     const Source& of = sources_[source];
     CheckEntry("epoch", i, epoch[i], 0, kMaxCount / of.rows);
     CheckEntry("row", i, row[i], 0, of.rows - 1);
     const Permutation& permutation = PermutationOf(source, epoch[i], &current[source]);
-    const auto position = static_cast<int64_t>(permutation.Inverse(static_cast<uint64_t>(row[i])));
-    const int64_t since_start = epoch[i] * of.rows + position - of.drawn;
+    const auto index = static_cast<int64_t>(permutation.Inverse(static_cast<uint64_t>(row[i])));
+    const int64_t since_start = epoch[i] * of.rows + index - of.drawn;
     if (since_start < 0) {
       n[i] = -1;
       continue;
@@ -82,7 +82,7 @@ void PhaseOrder::Find(const int32_t* source_slot, const int64_t* epoch, const in
     if (turn > kMaxCount / blend_.period()) {
       throw std::invalid_argument("epoch[" + std::to_string(i) + "] is beyond row 2^61 of a phase");
     }
-    n[i] = turn * blend_.period() + blend_.SlotOf(source, since_start % of.quota);
+    n[i] = turn * blend_.period() + blend_.PositionOf(source, since_start % of.quota);
   }
 }
 

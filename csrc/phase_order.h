@@ -27,13 +27,13 @@ class PhaseOrder {
   int64_t num_sources() const { return blend_.num_sources(); }
   int64_t period() const { return blend_.period(); }
 
-  // For each n[i] >= 0 writes the source slot, the epoch and the row. Thread-safe.
-  void Locate(const int64_t* n, int64_t count, int32_t* source_slot, int64_t* epoch,
+  // For each n[i] >= 0 writes the source index, the epoch and the row. Thread-safe.
+  void Locate(const int64_t* n, int64_t count, int32_t* source_index, int64_t* epoch,
               int64_t* row) const;
 
-  // The inverse: the n at which (source slot, epoch, row) is drawn, or -1 if that was before this
+  // The inverse: the n at which (source index, epoch, row) is drawn, or -1 if that was before this
   // phase began. Thread-safe.
-  void Find(const int32_t* source_slot, const int64_t* epoch, const int64_t* row, int64_t count,
+  void Find(const int32_t* source_index, const int64_t* epoch, const int64_t* row, int64_t count,
             int64_t* n) const;
 
   // Rows drawn from each source's pool once the first n rows of this phase are consumed.

@@ -32,29 +32,29 @@ void CheckPlans(const std::vector<const RowPlan*>& plans, const RowShape& shape)
 
 // The pieces of some rows, one row after the other.
 struct PiecesOfRows {
-  std::vector<Segment> pieces;
+  std::vector<Piece> pieces;
   std::vector<size_t> begins;  // of each row, and the end
 
-  std::pair<const Segment*, const Segment*> Row(int64_t row) const {
+  std::pair<const Piece*, const Piece*> Row(int64_t row) const {
     return {pieces.data() + begins[row], pieces.data() + begins[row + 1]};
   }
 };
 
-PiecesOfRows ListPieces(const std::vector<const RowPlan*>& plans, const int32_t* source_slot,
-                        const int64_t* row, int64_t num_rows) {
+PiecesOfRows ListAllPieces(const std::vector<const RowPlan*>& plans, const int32_t* source_index,
+                           const int64_t* row, int64_t num_rows) {
   PiecesOfRows found;
   found.begins.reserve(num_rows + 1);
-  std::vector<Segment> pieces;
+  std::vector<Piece> pieces;
   for (int64_t r = 0; r < num_rows; ++r) {
     found.begins.push_back(found.pieces.size());
-    const int64_t source = source_slot[r];
+    const int64_t source = source_index[r];
     if (source < -1 || source >= static_cast<int64_t>(plans.size()) ||
         (source == -1 && row[r] != -1)) {
-      throw std::invalid_argument("row " + std::to_string(r) + " of the batch: no source slot " +
+      throw std::invalid_argument("row " + std::to_string(r) + " of the batch: no source index " +
                                   std::to_string(source) + " with row " + std::to_string(row[r]));
     }
     if (source < 0) continue;
-    plans[source]->Segments(row[r], &pieces);
+    plans[source]->ListPieces(row[r], &pieces);
     found.pieces.insert(found.pieces.end(), pieces.begin(), pieces.end());
   }
   found.begins.push_back(found.pieces.size());
@@ -70,20 +70,20 @@ int64_t DeviceReads() {
 
 // Orders the tokens of all rows at once where the last batch had to be read from a device. One by
 // one, each piece would be waited for in turn; in memory, the orders would cost a fifth of a batch.
-void FetchRows(const std::vector<const RowPlan*>& plans, const int32_t* source_slot,
+void FetchRows(const std::vector<const RowPlan*>& plans, const int32_t* source_index,
                int64_t num_rows, const PiecesOfRows& rows) {
   for (int64_t r = 0; r < num_rows; ++r) {
-    if (source_slot[r] < 0 || plans[source_slot[r]]->file().in_memory()) continue;
-    const TokenFile& file = plans[source_slot[r]]->file();
+    if (source_index[r] < 0 || plans[source_index[r]]->file().in_memory()) continue;
+    const TokenFile& file = plans[source_index[r]]->file();
     const auto [begin, end] = rows.Row(r);
-    for (const Segment* piece = begin; piece != end; ++piece) {
+    for (const Piece* piece = begin; piece != end; ++piece) {
       file.FetchTokens(file.PlannedBegin(piece->document) + piece->offset, piece->length);
     }
   }
 }
 
 // Writes one piece at `slot` and returns the slot behind it.
-int64_t WritePiece(const RowPlan& plan, const Segment& piece, const RowShape& shape, int64_t slot,
+int64_t WritePiece(const RowPlan& plan, const Piece& piece, const RowShape& shape, int64_t slot,
                    const RowBatch& batch) {
   if (piece.cls) batch.tokens[slot++] = shape.cls_id;
   const TokenFile& file = plan.file();
@@ -96,12 +96,12 @@ int64_t WritePiece(const RowPlan& plan, const Segment& piece, const RowShape& sh
 
 // Writes the pieces of one row from slot `begin` and returns the slot behind them. A piece is an
 // attention segment of its own; in a concat row the segment runs through all of them.
-int64_t WriteRow(const RowPlan& plan, std::pair<const Segment*, const Segment*> pieces,
+int64_t WriteRow(const RowPlan& plan, std::pair<const Piece*, const Piece*> pieces,
                  const RowShape& shape, int64_t begin, const RowBatch& batch, int32_t* segment_end,
                  uint8_t* kind) {
   const bool one_segment = plan.rules().pack == Pack::kConcat;
   int64_t slot = begin;
-  for (const Segment* piece = pieces.first; piece != pieces.second; ++piece) {
+  for (const Piece* piece = pieces.first; piece != pieces.second; ++piece) {
     const int64_t piece_begin = slot;
     slot = WritePiece(plan, *piece, shape, slot, batch);
     const int64_t segment = one_segment ? 0 : piece - pieces.first;
@@ -128,14 +128,14 @@ void CheckRowShape(const RowShape& shape, int64_t num_rows) {
   }
 }
 
-void AssembleRows(const std::vector<const RowPlan*>& plans, const int32_t* source_slot,
+void AssembleRows(const std::vector<const RowPlan*>& plans, const int32_t* source_index,
                   const int64_t* row, int64_t num_rows, const RowShape& shape,
                   const RowBatch& batch) {
   CheckRowShape(shape, num_rows);
   CheckPlans(plans, shape);
   const int64_t reads_before = DeviceReads();
-  const PiecesOfRows rows = ListPieces(plans, source_slot, row, num_rows);
-  FetchRows(plans, source_slot, num_rows, rows);
+  const PiecesOfRows rows = ListAllPieces(plans, source_index, row, num_rows);
+  FetchRows(plans, source_index, num_rows, rows);
   batch.cu_seqlens[0] = 0;
   for (int64_t r = 0; r < num_rows; ++r) {
     const int64_t row_begin = r * shape.seq_length;
@@ -146,8 +146,8 @@ void AssembleRows(const std::vector<const RowPlan*>& plans, const int32_t* sourc
     std::fill_n(kind, shape.max_segments_per_row + 1, static_cast<uint8_t>(SegmentKind::kPadding));
 
     int64_t slot = row_begin;
-    if (source_slot[r] >= 0) {
-      const RowPlan& plan = *plans[source_slot[r]];
+    if (source_index[r] >= 0) {
+      const RowPlan& plan = *plans[source_index[r]];
       slot = WriteRow(plan, rows.Row(r), shape, slot, batch, segment_end, kind);
     }
     batch.num_tokens[r] = slot - row_begin;

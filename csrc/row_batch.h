@@ -32,9 +32,9 @@ enum class SegmentKind : uint8_t { kPadding = 0, kCutPiece = 1, kLastPiece = 2 }
 // Throws std::invalid_argument if the shape is not positive or too large for 32-bit cu_seqlens.
 void CheckRowShape(const RowShape& shape, int64_t num_rows);
 
-// Source slot -1 with row -1 is an idle row: padding only. Throws std::invalid_argument or
+// Source index -1 with row -1 is an idle row: padding only. Throws std::invalid_argument or
 // std::out_of_range that names the entry if a plan, its file and the shape do not agree.
-void AssembleRows(const std::vector<const RowPlan*>& plans, const int32_t* source_slot,
+void AssembleRows(const std::vector<const RowPlan*>& plans, const int32_t* source_index,
                   const int64_t* row, int64_t num_rows, const RowShape& shape,
                   const RowBatch& batch);
 

@@ -39,7 +39,7 @@ RowPlan::RowPlan(const std::string& path, const TokenFile& file) : plan_(path), 
   }
 }
 
-RowPlan::Bytes RowPlan::Recomputed(int64_t index) const {
+RowPlan::Bytes RowPlan::Recompute(int64_t index) const {
   {
     const std::lock_guard<std::mutex> lock(recomputed_mutex_);
     const auto known = std::find_if(recomputed_.begin(), recomputed_.end(),
@@ -75,7 +75,7 @@ RowPlan::Block RowPlan::OpenBlock(int64_t index) const {
     }
     data = plan_.Body(index);
   } else {
-    owner = Recomputed(index);
+    owner = Recompute(index);
     data = owner->data();
   }
   const BlockShape shape = plan_.ShapeOf(index);
@@ -124,31 +124,31 @@ int64_t RowPlan::UnitsBefore(const Block& block, int64_t document) const {
   return units;
 }
 
-void RowPlan::Segments(int64_t row, std::vector<Segment>* segments) const {
-  segments->clear();
+void RowPlan::ListPieces(int64_t row, std::vector<Piece>* pieces) const {
+  pieces->clear();
   const Block block = BlockOfRow(row);
   const int64_t local = row - block.first_row;
   if (rules().pack == Pack::kConcat) {
-    StreamPieces(block, local, segments);
+    AddStreamPieces(block, local, pieces);
   } else if (local < block.shape.full_rows) {
-    WholePiece(block, local, segments);
+    AddWholePiece(block, local, pieces);
   } else {
-    PackedPieces(block, local - block.shape.full_rows, segments);
+    AddPackedPieces(block, local - block.shape.full_rows, pieces);
   }
 }
 
 // A row of one piece: a full one, or any of `none`.
-void RowPlan::WholePiece(const Block& block, int64_t row, std::vector<Segment>* segments) const {
+void RowPlan::AddWholePiece(const Block& block, int64_t row, std::vector<Piece>* pieces) const {
   const Place place = FindUnit(block, row);
   const int64_t length = file_.PlannedLength(place.document);
   const int64_t offset = (row - place.units) * rules().piece_capacity();
   const int64_t size = std::min(rules().piece_capacity(), length - offset);
   const bool added = rules().specials == Specials::kAdd;
-  segments->push_back(
+  pieces->push_back(
       {place.document, offset, static_cast<int32_t>(size), added, added, offset + size == length});
 }
 
-void RowPlan::PackedPieces(const Block& block, int64_t row, std::vector<Segment>* segments) const {
+void RowPlan::AddPackedPieces(const Block& block, int64_t row, std::vector<Piece>* pieces) const {
   const uint16_t* starts = block.body.row_starts();
   const int64_t end = row + 1 < block.shape.packed_rows ? starts[row + 1] : block.shape.tails;
   const int64_t capacity = rules().piece_capacity();
@@ -161,11 +161,11 @@ void RowPlan::PackedPieces(const Block& block, int64_t row, std::vector<Segment>
     slots += tail + rules().special_slots();
     // Callers rely on rows that fit: this is the only protection against lengths that changed.
     if (tail <= 0 || slots > rules().seq_length) RefuseLengths(block.index);
-    segments->push_back({document, length - tail, static_cast<int32_t>(tail), added, added, true});
+    pieces->push_back({document, length - tail, static_cast<int32_t>(tail), added, added, true});
   }
 }
 
-void RowPlan::StreamPieces(const Block& block, int64_t row, std::vector<Segment>* segments) const {
+void RowPlan::AddStreamPieces(const Block& block, int64_t row, std::vector<Piece>* pieces) const {
   const int64_t begin = row * rules().seq_length;
   const int64_t end = std::min(begin + rules().seq_length, block.shape.tokens);
   const int64_t before = rules().specials == Specials::kAdd ? 1 : 0;  // slots of [CLS]
@@ -181,8 +181,8 @@ void RowPlan::StreamPieces(const Block& block, int64_t row, std::vector<Segment>
     if (slots > 0) {
       const int64_t first = std::max(from - before, int64_t{0});
       const int64_t last = std::min(to - before, length);
-      segments->push_back({place.document, first, static_cast<int32_t>(last - first),
-                           before == 1 && from == 0, before == 1 && to == slots, to == slots});
+      pieces->push_back({place.document, first, static_cast<int32_t>(last - first),
+                         before == 1 && from == 0, before == 1 && to == slots, to == slots});
     }
     place.units += slots;
     ++place.document;
@@ -198,10 +198,10 @@ int64_t RowPlan::RowTokens(int64_t row) const {
     if (rules().pack == Pack::kConcat) return std::min(L, shape.tokens - local * L);
     if (local < shape.full_rows) return L;
   }
-  std::vector<Segment> segments;
-  Segments(row, &segments);
+  std::vector<Piece> pieces;
+  ListPieces(row, &pieces);
   int64_t slots = 0;
-  for (const Segment& segment : segments) slots += segment.slots();
+  for (const Piece& piece : pieces) slots += piece.slots();
   return slots;
 }
 
@@ -223,11 +223,12 @@ void RowPlan::Find(int64_t document, std::vector<int64_t>* rows) const {
   }
   for (int64_t row = begin; row < end; ++row) rows->push_back(block.first_row + row);
   if (rules().pack == Pack::kBfd && length % rules().piece_capacity() != 0) {
-    FindPacked(block, document, rows);
+    FindPackedRow(block, document, rows);
   }
 }
 
-void RowPlan::FindPacked(const Block& block, int64_t document, std::vector<int64_t>* rows) const {
+void RowPlan::FindPackedRow(const Block& block, int64_t document,
+                            std::vector<int64_t>* rows) const {
   const auto local = static_cast<uint16_t>(document - block.first_document);
   const int64_t tail = IndexOf(block.body.tail_documents(), block.shape.tails, local);
   if (tail == block.shape.tails) RefuseLengths(block.index);

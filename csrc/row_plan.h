@@ -31,9 +31,9 @@ class RowPlan {
   const PlanRange& range() const { return plan_.header().range; }
   const PlanCounts& counts() const { return plan_.header().counts; }
 
-  // Replaces `segments` by the pieces of a row, in ascending order of document. Throws
+  // Replaces `pieces` by the pieces of a row, in ascending order of document. Throws
   // std::out_of_range; std::invalid_argument if the plan is damaged or the lengths have changed.
-  void Segments(int64_t row, std::vector<Segment>* segments) const;
+  void ListPieces(int64_t row, std::vector<Piece>* pieces) const;
 
   // The number of slots of a row that are not padding.
   int64_t RowTokens(int64_t row) const;
@@ -61,15 +61,15 @@ class RowPlan {
 
   Block OpenBlock(int64_t index) const;
   Block BlockOfRow(int64_t row) const;
-  Bytes Recomputed(int64_t index) const;
+  Bytes Recompute(int64_t index) const;
 
   int64_t UnitsOf(int64_t document) const { return rules().Units(file_.PlannedLength(document)); }
   Place FindUnit(const Block& block, int64_t unit) const;
   int64_t UnitsBefore(const Block& block, int64_t document) const;
-  void WholePiece(const Block& block, int64_t row, std::vector<Segment>* segments) const;
-  void PackedPieces(const Block& block, int64_t row, std::vector<Segment>* segments) const;
-  void StreamPieces(const Block& block, int64_t row, std::vector<Segment>* segments) const;
-  void FindPacked(const Block& block, int64_t document, std::vector<int64_t>* rows) const;
+  void AddWholePiece(const Block& block, int64_t row, std::vector<Piece>* pieces) const;
+  void AddPackedPieces(const Block& block, int64_t row, std::vector<Piece>* pieces) const;
+  void AddStreamPieces(const Block& block, int64_t row, std::vector<Piece>* pieces) const;
+  void FindPackedRow(const Block& block, int64_t document, std::vector<int64_t>* rows) const;
   [[noreturn]] void RefuseLengths(int64_t index) const;
 
   PlanFile plan_;

@@ -49,7 +49,7 @@ void CheckField(const char* name, int64_t value, int64_t low, int64_t high);
 
 // One piece: tokens [offset, offset + length) of a document of the corpus, and the special tokens
 // that are added around them. A piece of a concat row may hold special tokens alone.
-struct Segment {
+struct Piece {
   int64_t document;
   int64_t offset;
   int32_t length;

@@ -1,122 +1,398 @@
+"""
+C++ algorithms of megatron_ettin; use megatron_ettin.native.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import enum
 import os
-from collections.abc import Callable, Sequence
-from typing import type_check_only
+import typing
 
-import numpy as np
-from numpy.typing import NDArray
+import numpy
+import numpy.typing
 
-@type_check_only
-class _ExtensionType(type): ...
+__all__: list[str] = [
+    "PackedRows",
+    "Permutation",
+    "PhaseOrder",
+    "Purpose",
+    "RowPieces",
+    "RowPlan",
+    "TokenFile",
+    "TokenFileBuilder",
+    "assemble_rows",
+    "blend_table",
+    "build_row_plan",
+    "counter_draws",
+    "counter_key",
+    "dropout_factors",
+    "initial_weights",
+    "mask_digests",
+    "mask_tokens",
+    "order_digests",
+    "permutation_key",
+    "token_digests",
+    "uniform_weights",
+    "xxh3_128",
+    "xxh3_64",
+]
 
-class TokenFileBuilder(metaclass=_ExtensionType):
-    def __init__(self, prefix: str | os.PathLike[str], dtype: str) -> None: ...
+class TokenFileBuilder:
+    """
+    Write a Megatron .bin/.idx pair, streaming, in constant memory.
+
+    PREFIX.bin.tmp and PREFIX.idx.tmp are written; commit() renames them, the .idx last. An object that
+    is destroyed uncommitted removes them. dtype: 'uint16' or 'int32'. For one thread at a time. Raises
+    OSError for the file system, ValueError if another writer holds the prefix.
+    """
+    def __init__(self, prefix: os.PathLike[str] | str, dtype: str) -> None: ...
+    def abort(self) -> None:
+        """
+        Remove what was written; no effect after commit() or a second time.
+        """
     def add(
         self,
-        tokens: NDArray[np.int64] | NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.uint16],
-    ) -> None: ...
+        tokens: numpy.typing.NDArray[numpy.uint16]
+        | numpy.typing.NDArray[numpy.int32]
+        | numpy.typing.NDArray[numpy.uint32]
+        | numpy.typing.NDArray[numpy.int64],
+    ) -> None:
+        """
+        Add one document: its token ids, 1-D.
+
+        Raises ValueError naming document, position and id if an id does not fit the dtype; nothing is added
+        then.
+        """
     def add_many(
         self,
-        tokens: NDArray[np.int64] | NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.uint16],
-        lengths: NDArray[np.int64] | NDArray[np.int32],
-    ) -> None: ...
-    def commit(self, companion: str | os.PathLike[str] | None = None) -> None: ...
-    def abort(self) -> None: ...
+        tokens: numpy.typing.NDArray[numpy.uint16]
+        | numpy.typing.NDArray[numpy.int32]
+        | numpy.typing.NDArray[numpy.uint32]
+        | numpy.typing.NDArray[numpy.int64],
+        lengths: numpy.typing.NDArray[numpy.int64],
+    ) -> None:
+        """
+        Add documents stored end to end: ids as in add(), lengths that sum to their number.
+        """
+    def commit(self, companion: os.PathLike[str] | str | None = None) -> None:
+        """
+        Publish the pair durably, the .idx last; replaces an existing pair.
+
+        companion: a file of the same folder that describes the pair. COMPANION.tmp, written and synced by
+        the caller, takes its name before the .idx does.
+        """
     @property
     def num_documents(self) -> int: ...
     @property
     def num_tokens(self) -> int: ...
 
-class TokenFile(metaclass=_ExtensionType):
-    def __init__(self, prefix: str | os.PathLike[str], *, check: bool = True) -> None: ...
-    @property
-    def prefix(self) -> str: ...
-    @property
-    def num_documents(self) -> int: ...
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def lengths(self) -> NDArray[np.int32] | NDArray[np.int64]: ...
-    def read_lengths(self, first: int, end: int) -> NDArray[np.int64]: ...
+class TokenFile:
+    """
+    Read a Megatron .bin/.idx pair through memory maps.
+
+    Opening checks the index against itself and the size of the .bin; check=False reads the header and
+    the sizes only, for a pair that was checked before. Raises OSError if a file cannot be opened,
+    ValueError naming file, byte and remedy if the pair is not valid.
+    """
+    def __init__(self, prefix: os.PathLike[str] | str, *, check: bool = True) -> None: ...
+    def check_tokens(self, vocab_size: int) -> None:
+        """
+        Read the whole .bin; ValueError naming file, byte, document, position and id of the first id outside
+        [0, vocab_size).
+        """
+    def read_lengths(self, first: int, end: int) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Copy the tokens per document of documents [first, end): int64[end - first].
+
+        For passes over many: the file is read ahead and stays out of this process's memory. IndexError
+        outside.
+        """
     def tokens(
         self, document: int, offset: int = 0, length: int | None = None
-    ) -> NDArray[np.int64]: ...
-    def check_tokens(self, vocab_size: int) -> None: ...
+    ) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Copy `length` tokens of one document from `offset` on, or all that follow: int64[length].
 
-class Permutation(metaclass=_ExtensionType):
+        IndexError outside of the document.
+        """
+    @property
+    def dtype(self) -> str:
+        """
+        'uint16' or 'int32'.
+        """
+    @property
+    def lengths(self) -> numpy.typing.NDArray[numpy.int32] | numpy.typing.NDArray[numpy.int64]:
+        """
+        Tokens per document, read-only.
+
+        An int32 view of the .idx if each document is one sequence, else int64 sums that are computed on
+        each access. For single documents: each page that is touched is read alone.
+        """
+    @property
+    def num_documents(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def prefix(self) -> str: ...
+
+class Purpose(enum.IntEnum):
+    """
+    Uses of a key of the counter generator (docs/order.md, section 1).
+
+    A purpose never changes its meaning; a new use takes a new number.
+    """
+
+    PERMUTATION = 1
+    MASK = 2
+    NORMAL_WEIGHTS = 3
+    UNIFORM_WEIGHTS = 4
+    DROPOUT = 5
+    UNSEEN = 6
+    VERIFY = 7
+
+class Permutation:
+    """
+    Keyed permutation of [0, n), 1 <= n <= 2^62, with O(1) inverse (docs/order.md, section 2).
+
+    Raises ValueError for another n. Up to n = 65,536 it is a table that takes about 0.3 ms to fill.
+    """
     def __init__(self, n: int, key: int) -> None: ...
-    def forward(self, index: NDArray[np.int64]) -> NDArray[np.int64]: ...
-    def inverse(self, index: NDArray[np.int64]) -> NDArray[np.int64]: ...
+    def forward(
+        self, index: numpy.typing.NDArray[numpy.int64]
+    ) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Map indices int64[m] in [0, n) to values int64[m]; IndexError outside.
+        """
+    def inverse(
+        self, index: numpy.typing.NDArray[numpy.int64]
+    ) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Map values back to their indices: undo `forward`.
+        """
 
-class PhaseOrder(metaclass=_ExtensionType):
+class PhaseOrder:
+    """
+    The order of rows inside one phase: a blend table, then a keyed permutation per epoch.
+
+    One value per source: `source_ids` (u64, enter the key), `quotas` (rows per blend period; they
+    sum to the period, a power of two), `rows` (of the source's pool), `drawn` (rows drawn from that
+    pool before the phase). Raises ValueError naming the bad entry (docs/order.md, section 4).
+    """
     def __init__(
         self,
         *,
         seed: int,
-        source_ids: Sequence[int],
-        quotas: Sequence[int],
-        rows: Sequence[int],
-        drawn: Sequence[int],
+        source_ids: collections.abc.Sequence[int],
+        quotas: collections.abc.Sequence[int],
+        rows: collections.abc.Sequence[int],
+        drawn: collections.abc.Sequence[int],
     ) -> None: ...
-    def locate(
-        self, n: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]: ...
+    def drawn_after(self, n: int) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Count the rows drawn from each pool after the first n rows of the phase, `drawn` included.
+        """
     def find(
         self,
-        source_slot: NDArray[np.int32],
-        epoch: NDArray[np.int64],
-        row: NDArray[np.int64],
-    ) -> NDArray[np.int64]: ...
-    def drawn_after(self, n: int) -> NDArray[np.int64]: ...
+        source_index: numpy.typing.NDArray[numpy.int32],
+        epoch: numpy.typing.NDArray[numpy.int64],
+        row: numpy.typing.NDArray[numpy.int64],
+    ) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Undo `locate`: n, int64[m], -1 where the row was drawn before the phase.
 
-class RowPlan(metaclass=_ExtensionType):
-    def __init__(self, path: str | os.PathLike[str], file: TokenFile) -> None: ...
+        ValueError names the entry that is out of range.
+        """
+    def locate(
+        self, n: numpy.typing.NDArray[numpy.int64]
+    ) -> tuple[
+        numpy.typing.NDArray[numpy.int32],
+        numpy.typing.NDArray[numpy.int64],
+        numpy.typing.NDArray[numpy.int64],
+    ]:
+        """
+        Return (source_index, epoch, row) of the rows n >= 0 of the phase, int64[m].
+
+        source_index: int32[m], which of the phase's sources. epoch: int64[m], passes over the source's pool
+        that were complete before. row: int64[m], row of the pool. ValueError names an n that is < 0.
+        """
+
+class RowPieces:
+    """
+    Pieces of m rows, by document inside a row: n pieces in all.
+
+    Row i has the pieces splits[i] to splits[i + 1].
+    """
     @property
-    def seq_length(self) -> int: ...
+    def cls(self) -> numpy.typing.NDArray[numpy.bool]:
+        """
+        bool[n]: it carries an added [CLS] too.
+        """
     @property
-    def pack(self) -> str: ...
+    def document(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64[n]: document of the corpus.
+        """
     @property
-    def specials(self) -> str: ...
+    def ends_document(self) -> numpy.typing.NDArray[numpy.bool]:
+        """
+        bool[n]: it holds the last slot of its document.
+        """
     @property
-    def min_doc_tokens(self) -> int: ...
+    def length(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32[n]: its corpus tokens, without specials.
+        """
     @property
-    def max_segments_per_row(self) -> int: ...
+    def offset(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64[n]: its first token of the document.
+        """
+    @property
+    def sep(self) -> numpy.typing.NDArray[numpy.bool]:
+        """
+        bool[n]: it carries an added [SEP] too.
+        """
+    @property
+    def splits(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64[m + 1]: first piece of each row, then n.
+        """
+
+class RowPlan:
+    """
+    A plan file, memory-mapped, with the token file whose documents it packs into rows.
+
+    Opening checks all but the rows themselves; those of 65,536 documents are checked when first used.
+    Raises OSError if the file cannot be opened, ValueError naming file, byte and remedy if it is
+    damaged or was built for other documents. Threads may share a plan.
+    """
+    def __init__(self, path: os.PathLike[str] | str, file: TokenFile) -> None: ...
+    def find(self, document: int) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Return the rows that hold a piece of a document, ascending: int64[k], empty if it was dropped.
+
+        IndexError if the plan is for other documents.
+        """
+    def pieces(self, rows: numpy.typing.NDArray[numpy.int64]) -> RowPieces:
+        """
+        Return the pieces of rows, int64[m]; IndexError outside the plan.
+        """
+    def row_tokens(
+        self, rows: numpy.typing.NDArray[numpy.int64]
+    ) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        Count the slots of rows, int64[m], that are not padding: int32[m].
+        """
     @property
     def block_documents(self) -> int: ...
     @property
-    def first_document(self) -> int: ...
-    @property
-    def end_document(self) -> int: ...
-    @property
-    def num_rows(self) -> int: ...
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def num_documents(self) -> int: ...
+    def cut_documents(self) -> int:
+        """
+        Number of documents of more than one piece.
+        """
     @property
     def dropped_documents(self) -> int: ...
     @property
     def dropped_tokens(self) -> int: ...
     @property
-    def cut_documents(self) -> int: ...
-    def segments(
-        self, rows: NDArray[np.int64]
-    ) -> tuple[
-        NDArray[np.int64],
-        NDArray[np.int64],
-        NDArray[np.int64],
-        NDArray[np.int32],
-        NDArray[np.bool_],
-        NDArray[np.bool_],
-        NDArray[np.bool_],
-    ]: ...
-    def row_tokens(self, rows: NDArray[np.int64]) -> NDArray[np.int32]: ...
-    def find(self, document: int) -> NDArray[np.int64]: ...
+    def end_document(self) -> int: ...
+    @property
+    def first_document(self) -> int: ...
+    @property
+    def max_segments_per_row(self) -> int: ...
+    @property
+    def min_doc_tokens(self) -> int: ...
+    @property
+    def num_documents(self) -> int:
+        """
+        Number of documents that were kept.
+        """
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def num_tokens(self) -> int:
+        """
+        Count of slots that are not padding: corpus tokens and added specials.
+        """
+    @property
+    def pack(self) -> str: ...
+    @property
+    def seq_length(self) -> int: ...
+    @property
+    def specials(self) -> str: ...
+
+class PackedRows:
+    """
+    Packed stream of m rows of L slots, each of S + 1 segments.
+
+    The segments of a row are its pieces (one segment for all of them if its plan's pack is 'concat'),
+    its padding tail, and empty ones.
+    """
+    @property
+    def cu_seqlens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32[m*(S+1) + 1], non-decreasing, over the whole stream.
+        """
+    @property
+    def num_tokens(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64[m], slots that are not padding.
+        """
+    @property
+    def position_ids(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64[m*L], from 0 in each segment, the padding tail included.
+        """
+    @property
+    def segment_kind(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """
+        uint8[m*(S+1)]: 0 padding or empty, 1 a piece that does not end its document, 2 one that does.
+        """
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64[m*L].
+        """
+
+def assemble_rows(
+    plans: collections.abc.Sequence[RowPlan],
+    source_index: numpy.typing.NDArray[numpy.int32],
+    row: numpy.typing.NDArray[numpy.int64],
+    *,
+    seq_length: int,
+    max_segments_per_row: int,
+    cls_id: int,
+    sep_id: int,
+    pad_id: int,
+) -> PackedRows:
+    """
+    Build the packed stream of m rows of L = seq_length slots, S = max_segments_per_row.
+
+    `plans` holds one entry per source. Row r is row[r] (int64[m]) of plans[source_index[r]] (int32[m]),
+    or idle (padding only) where both are -1. Special tokens are added where the plan says so
+    (docs/order.md, section 6).
+
+    Raises:
+        ValueError: naming the plan that disagrees with the shape, or the row without a source.
+        IndexError: a row is outside of its plan.
+    """
+
+def blend_table(
+    quotas: collections.abc.Sequence[int],
+) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]:
+    """
+    Return (source, rank) at each position of a blend period: int32[sum(quotas)] each.
+
+    `rank` counts the earlier positions of the same source (docs/order.md, section 3).
+
+    Raises:
+        ValueError: a quota is < 1, or they do not sum to a power of two <= 2^20.
+    """
 
 def build_row_plan(
     file: TokenFile,
-    path: str | os.PathLike[str],
+    path: os.PathLike[str] | str,
     *,
     first_document: int,
     end_document: int,
@@ -128,42 +404,44 @@ def build_row_plan(
     block_documents: int = 65536,
     bodies: bool = True,
     threads: int = 0,
-    progress: Callable[[int], object] | None = None,
-) -> None: ...
-def counter_key(seed: int, purpose: int, words: Sequence[int]) -> int: ...
-def counter_draws(key: int, first: int, count: int) -> NDArray[np.uint64]: ...
-def permutation_key(seed: int, source: int, epoch: int) -> int: ...
-def blend_table(quotas: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]: ...
-def assemble_rows(
-    plans: Sequence[RowPlan],
-    source_slot: NDArray[np.int32],
-    row: NDArray[np.int64],
-    *,
-    seq_length: int,
-    max_segments_per_row: int,
-    cls_id: int,
-    sep_id: int,
-    pad_id: int,
-) -> tuple[
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.int32],
-    NDArray[np.uint8],
-    NDArray[np.int64],
-]: ...
-def mask_tokens(
-    tokens: NDArray[np.int64],
-    g: NDArray[np.int64],
-    *,
-    seq_length: int,
-    mask_seed: int,
-    mask_rate: float,
-    mask_id: int,
-    vocab_size: int,
-    special_ids: Sequence[int],
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]: ...
+    progress: collections.abc.Callable[[int], typing.Any] | None = None,
+) -> None:
+    """
+    Plan the rows of documents [first_document, end_document) of a file, into the file `path`.
+
+    It appears when it is complete; a file that is there already stays. Its bytes depend on the lengths
+    and the rules alone, whatever the number of threads (0: one per processor). Memory does not grow
+    with the corpus: at most 32 bytes per document of the blocks at work, one of 65,536 documents per
+    thread (docs/order.md, sections 5 and 11).
+
+    Args:
+        pack: 'bfd' (best-fit decreasing), 'concat' (one stream, cut into rows) or 'none' (each piece
+            is a row).
+        specials: 'add' puts [CLS] and [SEP] around pieces (concat: documents), 'present' nothing.
+        max_segments_per_row: most pieces of a row; 1 for concat and none.
+        bodies: False stores a table of the blocks only; RowPlan computes their rows when needed.
+        progress: called about ten times a second with the number of documents done; may raise to
+            give up.
+
+    Raises:
+        ValueError: naming the rule that is out of range or the document with an impossible length.
+        OSError: the file cannot be written. Nothing is left then.
+    """
+
+def counter_draws(key: int, first: int, count: int) -> numpy.typing.NDArray[numpy.uint64]:
+    """
+    Return draws number first, first + 1, ... of a key: uint64[count].
+    """
+
+def counter_key(seed: int, purpose: int, words: collections.abc.Sequence[int]) -> int:
+    """
+    Return the 64-bit key of a family of draws (docs/order.md, section 1).
+
+    All arguments are unsigned 64-bit; `purpose` is a Purpose.
+    """
+
 def dropout_factors(
-    g: NDArray[np.int64],
+    g: numpy.typing.NDArray[numpy.int64],
     *,
     seq_length: int,
     channels: int,
@@ -172,41 +450,142 @@ def dropout_factors(
     rate: float,
     first_slot: int = 0,
     num_slots: int | None = None,
-) -> NDArray[np.float32]: ...
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Return the factors of a layer's dropout for a stream of m rows of L = seq_length slots.
+
+    A factor is a function of (seed, layer, g, position in the row, channel) alone: 0 with probability
+    `rate` (rounded up to a multiple of 2^-16), else the reciprocal of the probability to be kept. In
+    an idle row, g < 0 of int64[m], it is 1 (docs/order.md, section 7).
+
+    Returns:
+        float32[n * channels], slot by slot, for the n = num_slots slots from first_slot on; without
+        num_slots, for all that follow first_slot.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
+    """
+
 def initial_weights(
-    name: str,
-    seed: int,
-    begin: int,
-    count: int,
+    name: str, seed: int, begin: int, count: int, *, std: float, cutoff_std: float = 2.0
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Return elements [begin, begin + count) of a tensor drawn from a truncated normal: float32[count].
+
+    The tensor is a function of (seed, name) alone: a slice equals the same range of the whole. The
+    distribution is N(0, std^2) cut at +-cutoff_std * std; the cut lowers the variance, which is not
+    corrected (docs/order.md, section 8).
+
+    Raises:
+        ValueError: begin or count is < 0, std is <= 0, or cutoff_std is outside (0, 7].
+    """
+
+def mask_digests(
+    g: numpy.typing.NDArray[numpy.int64],
+    inputs: numpy.typing.NDArray[numpy.int64],
+    labels: numpy.typing.NDArray[numpy.int64],
+    loss_mask: numpy.typing.NDArray[numpy.bool],
+    num_tokens: numpy.typing.NDArray[numpy.int64],
+    seq_length: int,
+) -> numpy.typing.NDArray[numpy.uint64]:
+    """
+    Hash what each of m rows shows a model and scores: uint64[m], low lanes.
+
+    inputs, labels (read where loss_mask is set): int64[m*L]; loss_mask: bool[m*L]; g, num_tokens:
+    int64[m]. Padding is left out, and an idle row (g < 0) has value 0. The bytes are those of
+    docs/order.md, section 10.
+
+    Raises:
+        ValueError: naming the row and slot of an id that is no u32, or of a scored label 2^32 - 1.
+    """
+
+def mask_tokens(
+    tokens: numpy.typing.NDArray[numpy.int64],
+    g: numpy.typing.NDArray[numpy.int64],
     *,
-    std: float,
-    cutoff_std: float = 2.0,
-) -> NDArray[np.float32]: ...
+    seq_length: int,
+    mask_seed: int,
+    mask_rate: float,
+    mask_id: int,
+    vocab_size: int,
+    special_ids: collections.abc.Sequence[int],
+) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.bool]]:
+    """
+    Mask m rows of L = seq_length slots by (mask_seed, g, position in the row) alone.
+
+    A token of `tokens`, int64[m*L], is selected with probability `mask_rate` unless it is in
+    `special_ids`, which must hold the padding id. Of the selected, 80 % become `mask_id`, 10 % a
+    random id in [0, vocab_size), and 10 % stay. A row with g < 0, int64[m], is idle and stays as it is
+    (docs/order.md, section 7).
+
+    Returns:
+        masked: int64[m*L], the input with its replacements.
+        selected: bool[m*L]; the labels are the input tokens there.
+
+    Raises:
+        ValueError: naming the argument that is out of range or has another size.
+    """
+
+def order_digests(
+    plans: collections.abc.Sequence[RowPlan],
+    g: numpy.typing.NDArray[numpy.int64],
+    source_ids: numpy.typing.NDArray[numpy.uint64],
+    source_index: numpy.typing.NDArray[numpy.int32],
+    epoch: numpy.typing.NDArray[numpy.int64],
+    row: numpy.typing.NDArray[numpy.int64],
+) -> numpy.typing.NDArray[numpy.uint64]:
+    """
+    Hash where each of m rows comes from: uint64[m, 2], low lane first; no token is read.
+
+    `plans` and `source_ids` (uint64) hold one entry per source. Row i of the batch, number g[i] of the
+    run, is row[i] of plans[source_index[i]] in epoch[i]: int64[m], but int32[m] for `source_index`. An
+    idle row (g < 0) has value 0. The bytes are those of docs/order.md, section 10.
+
+    Raises:
+        ValueError: naming the entry that is out of range.
+        IndexError: `row` is outside of its plan.
+    """
+
+def permutation_key(seed: int, source: int, epoch: int) -> int:
+    """
+    Return the key of the permutation that orders one epoch of one source (u64 each).
+    """
+
+def token_digests(
+    g: numpy.typing.NDArray[numpy.int64],
+    tokens: numpy.typing.NDArray[numpy.int64],
+    cu_seqlens: numpy.typing.NDArray[numpy.int32],
+    num_tokens: numpy.typing.NDArray[numpy.int64],
+    seq_length: int,
+) -> numpy.typing.NDArray[numpy.uint64]:
+    """
+    Hash the unmasked tokens of each of m rows: uint64[m, 2], low lane first.
+
+    tokens: int64[m*L], with L = seq_length. cu_seqlens (int32[m*K + 1], the same number of segments K
+    in each row) and num_tokens (int64[m]) are those of `assemble_rows`. Padding is left out, and an
+    idle row (g < 0, int64[m]) has value 0. The bytes are those of docs/order.md, section 10.
+
+    Raises:
+        ValueError: naming the row whose segments do not end at its num_tokens, or whose token is no
+            u32.
+    """
+
 def uniform_weights(
     name: str, seed: int, begin: int, count: int, low: float, high: float
-) -> NDArray[np.float32]: ...
-def xxh3_64(data: bytes | bytearray | memoryview | NDArray[np.generic]) -> int: ...
-def xxh3_128(data: bytes | bytearray | memoryview | NDArray[np.generic]) -> int: ...
-def order_digests(
-    plans: Sequence[RowPlan],
-    g: NDArray[np.int64],
-    source_ids: NDArray[np.uint64],
-    source_slot: NDArray[np.int32],
-    epoch: NDArray[np.int64],
-    row: NDArray[np.int64],
-) -> NDArray[np.uint64]: ...
-def token_digests(
-    g: NDArray[np.int64],
-    tokens: NDArray[np.int64],
-    cu_seqlens: NDArray[np.int32],
-    num_tokens: NDArray[np.int64],
-    seq_length: int,
-) -> NDArray[np.uint64]: ...
-def mask_digests(
-    g: NDArray[np.int64],
-    inputs: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    loss_mask: NDArray[np.bool_],
-    num_tokens: NDArray[np.int64],
-    seq_length: int,
-) -> NDArray[np.uint64]: ...
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Return elements [begin, begin + count) of a tensor uniform on [low, high]: float32[count].
+
+    Raises:
+        ValueError: begin or count is < 0, or low <= high does not hold.
+    """
+
+def xxh3_128(data: bytes | bytearray | memoryview | numpy.typing.NDArray[typing.Any]) -> int:
+    """
+    Return XXH3-128 (seed 0) of bytes or of any buffer that lies in one piece; else ValueError.
+    """
+
+def xxh3_64(data: bytes | bytearray | memoryview | numpy.typing.NDArray[typing.Any]) -> int:
+    """
+    Return XXH3-64 (seed 0) of bytes or of any buffer that lies in one piece; else ValueError.
+    """

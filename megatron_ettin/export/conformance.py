@@ -18,7 +18,7 @@ from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import ModelConfig
 from megatron_ettin.export.architecture import KINDS, ModelKind, huggingface_config
 from megatron_ettin.export.huggingface import check_free
-from megatron_ettin.native import counter_draws, counter_key, initial_weights
+from megatron_ettin.native import Purpose, counter_draws, counter_key, initial_weights
 from megatron_ettin.publication import begin_folder, publish_folder
 
 SEED = 21
@@ -70,7 +70,8 @@ def make_inputs() -> dict[str, torch.Tensor]:
     for number, (case, rows) in enumerate(LENGTHS.items()):
         shape = len(rows), max(map(sum, rows))
         tokens = TINY_TOKENS if case == "tiny_activations" else range(TINY_TOKENS.start)
-        draws = counter_draws(counter_key(SEED, 1, [number]), 0, shape[0] * shape[1])
+        key = counter_key(SEED, Purpose.PERMUTATION, [number])
+        draws = counter_draws(key, 0, shape[0] * shape[1])
         drawn = (draws % np.uint64(len(tokens))).astype(np.int64) + tokens.start
         mask = torch.zeros(shape, dtype=torch.int64)
         document = torch.zeros(shape, dtype=torch.int64)

@@ -10,8 +10,6 @@ import torch
 
 from megatron_ettin import native
 
-DROPOUT_PURPOSE = 5
-"""Of keys, in docs/order.md, section 1."""
 LANE_RANGE = 65_536
 """A channel is dropped by 16 bits of a draw."""
 
@@ -75,7 +73,7 @@ class OutputDropout:
         """Return what the kernel for GPUs needs to know of a layer (docs/order.md, section 7)."""
         threshold = min(math.ceil(self.rate * LANE_RANGE), LANE_RANGE - 1)
         return LayerDraws(
-            key=native.counter_key(self.seed, DROPOUT_PURPOSE, [layer]),
+            key=native.counter_key(self.seed, native.Purpose.DROPOUT, [layer]),
             threshold=threshold,
             kept=LANE_RANGE / (LANE_RANGE - threshold),
             seq_length=seq_length,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from megatron_ettin import native
 from megatron_ettin.config import DataConfig, PhaseConfig
+from megatron_ettin.order.blend import blend_quotas
 from megatron_ettin.order.pieces import Pieces, concatenate
 from megatron_ettin.order.pools import Pool, Pools
 from megatron_ettin.order.spec import OrderSpec, PhaseSpec, PoolSpec
@@ -80,10 +81,10 @@ class SampleOrder:
         """Return the rows `g` [m] of one phase, with -1 for idle slots."""
         phase = self.spec.phases[phase_index]
         pools = self._phase_pools[phase_index]
-        slots, _, rows = self._locate(phase_index, g)
-        tokens, position_ids, cu_seqlens, kinds, num_tokens = native.assemble_rows(
+        source_index, _, rows = self._locate(phase_index, g)
+        packed = native.assemble_rows(
             [self._pools.plans[pool] for pool in pools],
-            slots,
+            source_index,
             rows,
             seq_length=phase.seq_length,
             max_segments_per_row=phase.max_segments_per_row,
@@ -91,15 +92,15 @@ class SampleOrder:
             sep_id=self.ids.sep,
             pad_id=self.ids.pad,
         )
-        if tokens.max() >= self.ids.vocab_size:
-            self._refuse_token(phase, pools, slots, rows, tokens)
+        if packed.tokens.max() >= self.ids.vocab_size:
+            self._refuse_token(phase, pools, source_index, rows, packed.tokens)
         return Rows(
             g=g,
-            tokens=tokens,
-            position_ids=position_ids,
-            cu_seqlens=cu_seqlens,
-            segment_kind=kinds,
-            num_tokens=num_tokens,
+            tokens=packed.tokens,
+            position_ids=packed.position_ids,
+            cu_seqlens=packed.cu_seqlens,
+            segment_kind=packed.segment_kind,
+            num_tokens=packed.num_tokens,
             seq_length=phase.seq_length,
             specials=self._specials(phase_index),
         )
@@ -108,9 +109,9 @@ class SampleOrder:
         """Return the tokens of each of the rows [begin, end), padding left out, from the plans."""
         counts = np.zeros(end - begin, dtype=np.int64)
         for phase_index, g in self._by_phase(begin, end):
-            slots, _, rows = self._locate(phase_index, g)
-            for slot, pool in enumerate(self._phase_pools[phase_index]):
-                here = np.flatnonzero(slots == slot)
+            source_index, _, rows = self._locate(phase_index, g)
+            for index, pool in enumerate(self._phase_pools[phase_index]):
+                here = np.flatnonzero(source_index == index)
                 counts[g[here] - begin] = self._pools.plans[pool].row_tokens(rows[here])
         return counts
 
@@ -143,12 +144,12 @@ class SampleOrder:
             )
         found = [np.empty(0, dtype=np.int64)]
         for phase_index, phase in enumerate(self.spec.phases):
-            for slot, pool in enumerate(self._phase_pools[phase_index]):
+            for index, pool in enumerate(self._phase_pools[phase_index]):
                 if pool.source != source:
                     continue
                 if pool.first_document <= document < pool.end_document:
                     rows = self._pools.plans[pool].find(document)
-                    found.append(phase.start_g + self._drawn_at(phase_index, slot, rows))
+                    found.append(phase.start_g + self._drawn_at(phase_index, index, rows))
         return np.sort(np.concatenate(found))
 
     def drawn_before(self, g: int) -> Iterator[tuple[PoolSpec, int]]:
@@ -166,12 +167,12 @@ class SampleOrder:
     def order_digests_of(self, phase_index: int, g: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Return [m, 2]: the order digests of the rows `g` [m] of one phase, 0 where idle."""
         pools = self._phase_pools[phase_index]
-        slots, epochs, rows = self._locate(phase_index, g)
+        source_index, epochs, rows = self._locate(phase_index, g)
         return native.order_digests(
             [self._pools.plans[pool] for pool in pools],
             g,
             np.array([pool.source_id for pool in pools], dtype=np.uint64),
-            slots,
+            source_index,
             epochs,
             rows,
         )
@@ -199,17 +200,15 @@ class SampleOrder:
     def _pieces(self, phase_index: int, g: NDArray[np.int64]) -> Pieces:
         pools = self._phase_pools[phase_index]
         names = self.source_names
-        slots, epochs, rows = self._locate(phase_index, g)
+        source_index, epochs, rows = self._locate(phase_index, g)
         parts = []
-        for slot, pool in enumerate(pools):
-            here = np.flatnonzero(slots == slot)
-            splits, document, offset, length, cls, sep, ends = self._pools.plans[pool].segments(
-                rows[here]
-            )
-            counts = np.diff(splits)
-            occupied = (length + cls + sep).astype(np.int32)
+        for index, pool in enumerate(pools):
+            here = np.flatnonzero(source_index == index)
+            planned = self._pools.plans[pool].pieces(rows[here])
+            counts = np.diff(planned.splits)
+            occupied = (planned.length + planned.cls + planned.sep).astype(np.int32)
             before = np.cumsum(occupied, dtype=np.int64) - occupied
-            begins = np.repeat(before[splits[:-1][counts > 0]], counts[counts > 0])
+            begins = np.repeat(before[planned.splits[:-1][counts > 0]], counts[counts > 0])
             of_row = np.repeat(here, counts)
             parts.append(
                 Pieces(
@@ -218,11 +217,11 @@ class SampleOrder:
                     epoch=epochs[of_row],
                     row=rows[of_row],
                     position=(before - begins).astype(np.int32),
-                    document=document,
-                    offset=offset,
-                    length=length,
+                    document=planned.document,
+                    offset=planned.offset,
+                    length=planned.length,
                     slots=occupied,
-                    ends_document=ends,
+                    ends_document=planned.ends_document,
                 )
             )
         together = concatenate(parts)
@@ -239,40 +238,40 @@ class SampleOrder:
                 f"rows {g.min()}..{g.max()} leave phase {phase.name!r}, which is rows "
                 f"[{phase.start_g}, {phase.end_g})"
             )
-        slots = np.full(len(g), -1, dtype=np.int32)
+        source_index = np.full(len(g), -1, dtype=np.int32)
         epochs = np.full(len(g), -1, dtype=np.int64)
         rows = np.full(len(g), -1, dtype=np.int64)
-        slots[used], epochs[used], rows[used] = self._phase_orders[phase_index].locate(
+        source_index[used], epochs[used], rows[used] = self._phase_orders[phase_index].locate(
             g[used] - phase.start_g
         )
-        return slots, epochs, rows
+        return source_index, epochs, rows
 
-    def _drawn_at(self, phase_index: int, slot: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _drawn_at(self, phase_index: int, index: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the row numbers of a phase at which rows of one of its pools are drawn."""
         order, phase = self._phase_orders[phase_index], self.spec.phases[phase_index]
-        pool = phase.pools[slot]
-        end = int(order.drawn_after(phase.num_rows)[slot])
+        pool = phase.pools[index]
+        end = int(order.drawn_after(phase.num_rows)[index])
         epochs = np.arange(pool.drawn // pool.rows, -(-end // pool.rows), dtype=np.int64)
         every_row = np.tile(rows, len(epochs))
-        slots = np.full(len(every_row), slot, dtype=np.int32)
-        n = order.find(slots, np.repeat(epochs, len(rows)), every_row)
+        source_index = np.full(len(every_row), index, dtype=np.int32)
+        n = order.find(source_index, np.repeat(epochs, len(rows)), every_row)
         return n[(n >= 0) & (n < phase.num_rows)]
 
     def _refuse_token(
         self,
         phase: PhaseSpec,
         pools: Sequence[Pool],
-        slots: NDArray[np.int32],
+        source_index: NDArray[np.int32],
         rows: NDArray[np.int64],
         tokens: NDArray[np.int64],
     ) -> None:
         """Raise ValueError naming the corpus and the document that hold an unknown token id."""
         position = int(np.argmax(tokens >= self.ids.vocab_size))
-        slot = position // phase.seq_length
-        pool = pools[slots[slot]]
+        row_in_batch = position // phase.seq_length
+        pool = pools[source_index[row_in_batch]]
         file = self._pools.files[pool.source]
-        documents = self._pools.plans[pool].segments(rows[slot : slot + 1])[1]
-        for document in documents.tolist():
+        pieces = self._pools.plans[pool].pieces(rows[row_in_batch : row_in_batch + 1])
+        for document in pieces.document.tolist():
             ids = file.tokens(document)
             if ids.max() >= self.ids.vocab_size:
                 raise ValueError(
@@ -295,7 +294,7 @@ class SampleOrder:
                 f"phase {phase.name!r}: its sources disagree on `specials`; a phase needs one rule"
             )
         pools = [self._pools.add(phase, name) for name in weights]
-        quotas = native.blend_quotas(list(weights.values()))
+        quotas = blend_quotas(list(weights.values()))
         drawn = [self._drawn.get(pool, 0) for pool in pools]
         order = native.PhaseOrder(
             seed=seed,

@@ -78,5 +78,5 @@ def sample_rows(
         for begin in range(0, len(sample), CHUNK_ROWS):
             rows = sample[begin : begin + CHUNK_ROWS]
             tokens.append(plan.row_tokens(rows).astype(np.int64))
-            pieces.append(np.diff(plan.segments(rows)[0]))
+            pieces.append(np.diff(plan.pieces(rows).splits))
     return np.concatenate(tokens), np.concatenate(pieces), stride

@@ -20,8 +20,6 @@ from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Document, Sidecars, select_sources
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
 
-PURPOSE = 6
-"""Of the counter (docs/order.md, section 1)."""
 CHUNK = 65_536
 
 
@@ -185,7 +183,7 @@ def _shuffled(
     ends = np.cumsum([len(column) for column in lengths])
     begins = ends - [len(column) for column in lengths]
     total = int(ends[-1])
-    key = native.counter_key(seed, PURPOSE, [])
+    key = native.counter_key(seed, native.Purpose.UNSEEN, [])
     for begin in range(0, total, CHUNK):
         index = np.arange(begin, min(begin + CHUNK, total), dtype=np.int64)
         drawn = native.permute(total, key, index)

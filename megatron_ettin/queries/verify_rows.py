@@ -21,8 +21,6 @@ from megatron_ettin.queries.record import StepRecord, digest_hex, step_record
 
 #: Rows whose pieces are looked up at a time, and slots whose tokens are read at a time.
 _ROWS, _SLOTS = 65_536, 4_194_304
-#: Purpose of the counters that choose records (docs/order.md, section 1).
-PURPOSE = 7
 #: Records that a sample has at least.
 SMALLEST_SAMPLE = 16
 Unreadable = (ValueError, IndexError, OSError)
@@ -151,7 +149,9 @@ class _Plans:
 
 
 def _pieces(plan: native.RowPlan, row: NDArray[np.int64]) -> list[list[int]]:
-    return [column.tolist() for column in plan.segments(row)]
+    found = plan.pieces(row)
+    columns = (found.document, found.offset, found.length, found.cls, found.sep)
+    return [column.tolist() for column in (*columns, found.ends_document)]
 
 
 def sample_steps(ledger: Ledger, share: float, seed: int) -> NDArray[np.int64]:
@@ -163,9 +163,8 @@ def sample_steps(ledger: Ledger, share: float, seed: int) -> NDArray[np.int64]:
     steps = ledger.steps["step"].astype(np.int64)
     if not len(steps):
         return steps
-    draws = native.counter_draws(
-        native.counter_key(seed, PURPOSE, []), int(steps[0]), int(steps[-1] - steps[0]) + 1
-    )
+    key = native.counter_key(seed, native.Purpose.VERIFY, [])
+    draws = native.counter_draws(key, int(steps[0]), int(steps[-1] - steps[0]) + 1)
     count = min(len(steps), max(SMALLEST_SAMPLE, int(np.ceil(share * len(steps)))))
     return np.sort(np.argsort(draws, kind="stable")[:count])
 

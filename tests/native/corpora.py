@@ -2,6 +2,8 @@
 
 import struct
 from collections.abc import Sequence
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,9 +80,21 @@ def plan_briefly(lengths: Lengths, seq_length: int, **rules: Any) -> native.RowP
 
 
 def pieces_of(plan: native.RowPlan) -> list[list[reference.Piece]]:
-    splits, *columns = plan.segments(np.arange(plan.num_rows))
+    listed = plan.pieces(np.arange(plan.num_rows))
     pieces = [
         reference.Piece(*piece)
-        for piece in zip(*(column.tolist() for column in columns), strict=True)
+        for piece in zip(*(column.tolist() for column in piece_columns(listed)), strict=True)
     ]
-    return [pieces[splits[row] : splits[row + 1]] for row in range(plan.num_rows)]
+    return [pieces[begin:end] for begin, end in pairwise(listed.splits)]
+
+
+def piece_columns(pieces: native.RowPieces) -> list[NDArray[Any]]:
+    """Return the fields of pieces in the order of `reference.Piece`."""
+    return [getattr(pieces, field.name) for field in fields(reference.Piece)]
+
+
+def assert_equal_pieces(ours: native.RowPieces, theirs: native.RowPieces) -> None:
+    for ours_column, theirs_column in zip(
+        [ours.splits, *piece_columns(ours)], [theirs.splits, *piece_columns(theirs)], strict=True
+    ):
+        np.testing.assert_array_equal(ours_column, theirs_column)

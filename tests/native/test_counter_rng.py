@@ -1,6 +1,8 @@
 """Counters: keys and draws against the reference over random and extreme words."""
 
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from megatron_ettin import native
 from tests.native import reference
 
+ROOT = Path(__file__).parents[2]
 EXTREMES = [0, 1, 2**32, 2**63, 2**64 - 1]
 
 
@@ -26,6 +29,19 @@ def test_keys_and_draws_equal_the_reference() -> None:
 def test_draws_do_not_depend_on_where_a_range_begins() -> None:
     whole = native.counter_draws(99, 0, 1000)
     np.testing.assert_array_equal(native.counter_draws(99, 300, 50), whole[300:350])
+
+
+def test_purposes_are_those_of_the_specification_and_of_the_extension() -> None:
+    purposes = [(purpose.value, purpose.name) for purpose in native.Purpose]
+    table = re.findall(
+        r"^\| (\d+) \| `(\w+)` \|", (ROOT / "docs/order.md").read_text(), re.MULTILINE
+    )
+    assert [(int(number), name) for number, name in table] == purposes
+    header = (ROOT / "csrc/counter_rng.h").read_text()
+    constants = re.findall(r"^  k(\w+) = (\d+),$", header, re.MULTILINE)
+    assert [
+        (int(number), re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()) for name, number in constants
+    ] == purposes
 
 
 def test_permutation_key_is_a_counter_key() -> None:

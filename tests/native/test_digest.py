@@ -41,10 +41,10 @@ def test_order_digests_equal_the_reference(pack: str) -> None:
     rows = [reference_rows(*each, pack) for each in zip(corpora, rules, strict=True)]
     picks = [(s, e, r) for s in (0, 1) for e in (0, 2**40) for r in range(plans[s].num_rows)]
     chance.shuffle(picks)
-    slot, epoch, row = (np.array(column) for column in zip(*picks, strict=True))
+    index, epoch, row = (np.array(column) for column in zip(*picks, strict=True))
     g = np.array([chance.randrange(2**60) for _ in picks])
     values = native.order_digests(
-        plans, g, np.array(ids, np.uint64), slot.astype(np.int32), epoch, row
+        plans, g, np.array(ids, np.uint64), index.astype(np.int32), epoch, row
     )
     assert values.shape == (len(picks), 2)
     for i, (s, e, r) in enumerate(picks):
@@ -193,8 +193,8 @@ def test_a_bad_label_or_input_is_refused(name: str, value: int, message: str) ->
 @pytest.mark.parametrize(
     ("name", "value", "error", "message"),
     [
-        ("source_slot", 1, ValueError, r"row 0 \(g = 5\): no source slot 1"),
-        ("source_slot", -1, ValueError, "no source slot -1"),
+        ("source_index", 1, ValueError, r"row 0 \(g = 5\): no source index 1"),
+        ("source_index", -1, ValueError, "no source index -1"),
         ("epoch", -1, ValueError, "epoch -1 is < 0"),
         ("row", 10**6, IndexError, "row 1000000 of a plan"),
     ],
@@ -202,7 +202,7 @@ def test_a_bad_label_or_input_is_refused(name: str, value: int, message: str) ->
 def test_a_bad_origin_is_refused(
     name: str, value: int, error: type[Exception], message: str
 ) -> None:
-    origin = {"source_slot": np.zeros(1, np.int32), "epoch": np.zeros(1, np.int64)}
+    origin = {"source_index": np.zeros(1, np.int32), "epoch": np.zeros(1, np.int64)}
     origin["row"] = np.zeros(1, np.int64)
     origin[name][0] = value
     plan = make_plan([10, 20, 30], "add")

@@ -119,10 +119,10 @@ def test_find_undoes_locate(count: int) -> None:
 def test_locate_undoes_find(count: int) -> None:
     def check(case: list[Source], epoch: int, row: int) -> None:
         order = make_order(case)
-        slot = np.arange(len(case), dtype=np.int32)
+        index = np.arange(len(case), dtype=np.int32)
         epochs = np.full(len(case), epoch)
         rows = np.array([row % source.rows for source in case])
-        n = order.find(slot, epochs, rows)
+        n = order.find(index, epochs, rows)
         for s, source in enumerate(case):
             if n[s] < 0:  # drawn before the phase began
                 place = native.unpermute(
@@ -151,7 +151,7 @@ def phases(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, dict[int, int]]]
 def open_phases(
     rows: list[int], parts: list[tuple[int, dict[int, int]]]
 ) -> list[tuple[native.PhaseOrder, list[int], int]]:
-    """Return each phase's order, its pools by slot, and its length; draws are carried over."""
+    """Return each phase's order, its pools by source, and its length; draws are carried over."""
     drawn = [0] * len(rows)
     opened = []
     for length, shares in parts:
@@ -171,10 +171,10 @@ def test_phases_cut_anywhere_draw_every_row_once_an_epoch(count: int) -> None:
         rows, parts = case
         seen: dict[int, list[tuple[int, int]]] = {s: [] for s in range(len(rows))}
         for order, used, length in open_phases(rows, parts):
-            for slot, epoch, row in zip(
+            for index, epoch, row in zip(
                 *(column.tolist() for column in order.locate(np.arange(length))), strict=True
             ):
-                seen[used[slot]].append((epoch, row))
+                seen[used[index]].append((epoch, row))
         for s, draws in seen.items():
             epochs = [epoch for epoch, _ in draws]
             assert epochs == [i // rows[s] for i in range(len(draws))]
@@ -191,14 +191,14 @@ def test_a_row_is_found_in_the_phase_that_drew_it_and_in_no_other(count: int) ->
     def check(case: tuple[list[int], list[tuple[int, dict[int, int]]]]) -> None:
         opened = open_phases(*case)
         for drawn_in, (order, used, length) in enumerate(opened):
-            slot, epoch, row = order.locate(np.arange(length))
+            index, epoch, row = order.locate(np.arange(length))
             for phase, (other, pools, end) in enumerate(opened):
                 for s, pool in enumerate(used):
-                    mine = np.flatnonzero(slot == s)
+                    mine = np.flatnonzero(index == s)
                     if pool not in pools:
                         continue
-                    slots = np.full(len(mine), pools.index(pool), np.int32)
-                    n = other.find(slots, epoch[mine], row[mine])
+                    indices = np.full(len(mine), pools.index(pool), np.int32)
+                    n = other.find(indices, epoch[mine], row[mine])
                     if phase == drawn_in:
                         assert n.tolist() == mine.tolist()
                     elif phase > drawn_in:

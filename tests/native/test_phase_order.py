@@ -62,13 +62,15 @@ def test_threads_that_jump_between_epochs_share_one_order() -> None:
     """More epochs of a small pool than permutations are kept, in another order on every thread."""
     shared = make_order([*SOURCES[:1], reference.Source(id=5, quota=12, rows=7, drawn=3)])
     n = np.arange(30_000)
-    slot, epoch, row = shared.locate(n)
-    assert len({*zip(slot.tolist(), epoch.tolist(), strict=True)}) > 200
+    index, epoch, row = shared.locate(n)
+    assert len({*zip(index.tolist(), epoch.tolist(), strict=True)}) > 200
 
     def jump(seed: int) -> None:
         for picks in np.split(np.random.default_rng(seed).permutation(n), 30):
             np.testing.assert_array_equal(shared.locate(picks)[2], row[picks])
-            np.testing.assert_array_equal(shared.find(slot[picks], epoch[picks], row[picks]), picks)
+            np.testing.assert_array_equal(
+                shared.find(index[picks], epoch[picks], row[picks]), picks
+            )
 
     with ThreadPoolExecutor(8) as threads:
         for done in [threads.submit(jump, seed) for seed in range(8)]:
@@ -97,10 +99,10 @@ def test_phases_cut_anywhere_neither_repeat_nor_skip_rows() -> None:
             rows=[rows[s] for s in active],
             drawn=[drawn[s] for s in active],
         )
-        for slot, epoch, row in zip(*order.locate(np.arange(length)), strict=True):
-            seen[active[slot]].append((int(epoch), int(row)))
-        for slot, count in enumerate(order.drawn_after(length).tolist()):
-            drawn[active[slot]] = count
+        for index, epoch, row in zip(*order.locate(np.arange(length)), strict=True):
+            seen[active[index]].append((int(epoch), int(row)))
+        for index, count in enumerate(order.drawn_after(length).tolist()):
+            drawn[active[index]] = count
     for s in range(3):
         assert len(seen[s]) == drawn[s] == len(set(seen[s]))
         full_epochs = drawn[s] // rows[s]
@@ -135,7 +137,7 @@ def test_bad_entries_are_named() -> None:
         order.locate(np.array([0, -1]))
     with pytest.raises(ValueError, match=r"row\[0\] is 100"):
         order.find(np.array([0], np.int32), np.array([0]), np.array([100]))
-    with pytest.raises(ValueError, match=r"source_slot\[0\] is 3"):
+    with pytest.raises(ValueError, match=r"source_index\[0\] is 3"):
         order.find(np.array([3], np.int32), np.array([0]), np.array([0]))
     with pytest.raises(ValueError, match="n is -1"):
         order.drawn_after(-1)

@@ -5,13 +5,21 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_ettin import native
-from tests.native.corpora import build_plan, pieces_of, write_hole, write_lengths
+from tests.native.corpora import (
+    assert_equal_pieces,
+    build_plan,
+    piece_columns,
+    pieces_of,
+    write_hole,
+    write_lengths,
+)
 
 HEADER, ENTRY, FOOTER = 144, 56, 16
 PACKS = ["bfd", "concat", "none"]
@@ -48,8 +56,7 @@ def test_computed_blocks_equal_stored_ones(
     computed = build_plan(file, tmp_path / "table", 128, pack=pack, block=200, bodies=False)
     assert (tmp_path / "table").stat().st_size == HEADER + 100 * ENTRY + FOOTER
     rows = np.random.default_rng(0).integers(0, stored.num_rows, 5000)
-    for ours, theirs in zip(computed.segments(rows), stored.segments(rows), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert_equal_pieces(computed.pieces(rows), stored.pieces(rows))
     for document in range(0, file.num_documents, 37):
         np.testing.assert_array_equal(computed.find(document), stored.find(document))
 
@@ -76,12 +83,12 @@ def test_properties_tell_what_was_built(tmp_path: Path, file: native.TokenFile) 
 def test_threads_share_a_plan(tmp_path: Path, file: native.TokenFile, bodies: bool) -> None:
     plan = build_plan(file, tmp_path / "plan", 128, block=200, bodies=bodies)
     rows = np.random.default_rng(0).integers(0, plan.num_rows, 3000)
-    expected = plan.segments(rows)
+    expected = plan.pieces(rows)
     plan = native.RowPlan(tmp_path / "plan", file)  # nothing touched yet
     found = []
 
     def read() -> None:
-        found.append(plan.segments(rows))
+        found.append(plan.pieces(rows))
 
     threads = [threading.Thread(target=read) for _ in range(8)]
     for thread in threads:
@@ -89,9 +96,8 @@ def test_threads_share_a_plan(tmp_path: Path, file: native.TokenFile, bodies: bo
     for thread in threads:
         thread.join()
     assert len(found) == 8
-    for result in found:
-        for ours, theirs in zip(result, expected, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+    for pieces in found:
+        assert_equal_pieces(pieces, expected)
 
 
 # Damage
@@ -128,7 +134,7 @@ def test_every_flipped_bit_is_refused(plan_path: Path, file: native.TokenFile) -
             rf"{200 * block + 200}\) are damaged.*; remove the file, it is rebuilt"
         )
         with pytest.raises(ValueError, match=message):
-            plan.segments(np.arange(plan.num_rows))
+            plan.pieces(np.arange(plan.num_rows))
 
 
 def test_every_truncation_is_refused(plan_path: Path, file: native.TokenFile) -> None:
@@ -189,10 +195,10 @@ def test_plan_of_another_corpus_is_refused(tmp_path: Path) -> None:
 
 def tokens_or_refusal(plan: native.RowPlan, row: int) -> int | str:
     try:
-        *_, length, cls, sep, _ = plan.segments(np.array([row]))
+        pieces = plan.pieces(np.array([row]))
     except ValueError as error:
         return str(error)
-    return int(length.sum() + cls.sum() + sep.sum())
+    return int(pieces.length.sum() + pieces.cls.sum() + pieces.sep.sum())
 
 
 @pytest.mark.parametrize("pack", PACKS)
@@ -216,7 +222,7 @@ def test_other_lengths_of_the_same_sum_are_never_followed_out_of_a_row(
             else:
                 assert found <= 16
     with pytest.raises(ValueError, match=r"other document lengths than those of .*b29\.idx"):
-        native.RowPlan(tmp_path / "table", other).segments(np.array([0]))
+        native.RowPlan(tmp_path / "table", other).pieces(np.array([0]))
 
 
 # Size
@@ -245,12 +251,8 @@ def test_documents_beyond_2_to_the_31(tmp_path: Path, pack: str) -> None:
     plan = build_plan(file, tmp_path / "plan", 32, pack=pack, first=2**31 - 70_000)
     expected = build_plan(near, tmp_path / "near.plan", 32, pack=pack)
     assert plan.dropped_documents == 82_345
-    splits, document, *rest = plan.segments(np.arange(plan.num_rows))
-    near_splits, near_document, *near_rest = expected.segments(np.arange(expected.num_rows))
-    np.testing.assert_array_equal(splits, near_splits)
-    np.testing.assert_array_equal(document, near_document + empty)
-    for ours, theirs in zip(rest, near_rest, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    rows, near_rows = pieces_of(plan), pieces_of(expected)
+    assert rows == [[replace(p, document=p.document + empty) for p in row] for row in near_rows]
     for i in range(5):
         np.testing.assert_array_equal(plan.find(empty + i), expected.find(i))
 
@@ -262,7 +264,7 @@ def test_a_plan_of_more_than_2_to_the_31_documents(tmp_path: Path) -> None:
     plan = build_plan(file, tmp_path / "plan", 32, threads=2, bodies=False)
     assert plan.dropped_documents == empty
     assert plan.find(empty + 2).size == 9
-    assert plan.segments(np.array([0]))[1].tolist() == [empty]
+    assert plan.pieces(np.array([0])).document.tolist() == [empty]
 
 
 @pytest.mark.parametrize("pack", PACKS)
@@ -284,12 +286,12 @@ def test_rows_and_tokens_beyond_2_to_the_32(tmp_path: Path, pack: str) -> None:
     # total = 3 n + 1: n rows and a tail, beside one row of 3 and one of 2; concat fills them all.
     assert plan.num_rows == total // 3 + (2 if pack == "concat" else 3)
     row = 2**32 + 7
-    _, document, offset, length, *_ = plan.segments(np.array([row]))
-    assert (document.tolist(), offset.tolist(), length.tolist()) == ([1], [3 * (row - 1)], [3])
+    pieces = plan.pieces(np.array([row]))
+    assert [column.tolist() for column in piece_columns(pieces)[:3]] == [[1], [3 * (row - 1)], [3]]
     # The longer tail is packed first.
     last_row = plan.num_rows - (2 if pack == "bfd" else 1)
     assert plan.find(2).tolist() == [last_row]
-    assert plan.segments(np.array([last_row]))[1].tolist()[-1] == 2
+    assert plan.pieces(np.array([last_row])).document.tolist()[-1] == 2
 
 
 # Corpora that are not checked when opened

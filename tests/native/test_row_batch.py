@@ -1,15 +1,15 @@
 """The packed stream of a micro-batch, against slots laid out one by one."""
 
 import itertools
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from megatron_ettin import native
 from tests.native import reference
-from tests.native.corpora import build_plan
+from tests.native.corpora import build_plan, piece_columns
 
 CLS, SEP, PAD = 60_001, 60_002, 60_003
 L, S = 24, 4
@@ -66,14 +66,14 @@ def sources(
 def expected_rows(
     corpora: list[list[list[int]]],
     plans: list[native.RowPlan],
-    source_slot: list[int],
+    source_index: list[int],
     row: list[int],
 ) -> list[list[tuple[list[int], bool]]]:
     rows = []
-    for source, number in zip(source_slot, row, strict=True):
+    for source, number in zip(source_index, row, strict=True):
         pieces: list[tuple[list[int], bool]] = []
         if source >= 0:
-            _, *columns = plans[source].segments(np.array([number]))
+            columns = piece_columns(plans[source].pieces(np.array([number])))
             for document, offset, length, cls, sep, ends in zip(*columns, strict=True):
                 tokens = corpora[source][document][offset : offset + length]
                 slots = [*([CLS] if cls else []), *tokens, *([SEP] if sep else [])]
@@ -86,20 +86,20 @@ def expected_rows(
 
 def assemble(
     plans: list[native.RowPlan],
-    source_slot: list[int],
+    source_index: list[int],
     row: list[int],
     **change: int,
-) -> tuple[NDArray[np.int64], ...]:
+) -> native.PackedRows:
     shape = {"seq_length": L, "max_segments_per_row": S, **change}
     return native.assemble_rows(
         plans,
-        np.array(source_slot, np.int32),
+        np.array(source_index, np.int32),
         np.array(row, np.int64),
         cls_id=CLS,
         sep_id=SEP,
         pad_id=PAD,
         **shape,
-    )  # type: ignore[return-value]
+    )
 
 
 @pytest.mark.parametrize("pack", ["bfd", "concat", "none"])
@@ -114,20 +114,16 @@ def test_stream_equals_the_reference(
         max_segments = 1
         plans = plan_sources(files, pack, max_segments)
     rng = np.random.default_rng(2)
-    slots = [s for s in (0, 1) for _ in range(plans[s].num_rows)] + [-1] * 5
+    indices = [s for s in (0, 1) for _ in range(plans[s].num_rows)] + [-1] * 5
     rows = [r for plan in plans for r in range(plan.num_rows)] + [-1] * 5
     shuffle = rng.permutation(len(rows))
-    slots, rows = [slots[i] for i in shuffle], [rows[i] for i in shuffle]
-    tokens, position_ids, cu_seqlens, kind, num_tokens = assemble(
-        plans, slots, rows, max_segments_per_row=max_segments
-    )
-    expected = reference.assemble(expected_rows(corpora, plans, slots, rows), L, max_segments, PAD)
-    assert tokens.tolist() == expected.tokens
-    assert position_ids.tolist() == expected.position_ids
-    assert cu_seqlens.tolist() == expected.cu_seqlens
-    assert kind.tolist() == expected.segment_kind
-    assert num_tokens.tolist() == expected.num_tokens
-    dtypes = [array.dtype.name for array in (tokens, position_ids, cu_seqlens, kind, num_tokens)]
+    indices, rows = [indices[i] for i in shuffle], [rows[i] for i in shuffle]
+    packed = assemble(plans, indices, rows, max_segments_per_row=max_segments)
+    stream = expected_rows(corpora, plans, indices, rows)
+    expected = reference.assemble(stream, L, max_segments, PAD)
+    columns = {field.name: getattr(packed, field.name) for field in fields(expected)}
+    assert {name: column.tolist() for name, column in columns.items()} == asdict(expected)
+    dtypes = [column.dtype.name for column in columns.values()]
     assert dtypes == ["int64", "int64", "int32", "uint8", "int64"]
 
 
@@ -145,12 +141,10 @@ def test_concat_streams_are_cut_wherever_a_row_is_full(
             for slot in ([CLS, *document, SEP] if source == 0 else document)
         ]
         count = plans[source].num_rows
-        tokens, positions, cu_seqlens, *_ = assemble(
-            plans, [source] * count, list(range(count)), max_segments_per_row=1
-        )
-        assert tokens.tolist() == stream + [PAD] * (-len(stream) % L)
-        assert positions[:L].tolist() == list(range(L))
-        assert cu_seqlens[:3].tolist() == [0, L, L]
+        packed = assemble(plans, [source] * count, list(range(count)), max_segments_per_row=1)
+        assert packed.tokens.tolist() == stream + [PAD] * (-len(stream) % L)
+        assert packed.position_ids[:L].tolist() == list(range(L))
+        assert packed.cu_seqlens[:3].tolist() == [0, L, L]
 
 
 def test_rows_of_a_plan_hold_each_token_once(
@@ -160,7 +154,7 @@ def test_rows_of_a_plan_hold_each_token_once(
     _, plans = sources
     for source in (0, 1):
         count = plans[source].num_rows
-        tokens, *_ = assemble(plans, [source] * count, list(range(count)))
+        tokens = assemble(plans, [source] * count, list(range(count))).tokens
         ordinary = tokens[~np.isin(tokens, [CLS, SEP, PAD])]
         assert sorted(ordinary.tolist()) == sorted(t for d in corpora[source] for t in d)
 
@@ -169,9 +163,9 @@ def test_a_row_does_not_depend_on_its_neighbours(
     sources: tuple[list[native.TokenFile], list[native.RowPlan]],
 ) -> None:
     _, plans = sources
-    tokens, *_ = assemble(plans, [0, 1, -1, 0], [3, 2, -1, 0])
+    tokens = assemble(plans, [0, 1, -1, 0], [3, 2, -1, 0]).tokens
     for place, (source, row) in enumerate([(0, 3), (1, 2), (-1, -1), (0, 0)]):
-        alone, *_ = assemble(plans, [source], [row])
+        alone = assemble(plans, [source], [row]).tokens
         np.testing.assert_array_equal(tokens[place * L : (place + 1) * L], alone)
 
 
@@ -186,8 +180,8 @@ def test_several_sequences_per_document(tmp_path: Path) -> None:
     file = native.TokenFile(tmp_path / "one")
     assert file.lengths.tolist() == [30]
     plan = plan_of(file, "present")
-    tokens, *_ = assemble([plan], [0, 0], [0, 1])
-    assert tokens[:30].tolist() == document
+    packed = assemble([plan], [0, 0], [0, 1])
+    assert packed.tokens[:30].tolist() == document
 
 
 def test_plan_and_shape_must_agree(
@@ -200,12 +194,12 @@ def test_plan_and_shape_must_agree(
         assemble(plans, [0], [0], max_segments_per_row=3)
 
 
-@pytest.mark.parametrize(("slot", "row"), [(2, 0), (-2, 0), (-1, 0)])
+@pytest.mark.parametrize(("index", "row"), [(2, 0), (-2, 0), (-1, 0)])
 def test_unknown_source_is_refused(
-    sources: tuple[list[native.TokenFile], list[native.RowPlan]], slot: int, row: int
+    sources: tuple[list[native.TokenFile], list[native.RowPlan]], index: int, row: int
 ) -> None:
-    with pytest.raises(ValueError, match=f"row 1 of the batch: no source slot {slot}"):
-        assemble(sources[1], [0, slot], [0, row])
+    with pytest.raises(ValueError, match=f"row 1 of the batch: no source index {index}"):
+        assemble(sources[1], [0, index], [0, row])
 
 
 def test_unknown_row_is_refused(

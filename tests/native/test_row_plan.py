@@ -175,7 +175,7 @@ def test_packing_is_tight_and_the_file_small(tmp_path: Path) -> None:
         assert (tmp_path / pack).stat().st_size <= 0.25 * plan.num_rows
 
 
-def test_a_row_takes_no_more_than_its_segments(tmp_path: Path) -> None:
+def test_a_row_takes_no_more_than_its_pieces(tmp_path: Path) -> None:
     plan = plan_lengths(tmp_path, [1] * 100, 64, max_segments=5)
     assert plan.num_rows == 20
     assert set(plan.row_tokens(np.arange(20)).tolist()) == {15}
@@ -206,17 +206,17 @@ def test_full_blocks_use_every_16_bit_number(tmp_path: Path) -> None:
     # 65,536 tails in one row each, and 65,536 in one row: the largest document and start numbers.
     plan = plan_lengths(tmp_path, [5] * 65_536, 8)
     assert plan.num_rows == 65_536
-    assert plan.segments(np.array([65_535]))[1].tolist() == [65_535]
+    assert plan.pieces(np.array([65_535])).document.tolist() == [65_535]
     assert plan.find(65_535).tolist() == [65_535]
     plan = plan_lengths(tmp_path, [1] * 65_536, 3 * 65_536, max_segments=65_536)
     assert plan.num_rows == 1
-    assert plan.segments(np.array([0]))[1].tolist() == list(range(65_536))
+    assert plan.pieces(np.array([0])).document.tolist() == list(range(65_536))
     assert plan.find(65_535).tolist() == [0]
 
 
 def test_plan_keeps_its_file_alive(tmp_path: Path) -> None:
     plan = plan_lengths(tmp_path, np.full(1000, 40), 32)
-    assert plan.segments(np.arange(plan.num_rows))[3].sum() == 40_000
+    assert plan.pieces(np.arange(plan.num_rows)).length.sum() == 40_000
 
 
 @pytest.mark.parametrize("pack", PACKS)
@@ -228,7 +228,7 @@ def test_nothing_to_pack(tmp_path: Path, pack: str) -> None:
         assert [plan.find(document).tolist() for document in range(len(lengths))] == [
             [] for _ in lengths
         ]
-        for call in (plan.segments, plan.row_tokens):
+        for call in (plan.pieces, plan.row_tokens):
             with pytest.raises(IndexError, match="row 0 of a plan of 0 rows"):
                 call(np.array([0]))
 
@@ -237,7 +237,7 @@ def test_what_is_not_in_the_plan_is_an_index_error(tmp_path: Path) -> None:
     plan = plan_lengths(tmp_path, [5] * 10, 16, first=2, end=8)
     for row in (-1, plan.num_rows):
         with pytest.raises(IndexError, match=f"row {row} of a plan of {plan.num_rows} rows"):
-            plan.segments(np.array([0, row]))
+            plan.pieces(np.array([0, row]))
     for document in (-1, 1, 8):
         with pytest.raises(IndexError, match=rf"document {document} of .* documents \[2, 8\)"):
             plan.find(document)

@@ -221,8 +221,8 @@ def test_two_rows_of_a_plan(run: Run, seal_again: bool) -> None:
     opened = open_run(run.folder)
     assert run.names[0] == "alpha"
     (plan,) = [plan for pool, plan in opened.order.plans(0) if pool.source == "alpha"]
-    splits, document, *_ = plan.segments(np.arange(plan.num_rows))
-    rows = {row: document[splits[row] : splits[row + 1]].tolist() for row in range(plan.num_rows)}
+    pieces = plan.pieces(np.arange(plan.num_rows))
+    rows = [part.tolist() for part in np.split(pieces.document, pieces.splits[1:-1])]
     of_alpha = (run.pieces.source == 0) & (run.pieces.g < opened.order.spec.phases[0].end_g)
     drawn = np.unique(run.pieces.row[of_alpha]).tolist()
     one, other = next(
