@@ -32,7 +32,7 @@ class HardwareConfig:
     precision: Literal["fp32", "bf16", "fp8", "auto"] = "fp32"
     """Of the forward and backward pass; the optimizer always keeps fp32 weights. fp8: the layers'
     linears, by Transformer Engine; the rest and the weights are bf16. auto: the one that a short
-    measurement on this machine finds fastest (its verdict is kept, see docs/architecture.md)."""
+    measurement on this machine finds fastest (its verdict is kept, see docs/gpu.md)."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = "tensorwise"
     """How fp8 tensors are scaled: by their own maximum, that of blocks, or (delayed) that of past
     steps, which no checkpoint holds: then a resumed run starts with an empty history."""
