@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from megatron_ettin.model.attention_gpu import (
 )
 from megatron_ettin.model.backend import transformer_engine_lack
 from megatron_ettin.model.provider import ATTENTION_MASKS, Attention, transformer_config
+from megatron_ettin.text_table import text_table
 from megatron_ettin.training.micro_batch import borders
 from megatron_ettin.training.precision import median_seconds
 
@@ -65,6 +66,16 @@ def attention_times(
     """
     layers = _layers(model, attention, cu_seqlens)
     return {label: _measured(steps, rounds) for label, steps in layers.items()}
+
+
+def times_table(title: str, times: Mapping[str, Times]) -> Iterator[str]:
+    """Yield the lines of a table of milliseconds by kernel; a dash where a kernel has no figure."""
+    figures = sorted({figure for by_figure in times.values() for figure in by_figure})
+    rows = [
+        (kernel, *(f"{by[figure]:.3f}" if figure in by else "-" for figure in figures))
+        for kernel, by in times.items()
+    ]
+    return text_table((title, *figures), rows, numbers=figures)
 
 
 def documents(slots: int, seq_length: int, mean: int) -> NDArray[np.int32]:

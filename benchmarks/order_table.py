@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.order_corpora import SEQ_LENGTH
 from benchmarks.order_parts import FULL_DOCUMENTS, FULL_ROWS, MICRO_BATCH_ROWS, Measured
+from megatron_ettin.text_table import text_table
 
 #: Key, what it is, target, unit and factor of the table, the key beside it for megatron-core.
 LINES = (
@@ -38,15 +39,22 @@ def as_text(measured: Measured, *, documents: int, threads: int) -> str:
         "mcore_peak": measured["mcore_peak_bytes_per_doc"],
         "mcore_index": measured["mcore_index_bytes_per_sample"],
     }
+    rows = [
+        (
+            what,
+            f"{measured[key] * factor:.3g}",
+            target,
+            unit,
+            f"{theirs[beside]:.3g}" if beside else "",
+        )
+        for key, what, target, unit, factor, beside in LINES
+    ]
+    names = ("", "measured", "target", "unit", "megatron-core")
     lines = [
         f"{documents:,} documents, rows of {SEQ_LENGTH}; CPU time, the fastest of many runs",
         "",
-        f"{'':40} {'measured':>9} {'target':>8}  {'unit':12} megatron-core",
+        *text_table(names, rows, numbers=("measured", "target", "megatron-core")),
     ]
-    for key, what, target, unit, factor, beside in LINES:
-        shown = f"{theirs[beside]:13.3g}" if beside else ""
-        line = f"{what:40} {measured[key] * factor:9.3g} {target:>8}  {unit:12} {shown}"
-        lines.append(line.rstrip())
     build = FULL_DOCUMENTS * measured["mcore_build_ns_per_doc"] / 1e9
     lines.append(f"""
 Rows are {measured["fill"]:.3%} full. {threads} threads index {measured["all"]:.3g} M docs/s.

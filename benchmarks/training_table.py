@@ -6,29 +6,40 @@ import json
 from collections.abc import Sequence
 
 from benchmarks.training_cells import Cell, Figures
+from megatron_ettin.devices import GIB
+from megatron_ettin.text_table import text_table
 
 
 def as_text(cell: Cell, figures: Figures) -> str:
     """Return the lines of a cell for people: rates, their ratio to ours, and what else is known."""
-    lines = [f"{cell.name} on {cell.device}"]
     ours = figures["ours_tokens_per_s"]
-    names = [
+    contenders = [
         name.removesuffix("_tokens_per_s") for name in figures if name.endswith("_tokens_per_s")
     ]
-    for name in names:
+    rows = []
+    for name in contenders:
         rate = figures[f"{name}_tokens_per_s"]
-        low, high = figures[f"{name}_slowest_fastest"]
-        line = f"  {name:22} {rate:12,.0f} tokens/s ({low:,.0f} to {high:,.0f})"
-        line += f"  fill {figures[f'{name}_fill']:6.1%}  ours is {ours / rate:.2f} x"
-        if f"{name}_mfu" in figures:
-            line += f"  MFU {figures[f'{name}_mfu']:.1%}"
-        if f"{name}_peak_memory_bytes" in figures:
-            line += f"  {figures[f'{name}_peak_memory_bytes'] / 2**30:.1f} GiB"
-        lines.append(line)
+        slowest, fastest = figures[f"{name}_slowest_fastest"]
+        mfu, peak = (figures.get(f"{name}_{what}") for what in ("mfu", "peak_memory_bytes"))
+        rows.append(
+            (
+                name,
+                f"{rate:,.0f}",
+                f"{slowest:,.0f}",
+                f"{fastest:,.0f}",
+                f"{figures[f'{name}_fill']:.1%}",
+                f"{ours / rate:.2f} x",
+                "-" if mfu is None else f"{mfu:.1%}",
+                "-" if peak is None else f"{peak / GIB:.1f}",
+            )
+        )
+    title = f"{cell.name} on {cell.device}"
+    names = (title, "tokens/s", "slowest", "fastest", "fill", "ours is", "MFU", "GiB")
+    lines = ["", *text_table(names, rows, numbers=names[1:])]
     if "ours_idle_share" in figures:
-        lines.append(f"  the GPU is idle for {figures['ours_idle_share']:.1%} of the steps")
+        lines.append(f"the GPU is idle for {figures['ours_idle_share']:.1%} of the steps")
     for part, share in figures.get("path_cost", {}).items():
-        lines.append(f"  Megatron-Core's path costs {share:+.1%} over plain PyTorch: {part}")
+        lines.append(f"Megatron-Core's path costs {share:+.1%} over plain PyTorch: {part}")
     return "\n".join(lines)
 
 
@@ -47,7 +58,7 @@ class Report:
         """Add what a cell measured, None if its process was killed; return its lines."""
         if figures is None:
             self.killed.append(cell)
-            return f"{cell.name} on {cell.device}\n  the process was killed"
+            return f"\n{cell.name} on {cell.device}: the process was killed"
         suffix = "" if cell.precision == self._first_precision else f"_{cell.precision}"
         named = {f"{name}{suffix}": value for name, value in figures.items()}
         self._figures[cell.model].setdefault(cell.objective, {}).update(named)

@@ -18,7 +18,7 @@ from benchmarks.model_sizes import SIZES
 def main() -> None:
     """Measure each model's attention with both masks and report."""
     args = parse_arguments()
-    from benchmarks.attention_times import SLOTS, documents, times_of_models
+    from benchmarks.attention_times import SLOTS, documents, times_of_models, times_table
     from megatron_ettin import distributed
 
     slots = args.slots or SLOTS[distributed.device().type]
@@ -26,9 +26,7 @@ def main() -> None:
     report: dict[str, Any] = {"slots": slots}
     for model, attention, times in times_of_models(args.models, cu_seqlens, rounds=args.rounds):
         report.setdefault(model, {})[attention] = times
-        for kernel, milliseconds in times.items():
-            numbers = "  ".join(f"{key} {value:8.3f}" for key, value in milliseconds.items())
-            print(f"{model:5} {attention:14} {kernel:38} {numbers}", flush=True)
+        print("", *times_table(f"{model} {attention}", times), sep="\n", flush=True)
     if args.json:
         print(json.dumps(report))
 

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.model_sizes import SIZES, model_of_size
+from megatron_ettin.text_table import text_facts
 
 
 def main() -> None:
@@ -27,12 +28,13 @@ def main() -> None:
         for name in args.models:
             times = save_times(model_of_size(name), Path(folder) / name, rounds=args.rounds)
             report[name] = dataclasses.asdict(times)
-            print(
-                f"{name:5} {times.gigabytes:6.3f} GB  saved in {times.save_seconds:6.2f} s, "
-                f"{times.plain_seconds:6.2f} s without hashing  checked in "
-                f"{times.check_seconds:6.2f} s",
-                flush=True,
-            )
+            facts = [
+                (name, f"{times.gigabytes:.3f} GB"),
+                ("  saved", f"{times.save_seconds:.2f} s"),
+                ("  saved without hashing", f"{times.plain_seconds:.2f} s"),
+                ("  checked", f"{times.check_seconds:.2f} s"),
+            ]
+            print(*text_facts(facts), sep="\n", flush=True)
     if args.json:
         print(json.dumps(report))
 

@@ -13,45 +13,23 @@ from tqdm import tqdm
 def main() -> None:
     """Run every layout and print how far its losses and weights are from the first one's."""
     args = parse_arguments()
-    from megatron_ettin.evaluation.layouts import (
-        LAYOUTS,
-        Curve,
-        final_weights,
-        largest_weight_difference,
-        run_layout,
-    )
+    from megatron_ettin.evaluation.layouts import LAYOUTS, distance_table, distances, run_layout
 
     if unknown := set(args.layouts) - set(LAYOUTS):
         raise SystemExit(f"error: no layout {sorted(unknown)}; there are {sorted(LAYOUTS)}")
-    curves: dict[str, Curve] = {}
-    for name in tqdm(args.layouts, desc="layouts", disable=None):
-        run_dir = args.output / name
+    arguments = [f"--config={config}" for config in args.config]
+    run_dirs, curves = {name: args.output / name for name in args.layouts}, {}
+    for name, run_dir in tqdm(run_dirs.items(), desc="layouts", disable=None):
         if run_dir.exists():
             raise SystemExit(f"error: {run_dir} exists; remove it or give another --output")
         try:
-            curves[name] = run_layout(
-                LAYOUTS[name], [f"--config={c}" for c in args.config], run_dir
-            )
+            curves[name] = run_layout(LAYOUTS[name], arguments, run_dir)
         except RuntimeError as error:
             raise SystemExit(f"error: {error}") from None
-    first = args.layouts[0]
-    weights = final_weights(args.output / first)
-    print(
-        f"{'layout':20} processes  steps  last loss  largest relative difference of a\n"
-        f"{'':48} loss  tensor at the end  token digest"
-    )
-    worst = 0.0
-    for name, curve in curves.items():
-        loss = curve.largest_relative_difference(curves[first])
-        tensor, _ = largest_weight_difference(final_weights(args.output / name), weights)
-        worst = max(worst, loss, tensor)
-        same = "same" if curve.token_digest == curves[first].token_digest else "DIFFERENT"
-        print(
-            f"{name:20} {LAYOUTS[name].processes:9}  {len(curve.losses):5}  "
-            f"{curve.losses[-1]:9.6f}  {loss:8.1e}  {tensor:17.1e}  {same}"
-        )
-    same_tokens = len({curve.token_digest for curve in curves.values()}) == 1
-    if worst > args.tolerance or not same_tokens:
+    found = distances(run_dirs, curves)
+    print(*distance_table(curves, found), sep="\n")
+    worst = max(max(distance.loss, distance.weight) for distance in found.values())
+    if worst > args.tolerance or not all(each.has_same_tokens for each in found.values()):
         sys.exit(f"error: layouts differ by more than {args.tolerance:.0e}")
 
 

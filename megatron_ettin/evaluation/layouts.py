@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +16,7 @@ from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import HardwareConfig, SeedConfig
 from megatron_ettin.model.provider import build_stage, logical_parameters
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.text_table import text_table
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,48 @@ def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
         stage = build_stage(saved.model, saved.attention, whole, SeedConfig())
         checkpoint.load(folder, stage, None, saved.model)
         return {name: weight.detach().clone() for name, weight in logical_parameters(stage)}
+
+
+class Distance(NamedTuple):
+    """Distance of a layout's run from the run that it is compared with."""
+
+    loss: float
+    """Largest relative difference of a loss."""
+    weight: float
+    """Largest relative L2 distance of a tensor at the end."""
+    has_same_tokens: bool
+
+
+def distances(run_dirs: Mapping[str, Path], curves: Mapping[str, Curve]) -> dict[str, Distance]:
+    """Compare runs, by layout, with the first of them."""
+    first = next(iter(curves))
+    weights = final_weights(run_dirs[first])
+    return {
+        name: Distance(
+            loss=curve.largest_relative_difference(curves[first]),
+            weight=largest_weight_difference(final_weights(run_dirs[name]), weights)[0],
+            has_same_tokens=curve.token_digest == curves[first].token_digest,
+        )
+        for name, curve in curves.items()
+    }
+
+
+def distance_table(curves: Mapping[str, Curve], found: Mapping[str, Distance]) -> Iterator[str]:
+    """Yield the lines of a table of layouts; differences are the largest relative ones."""
+    numbers = ("processes", "steps", "last loss", "loss differs by", "a tensor at the end by")
+    rows = [
+        (
+            name,
+            str(LAYOUTS[name].processes),
+            str(len(curve.losses)),
+            f"{curve.losses[-1]:.6f}",
+            f"{found[name].loss:.1e}",
+            f"{found[name].weight:.1e}",
+            "same" if found[name].has_same_tokens else "DIFFERENT",
+        )
+        for name, curve in curves.items()
+    ]
+    return text_table(("layout", *numbers, "token digest"), rows, numbers=numbers)
 
 
 def largest_weight_difference(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from megatron_ettin.evaluation.probe import MAX_TOKENS, Accuracy
 from megatron_ettin.evaluation.twins import Comparison, Twin
 from megatron_ettin.order.digest import format_digest
+from megatron_ettin.text_table import text_table
 from megatron_ettin.training.validation import HeldOutLoss
 
 NOTES = (
@@ -50,12 +51,10 @@ def token_digests(comparison: Comparison) -> tuple[str, str, str]:
 
 def as_text(comparison: Comparison) -> str:
     """Return the table, the digests and the notes as lines for a console."""
-    lines = [Row("", "encoder", "decoder"), *rows(comparison)]
-    names, values = (max(len(line[i]) for line in lines) for i in (0, 1))
     encoder, decoder, verdict = token_digests(comparison)
     return "\n".join(
         [
-            *(f"{line.name:<{names}}  {line.encoder:<{values}}  {line.decoder}" for line in lines),
+            *text_table(("", "encoder", "decoder"), rows(comparison)),
             "",
             f"digest of the tokens consumed: {verdict}",
             f"  encoder {encoder}",

@@ -16,6 +16,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from megatron_ettin.text_table import text_facts, text_table
+
 WIDTH = 100
 """Columns of a line of text."""
 
@@ -151,9 +153,7 @@ def _blocks(value: Any) -> Iterator[str]:
     fields = {f.name.replace("_", " "): getattr(value, f.name) for f in dataclasses.fields(value)}
     fields = {name: entry for name, entry in fields.items() if entry is not None}
     facts = {name: entry for name, entry in fields.items() if _is_fact(entry)}
-    width = max((len(name) for name in facts), default=0)
-    for name, entry in facts.items():
-        yield f"{name:<{width}}  {_cell(entry)}"
+    yield from text_facts([(name, _cell(entry)) for name, entry in facts.items()])
     for name, entry in fields.items():
         if name in facts:
             continue
@@ -195,23 +195,12 @@ def _rows_of(table: ArrowTable) -> list[list[Any]]:
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
     cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     numbers = [
-        all(isinstance(row[i], int | float | Decimal | None) for row in rows)
-        for i in range(len(names))
+        name
+        for i, name in enumerate(names)
+        if all(isinstance(row[i], int | float | Decimal | None) for row in rows)
     ]
-
-    def line(texts: Sequence[str]) -> str:
-        padded = (
-            text.rjust(width) if is_number else text.ljust(width)
-            for text, width, is_number in zip(texts, widths, numbers, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    yield line(names)
-    yield line(["-" * width for width in widths])
-    for row in cells:
-        yield line(row)
+    return text_table(names, cells, numbers=numbers)
 
 
 def _cell(value: Any) -> str:

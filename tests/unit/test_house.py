@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_TOOL_LINES = 60
 
 # Where knowing the twin is the point; everywhere else it is data: the objective and its attention.
 TWIN_FOLDERS = ("objectives", "export", "evaluation")
@@ -131,6 +132,12 @@ def machine_paths(text: str) -> list[str]:
 def test_file_is_short(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     assert lines <= MAX_FILE_LINES, f"{lines} lines, {MAX_FILE_LINES} allowed: split by subject"
+
+
+@pytest.mark.parametrize("path", python_files("tools"), ids=relative)
+def test_tool_parses_calls_and_prints(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= MAX_TOOL_LINES, f"{lines} lines, {MAX_TOOL_LINES} allowed: work goes elsewhere"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from megatron_ettin.queries.command_line import parse
 from tests.conftest import TinyCorpus
 from tests.unit.queried import Queried, make_queried
 from tools import order
@@ -42,7 +43,7 @@ def test_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFix
     assert "--json" in text
     example = " ".join(text.split("example: python tools/order.py")[1].split())
     words = shlex.split(example)
-    module, _ = order.parse_arguments(words)
+    module, _ = parse(words)
     assert module.__name__.endswith(command)
 
 

@@ -1,0 +1,45 @@
+"""Commands of tools/order.py and their options."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+DESCRIPTION = (
+    "Ask a run what it was fed, in which order, and what it will be fed next (docs/queries.md)."
+)
+
+# A command is a module in megatron_ettin/queries/: `add_arguments` declares its options, and
+# `print_answer` returns the exit status. Only the module of the given command is imported.
+COMMANDS = {
+    "plan": "build the row plans; say how documents fill the rows",
+    "batch": "what a step was fed, token for token",
+    "docs": "documents between two checkpoints, to a parquet file",
+    "where": "all steps, slots and checkpoints at which a document is seen",
+    "unseen": "documents that a checkpoint has not seen",
+    "exposures": "how often a document was seen, and how long ago",
+    "diff": "where two runs differ",
+    "twins": "did an encoder and a decoder see the same tokens: PASS or FAIL, with the proof",
+    "verify": "is the record true, and are the files still those it was made of",
+    "export": "what a run was fed, as parquet in the published Ettin layout",
+    "import-ettin": "make a corpus of a record in that layout",
+    "sql": "SQL over the order, the steps and the documents",
+}
+
+
+def parse(arguments: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """Return the command's module and its options."""
+    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True)
+    chosen = None
+    for name, summary in COMMANDS.items():
+        if name not in arguments[:1]:
+            commands.add_parser(name, help=summary)
+            continue
+        chosen = importlib.import_module(f"megatron_ettin.queries.{name.replace('-', '_')}")
+        chosen.add_arguments(commands.add_parser(name, help=summary, description=chosen.__doc__))
+    args = parser.parse_args(arguments)
+    assert chosen is not None, "argparse refuses a command that it does not know"
+    return chosen, args
