@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_ettin.objectives import Batch, Objective
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import Order
 from megatron_ettin.rows import TokenIds
 
 
@@ -16,7 +16,7 @@ from megatron_ettin.rows import TokenIds
 class Loader:
     """Batches of any step on any rank, computed from g: nothing is broadcast, no state kept."""
 
-    order: SampleOrder
+    order: Order
     objective: Objective
     ids: TokenIds
     mask_seed: int

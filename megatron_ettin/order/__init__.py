@@ -3,12 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 from megatron_ettin.order.digest import mask_digest, token_digest
+from megatron_ettin.order.order import NotRecordedError, Order, OrderPhase
 from megatron_ettin.order.spec import OrderSpec, PhaseSpec, PoolSpec
 
 if TYPE_CHECKING:
     from megatron_ettin.order.sample_order import SampleOrder
 
-__all__ = ["OrderSpec", "PhaseSpec", "PoolSpec", "SampleOrder", "mask_digest", "token_digest"]
+__all__ = [
+    "NotRecordedError",
+    "Order",
+    "OrderPhase",
+    "OrderSpec",
+    "PhaseSpec",
+    "PoolSpec",
+    "SampleOrder",
+    "mask_digest",
+    "token_digest",
+]
 
 
 def __getattr__(name: str) -> Any:

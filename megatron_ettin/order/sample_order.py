@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from megatron_ettin import native
 from megatron_ettin.config import DataConfig, PhaseConfig
 from megatron_ettin.order.blend import blend_quotas
+from megatron_ettin.order.order import OrderPhase
 from megatron_ettin.order.pieces import Pieces, concatenate
 from megatron_ettin.order.pools import Pool, Pools
-from megatron_ettin.order.spec import OrderSpec, PhaseSpec, PoolSpec
+from megatron_ettin.order.spec import FORMAT, OrderSpec, PhaseSpec, PoolSpec
 from megatron_ettin.rows import Rows, Specials, TokenIds
 
 
@@ -50,9 +52,41 @@ class SampleOrder:
         self.spec = OrderSpec(seed=seed, tokenizer_sha256=tokenizer_sha256, phases=tuple(specs))
 
     @property
+    def format(self) -> str:
+        """Name of the format of `order.json`."""
+        return FORMAT
+
+    @property
     def num_rows(self) -> int:
         """Rows of all phases."""
         return self.spec.num_rows
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of the tokenizer's ids."""
+        return self.ids.vocab_size
+
+    @cached_property
+    def phases(self) -> tuple[OrderPhase, ...]:
+        """Phases in the order of their rows."""
+        return tuple(
+            OrderPhase(
+                name=phase.name,
+                start_g=phase.start_g,
+                end_g=phase.end_g,
+                seq_length=phase.seq_length,
+                phase_id=phase_id,
+            )
+            for phase, phase_id in zip(self.spec.phases, self.spec.phase_ids(), strict=True)
+        )
+
+    def phase_at(self, g: int) -> OrderPhase:
+        """Return the phase of row `g`; ValueError if the order has no such row."""
+        return self.phases[self.spec.phase_index(g)]
+
+    def seq_length(self, g: int) -> int:
+        """Return the slots of row `g`."""
+        return self.phase_at(g).seq_length
 
     @property
     def source_names(self) -> list[str]:
@@ -66,6 +100,14 @@ class SampleOrder:
     def file(self, source: str) -> native.TokenFile:
         """Return a source's corpus."""
         return self._pools.files[source]
+
+    def content_id(self, source: str) -> str:
+        """Return the SHA-256 of a source's .bin, hexadecimal."""
+        return self._pools.identities[source].tokens_sha256
+
+    def shortest_document(self, source: str) -> int:
+        """Return the tokens that a document of a source needs to be packed at all, at least 1."""
+        return max(1, self._pools.data.sources[source].min_doc_tokens)
 
     def plans(self, phase_index: int) -> Iterator[tuple[PoolSpec, native.RowPlan]]:
         """Yield the pools of a phase with their row plans."""

@@ -107,13 +107,12 @@ class OrderSpec:
 
     def to_json(self) -> str:
         """Return the text of `order.json`."""
-        document = {
-            "format": FORMAT,
-            "order_id": self.order_id,
-            "phase_ids": self.phase_ids(),
-            **dataclasses.asdict(self),
-        }
-        return json.dumps(document, indent=2) + "\n"
+        ids = {"format": FORMAT, "order_id": self.order_id, "phase_ids": self.phase_ids()}
+        return json.dumps(ids | self.to_dict(), indent=2) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the format's name and all fields, phases and pools as dictionaries."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, text: str | bytes, *, check_ids: bool = True) -> Self:

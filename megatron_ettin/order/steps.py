@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from megatron_ettin.config import PhaseConfig
-from megatron_ettin.order.sample_order import SampleOrder
+from megatron_ettin.order.order import Order
 from megatron_ettin.order.spec import PhaseSpec
 
 
@@ -40,7 +40,7 @@ def step_end(
 
 
 def planned_steps(
-    order: SampleOrder,
+    order: Order,
     phases: Sequence[PhaseConfig],
     skip_rows: Sequence[tuple[int, int]],
     *,

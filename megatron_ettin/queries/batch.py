@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin import objectives
-from megatron_ettin.config import RunConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import NotRecordedError
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Document, Sidecars
@@ -124,12 +123,9 @@ def print_answer(args: argparse.Namespace) -> int:
         raise ValueError("--rank and --data-parallel-size go together")
     if args.rank is not None:
         tokens = args.micro_batch_tokens
-        if tokens is None and opened.config is not None:
-            tokens = opened.config.hardware.micro_batch_tokens
         if tokens is None:
-            raise ValueError(
-                "--micro-batch-tokens: a run of Megatron does not record it; give rows x length"
-            )
+            remedy = "give --micro-batch-tokens, its rows x length"
+            tokens = opened.config_for("micro-batches", remedy).hardware.micro_batch_tokens
         part = RankSlice(
             rank=args.rank, data_parallel_size=args.data_parallel_size, micro_batch_tokens=tokens
         )
@@ -154,7 +150,7 @@ def describe_batch(
             was taken do not have the digests in the ledger.
     """
     begin, end = run.rows_of_step(step)
-    length = _seq_length(run, begin)
+    length = run.order.seq_length(begin)
     if part is not None:
         _check_rank(part, length)
     rows = list(_rows(run, step, part, is_masked=is_masked))
@@ -183,23 +179,18 @@ def _check_rank(part: RankSlice, length: int) -> None:
         )
 
 
-def _seq_length(run: RecordedRun, g: int) -> int:
-    if isinstance(run.order, SampleOrder):
-        return run.order.spec.phases[run.order.spec.phase_index(g)].seq_length
-    return run.order.run.seq_length
-
-
 def _rows(
     run: RecordedRun, step: int, part: RankSlice | None, *, is_masked: bool
 ) -> Iterator[_Row]:
     """Yield the rows of the step, or all rows of the rank (idle ones too), in training order."""
     begin, end = run.rows_of_step(step)
-    if run.config is None or not isinstance(run.order, SampleOrder):
+    try:
+        masking = _masking(run, step)
+    except NotRecordedError:
         if is_masked:
-            raise ValueError(f"{run.folder}: a run of Megatron; its masks are not recorded")
-        yield from _rows_of_megatron(run, begin, end, part)
+            raise
+        yield from _stored_rows(run, begin, end, part)
         return
-    masking = _masking(run, run.config, step)
     digests = np.zeros(3, dtype=np.uint64)
     # The Loader is the one that feeds the training loop, so the answer cannot drift from training.
     # If no rank is asked for, one rank takes all rows, one row per micro-batch. Otherwise the rows
@@ -210,7 +201,7 @@ def _rows(
             objective=masking.objective,
             ids=run.order.ids,
             mask_seed=masking.mask_seed,
-            micro_batch_tokens=part.micro_batch_tokens if part else _seq_length(run, begin),
+            micro_batch_tokens=part.micro_batch_tokens if part else run.order.seq_length(begin),
             data_parallel_rank=rank,
             data_parallel_size=part.data_parallel_size if part else 1,
         )
@@ -222,9 +213,10 @@ def _rows(
     _require_recorded_digests(run, step, digests, is_masked=is_masked)
 
 
-def _masking(run: RecordedRun, config: RunConfig, step: int) -> Masking:
+def _masking(run: RecordedRun, step: int) -> Masking:
     """Return the masking of a step: the ledger's, or the configuration's if there is no ledger."""
-    if run.ledger is None:
+    if not len(run.ledger.records):
+        config = run.config_for("masks")
         return Masking(config.objective, config.seeds.mask)
     is_done = step <= run.steps_done
     seq = step_record(run.ledger, step - 1).seq if is_done else run.ledger.head.seq + 1
@@ -253,7 +245,7 @@ def _require_recorded_digests(
 
     `digests` [3] are those of today's rows: two lanes of the token digest, then the mask digest.
     """
-    if run.ledger is None or step > run.steps_done:
+    if step > len(run.ledger.steps):
         return
     record = run.ledger.steps[step - 1]
     where = f"{run.folder}: step {step} (record {record['seq']})"
@@ -271,11 +263,10 @@ def _require_recorded_digests(
         )
 
 
-def _rows_of_megatron(
-    run: RecordedRun, begin: int, end: int, part: RankSlice | None
-) -> Iterator[_Row]:
+def _stored_rows(run: RecordedRun, begin: int, end: int, part: RankSlice | None) -> Iterator[_Row]:
+    """Yield rows [begin, end) as their corpora hold them, dealt out as the Loader does."""
     tokens = run.order.tokens(begin, end)
-    rows = part.micro_batch_tokens // _seq_length(run, begin) if part else 1
+    rows = part.micro_batch_tokens // run.order.seq_length(begin) if part else 1
     rank, size = (part.rank, part.data_parallel_size) if part else (0, 1)
     for m in range(-(-(end - begin) // (rows * size))):
         first = begin + (m * size + rank) * rows
@@ -351,6 +342,4 @@ def _scored_labels(row: _Row) -> list[int | None] | None:
 
 
 def _tokenizer(run: RecordedRun) -> Tokenizer:
-    if run.config is None:
-        raise ValueError(f"{run.folder}: a run of Megatron; it does not record its tokenizer")
-    return load_tokenizer(Path(run.config.data.tokenizer))
+    return load_tokenizer(Path(run.config_for("tokenizer's files").data.tokenizer))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.answer import add_two_runs, show, two_runs
@@ -107,9 +104,11 @@ def compare(first: Path, second: Path) -> Diff:
         ValueError, OSError: a file is missing or damaged, or a run's chain check fails; the message
             names the file or the first fault.
     """
-    for folder in (first, second):
-        if RunFolder(folder).has_ledger():  # a run before its first step, and Megatron's, has none
-            require_sound(folder)
+    for folder in map(RunFolder, (first, second)):
+        if folder.has_ledger():
+            require_sound(folder.path)
+        elif folder.order.is_file():
+            folder.read_order()
     one, other = (open_run(folder, must_match=False) for folder in (first, second))
     common = common_rows(one, other)
     end = min(one.order.num_rows, other.order.num_rows)
@@ -127,14 +126,13 @@ def compare(first: Path, second: Path) -> Diff:
         first_other_cut=None if cuts.all() else int(np.argmin(cuts)) + 1,
         shared_boundaries=boundaries,
         first_disagreement=disagreement,
-        specs=_specs(one, other),
+        specs=spec_differences(one.recorded, other.recorded),
         row=[] if different is None else [*_row(one, different), *_row(other, different)],
         checkpoints=_checkpoints(one, other),
         skipped=_skipped(one, other),
         forks=[
             ForkOfRun(run=str(run.folder), to_record=f.parent_seq, steps=f.steps, file=f.file)
             for run in (one, other)
-            if run.ledger is not None
             for f in run.ledger.forks()
         ],
         notes=[
@@ -169,16 +167,13 @@ def common_rows(one: RecordedRun, other: RecordedRun) -> int:
 
 def _known_to_be_common(one: RecordedRun, other: RecordedRun) -> int:
     """Return the number of first rows proven equal by phase ids, or by digests in both ledgers."""
-    if not isinstance(one.order, SampleOrder) or not isinstance(other.order, SampleOrder):
-        return 0
     common = 0
-    ids = zip(one.order.spec.phase_ids(), other.order.spec.phase_ids(), strict=False)
-    ends = zip(one.order.spec.phase_ends(), other.order.spec.phase_ends(), strict=False)
-    for (first_id, second_id), (first_end, second_end) in zip(ids, ends, strict=False):
-        if first_id != second_id:
+    for first, second in zip(one.order.phases, other.order.phases, strict=False):
+        # A run of Megatron has no phase id, and a path instead of a hash of its corpora.
+        if first.phase_id is None or first.phase_id != second.phase_id:
             break
-        common = min(first_end, second_end)
-    if one.changes or other.changes or one.ledger is None or other.ledger is None:
+        common = min(first.end_g, second.end_g)
+    if one.changes or other.changes:
         return common  # the ledgers describe files that have changed since
     shared = shared_boundaries(one.ledger, other.ledger)
     agree = shared.g[: len(shared.g) if shared.agree.all() else int(np.argmin(shared.agree))]
@@ -218,38 +213,16 @@ def _first_other_tokens(one: RecordedRun, other: RecordedRun, begin: int, end: i
 
 def _same_corpora(one: RecordedRun, other: RecordedRun) -> bool:
     """Tell whether all sources that both runs name have the same content, by hash or by path."""
-    known = [_contents(run) for run in (one, other)]
-    return all(known[0][name] == known[1][name] for name in known[0].keys() & known[1].keys())
-
-
-def _contents(run: RecordedRun) -> dict[str, str]:
-    if isinstance(run.order, SampleOrder):
-        return {p.source: p.tokens_sha256 for phase in run.order.spec.phases for p in phase.pools}
-    return {name: os.path.realpath(run.order.prefix(name)) for name in run.order.source_names}
-
-
-def _specs(one: RecordedRun, other: RecordedRun) -> list[Difference]:
-    first, second = one.order, other.order
-    if isinstance(first, SampleOrder) and isinstance(second, SampleOrder):
-        return spec_differences(*(RunFolder(run.folder).read_order() for run in (one, other)))
-    if isinstance(first, SampleOrder) or isinstance(second, SampleOrder):
-        kinds = ["order/1" if isinstance(o, SampleOrder) else "mcore" for o in (first, second)]
-        return [Difference(where="order", field="format", first=kinds[0], second=kinds[1])]
-    fields = [dataclasses.asdict(order.run) for order in (first, second)]
-    return [
-        Difference(where="order", field=name, first=str(fields[0][name]), second=str(value))
-        for name, value in fields[1].items()
-        if name != "schedule" and fields[0][name] != value  # `same_cuts` compares it
-    ]
+    shared = set(one.order.source_names) & set(other.order.source_names)
+    return all(one.order.content_id(name) == other.order.content_id(name) for name in shared)
 
 
 def _boundaries(one: RecordedRun, other: RecordedRun) -> tuple[int, int | None]:
     """Count the rows at which a step ends in both; return also the first with other digests."""
-    if one.ledger is None or other.ledger is None:
-        return len(np.intersect1d(one.done[:, 1], other.done[:, 1])), None
+    boundaries = np.intersect1d(one.done[:, 1], other.done[:, 1])
     shared = shared_boundaries(one.ledger, other.ledger)
     differing = np.flatnonzero(~shared.agree)
-    return len(shared.g), int(shared.g[differing[0]]) if len(differing) else None
+    return len(boundaries), int(shared.g[differing[0]]) if len(differing) else None
 
 
 def _row(run: RecordedRun, g: int) -> list[PieceOfRow]:
@@ -291,10 +264,8 @@ def _checkpoints(one: RecordedRun, other: RecordedRun) -> list[SharedCheckpoint]
     return shared
 
 
-def _same_at(
-    first: Ledger | None, second: Ledger | None, g: int
-) -> tuple[bool | None, bool | None]:
-    if first is None or second is None:
+def _same_at(first: Ledger, second: Ledger, g: int) -> tuple[bool | None, bool | None]:
+    if not len(first.steps) or not len(second.steps):
         return None, None
     one, other = digests_at(first, g), digests_at(second, g)
     return (
@@ -306,9 +277,7 @@ def _same_at(
 def _skipped(one: RecordedRun, other: RecordedRun) -> list[Skipped]:
     """Return the rows that only one run skipped, among those that both have reached."""
     end = min((int(run.done[-1, 1]) if run.steps_done else 0) for run in (one, other))
-    first, second = (
-        set() if run.ledger is None else set(skipped_rows(run.ledger, end)) for run in (one, other)
-    )
+    first, second = (set(skipped_rows(run.ledger, end)) for run in (one, other))
     return [
         Skipped(run=str(run.folder), begin=begin, end=stop)
         for run, ranges in ((one, first - second), (other, second - first))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_ettin import __version__
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import NotRecordedError
 from megatron_ettin.queries.recorded_run import RecordedRun
 
 
@@ -76,13 +76,13 @@ def dataset_card(run: RecordedRun, folders: Sequence[ExportedFolder]) -> str:
         lines.append(
             f"| {folder.folder} | {folder.checkpoint} | {steps} | {folder.rows} | {folder.tokens} |"
         )
-    exact = ", as the run's ledger has recorded it" if run.ledger is not None else ""
+    exact = ", as the run's ledger has recorded it" if len(run.ledger.records) else ""
     return _HEADER + "\n".join(lines) + "\n" + _DIFFERENCES.format(exact=exact) + _identity(run)
 
 
 def _identity(run: RecordedRun) -> str:
     lines = ["", "## Identity", "", f"Written by megatron-ettin {__version__}."]
-    if isinstance(run.order, SampleOrder):
+    try:
         spec = run.order.spec
         lines += ["", f"* order id: `{spec.order_id}`"]
         lines += [
@@ -90,13 +90,13 @@ def _identity(run: RecordedRun) -> str:
             f"slots each, pack {phase.pack}, id `{phase_id}`"
             for phase, phase_id in zip(spec.phases, spec.phase_ids(), strict=True)
         ]
-    else:
+    except NotRecordedError:
         lines += [
             "",
             "The order is that of a run of Megatron-LM, read from its index caches; a row",
         ]
         lines += ["holds the one token more that Megatron reads for the labels."]
-    if run.ledger is None:
+    if not len(run.ledger.records):
         return "\n".join(lines) + "\n"
     head = run.ledger.head
     lines += [

@@ -20,8 +20,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from megatron_ettin.order import SampleOrder
-from megatron_ettin.order.digest import token_digest
 from megatron_ettin.publication import publish_text, publishing
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Sidecars
@@ -89,10 +87,7 @@ def export_ettin(
 
 
 def _prefix(run: RecordedRun, point: CheckpointPoint) -> str:
-    if not isinstance(run.order, SampleOrder):
-        return ""
-    spec = run.order.spec
-    name = spec.phases[spec.phase_index(run.rows_of_step(point.step)[0])].name
+    name = run.order.phase_at(run.rows_of_step(point.step)[0]).name
     return next((f"{prefix}_" for prefix in PREFIXES if name.startswith(prefix)), "")
 
 
@@ -155,9 +150,8 @@ class _ExportWriter:
     @cached_property
     def schema(self) -> pa.Schema:
         """Columns of the files."""
-        narrow = all(self.order.file(n).dtype == "uint16" for n in self.order.source_names)
-        if isinstance(self.order, SampleOrder) and self.order.ids.vocab_size > 65_536:
-            narrow = False
+        files = [self.order.file(name) for name in self.order.source_names]
+        narrow = self.order.vocab_size <= 65_536 and all(file.dtype == "uint16" for file in files)
         fields = [
             ("step", pa.int64()),
             ("input_ids", pa.list_(pa.uint16() if narrow else pa.int32())),
@@ -178,11 +172,11 @@ class _ExportWriter:
         """Return the metadata of the file of these steps; they identify a complete file."""
         begin, end = self.run.rows_of_step(first)[0], self.run.rows_of_step(last)[1]
         fields = {"format": "ettin-layout/1", "steps": f"{first}-{last}", "rows": f"{begin}-{end}"}
-        if isinstance(self.order, SampleOrder):
-            spec = self.order.spec
-            fields["phase_id"] = spec.phase_ids()[spec.phase_index(end - 1)]
-        if self.run.ledger is not None:
-            chosen = self.run.ledger.steps[first - 1 : last]
+        phase_id = self.order.phase_at(end - 1).phase_id
+        if phase_id is not None:
+            fields["phase_id"] = phase_id
+        chosen = self.run.ledger.steps[first - 1 : last]
+        if len(chosen):
             for name in ("order_digest", "token_digest"):
                 fields[name] = digest_hex(chosen[name].sum(axis=0, dtype=np.uint64))
         return {f"{METADATA}.{name}": value for name, value in fields.items()}
@@ -191,16 +185,17 @@ class _ExportWriter:
         """Write steps first to last, inclusive; the file appears when it is complete."""
         rows = tokens = 0
         digest = np.zeros(2, dtype=np.uint64)
+        recorded = metadata.get(f"{METADATA}.token_digest")
         with publishing(path) as temporary:
             with self._parquet(temporary) as file:
                 for begin, end in self._stretches(first, last):
-                    table, part = self._table(begin, end)
+                    table = self._table(begin, end)
                     file.write_table(table)
                     rows += len(table)
                     tokens += len(table["input_ids"].combine_chunks().flatten())
-                    digest += part
+                    if recorded is not None:
+                        digest += self.order.token_digests(begin, end).sum(axis=0, dtype=np.uint64)
                 file.add_key_value_metadata({**metadata, f"{METADATA}.tokens": str(tokens)})
-            recorded = metadata.get(f"{METADATA}.token_digest")
             if recorded is not None and recorded != digest_hex(digest):
                 raise ValueError(
                     f"steps {first} to {last}: the tokens in today's files are not those that the "
@@ -224,24 +219,17 @@ class _ExportWriter:
         begin, end = self.run.rows_of_step(first)
         for step in range(first + 1, last + 2):
             following = self.run.rows_of_step(step) if step <= last else (-1, -1)
-            stop, length = self._phase(begin)
-            if following[0] == end and end < stop:
+            phase = self.order.phase_at(begin)
+            if following[0] == end and end < phase.end_g:
                 end = following[1]
                 continue
-            yield from _batches(begin, end, max(1, _SLOTS // length))
+            yield from _batches(begin, end, max(1, _SLOTS // phase.seq_length))
             begin, end = following
 
-    def _phase(self, g: int) -> tuple[int, int]:
-        """Return the end of the phase of row `g`, and the slots of its rows."""
-        if isinstance(self.order, SampleOrder):
-            phase = self.order.spec.phases[self.order.spec.phase_index(g)]
-            return phase.end_g, phase.seq_length
-        return self.order.num_rows, self.order.run.seq_length
-
-    def _table(self, begin: int, end: int) -> tuple[pa.Table, NDArray[np.uint64]]:
-        """Return rows [begin, end), none of them skipped, and their token digests' sum [2]."""
+    def _table(self, begin: int, end: int) -> pa.Table:
+        """Return rows [begin, end), none of them skipped."""
         pieces = self.order.pieces(begin, end)
-        flat, counts, digest = self._tokens(begin, end)
+        tokens = self.order.tokens(begin, end)
         g = np.arange(begin, end, dtype=np.int64)
         # Pieces are sorted by g: row g has pieces splits[g - begin] to splits[g - begin + 1].
         splits = np.searchsorted(pieces.g, np.append(g, end)).astype(np.int32)
@@ -249,7 +237,9 @@ class _ExportWriter:
         step = self.run.steps_of_rows(g)
         columns = {
             "step": step,
-            "input_ids": _lists(np.append(0, np.cumsum(counts)), pa.array(flat)),
+            "input_ids": _lists(
+                np.cumsum([0, *map(len, tokens)]), pa.array(np.concatenate(tokens))
+            ),
             "g": g,
             "slot": g - self.run.done[step - 1, 0],
             "source": pa.DictionaryArray.from_arrays(sources, self.order.source_names),
@@ -264,20 +254,7 @@ class _ExportWriter:
             for name in ("id", "url"):
                 columns[f"{name}s"] = _lists(splits, known[name].combine_chunks())
         arrays = [_as(columns[field.name], field.type) for field in self.schema]
-        return pa.Table.from_arrays(arrays, schema=self.schema), digest
-
-    def _tokens(
-        self, begin: int, end: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
-        """Return the rows' tokens end to end, without padding; counts [n]; their digest [2]."""
-        if not isinstance(self.order, SampleOrder):
-            by_row = self.order.tokens(begin, end)
-            counts = np.array([len(row) for row in by_row], dtype=np.int64)
-            return np.concatenate(by_row), counts, np.zeros(2, dtype=np.uint64)
-        index = self.order.spec.phase_index(begin)
-        rows = self.order.rows(index, np.arange(begin, end, dtype=np.int64))
-        is_token = np.arange(rows.seq_length) < rows.num_tokens[:, None]
-        return rows.tokens[is_token.ravel()], rows.num_tokens, token_digest(rows, rows.tokens)
+        return pa.Table.from_arrays(arrays, schema=self.schema)
 
 
 def _batches(begin: int, end: int, size: int) -> list[tuple[int, int]]:

@@ -18,8 +18,6 @@ from megatron_ettin.queries.documents import (
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
 from megatron_ettin.queries.where import list_places
 
-CHUNK_ROWS = 16_384
-
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
@@ -116,19 +114,8 @@ def _exposure(
         first_step=steps[0] if steps else None,
         last_step=last,
         steps_since_last=None if last is None else at.step - last,
-        tokens_since_last=None if last is None else _tokens_of_steps(run, last + 1, at.step),
+        tokens_since_last=None
+        if last is None
+        else int(run.tokens_of_steps(last + 1, at.step).sum()),
         next_step=next((place.step for place in trained if place.g >= at.g), None),
-    )
-
-
-def _tokens_of_steps(run: RecordedRun, first: int, last: int) -> int:
-    """Return the tokens of steps first to last, inclusive; 0 if first > last."""
-    if run.ledger is not None:
-        return int(run.ledger.steps["n_tokens"][first - 1 : last].sum())
-    if last < first:
-        return 0
-    begin, end = run.rows_of_step(first)[0], run.rows_of_step(last)[1]
-    return sum(
-        int(run.order.row_tokens(chunk, min(chunk + CHUNK_ROWS, end)).sum())
-        for chunk in range(begin, end, CHUNK_ROWS)
     )

@@ -11,7 +11,7 @@ import numpy as np
 from megatron_ettin import native
 from megatron_ettin.config import RunConfig, parse_args
 from megatron_ettin.data.orders import sample_order
-from megatron_ettin.order import PhaseSpec, SampleOrder
+from megatron_ettin.order import Order, PhaseSpec
 from megatron_ettin.queries.answer import show
 from megatron_ettin.queries.recorded_run import open_run
 
@@ -73,10 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; return 0."""
     if args.run is not None:
-        opened = open_run(args.run, must_match=False).config
-        if opened is None:
-            raise ValueError(f"{args.run}: a run of Megatron, which has no plans")
-        config = opened
+        config = open_run(args.run, must_match=False).config_for("row plans")
     else:
         # No plan depends on these two, and the files of a run may leave them to its command line.
         words = ["--objective", "CausalLM", "--run_dir", "none"]
@@ -108,7 +105,7 @@ def build_plans(config: RunConfig, *, figure: Path | None = None) -> Plan:
     )
 
 
-def _reports(order: SampleOrder, phase_index: int) -> list[PoolReport]:
+def _reports(order: Order, phase_index: int) -> list[PoolReport]:
     phase = order.spec.phases[phase_index]
     drawn = _drawn(phase)
     reports = []

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import Order
 from megatron_ettin.publication import publish_bytes
 
 MAX_ROWS = 1_000_000
@@ -21,14 +21,14 @@ BINS = 64
 GREY, BLACK = "#9a9a9a", "#000000"
 
 
-def write_figure(order: SampleOrder, path: Path) -> None:
+def write_figure(order: Order, path: Path) -> None:
     """Write the figure as a PNG."""
     output = io.BytesIO()
     draw(order).savefig(output, format="png", dpi=150, metadata={"Software": None})
     publish_bytes(path, output.getvalue())
 
 
-def draw(order: SampleOrder) -> Figure:
+def draw(order: Order) -> Figure:
     """Return two histograms per phase, readable in black and white.
 
     They count the rows of one epoch of the phase's pools: every n-th row, as the title says, if
@@ -42,7 +42,7 @@ def draw(order: SampleOrder) -> Figure:
     return figure
 
 
-def _draw_phase(order: SampleOrder, phase_index: int, axes: Any) -> None:
+def _draw_phase(order: Order, phase_index: int, axes: Any) -> None:
     phase = order.spec.phases[phase_index]
     tokens, pieces, stride = sample_rows(order, phase_index)
     total = sum(pool.rows for pool in phase.pools)
@@ -66,9 +66,7 @@ def _draw_phase(order: SampleOrder, phase_index: int, axes: Any) -> None:
         each.set_ylim(bottom=0.5)
 
 
-def sample_rows(
-    order: SampleOrder, phase_index: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+def sample_rows(order: Order, phase_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Return tokens [n] and pieces [n] of every n-th row of a phase, and n."""
     total = sum(pool.rows for pool in order.spec.phases[phase_index].pools)
     stride = -(-total // MAX_ROWS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Kind, Ledger
 
@@ -113,17 +112,24 @@ def shared_boundaries(first: Ledger, second: Ledger) -> SharedBoundaries:
     )
 
 
-def spec_differences(first: OrderSpec, second: OrderSpec) -> list[Difference]:
-    """Return the fields in which two orders differ, phase by phase and source by source."""
+def spec_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
+    """Return the fields in which two orders differ, phase by phase and source by source.
+
+    Takes what `OrderSpec.to_dict` returns, or the like of another format. Orders of two formats
+    have no other field in common.
+    """
+    if first["format"] != second["format"]:
+        return _field_differences("order", first, second, lambda name: name == "format")
     differences = _field_differences("order", first, second, lambda name: name != "phases")
-    for index, (one, other) in enumerate(zip_longest(first.phases, second.phases)):
-        name = (one or other).name
+    phases = zip_longest(first.get("phases", ()), second.get("phases", ()))
+    for index, (one, other) in enumerate(phases):
+        name = (one or other)["name"]
         where = f"phase {index} ({name})"
         if one is None or other is None:
             differences.append(_lacking(where, "phase", one, other))
             continue
         differences += _field_differences(where, one, other, lambda name: name != "pools")
-        pools = [{pool.source: pool for pool in phase.pools} for phase in (one, other)]
+        pools = [{pool["source"]: pool for pool in phase["pools"]} for phase in (one, other)]
         for source in dict.fromkeys([*pools[0], *pools[1]]):
             of_first, of_second = pools[0].get(source), pools[1].get(source)
             inside = f"{where}, source {source}"
@@ -135,15 +141,12 @@ def spec_differences(first: OrderSpec, second: OrderSpec) -> list[Difference]:
 
 
 def _field_differences(
-    where: str, first: Any, second: Any, counts: Callable[[str], bool]
+    where: str, first: Mapping[str, Any], second: Mapping[str, Any], counts: Callable[[str], bool]
 ) -> list[Difference]:
-    names = [field.name for field in dataclasses.fields(first) if counts(field.name)]
     return [
-        Difference(
-            where=where, field=name, first=getattr(first, name), second=getattr(second, name)
-        )
-        for name in names
-        if getattr(first, name) != getattr(second, name)
+        Difference(where=where, field=name, first=first[name], second=second[name])
+        for name in first
+        if counts(name) and first[name] != second[name]
     ]
 
 

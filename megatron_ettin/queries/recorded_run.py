@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -12,13 +13,15 @@ from numpy.typing import NDArray
 
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import sample_order
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import NotRecordedError, Order
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.mcore import McoreOrder, McoreRun
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.steps import planned_steps
 from megatron_ettin.queries.record import spec_differences
 
+#: Rows whose tokens are counted at a time.
+CHUNK_ROWS = 16_384
 #: Differences between the recorded order and today's that an error lists.
 CHANGES_SHOWN = 12
 
@@ -37,15 +40,17 @@ class RecordedRun:
     """A run as its folder records it; all answers are computed from this."""
 
     folder: Path
-    order: SampleOrder | McoreOrder
+    order: Order
     config: RunConfig | None
-    """None for a run that Megatron trained."""
-    ledger: Ledger | None
-    """None before the first step, and for a run that Megatron trained."""
+    """None for a run that Megatron trained; `config_for` raises then."""
+    ledger: Ledger
+    """Without records before the first step, and for a run that Megatron trained."""
     done: NDArray[np.int64]
     """Rows [begin, end) of each step that the run has taken, [n, 2]."""
     checkpoints: list[CheckpointPoint]
     """Checkpoints, by ascending step."""
+    recorded: dict[str, Any]
+    """Fields of order.json (`OrderSpec.to_dict`), or what describes a run of Megatron."""
     changes: list[str]
     """Differences between the recorded order and that of today's files."""
 
@@ -58,6 +63,28 @@ class RecordedRun:
     def num_steps(self) -> int:
         """Number of steps of the whole run, future ones included."""
         return len(self._steps)
+
+    def config_for(self, what: str, remedy: str = "") -> RunConfig:
+        """Return the run's configuration, from which `what` (a plural noun) follows.
+
+        Raises:
+            NotRecordedError: Megatron trained the run; the message names `what` and the remedy.
+        """
+        if self.config is None:
+            raise NotRecordedError(self.folder, what, remedy)
+        return self.config
+
+    def tokens_of_steps(self, first: int, last: int) -> NDArray[np.int64]:
+        """Return [n]: the tokens of each of the steps first, ..., last that were taken."""
+        if last < first or last <= len(self.ledger.steps):
+            return self.ledger.steps["n_tokens"][first - 1 : last].astype(np.int64)
+        counts = np.zeros(last - first + 1, dtype=np.int64)
+        begin, end = int(self.done[first - 1, 0]), int(self.done[last - 1, 1])
+        for chunk in range(begin, end, CHUNK_ROWS):
+            g = np.arange(chunk, min(chunk + CHUNK_ROWS, end), dtype=np.int64)
+            tokens = self.order.row_tokens(chunk, chunk + len(g))
+            np.add.at(counts, self.steps_of_rows(g) - first, tokens)
+        return counts
 
     def rows_of_step(self, step: int) -> tuple[int, int]:
         """Return the rows [begin, end) of a step, counted from 1.
@@ -100,10 +127,10 @@ class RecordedRun:
     @cached_property
     def _steps(self) -> NDArray[np.int64]:
         """Rows [n, 2] of every step; future ones are computed from the configuration."""
-        if self.config is None or not isinstance(self.order, SampleOrder):
+        if self.config is None:
             return self.done
         g = phase_tokens = 0
-        if self.ledger is not None and len(self.ledger.steps):
+        if len(self.ledger.steps):
             last = self.ledger.steps[-1]
             g = int(self.ledger.records["g_end"][-1])
             in_phase = self.ledger.steps[self.ledger.steps["phase"] == last["phase"]]
@@ -147,27 +174,24 @@ def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
 def _open_own(folder: RunFolder) -> RecordedRun:
     config = folder.read_config()
     order = sample_order(config)
-    recorded = folder.read_order(check_ids=False)  # altered or not: the content is compared
-    ledger = folder.read_ledger() if folder.has_ledger() else None
-    done = np.empty((0, 2), dtype=np.int64)
-    points = []
-    if ledger is not None:
-        columns = (ledger.steps["g_begin"], ledger.steps["g_end"])
-        done = np.stack(columns, axis=1).astype(np.int64)
-        points = [
-            CheckpointPoint(point.payload["name"], point.step, point.g)
-            for point in ledger.checkpoints()
-        ]
+    # Altered or not: the content is compared.
+    recorded = folder.read_order(check_ids=False).to_dict()
+    ledger = folder.read_ledger() if folder.has_ledger() else Ledger.empty(folder.ledger)
+    columns = (ledger.steps["g_begin"], ledger.steps["g_end"])
     return RecordedRun(
         folder=folder.path,
         order=order,
         config=config,
         ledger=ledger,
-        done=done,
-        checkpoints=points,
+        done=np.stack(columns, axis=1).astype(np.int64),
+        checkpoints=[
+            CheckpointPoint(point.payload["name"], point.step, point.g)
+            for point in ledger.checkpoints()
+        ],
+        recorded=recorded,
         changes=[
             f"{change.where}: {change.field} was {change.first}, is {change.second}"
-            for change in spec_differences(recorded, order.spec)
+            for change in spec_differences(recorded, order.spec.to_dict())
         ],
     )
 
@@ -179,11 +203,12 @@ def _open_mcore(folder: Path) -> RecordedRun:
         folder=folder,
         order=McoreOrder(run),
         config=None,
-        ledger=None,
+        ledger=Ledger.empty(RunFolder(folder).ledger),
         done=np.array(steps, dtype=np.int64).reshape(-1, 2),
         checkpoints=[
             CheckpointPoint(f"iter_{step:07d}", step, run.schedule.rows_of_step(step)[1])
             for step in run.checkpoints
         ],
+        recorded=run.to_dict(),
         changes=[],
     )

@@ -165,17 +165,17 @@ class RunTables:
 
     def _describe_steps(self, index: NDArray[np.int64]) -> dict[str, object]:
         begin, end = self.run.done[index, 0], self.run.done[index, 1]
-        if self.run.ledger is None:
-            tokens = [
-                int(self.run.order.row_tokens(first, last).sum())
-                for first, last in zip(begin.tolist(), end.tolist(), strict=True)
-            ]
-            return {"g_begin": begin, "g_end": end, "n_tokens": tokens}
-        records = self.run.ledger.steps[index]
-        return {
+        known = {
             "g_begin": begin,
             "g_end": end,
-            **{name: records[name].astype(np.int64) for name in ("phase", "n_tokens", "unix_ns")},
+            "n_tokens": self.run.tokens_of_steps(int(index[0]) + 1, int(index[-1]) + 1),
+        }
+        records = self.run.ledger.steps[index[0] : index[-1] + 1]
+        if not len(records):
+            return known
+        return {
+            **known,
+            **{name: records[name].astype(np.int64) for name in ("phase", "unix_ns")},
             **{
                 name: [format_digest((low, high)) for low, high in records[name].tolist()]
                 for name in ("order_digest", "token_digest")

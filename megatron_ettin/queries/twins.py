@@ -144,7 +144,7 @@ def prove_twins(first: Path, second: Path) -> TwinsProof:
 def _order_reasons(one: _Run, other: _Run, end: int) -> list[str]:
     reasons = []
     if one.phase_ids(end) != other.phase_ids(end):
-        differences = spec_differences(one.spec, other.spec)
+        differences = spec_differences(one.spec.to_dict(), other.spec.to_dict())
         shown = [f"{d.where}: {d.field} {d.first} and {d.second}" for d in differences[:3]]
         more = [f"{len(differences) - 3} more (see `diff`)"] if len(differences) > 3 else []
         reasons.append("the orders differ: " + "; ".join(shown + more))

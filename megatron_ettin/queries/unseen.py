@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from megatron_ettin import native
-from megatron_ettin.order import SampleOrder
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import Document, Sidecars, select_sources
 from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, open_run
@@ -80,7 +79,9 @@ def draw_unseen(
     looked_at = sum(run.order.file(name).num_documents for name in sources)
     with tqdm(total=num, desc="drawing", unit="doc", disable=None) as bar:
         for place, document, tokens in _shuffled(run, sources, seed, known_to_be_seen(run, at)):
-            if tokens < _shortest(run, document.source) or _was_seen(run, document, at):
+            if tokens < run.order.shortest_document(document.source) or _was_seen(
+                run, document, at
+            ):
                 continue
             drawn[document] = tokens
             bar.update()
@@ -142,8 +143,6 @@ def known_to_be_seen(run: RecordedRun, at: CheckpointPoint) -> dict[str, SeenByO
     Documents that were dropped from a pool are among them: no row shows them.
     """
     order = run.order
-    if not isinstance(order, SampleOrder):
-        return {}
     ranges: dict[str, list[tuple[int, int]]] = {}
     for pool, count in order.drawn_before(at.g):
         if count >= pool.rows:
@@ -197,11 +196,6 @@ def _shuffled(
         for place in np.flatnonzero(is_open).tolist():
             number, ordinal = int(source_index[place]), int(ordinals[place])
             yield begin + place, Document(sources[number], ordinal), int(lengths[number][ordinal])
-
-
-def _shortest(run: RecordedRun, source: str) -> int:
-    """Return the tokens that a document of a source needs to be trained on at all."""
-    return max(1, run.config.data.sources[source].min_doc_tokens) if run.config else 1
 
 
 def _was_seen(run: RecordedRun, document: Document, at: CheckpointPoint) -> bool:

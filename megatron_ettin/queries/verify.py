@@ -19,7 +19,7 @@ from megatron_ettin.queries.answer import (
     add_shared_arguments,
     as_json,
 )
-from megatron_ettin.queries.verify_chain import check_chain
+from megatron_ettin.queries.verify_chain import ChainCheck, check_chain
 from megatron_ettin.queries.verify_checkpoints import check_weights
 from megatron_ettin.queries.verify_head import SHORTEST, FoundHead, find_head
 
@@ -105,14 +105,14 @@ def verify(
     if files:
         checks.append(_check_files(folder))
     changes: list[str] = []
-    if chain.ledger is None:
+    if chain.is_damaged:
         chain.check.notes.append("order and tokens were not checked: the ledger is damaged")
     elif order or tokens:
         of_rows, changes = _check_rows(
             folder, chain.ledger, order=order, share=share if tokens else None, seed=seed
         )
         checks += of_rows
-    return _result(folder, chain.ledger, checks, changes, found_head)
+    return _result(folder, chain, checks, changes, found_head)
 
 
 def _check_rows(
@@ -120,19 +120,17 @@ def _check_rows(
 ) -> tuple[list[Check], list[str]]:
     """Return the checks of rows, tokens and corpora's tokenizers, and what changed since."""
     # The chain alone is checked without what opens configurations and corpora.
-    from megatron_ettin.order import SampleOrder
     from megatron_ettin.queries.recorded_run import open_run
     from megatron_ettin.queries.verify_files import check_tokenizers
     from megatron_ettin.queries.verify_rows import check_order, check_tokens
 
     run = open_run(folder, must_match=False)
-    if not isinstance(run.order, SampleOrder) or run.config is None:
-        raise ValueError(f"{folder}: a run that Megatron trained has no ledger to verify")
     checks = [check_order(run.order, ledger)] if order else []
     if share is not None:
         checks.append(check_tokens(run.order, ledger, share=share, seed=seed))
     recorded = RunFolder(folder).read_order(check_ids=False)
-    checks.append(check_tokenizers(run.config, recorded.tokenizer_sha256))
+    config = run.config_for("tokenizer's files")
+    checks.append(check_tokenizers(config, recorded.tokenizer_sha256))
     return checks, run.changes
 
 
@@ -145,21 +143,20 @@ def _check_files(folder: Path) -> Check:
 
 def _result(
     folder: Path,
-    ledger: Ledger | None,
+    chain: ChainCheck,
     checks: list[Check],
     changes: list[str],
     head: FoundHead | None,
 ) -> Verification:
-    steps = ledger.steps if ledger is not None else None
-    has_steps = steps is not None and len(steps) > 0
+    steps = chain.ledger.steps
     return Verification(
         run=str(folder),
         verdict=FAIL if changes or any(check.failures for check in checks) else PASS,
         order_id=_recorded_order_id(folder),
-        chain=None if ledger is None else ledger.head.chain,
-        steps=0 if steps is None else len(steps),
-        end_g=int(steps["g_end"][-1]) if steps is not None and has_steps else 0,
-        tokens=int(steps["n_tokens"].sum()) if steps is not None else 0,
+        chain=None if chain.is_damaged else chain.ledger.head.chain,
+        steps=len(steps),
+        end_g=int(steps["g_end"][-1]) if len(steps) else 0,
+        tokens=int(steps["n_tokens"].sum()),
         head=head,
         checks=[
             CheckResult(

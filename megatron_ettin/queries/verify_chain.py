@@ -22,10 +22,15 @@ class ChainCheck:
     """Result of the check, and the records that it read."""
 
     check: Check
-    ledger: Ledger | None
-    """The run's ledger; None where it is damaged, so that nothing can be compared with it."""
+    ledger: Ledger
+    """The run's ledger; without records where it is damaged."""
     branches: list[Branch]
-    """The ledger and its forks, as far as they could be read."""
+    """The ledger and its forks, as far as they could be read; none where it is damaged."""
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the ledger could not be read, so that nothing can be compared with it."""
+        return not self.branches
 
 
 def check_chain(folder: Path) -> ChainCheck:
@@ -42,7 +47,7 @@ def check_chain(folder: Path) -> ChainCheck:
         ledger = run.read_ledger()
     except LedgerError as error:
         check.fail(str(error))
-        return ChainCheck(check=check, ledger=None, branches=[])
+        return ChainCheck(check=check, ledger=Ledger.empty(RunFolder(folder).ledger), branches=[])
     for torn, name in ((ledger.torn_bytes, "record"), (ledger.torn_event_bytes, "event")):
         if torn:
             check.notes.append(
@@ -63,7 +68,7 @@ def check_chain(folder: Path) -> ChainCheck:
 def require_sound(folder: Path) -> Ledger:
     """Return the ledger of a run; ValueError with the reason if the check of its chain fails."""
     chain = check_chain(folder)
-    if chain.ledger is None or chain.check.failures:
+    if chain.check.failures:
         more = chain.check.failures - 1
         others = f" (and {more} more)" if more else ""
         raise ValueError(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from megatron_ettin import native
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import Order
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.queries.answer import Check
@@ -26,7 +26,7 @@ SMALLEST_SAMPLE = 16
 Unreadable = (ValueError, IndexError, OSError)
 
 
-def check_order(order: SampleOrder, ledger: Ledger) -> Check:
+def check_order(order: Order, ledger: Ledger) -> Check:
     """Recompute which pieces each recorded step was fed, from order.json's rules and the lengths.
 
     Reads no tokens. A fault names the record, and the row where the plan on disk is not what the
@@ -57,7 +57,7 @@ def _groups(steps: NDArray[np.void]) -> Iterator[tuple[int, int]]:
 
 
 def _check_group(
-    order: SampleOrder, ledger: Ledger, first: int, end: int, plans: _Plans, check: Check
+    order: Order, ledger: Ledger, first: int, end: int, plans: _Plans, check: Check
 ) -> None:
     records = ledger.steps[first:end]
     begin, stop = int(records["g_begin"][0]), int(records["g_end"][-1])
@@ -100,7 +100,7 @@ def _fail(check: Check, record: StepRecord, what: str, row: int | None = None) -
     check.fail(what, seq=record.seq, step=record.step, rows=rows, row=row)
 
 
-def _unreadable_row(order: SampleOrder, begin: int, end: int) -> int | None:
+def _unreadable_row(order: Order, begin: int, end: int) -> int | None:
     for g in range(begin, end):
         try:
             order.order_digests(g, g + 1)
@@ -112,7 +112,7 @@ def _unreadable_row(order: SampleOrder, begin: int, end: int) -> int | None:
 class _Plans:
     """Row plans built again from the lengths, to tell which row of a stored one is wrong."""
 
-    def __init__(self, order: SampleOrder, folder: Path) -> None:
+    def __init__(self, order: Order, folder: Path) -> None:
         self._order = order
         self._folder = folder
         self._built = cache(self._build)
@@ -170,7 +170,7 @@ def sample_steps(ledger: Ledger, share: float, seed: int) -> NDArray[np.int64]:
 
 
 def check_tokens(
-    order: SampleOrder,
+    order: Order,
     ledger: Ledger,
     *,
     share: float,
@@ -202,7 +202,7 @@ def check_tokens(
 
 
 def _digests(
-    order: SampleOrder, record: StepRecord, masking: Masking
+    order: Order, record: StepRecord, masking: Masking
 ) -> tuple[NDArray[np.uint64], np.uint64]:
     """Return the token digest [2] and the mask digest of a record's rows, made anew."""
     index = order.spec.phase_index(record.g_begin)

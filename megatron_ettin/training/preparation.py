@@ -20,7 +20,7 @@ from megatron_ettin.config import RunConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.model.counts import document_flops
 from megatron_ettin.objectives import Batch
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import Order
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.steps import planned_steps
 from megatron_ettin.rows import PADDING
@@ -79,9 +79,7 @@ def phase_micro_batches(
             )
 
 
-def phase_steps(
-    config: RunConfig, order: SampleOrder, state: RunState, end: int
-) -> Iterator[StepRange]:
+def phase_steps(config: RunConfig, order: Order, state: RunState, end: int) -> Iterator[StepRange]:
     """Yield the steps from `state` to row `end`, where a phase ends."""
     planned = planned_steps(
         order, config.phases, config.data.skip_rows, g=state.g, phase_tokens=state.phase_tokens

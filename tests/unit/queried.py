@@ -72,7 +72,6 @@ def make_queried(corpus: TinyCorpus, folder: Path) -> Queried:
 
 def _scan(run: RecordedRun) -> list[Piece]:
     """List what each step holds, row by row, from the tokens' own positions."""
-    assert run.ledger is not None
     names, found = run.order.source_names, []
     for record in run.ledger.steps:
         for g in range(int(record["g_begin"]), int(record["g_end"])):

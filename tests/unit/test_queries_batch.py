@@ -30,7 +30,6 @@ def queried(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -
 def test_batch_has_the_digests_of_the_ledger(queried: Queried, step: int) -> None:
     """Token and mask digests of the answer, by another implementation, are the recorded ones."""
     answer = describe_batch(queried.run, step, is_masked=True)
-    assert queried.whole.ledger is not None
     record = queried.whole.ledger.steps[step - 1]
     assert (answer.g_begin, answer.g_end) == (record["g_begin"], record["g_end"])
     assert [row.g for row in answer.rows] == list(range(answer.g_begin, answer.g_end))
@@ -194,7 +193,6 @@ def test_each_step_has_the_masks_of_the_process_that_took_it(
 def test_what_is_shown_is_compared_with_the_record(
     queried: Queried, field: str, is_masked: bool, message: str, part: RankSlice | None
 ) -> None:
-    assert queried.run.ledger is not None
     ledger = copy.copy(queried.run.ledger)
     ledger.steps = ledger.steps.copy()
     ledger.steps[field][SHORT - 1] ^= 1

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_ettin.data.orders import sample_order
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.queries.documents import Document, DocumentName
 from megatron_ettin.queries.exposures import count_exposures
@@ -64,7 +65,6 @@ def test_exposures_are_those_of_a_scan(queried: Queried, at: str | None) -> None
     run = queried.run
     point = run.checkpoint(at) if at else None
     end, last_step = (point.g, point.step) if point else (queried.done, run.steps_done)
-    assert run.ledger is not None
     step_tokens = run.ledger.steps["n_tokens"].tolist()
     for source, ordinal in every_document(queried)[::7]:
         (found,) = count_exposures(run, DocumentName(doc=f"{source}:{ordinal}"), point).documents
@@ -183,7 +183,7 @@ def test_unseen_passes_over_documents_that_are_dropped(
     config = dataclasses.replace(
         queried.run.config, data=dataclasses.replace(data, sources=sources)
     )
-    run = dataclasses.replace(queried.run, config=config)
+    run = dataclasses.replace(queried.run, config=config, order=sample_order(config))
     answer = draw_unseen(run, run.checkpoint("4"), num=50, seed=1)
     assert min(document.tokens for document in answer.documents) >= 30
 

@@ -96,9 +96,9 @@ def test_unseen_and_exposures(run: RecordedRun) -> None:
 
 
 def test_what_megatron_does_not_record_is_refused(trained: Trained, run: RecordedRun) -> None:
-    with pytest.raises(SystemExit, match="which has no plans"):
+    with pytest.raises(SystemExit, match="its row plans are not recorded"):
         order.main(["plan", "--run", str(trained.folder)])
     with pytest.raises(ValueError, match="its masks are not recorded"):
         describe_batch(run, 1, is_masked=True)
-    with pytest.raises(ValueError, match="does not say which tokenizer"):
+    with pytest.raises(ValueError, match="tokenizer's files are not recorded"):
         describe_batch(run, 1, with_text=True)

@@ -90,7 +90,6 @@ def test_rows_are_those_of_a_scan(queried: Queried) -> None:
 
 
 def test_steps_are_those_of_the_ledger(queried: Queried) -> None:
-    assert queried.run.ledger is not None
     expected = [
         (
             *(int(r[name]) for name in ("step", "phase", "g_begin", "g_end", "n_tokens")),

@@ -89,6 +89,11 @@ class Ledger:
             raise LedgerError(f"{folder}/{found.fault}")
         return cls(folder, found)
 
+    @classmethod
+    def empty(cls, folder: Path) -> Self:
+        """Return a ledger without records: of a run that took no step, or that Megatron trained."""
+        return cls(folder, scan(b"", b""))
+
     def read_fork(self, fork: Fork) -> Self:
         """Read and verify the records that were cut to `fork`; theirs is a Ledger of its own.
 

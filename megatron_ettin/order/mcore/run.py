@@ -6,6 +6,7 @@ size and the number of iterations were options of its command line. They are wri
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -19,6 +20,8 @@ import yaml
 
 from megatron_ettin.order.run_folder import RunFolder
 
+#: Value of the field `order` that marks such a file.
+FORMAT = "mcore"
 FIELDS = (
     "order",
     "cache",
@@ -128,6 +131,8 @@ class BatchSchedule:
 class McoreRun:
     """A Megatron run, as far as its data go. Paths are relative to the file's folder."""
 
+    folder: Path
+    """Folder of the file; messages name it."""
     cache: Path
     """Folder of the index caches: Megatron's `--data-cache-path`."""
     prefixes: Mapping[str, str]
@@ -156,6 +161,12 @@ class McoreRun:
     def num_rows(self) -> int:
         """Rows of all iterations."""
         return self.schedule.rows_of_step(self.train_steps)[1]
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the format's name and all fields as text, but for what the steps show."""
+        values = dataclasses.asdict(self)
+        del values["folder"], values["schedule"]
+        return {"format": FORMAT, **{name: str(value) for name, value in values.items()}}
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -186,9 +197,10 @@ class _Fields:
         raise ValueError(f"{self.path}: {name}: {why}")
 
     def parse(self) -> dict[str, Any]:
-        if self.values.pop("order", None) != "mcore":
+        if self.values.pop("order", None) != FORMAT:
             self.refuse("order", "expected `mcore`")
         found: dict[str, Any] = {
+            "folder": self.path.parent,
             "cache": self.path.parent / self.text("cache"),
             "prefixes": self.paths("prefixes"),
             "seq_length": (seq_length := self.integer("seq_length")),

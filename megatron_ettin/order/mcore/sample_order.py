@@ -12,17 +12,22 @@ follow each other before the shuffle share that token; it is counted in both.
 from __future__ import annotations
 
 import itertools
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.native import TokenFile
+from megatron_ettin.native import RowPlan, TokenFile
 from megatron_ettin.order.mcore.cache import open_cache
 from megatron_ettin.order.mcore.dataset import McoreDataset
-from megatron_ettin.order.mcore.run import McoreRun
+from megatron_ettin.order.mcore.run import FORMAT, McoreRun
+from megatron_ettin.order.order import NotRecordedError, OrderPhase
 from megatron_ettin.order.pieces import Pieces, concatenate
+from megatron_ettin.order.spec import OrderSpec, PoolSpec
+from megatron_ettin.rows import Rows, TokenIds
 
 
 class McoreOrder:
@@ -50,8 +55,6 @@ class McoreOrder:
         }
         self._blend = cache.blend
         self._drawn_at: dict[str, NDArray[np.int64]] = {}
-        self.num_rows = run.num_rows
-        """Rows of all iterations; the caches may hold some more."""
         cached = (
             len(cache.blend.dataset) if cache.blend is not None else cache.tables[0].num_samples
         )
@@ -61,10 +64,48 @@ class McoreOrder:
                 f"{cached}: it is of a shorter run, or train_steps or global_batch_size is wrong"
             )
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of all iterations; the caches may hold some more."""
+        return self.run.num_rows
+
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Open the run that `folder`/config.yaml describes."""
         return cls(McoreRun.read(folder))
+
+    @property
+    def format(self) -> str:
+        """Value of the field `order` in the run's config.yaml."""
+        return FORMAT
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of the ids that the widest corpus can store; no tokenizer is recorded."""
+        return max(int(np.iinfo(data.file.dtype).max) + 1 for data in self._datasets.values())
+
+    @property
+    def phases(self) -> tuple[OrderPhase]:
+        """One phase: all rows of the run."""
+        return (
+            OrderPhase(
+                name="",
+                start_g=0,
+                end_g=self.num_rows,
+                seq_length=self.run.seq_length,
+                phase_id=None,
+            ),
+        )
+
+    def phase_at(self, g: int) -> OrderPhase:
+        """Return the one phase; ValueError if the run has no such row."""
+        if not 0 <= g <= self.num_rows:
+            raise ValueError(f"row {g} is beyond the run's {self.num_rows} rows")
+        return self.phases[0]
+
+    def seq_length(self, g: int) -> int:
+        """Return the slots of row `g`: its tokens without the last label."""
+        return self.phase_at(g).seq_length
 
     @property
     def source_names(self) -> list[str]:
@@ -78,6 +119,14 @@ class McoreOrder:
     def file(self, source: str) -> TokenFile:
         """Return a source's corpus."""
         return self._datasets[source].file
+
+    def content_id(self, source: str) -> str:
+        """Return the real path of a source's corpus: Megatron keeps no hash of what it read."""
+        return os.path.realpath(self.prefix(source))
+
+    def shortest_document(self, source: str) -> int:
+        """Return 1: Megatron drops no document, but of an empty one it reads nothing."""
+        return 1
 
     def pieces(self, begin: int, end: int) -> Pieces:
         """Return which tokens of which documents make up the rows [begin, end).
@@ -154,6 +203,44 @@ class McoreOrder:
             return np.sort(drawn[drawn < self.num_rows])
         rows = self._rows_drawn_from(source)
         return np.sort(rows[drawn[drawn < len(rows)]])
+
+    def drawn_before(self, g: int) -> Iterator[tuple[PoolSpec, int]]:
+        """Yield nothing: Megatron shuffles several epochs together, so no pool ever ends."""
+        yield from ()
+
+    @property
+    def spec(self) -> OrderSpec:
+        """Raise NotRecordedError."""
+        raise NotRecordedError(self.run.folder, "phases and pools")
+
+    @property
+    def ids(self) -> TokenIds:
+        """Raise NotRecordedError."""
+        raise NotRecordedError(self.run.folder, "special tokens")
+
+    def rows(self, phase_index: int, g: NDArray[np.int64]) -> Rows:
+        """Raise NotRecordedError."""
+        raise NotRecordedError(self.run.folder, "special tokens")
+
+    def plans(self, phase_index: int) -> Iterator[tuple[PoolSpec, RowPlan]]:
+        """Raise NotRecordedError."""
+        raise NotRecordedError(self.run.folder, "row plans")
+
+    def plan_paths(self) -> set[Path]:
+        """Raise NotRecordedError."""
+        raise NotRecordedError(self.run.folder, "row plans")
+
+    def order_digests(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """Raise NotRecordedError."""
+        raise NotRecordedError(self.run.folder, "order digests")
+
+    def order_digests_of(self, phase_index: int, g: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Raise NotRecordedError."""
+        raise NotRecordedError(self.run.folder, "order digests")
+
+    def token_digests(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """Raise NotRecordedError."""
+        raise NotRecordedError(self.run.folder, "token digests")
 
     def _locate(self, begin: int, end: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
         """Return (source, drawn sample) of each of the rows [begin, end)."""
