@@ -28,8 +28,8 @@ from megatron_ettin.model.attention_gpu import (
 from megatron_ettin.model.backend import transformer_engine_lack
 from megatron_ettin.model.provider import ATTENTION_MASKS, Attention, transformer_config
 from megatron_ettin.text_table import text_table
-from megatron_ettin.training.micro_batch import borders
-from megatron_ettin.training.precision import median_seconds
+from megatron_ettin.training.layer_times import median_seconds
+from megatron_ettin.training.micro_batch import segment_boundaries
 
 #: The kinds of three layers that follow each other (ModelConfig.global_attention_every).
 LAYERS = ("global", "local", "local")
@@ -102,7 +102,7 @@ def _layers(
     config = transformer_config(model, attention, HardwareConfig(precision=precision))
     mask = ATTENTION_MASKS[attention]
     groups = ProcessGroupCollection.use_mpu_process_groups(["cp"])
-    streams = {"": borders(cu_seqlens), " with empty segments": cu_seqlens}
+    streams = {"": segment_boundaries(cu_seqlens), " with empty segments": cu_seqlens}
     found: dict[str, dict[str, Step]] = {}
     for (label, ends), (name, kind) in itertools.product(streams.items(), _kernels().items()):
         packed = PackedRows.of(

@@ -35,8 +35,8 @@ from megatron_ettin.training.metrics import Interval
 from megatron_ettin.training.preparation import (
     Prepared,
     StepRange,
-    ahead,
     phase_micro_batches,
+    prefetch,
 )
 
 IGNORED = -100
@@ -84,7 +84,7 @@ class Ours(Contender):
         super().__init__()
         order = sample_order(config)
         self.state: RunState = set_up.starting_state(config, order)
-        self.run = set_up.training(config, order, self.state)
+        self.run = set_up.build_training(config, order, self.state)
         self.opened.enter_context(self.run.reporter)
         coming = phase_micro_batches(
             config, self.run.loader, self.state, order.spec.phases[0].end_g
@@ -93,7 +93,7 @@ class Ours(Contender):
             _, first = next(itertools.groupby(coming, key=attrgetter("step")))
             self._steps = self._again_and_again(list(first))
         else:
-            prepared = self.opened.enter_context(ahead(coming))
+            prepared = self.opened.enter_context(prefetch(coming))
             self._steps = itertools.groupby(prepared, key=attrgetter("step"))
 
     def step(self) -> Step:
@@ -226,7 +226,7 @@ def packed_batches(config: RunConfig, order: SampleOrder) -> Iterator[Inputs]:
     Documents of a row see each other, which transformers' module cannot prevent. Starts again
     after the last row.
     """
-    loader = set_up.loader(config, order)
+    loader = set_up.build_loader(config, order)
     (phase, *_) = order.spec.phases
     while True:
         for batch in loader.micro_batches(0, phase.end_g):

@@ -22,7 +22,7 @@ from megatron_ettin.config import RunConfig, parse_args
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.devices import gpu_called
 from megatron_ettin.model.counts import mfu
-from megatron_ettin.training.profile import TRACE_FILE, idle_share, kernel_intervals, profiled
+from megatron_ettin.training.profile import TRACE_FILE, idle_share, kernel_intervals, trace_steps
 
 SEQ_LENGTH = 1024
 #: Slots of a step: on a CPU one micro-batch, on a GPU several.
@@ -120,7 +120,7 @@ def _profile(cell: Cell, config: RunConfig, folder: Path) -> Figures:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     with (
         closing(Ours(config)) as ours,
-        profiled(folder, warm_up=2, steps=2) as step_done,
+        trace_steps(folder, warm_up=2, steps=2) as step_done,
     ):
         for _ in range(4):
             ours.step()

@@ -52,10 +52,10 @@ def pretrain(config: RunConfig) -> None:
         order = sample_order(config)
         start_checks.check_held_out(config)
         state = set_up.starting_state(config, order)
-        run = set_up.training(config, order, state)
+        run = set_up.build_training(config, order, state)
         state = set_up.restore(run, state)
         with run.reporter:
-            run.reporter.end(train(run, state))
+            run.reporter.report_end(train(run, state))
 
 
 def _set_up_logging() -> None:

@@ -8,17 +8,27 @@ from typing import Any
 
 import numpy as np
 
+from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig, load_config, parse_args, to_yaml
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import sample_order
 from megatron_ettin.data.provenance import CorpusWriter
 from megatron_ettin.data.readers import Record
+from megatron_ettin.file_digests import FileList
 from megatron_ettin.native import TokenFile
 from megatron_ettin.order import PhaseSpec, SampleOrder
-from megatron_ettin.order.digest import add_digests, format_digest, mask_digest, token_digest
-from megatron_ettin.order.ledger import Kind, LedgerWriter
-from megatron_ettin.order.steps import first_row_kept, step_end
+from megatron_ettin.order.digest import add_digests
+from megatron_ettin.order.ledger import LedgerWriter
+from megatron_ettin.order.steps import first_row_kept
+from megatron_ettin.training.preparation import (
+    ORDER_LANES,
+    TOKEN_LANES,
+    StepRange,
+    digest_lanes,
+    phase_steps,
+)
+from megatron_ettin.training.recorder import Recorder, describe_run
 from tests.conftest import TinyCorpus
 
 
@@ -35,8 +45,9 @@ def record_run(
 ) -> Path:
     """Write the folder of a run that has taken `steps` steps (all if None); return it.
 
-    The ledger has the digests of what training would have consumed. There is a checkpoint's record
-    after each of `save_steps` and after each phase that was finished; no weights.
+    The ledger is that of training: its own recorder writes it, with the digests of what training
+    would consume. There is a checkpoint's record after each of `save_steps` and after each phase
+    that was finished; no weights.
     """
     folder = Path(config.run_dir)
     folder.mkdir(parents=True)
@@ -45,8 +56,73 @@ def record_run(
     (folder / "order.json").write_text(order.spec.to_json())
     config = load_config(folder / "config.yaml")
     with LedgerWriter.open(folder / "ledger") as writer:
-        _Recording(config, order, writer).write(steps, set(save_steps))
+        _record(config, order, writer, steps, save_steps)
     return folder
+
+
+def _record(
+    config: RunConfig,
+    order: SampleOrder,
+    writer: LedgerWriter,
+    steps: int | None,
+    save_steps: Sequence[int],
+) -> None:
+    """Take steps as training/loop.py does, but for the model; each has a report of its own."""
+    spec = order.spec
+    state = RunState(phase_ids=tuple(spec.phase_ids()), phase_ends=tuple(spec.phase_ends()))
+    description = describe_run(config, spec, state, order.ids, data_parallel_size=1)
+    recorder = Recorder(writer, description, spec, state, is_amended=False)
+    loader = _loader(config, order)
+    for index, phase in enumerate(spec.phases):
+        state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
+        recorder.record_phase(state, index, phase)
+        state = _skip(phase, index, config, recorder, state)
+        for step in phase_steps(config, order, state, phase.end_g):
+            if state.step == steps:
+                writer.sync()
+                return
+            batches = loader.micro_batches(step.g_begin, step.g_end)
+            lanes = sum(digest_lanes(batch, loader, index) for batch in batches)
+            recorder.record_steps([step], lanes[None])
+            state = _skip(phase, index, config, recorder, _after(state, step, lanes))
+            if state.g == phase.end_g or state.step in save_steps:
+                files = FileList({}).sha256
+                state = recorder.record_checkpoint(state, f"step_{state.step:08d}", files)
+    recorder.record_end(state)
+
+
+def _loader(config: RunConfig, order: SampleOrder) -> Loader:
+    return Loader(
+        order=order,
+        objective=config.objective,
+        ids=order.ids,
+        mask_seed=config.seeds.mask,
+        micro_batch_tokens=config.hardware.micro_batch_tokens,
+        data_parallel_rank=0,
+        data_parallel_size=1,
+    )
+
+
+def _skip(
+    phase: PhaseSpec, index: int, config: RunConfig, recorder: Recorder, state: RunState
+) -> RunState:
+    end = first_row_kept(phase, config.data.skip_rows, state.g)
+    if end == state.g:
+        return state
+    recorder.record_skip(state, index, end)
+    return dataclasses.replace(state, g=end)
+
+
+def _after(state: RunState, step: StepRange, lanes: np.ndarray) -> RunState:
+    return dataclasses.replace(
+        state,
+        g=step.g_end,
+        step=step.step,
+        consumed_tokens=state.consumed_tokens + step.tokens,
+        phase_tokens=state.phase_tokens + step.tokens,
+        order_digest=add_digests(state.order_digest, lanes[ORDER_LANES].tolist()),
+        token_digest=add_digests(state.token_digest, lanes[TOKEN_LANES].tolist()),
+    )
 
 
 def add_provenance(prefix: Path, tokenizer_sha256: str) -> None:
@@ -76,105 +152,3 @@ def add_provenance(prefix: Path, tokenizer_sha256: str) -> None:
     ]
     with CorpusWriter(prefix, file.dtype, tokenizer_sha256=tokenizer_sha256) as writer:
         writer.add(part, records)
-
-
-class _Recording:
-    """What training/recorder.py writes, in the same order."""
-
-    def __init__(self, config: RunConfig, order: SampleOrder, writer: LedgerWriter) -> None:
-        self.config, self.order, self.writer = config, order, writer
-        self.skip_rows = config.data.skip_rows
-        self.step = self.g = self.tokens = self.phase_tokens = 0
-        self.digests = {"order_digest": (0, 0), "token_digest": (0, 0)}
-
-    def write(self, steps: int | None, save_steps: set[int]) -> None:
-        self._event(Kind.START, payload=self._description())
-        for phase, settings in zip(self.order.spec.phases, self.config.phases, strict=True):
-            self.phase_tokens = 0
-            payload = {"name": phase.name, "start_g": phase.start_g, "num_rows": phase.num_rows}
-            self._event(Kind.PHASE, payload=payload)
-            self._skip(phase)
-            while self.g < phase.end_g:
-                if self.step == steps:
-                    self.writer.sync()
-                    return
-                end = step_end(
-                    phase, settings, self.skip_rows, g=self.g, phase_tokens=self.phase_tokens
-                )
-                self._take_step(self.g, end)
-                self._skip(phase)
-                if self.g == phase.end_g or self.step in save_steps:
-                    payload = {"name": f"step_{self.step:08d}", "phase": phase.name}
-                    self._event(Kind.CHECKPOINT, payload={**payload, **self._sums()})
-        self._event(Kind.END, payload=self._sums())
-        self.writer.sync()
-
-    def _skip(self, phase: PhaseSpec) -> None:
-        end = first_row_kept(phase, self.skip_rows, self.g)
-        if end > self.g:
-            self._event(Kind.SKIP, payload={"reason": "data.skip_rows"}, g_end=end)
-            self.g = end
-
-    def _take_step(self, begin: int, end: int) -> None:
-        phase = self.order.spec.phase_index(begin)
-        lanes = self.order.order_digests(begin, end).sum(axis=0, dtype=np.uint64)
-        tokens, masks = np.zeros(2, dtype=np.uint64), np.zeros(1, dtype=np.uint64)
-        loader = Loader(
-            order=self.order,
-            objective=self.config.objective,
-            ids=self.order.ids,
-            mask_seed=self.config.seeds.mask,
-            micro_batch_tokens=self.config.hardware.micro_batch_tokens,
-            data_parallel_rank=0,
-            data_parallel_size=1,
-        )
-        for batch in loader.micro_batches(begin, end):
-            tokens += token_digest(batch.rows, loader.objective.original_tokens(batch))
-            masks += mask_digest(batch)
-        count = int(self.order.row_tokens(begin, end).sum())
-        self.step, self.g = self.step + 1, end
-        self.tokens, self.phase_tokens = self.tokens + count, self.phase_tokens + count
-        for name, value in (("order_digest", lanes), ("token_digest", tokens)):
-            self.digests[name] = add_digests(self.digests[name], value.tolist())
-        self.writer.append_steps(
-            step=[self.step],
-            phase=[phase],
-            g_begin=[begin],
-            g_end=[end],
-            n_tokens=[count],
-            order_digest=lanes[None],
-            token_digest=tokens[None],
-            mask_digest=masks,
-        )
-
-    def _sums(self) -> dict[str, Any]:
-        sums = {name: format_digest(value) for name, value in self.digests.items()}
-        return {"tokens": self.tokens, **sums}
-
-    def _description(self) -> dict[str, Any]:
-        spec, objective = self.order.spec, self.config.objective
-        content = (Path(self.config.run_dir) / "config.yaml").read_bytes()
-        return {
-            "order_id": spec.order_id,
-            "phase_ids": spec.phase_ids(),
-            "phase_ends": spec.phase_ends(),
-            "config_sha256": hashlib.sha256(content).hexdigest(),
-            "objective": {"name": type(objective).__name__, **dataclasses.asdict(objective)},
-            "seeds": dataclasses.asdict(self.config.seeds),
-            "model": dataclasses.asdict(self.config.model),
-            "token_ids": dataclasses.asdict(self.order.ids),
-            "layout": {**dataclasses.asdict(self.config.hardware), "data_parallel_size": 1},
-            "versions": {},
-            "host": "test",
-            "from_checkpoint": None,
-        }
-
-    def _event(self, kind: Kind, *, payload: dict[str, Any], g_end: int | None = None) -> None:
-        self.writer.append(
-            kind,
-            step=self.step,
-            g_begin=self.g,
-            g_end=self.g if g_end is None else g_end,
-            phase=self.order.spec.phase_index(min(self.g, self.order.num_rows - 1)),
-            payload=payload,
-        )

@@ -85,7 +85,7 @@ class AdamW(torch.optim.AdamW):
         for block in self.blocks():
             lr = block.group["lr"]
             advance_moments(block)
-            move(block, rate=lr, keep=1.0 - lr * block.decay)
+            move_weights(block, rate=lr, keep=1.0 - lr * block.decay)
 
     def initialize_state(self) -> None:
         """Create zero moments for all shards, as a step would (a checkpoint load needs them)."""
@@ -184,7 +184,7 @@ class StableAdamW(AdamW):
         for block, place in zip(blocks, places, strict=True):
             rates = block.group["lr"] / damping[place]
             keep = 1.0 - rates * (block.decay / self.peak_lr)
-            move(block, rate=list(rates.unbind()), keep=list(keep.unbind()))
+            move_weights(block, rate=list(rates.unbind()), keep=list(keep.unbind()))
 
     @property
     def _statistics(self) -> TensorStatistics:
@@ -230,7 +230,7 @@ def advance_moments(block: Block) -> None:
     torch._foreach_addcmul_(block.seconds, block.gradients, block.gradients, 1.0 - beta2)
 
 
-def move(block: Block, *, rate: Factor, keep: Factor) -> None:
+def move_weights(block: Block, *, rate: Factor, keep: Factor) -> None:
     """Set weights to keep * weights - rate * first / (sqrt(second) + eps)."""
     roots = torch._foreach_sqrt(block.seconds)
     torch._foreach_add_(roots, block.group["eps"])

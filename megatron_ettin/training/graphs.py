@@ -18,14 +18,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ettin import distributed
 from megatron_ettin.model.ettin_model import EttinModel
-from megatron_ettin.training.micro_batch import MicroBatch
+from megatron_ettin.training.micro_batch import MicroBatch, Report
 
 logger = logging.getLogger(__name__)
 
-Report = dict[str, torch.Tensor]
-"""What a micro-batch reports (`micro_batch.forward_step`)."""
-Passes = Callable[..., list[Report]]
-"""Runs a step's micro-batches, as Megatron-Core's `get_forward_backward_func()` does."""
 Capture = Callable[[Callable[[], Report]], Callable[[], Report]]
 """Makes of a function one that does the same work again, on the same memory."""
 
@@ -64,7 +60,7 @@ class CudaCapture:
         return again
 
 
-class GraphedPasses:
+class GraphedForwardBackward:
     """Runs a step's micro-batches as `get_forward_backward_func()` does, from one graph a shape.
 
     Needs the whole model on each rank, and a current stream that is not the default one.
@@ -81,7 +77,7 @@ class GraphedPasses:
     def _forget(self) -> None:
         """Start again without graphs: they read the rotary tables that they were captured with."""
         self._rotary = self._stage.rotary
-        self._of_shapes: dict[tuple[int, ...], _PassesOfShape] = {}
+        self._of_shapes: dict[tuple[int, ...], _ShapeGraph] = {}
         # Memory that all graphs have left cannot be captured to again.
         self._capture = self._new_capture()
 
@@ -117,15 +113,15 @@ class GraphedPasses:
         finalize_model_grads([model], total)
         return reports
 
-    def _of_shape(self, batch: MicroBatch) -> _PassesOfShape:
+    def _of_shape(self, batch: MicroBatch) -> _ShapeGraph:
         shapes = batch.shapes
         if shapes not in self._of_shapes:
             can_capture = len(self._of_shapes) < MOST_GRAPHS
-            self._of_shapes[shapes] = _PassesOfShape(self._capture if can_capture else None)
+            self._of_shapes[shapes] = _ShapeGraph(self._capture if can_capture else None)
         return self._of_shapes[shapes]
 
 
-class _PassesOfShape:
+class _ShapeGraph:
     """The passes of micro-batches of the same shapes."""
 
     def __init__(self, capture: Capture | None) -> None:

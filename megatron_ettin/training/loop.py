@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
 from megatron.core.distributed import DistributedDataParallel
 
-from megatron_ettin import checkpoint
+from megatron_ettin import checkpoint, distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import PhaseConfig, RunConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order import PhaseSpec
-from megatron_ettin.order.digest import add_digests
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.steps import first_row_kept
-from megatron_ettin.training.graphs import Passes
 from megatron_ettin.training.metrics import Interval, Reporter
-from megatron_ettin.training.micro_batch import forward_step
+from megatron_ettin.training.micro_batch import ForwardBackward, forward_step
 from megatron_ettin.training.optimizer import Optimizer, learning_rate
 from megatron_ettin.training.preparation import (
     Prepared,
     StepRange,
-    ahead,
     phase_micro_batches,
+    prefetch,
 )
-from megatron_ettin.training.profile import run_profile
 from megatron_ettin.training.recorder import Recorder
 from megatron_ettin.training.validation import Validation
 
@@ -44,7 +40,7 @@ class Training:
     config: RunConfig
     stage: EttinModel
     ddp: DistributedDataParallel
-    passes: Passes
+    forward_backward: ForwardBackward
     optimizer: Optimizer
     loader: Loader
     validation: Validation | None
@@ -52,22 +48,18 @@ class Training:
     recorder: Recorder
 
 
-class DivergedError(ValueError):
-    """The loss is no number any more; nothing was saved after it."""
-
-
 def train(run: Training, state: RunState) -> RunState:
     """Run the steps from `state` to the end of the last phase and return where the run ended."""
     spec = run.loader.order.spec
-    with run_profile(run.config) as step_done:
+    with _profile(run.config) as step_done:
         for index in range(spec.phase_index(state.g), len(spec.phases)):
             phase, settings = spec.phases[index], run.config.phases[index]
             run.stage.set_rotary_bases(*settings.rotary_bases)
             if state.phase != phase.name:
                 state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
-                run.recorder.phase(state, index, phase)
+                run.recorder.record_phase(state, index, phase)
             state = _train_phase(run, phase, settings, state, step_done)
-    return run.recorder.end(state)
+    return run.recorder.record_end(state)
 
 
 def _train_phase(
@@ -81,7 +73,7 @@ def _train_phase(
     interval = Interval()
     state = _skip(run, phase, state)
     coming = phase_micro_batches(run.config, run.loader, state, phase.end_g)
-    with ahead(coming) as prepared:
+    with prefetch(coming) as prepared:
         for step, batches in itertools.groupby(prepared, key=attrgetter("step")):
             before = state
             lr = learning_rate(
@@ -97,14 +89,14 @@ def _train_phase(
             saves = ends or _crosses(run.config.checkpoint.save_every_tokens, before, state)
             logs = state.step % run.config.logging.log_every_steps == 0
             if logs or saves or next_g > state.g:
-                state = _report(run, state, lr, interval)
+                state = run.reporter.report_steps(state, interval, lr=lr)
                 interval = Interval()
             state = _skip(run, phase, state)
             if run.validation is not None and (
                 state.g == run.loader.order.num_rows
                 or _crosses(run.config.validation.every_tokens, before, state)
             ):
-                run.reporter.validation(state, run.validation.measure(run.ddp))
+                run.reporter.report_validation(state, run.validation.measure(run.ddp))
             if saves:
                 state = _save(run, state)
     return state
@@ -125,7 +117,7 @@ def train_step(
     interval.begin(step)
     run.ddp.zero_grad_buffer()
     run.optimizer.zero_grad()
-    reports = run.passes(
+    reports = run.forward_backward(
         forward_step_func=forward_step,
         data_iterator=interval.consume(batches),
         model=run.ddp,
@@ -137,7 +129,7 @@ def train_step(
     with interval.optimizer.measure():
         run.optimizer.step()
     interval.add(reports)
-    run.reporter.advance(step.tokens)
+    run.reporter.advance_bar(step.tokens)
     return dataclasses.replace(
         state,
         g=step.g_end,
@@ -152,39 +144,26 @@ def _skip(run: Training, phase: PhaseSpec, state: RunState) -> RunState:
     end = first_row_kept(phase, run.config.data.skip_rows, state.g)
     if end == state.g:
         return state
-    run.recorder.skip(state, run.loader.order.spec.phase_index(state.g), end)
+    run.recorder.record_skip(state, run.loader.order.spec.phase_index(state.g), end)
     return dataclasses.replace(state, g=end)
-
-
-def _report(run: Training, state: RunState, lr: float, interval: Interval) -> RunState:
-    """Record the interval, write its line, and return the state with the digests up to here."""
-    summary = interval.summed()
-    if not math.isfinite(summary.loss):
-        raise DivergedError(
-            f"the loss is {summary.loss} at step {state.step} (rows up to {state.g}): resume from "
-            f"the last checkpoint with a lower optimizer.lr"
-        )
-    run.recorder.steps(summary)
-    lanes = summary.lanes.sum(axis=0, dtype=summary.lanes.dtype).tolist()
-    state = dataclasses.replace(
-        state,
-        order_digest=add_digests(state.order_digest, lanes[0:2]),
-        token_digest=add_digests(state.token_digest, lanes[2:4]),
-    )
-    seconds = time.perf_counter() - interval.started
-    run.reporter.training(
-        state, summary, lr=lr, seconds=seconds, optimizer_seconds=interval.optimizer.seconds()
-    )
-    return state
 
 
 def _save(run: Training, state: RunState) -> RunState:
     """Write a checkpoint: its files, then the ledger's record of them, then its state and name."""
     folder = RunFolder(Path(run.config.run_dir)).checkpoint(state.step)
     files = checkpoint.write(folder, run.stage, run.optimizer, config=run.config, state=state)
-    state = run.recorder.checkpoint(state, folder.name, files.sha256)
+    state = run.recorder.record_checkpoint(state, folder.name, files.sha256)
     checkpoint.publish(folder, files, state)
     return state
+
+
+def _profile(config: RunConfig) -> AbstractContextManager[Callable[[], None]]:
+    """Trace a few steps if the run asks for it; the block calls the given function after each."""
+    if not (config.profile and distributed.is_main_rank()):
+        return nullcontext(lambda: None)
+    from megatron_ettin.training.profile import trace_steps
+
+    return trace_steps(Path(config.run_dir))
 
 
 def _crosses(every_tokens: int | None, before: RunState, state: RunState) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -20,14 +23,15 @@ from tqdm import tqdm
 
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState
-from megatron_ettin.config import RunConfig
+from megatron_ettin.config import RunConfig, to_yaml
 from megatron_ettin.devices import Device, gpu_called
 from megatron_ettin.model.counts import mfu
-from megatron_ettin.order.digest import format_digest
+from megatron_ettin.order.digest import add_digests, format_digest
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training.micro_batch import MicroBatch
-from megatron_ettin.training.preparation import LANES, Prepared, StepRange
+from megatron_ettin.training.preparation import LANES, ORDER_LANES, TOKEN_LANES, Prepared, StepRange
+from megatron_ettin.training.recorder import Recorder
 from megatron_ettin.training.validation import HeldOutLoss
 
 logger = logging.getLogger(__name__)
@@ -118,35 +122,54 @@ class Interval:
     def summed(self) -> Summary:
         """Sum over all ranks; all of them call this and get the same result.
 
-        The digests ride the all-reduce of the losses: a lane is sent as two halves of 32 bits,
-        whose sums over fewer than 2^21 ranks are exact in a double. So do the operations, and the
-        peaks of memory, each in the place of its rank.
+        One all-reduce of float64 carries everything (`_slices` names its parts). A digest lane goes
+        as two halves of 32 bits, whose sums over fewer than 2^21 ranks are exact in a double. Each
+        rank writes its peak of memory to a place of its own, so the sum leaves it as it is.
         """
-        lanes = np.array(self._lanes, dtype=np.uint64)
-        halves = np.stack([lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)])
-        losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
+        lanes = np.array(self._lanes, dtype=np.uint64)  # [steps, LANES]
         peaks = np.zeros(distributed.world_size())
         peaks[distributed.rank()] = peak_memory_bytes()
-        sent = np.concatenate([[self._flops], halves.astype(np.float64).ravel(), peaks])
-        together = torch.cat([losses, torch.from_numpy(sent).to(losses.device)])
-        received = distributed.all_reduce_sum(together).cpu().numpy()
-        low, high = received[3 : -len(peaks)].reshape(2, *lanes.shape).astype(np.uint64)
+        low, high = lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)
+        sent = np.concatenate([[self._flops], low.ravel(), high.ravel(), peaks], dtype=np.float64)
+        # Losses stay on the device until here; this copies the rest to them, and the sum back.
+        losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
+        vector = torch.cat([losses, torch.from_numpy(sent).to(losses.device)])
+        received = distributed.all_reduce_sum(vector).cpu().numpy()
+        at = _slices(
+            {"loss": 2, "flops": 1, "low": lanes.size, "high": lanes.size, "peak": len(peaks)}
+        )
+        loss_sum, num_scored = received[at["loss"]]
+        low, high = (received[at[half]].astype(np.uint64) for half in ("low", "high"))
         return Summary(
-            loss=float(received[0] / received[1]),
+            loss=float(loss_sum / num_scored),
             steps=self._steps,
-            lanes=low + (high << np.uint64(32)),
-            flops=float(received[2]),
-            peak_memory_bytes=int(received[-len(peaks) :].max()),
+            lanes=(low + (high << np.uint64(32))).reshape(lanes.shape),
+            flops=float(received[at["flops"]].item()),
+            peak_memory_bytes=int(received[at["peak"]].max()),
         )
 
 
-class Reporter:
-    """Writes on the main rank, and nowhere else."""
+def _slices(sizes: dict[str, int]) -> dict[str, slice]:
+    """Return the slice of each part, by name, in a vector that holds parts of `sizes` in turn."""
+    ends = itertools.accumulate(sizes.values())
+    return {
+        name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)
+    }
 
-    def __init__(
-        self, config: RunConfig, config_yaml: str, state: RunState, total_tokens: int
-    ) -> None:
+
+class DivergedError(ValueError):
+    """The loss is no number any more; nothing was saved after it."""
+
+
+class Reporter:
+    """Reports steps to the ledger, metrics.jsonl, console, progress bar and W&B.
+
+    All ranks call it; the main rank writes.
+    """
+
+    def __init__(self, config: RunConfig, state: RunState, recorder: Recorder) -> None:
         """Open run_dir/metrics.jsonl, dropping lines after `state` (of a run that was cut off)."""
+        self._recorder = recorder
         self._is_main = distributed.is_main_rank()
         self._wandb: Any = None
         self._gpu = _known_gpu()
@@ -158,7 +181,7 @@ class Reporter:
         publish_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._bar = tqdm(
-            total=total_tokens,
+            total=sum(phase.train_tokens for phase in config.phases),
             initial=state.consumed_tokens,
             unit="tok",
             unit_scale=True,
@@ -169,7 +192,9 @@ class Reporter:
             import wandb
 
             self._wandb = wandb.init(
-                dir=config.run_dir, name=Path(config.run_dir).name, config={"yaml": config_yaml}
+                dir=config.run_dir,
+                name=Path(config.run_dir).name,
+                config={"yaml": to_yaml(config)},
             )
 
     def __enter__(self) -> Reporter:
@@ -190,12 +215,43 @@ class Reporter:
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
-    def advance(self, tokens: int) -> None:
+    def advance_bar(self, tokens: int) -> None:
         """Move the progress bar by a step's tokens."""
         if self._is_main:
             self._bar.update(tokens)
 
-    def training(
+    def report_steps(self, state: RunState, interval: Interval, *, lr: float) -> RunState:
+        """Record the steps of an interval and write their line; `lr` is that of the last one.
+
+        Returns:
+            `state` with the digests of these steps added.
+
+        Raises:
+            DivergedError: the loss is not finite. Nothing was recorded or written then.
+        """
+        summary = interval.summed()
+        if not math.isfinite(summary.loss):
+            raise DivergedError(
+                f"the loss is {summary.loss} at step {state.step} (rows up to {state.g}): resume "
+                f"from the last checkpoint with a lower optimizer.lr"
+            )
+        self._recorder.record_steps(summary.steps, summary.lanes)
+        lanes = summary.lanes.sum(axis=0, dtype=np.uint64)
+        state = dataclasses.replace(
+            state,
+            order_digest=add_digests(state.order_digest, lanes[ORDER_LANES].tolist()),
+            token_digest=add_digests(state.token_digest, lanes[TOKEN_LANES].tolist()),
+        )
+        self._write_steps(
+            state,
+            summary,
+            lr=lr,
+            seconds=time.perf_counter() - interval.started,
+            optimizer_seconds=interval.optimizer.seconds(),
+        )
+        return state
+
+    def _write_steps(
         self,
         state: RunState,
         summary: Summary,
@@ -204,7 +260,6 @@ class Reporter:
         seconds: float,
         optimizer_seconds: float,
     ) -> None:
-        """Report the steps since the last line, the last rate, and their wall seconds."""
         tokens_per_second = summary.tokens / seconds
         share = mfu_field(self._gpu, summary.flops / seconds, distributed.world_size())
         self._write(
@@ -227,7 +282,7 @@ class Reporter:
             + "".join(f" · MFU {value:.1%}" for value in share.values()),
         )
 
-    def validation(self, state: RunState, held_out: HeldOutLoss) -> None:
+    def report_validation(self, state: RunState, held_out: HeldOutLoss) -> None:
         """Report a held-out loss."""
         self._write(
             {
@@ -243,7 +298,7 @@ class Reporter:
             f"({held_out.scored_tokens:,} tokens)",
         )
 
-    def end(self, state: RunState) -> None:
+    def report_end(self, state: RunState) -> None:
         """Say what the run has consumed (a twin's digest is the same), and its ledger's head.
 
         Who keeps the head can ask `verify --head` for it at any later time.

@@ -25,7 +25,11 @@ ALIGNMENT = 128
 #: The label of a position that only fills up the shape.
 NO_LABEL = -1
 
-LossFunction = Callable[[SummedLoss], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]
+Report = dict[str, torch.Tensor]
+"""Row numbers, loss sums and counts of a micro-batch, each [m]; see `forward_step`."""
+LossFunction = Callable[[SummedLoss], tuple[torch.Tensor, torch.Tensor, Report]]
+ForwardBackward = Callable[..., list[Report]]
+"""Runs a step's micro-batches, as Megatron-Core's `get_forward_backward_func()` does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ class MicroBatch:
         self.packed.masks.clear()
 
 
-def copy_stream() -> torch.cuda.Stream | None:
+def make_copy_stream() -> torch.cuda.Stream | None:
     """Return a stream for copies to this rank's GPU; None on a CPU."""
     device = distributed.device()
     if device.type == "cpu":
@@ -105,28 +109,28 @@ def copy_stream() -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def micro_batch(
-    batch: Batch, *, slots: slice, at_once: int, stream: torch.cuda.Stream | None
+def make_micro_batch(
+    batch: Batch, *, slots: slice, capacity: int, stream: torch.cuda.Stream | None
 ) -> MicroBatch:
-    """Prepare this rank's `slots` of a batch, with scored positions in multiples of `at_once`.
+    """Prepare this rank's `slots` of a batch, with scored positions in multiples of `capacity`.
 
     They are copied to the GPU of `stream`; without one they stay on the CPU.
     """
     rows = batch.rows
     scored = np.flatnonzero(batch.loss_mask[slots])
     in_stream = slots.start + scored
-    missing = positions(len(scored), at_once) - len(scored)
+    missing = padded_positions(len(scored), capacity) - len(scored)
     arrays: dict[str, NDArray[Any]] = {
         "tokens": batch.tokens[slots],
         "position_ids": rows.position_ids[slots],
-        "cu_seqlens": borders(rows.cu_seqlens),
+        "cu_seqlens": segment_boundaries(rows.cu_seqlens),
         "g": rows.g,
         "counts": np.bincount(in_stream // rows.seq_length, minlength=len(rows.g)),
         "total": np.array([len(scored)], dtype=np.int32),
         "scored": np.pad(scored, (0, missing)),
         "labels": np.pad(batch.labels[in_stream], (0, missing), constant_values=NO_LABEL),
     }
-    memory, there, copied = send(arrays, stream)
+    memory, there, copied = copy_to_device(arrays, stream)
     packed = PackedRows.of(
         there["cu_seqlens"],
         rows.seq_length,
@@ -146,7 +150,7 @@ def micro_batch(
     )
 
 
-def borders(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
+def segment_boundaries(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return segment borders [n + 1] without empty segments, but for some that fill up the shape.
 
     Kernels have work for a segment, empty or not, so that those of rows with room for hundreds
@@ -165,7 +169,7 @@ def local_slots(slots: int) -> slice:
     return slice(rank * slots // size, (rank + 1) * slots // size)
 
 
-def capacity(kind: str, slots: int, scored_share: float) -> int:
+def scored_capacity(kind: str, slots: int, scored_share: float) -> int:
     """Return how many scored positions a device of `kind` takes at once.
 
     On a GPU: as many as `slots` draws at a rate of `scored_share` give, and six standard deviations
@@ -178,15 +182,15 @@ def capacity(kind: str, slots: int, scored_share: float) -> int:
     return -(-min(most, slots) // POSITIONS_MULTIPLE) * POSITIONS_MULTIPLE
 
 
-def positions(scored: int, at_once: int) -> int:
-    """Return the positions to compute for `scored` ones in capacities of `at_once`.
+def padded_positions(scored: int, capacity: int) -> int:
+    """Return the positions to compute for `scored` ones in capacities of `capacity`.
 
     What overflows takes another capacity, and nothing at all still takes one, unless it is 1.
     """
-    return max(-(-scored // at_once), int(at_once > 1)) * at_once
+    return max(-(-scored // capacity), int(capacity > 1)) * capacity
 
 
-def send(
+def copy_to_device(
     arrays: dict[str, NDArray[Any]], stream: torch.cuda.Stream | None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.cuda.Event | None]:
     """Lay arrays [k] into one buffer and copy it to the GPU of `stream`, without waiting.
@@ -241,9 +245,7 @@ def forward_step(
     return output, partial(_summed_loss, batch)
 
 
-def _summed_loss(
-    batch: MicroBatch, loss: SummedLoss
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+def _summed_loss(batch: MicroBatch, loss: SummedLoss) -> tuple[torch.Tensor, torch.Tensor, Report]:
     """Return (sum of the loss, scored positions, report) for losses [n] at the scored slots.
 
     Megatron-Core sums over micro-batches and ranks and divides gradients by the total, so the loss

@@ -26,15 +26,16 @@ from megatron_ettin.order.steps import planned_steps
 from megatron_ettin.rows import PADDING
 from megatron_ettin.training.micro_batch import (
     MicroBatch,
-    capacity,
-    copy_stream,
     local_slots,
-    micro_batch,
+    make_copy_stream,
+    make_micro_batch,
+    scored_capacity,
 )
 
-#: Digest lanes of a step: order (low, high), token (low, high), mask.
+#: Digest lanes of a step, [LANES] uint64: order (low, high), token (low, high), mask.
 LANES = 5
-#: Items that `ahead` has ready, or nearly so.
+ORDER_LANES, TOKEN_LANES, MASK_LANE = slice(0, 2), slice(2, 4), 4
+#: Items that `prefetch` has ready, or nearly so.
 DEPTH = 2
 
 Item = TypeVar("Item")
@@ -66,7 +67,7 @@ def phase_micro_batches(
     config: RunConfig, loader: Loader, state: RunState, end: int
 ) -> Iterator[Prepared]:
     """Yield this rank's micro-batches of all steps up to row `end`, where a phase ends."""
-    stream, counts_rows = copy_stream(), distributed.counts_rows()
+    stream, counts_rows = make_copy_stream(), distributed.counts_rows()
     for step in phase_steps(config, loader.order, state, end):
         for batch, prepared in _prepared(loader, step.g_begin, step.g_end, stream):
             yield Prepared(
@@ -97,7 +98,7 @@ def phase_steps(config: RunConfig, order: Order, state: RunState, end: int) -> I
 
 def micro_batches(loader: Loader, begin: int, end: int) -> Iterator[MicroBatch]:
     """Yield this rank's micro-batches of rows [begin, end), which lie in one phase."""
-    for _, prepared in _prepared(loader, begin, end, copy_stream()):
+    for _, prepared in _prepared(loader, begin, end, make_copy_stream()):
         yield prepared
 
 
@@ -107,9 +108,9 @@ def _prepared(
     spec = loader.order.spec
     share = loader.objective.scored_share(spec.phases[spec.phase_index(begin)].name)
     slots = local_slots(loader.micro_batch_slots(begin))
-    at_once = capacity(distributed.device().type, slots.stop - slots.start, share)
+    capacity = scored_capacity(distributed.device().type, slots.stop - slots.start, share)
     for batch in loader.micro_batches(begin, end):
-        yield batch, micro_batch(batch, slots=slots, at_once=at_once, stream=stream)
+        yield batch, make_micro_batch(batch, slots=slots, capacity=capacity, stream=stream)
 
 
 def digest_lanes(batch: Batch, loader: Loader, phase: int) -> NDArray[np.uint64]:
@@ -127,13 +128,13 @@ def batch_flops(batch: Batch, config: RunConfig) -> float:
 
 
 @contextmanager
-def ahead(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[Item]]:
+def prefetch(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[Item]]:
     """Provide `items` in the block, up to `depth` of them computed before they are asked for.
 
     A thread computes them; it ends with the block, however that ends. An exception in it is raised
     where the item that it spoilt is asked for, with the thread's own traceback.
     """
-    work = _Ahead(items, depth)
+    work = _Prefetch(items, depth)
     thread = threading.Thread(target=work.run, name="preparation")
     try:
         thread.start()
@@ -151,8 +152,8 @@ class _Ended(NamedTuple):
     error: BaseException | None
 
 
-class _Ahead(Generic[Item]):
-    """What the thread of `ahead` and the one that asks share."""
+class _Prefetch(Generic[Item]):
+    """What the thread of `prefetch` and the one that asks share."""
 
     def __init__(self, items: Iterator[Item], depth: int) -> None:
         self._items = items

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity
 
 from megatron_ettin import distributed
-from megatron_ettin.config import RunConfig
 
 #: In the run's folder; chrome://tracing and https://ui.perfetto.dev read it.
 TRACE_FILE = "profile.json"
@@ -27,15 +26,8 @@ TOP = 20
 logger = logging.getLogger(__name__)
 
 
-def run_profile(config: RunConfig) -> AbstractContextManager[Callable[[], None]]:
-    """Return `profiled` for a run that asks for it, on its main rank; else what does nothing."""
-    if config.profile and distributed.is_main_rank():
-        return profiled(Path(config.run_dir))
-    return nullcontext(lambda: None)
-
-
 @contextmanager
-def profiled(
+def trace_steps(
     folder: Path, *, warm_up: int = WARM_UP_STEPS, steps: int = TRACED_STEPS
 ) -> Iterator[Callable[[], None]]:
     """Trace some of the steps in the block; what it provides is to be called after each step.

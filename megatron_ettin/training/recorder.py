@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megatron_ettin import checkpoint, checkpoint_files, distributed
 from megatron_ettin import config as configuration
@@ -19,37 +21,56 @@ from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Kind, LedgerWriter, described
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.rows import TokenIds
-from megatron_ettin.training.metrics import Summary
+from megatron_ettin.training.preparation import MASK_LANE, ORDER_LANES, TOKEN_LANES, StepRange
 
 
-class Recorder:
-    """Appends to RUN_DIR/ledger on the main rank, and does nothing elsewhere."""
+def open_recorder(
+    config: RunConfig, spec: OrderSpec, state: RunState, *, ids: TokenIds, is_amended: bool
+) -> Recorder:
+    """Open the run's ledger where `state` stands, on the main rank; later records become a fork.
 
-    def __init__(
-        self,
-        config: RunConfig,
-        spec: OrderSpec,
-        state: RunState,
-        *,
-        ids: TokenIds,
-        is_amended: bool,
-    ) -> None:
-        """Open the ledger where `state` stands; records after it become a fork.
-
-        Raises:
-            LedgerError: another process writes it, it is damaged, or it ends before the checkpoint.
-        """
-        self._writer: LedgerWriter | None = None
-        self._opening: list[tuple[Kind, dict[str, Any]]] = []
-        if not distributed.is_main_rank() or state.g == spec.num_rows:
-            return
-        self._writer = LedgerWriter.open(
+    Raises:
+        LedgerError: another process writes it, it is damaged, or it ends before the checkpoint.
+    """
+    writer = None
+    # A run that has ended already gets no further record.
+    if distributed.is_main_rank() and state.g < spec.num_rows:
+        writer = LedgerWriter.open(
             RunFolder(Path(config.run_dir)).ledger,
             at=state.ledger_head,
             holding=_recorded(config, state),
         )
-        is_new = self._writer.head.seq < 0
-        description = _describe(config, spec, state, ids)
+    _, size = distributed.data_parallel()
+    description = describe_run(config, spec, state, ids, data_parallel_size=size)
+    return Recorder(writer, description, spec, state, is_amended=is_amended)
+
+
+class Recorder:
+    """Appends to the ledger of a run; does nothing on the ranks without a writer."""
+
+    def __init__(
+        self,
+        writer: LedgerWriter | None,
+        description: dict[str, Any],
+        spec: OrderSpec,
+        state: RunState,
+        *,
+        is_amended: bool,
+    ) -> None:
+        """Take a ledger that is open where `state` stands.
+
+        Args:
+            writer: the open ledger; None where nothing is to be written.
+            description: payload of the START or RESUME record (`describe_run`).
+            spec: the order from here on.
+            state: where the run stands, with the phases that were planned so far.
+            is_amended: `spec` plans other rows than `state` did.
+        """
+        self._writer = writer
+        self._opening: list[tuple[Kind, dict[str, Any]]] = []
+        if writer is None:
+            return
+        is_new = writer.head.seq < 0
         self._opening = [(Kind.START if is_new else Kind.RESUME, description)]
         if is_amended:
             amended = {
@@ -57,22 +78,21 @@ class Recorder:
                 "to": {"phase_ids": spec.phase_ids(), "phase_ends": spec.phase_ends()},
             }
             self._opening.append((Kind.AMEND, amended))
-        known = described(self._writer.events)
+        known = described(writer.events)
         if is_amended or known.get("config_sha256") != description["config_sha256"]:
-            # Before order.json and config.yaml are written anew: the ledger binds them. Else its
-            # last START or RESUME does so already.
-            self._open(self._writer, state.step, state.g)
+            # Before order.json and config.yaml are written anew: the ledger binds them. Otherwise
+            # its last START or RESUME binds them already.
+            self._open(writer, state.step, state.g)
 
-    def phase(self, state: RunState, index: int, phase: PhaseSpec) -> None:
+    def record_phase(self, state: RunState, index: int, phase: PhaseSpec) -> None:
         """Record that a phase begins."""
         payload = {"name": phase.name, "start_g": phase.start_g, "num_rows": phase.num_rows}
-        self._event(Kind.PHASE, state, index, payload=payload)
+        self._append(Kind.PHASE, state, index, payload=payload)
 
-    def steps(self, summary: Summary) -> None:
-        """Record the steps of an interval."""
+    def record_steps(self, steps: Sequence[StepRange], lanes: NDArray[np.uint64]) -> None:
+        """Record n > 0 steps with the sums of their digests over all ranks, `lanes` [n, LANES]."""
         if self._writer is None:
             return
-        steps = summary.steps
         self._open(self._writer, steps[0].step - 1, steps[0].g_begin)
         self._writer.append_steps(
             step=np.array([s.step for s in steps], dtype=np.uint64),
@@ -80,41 +100,41 @@ class Recorder:
             g_begin=np.array([s.g_begin for s in steps], dtype=np.uint64),
             g_end=np.array([s.g_end for s in steps], dtype=np.uint64),
             n_tokens=np.array([s.tokens for s in steps], dtype=np.uint64),
-            order_digest=summary.lanes[:, 0:2],
-            token_digest=summary.lanes[:, 2:4],
-            mask_digest=summary.lanes[:, 4],
+            order_digest=lanes[:, ORDER_LANES],
+            token_digest=lanes[:, TOKEN_LANES],
+            mask_digest=lanes[:, MASK_LANE],
         )
 
-    def skip(self, state: RunState, phase: int, end: int) -> None:
+    def record_skip(self, state: RunState, phase: int, end: int) -> None:
         """Record that rows [state.g, end) are left out."""
         payload = {"reason": "data.skip_rows"}
-        self._event(Kind.SKIP, state, phase, payload=payload, g_end=end)
+        self._append(Kind.SKIP, state, phase, payload=payload, g_end=end)
 
-    def checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
+    def record_checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
         """Record a checkpoint whose files are written; return the state it is to hold.
 
         The ledger is durable up to and including this record when the call returns.
         """
         payload = {**_checkpoint_payload(state, name), "files_sha256": files_sha256}
-        self._event(Kind.CHECKPOINT, state, 0, payload=payload)
+        self._append(Kind.CHECKPOINT, state, 0, payload=payload)
         if self._writer is None:
             return state
         head = self._writer.sync()
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
-    def end(self, state: RunState) -> RunState:
+    def record_end(self, state: RunState) -> RunState:
         """Record the end of the run and close the ledger; return the state with this last record.
 
         A run that had ended before keeps the record that its state holds.
         """
-        self._event(Kind.END, state, 0, payload=_digests(state))
+        self._append(Kind.END, state, 0, payload=_digests(state))
         if self._writer is None:
             return state
         head = self._writer.sync()
         self._writer.close()
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
-    def _event(
+    def _append(
         self,
         kind: Kind,
         state: RunState,
@@ -142,9 +162,18 @@ class Recorder:
             writer.append(kind, step=step, g_begin=g, g_end=g, payload=payload)
 
 
-def _describe(config: RunConfig, spec: OrderSpec, state: RunState, ids: TokenIds) -> dict[str, Any]:
-    """Return what masks, dropout and initial weights follow from, and who computes."""
-    _, size = distributed.data_parallel()
+def describe_run(
+    config: RunConfig,
+    spec: OrderSpec,
+    state: RunState,
+    ids: TokenIds,
+    *,
+    data_parallel_size: int,
+) -> dict[str, Any]:
+    """Describe the origin of masks, dropout and weights, and the machine that computes.
+
+    The description is the payload of a START or RESUME record (docs/ledger.md).
+    """
     return {
         "order_id": spec.order_id,
         "phase_ids": spec.phase_ids(),
@@ -157,7 +186,7 @@ def _describe(config: RunConfig, spec: OrderSpec, state: RunState, ids: TokenIds
         "seeds": dataclasses.asdict(config.seeds),
         "model": dataclasses.asdict(config.model),
         "token_ids": dataclasses.asdict(ids),
-        "layout": {**dataclasses.asdict(config.hardware), "data_parallel_size": size},
+        "layout": {**dataclasses.asdict(config.hardware), "data_parallel_size": data_parallel_size},
         "versions": checkpoint.versions(),
         "host": platform.node(),
         "from_checkpoint": RunFolder(Path()).checkpoint(state.step).name if state.step else None,

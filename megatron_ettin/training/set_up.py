@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -24,16 +23,20 @@ from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import held_out_order
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
-from megatron_ettin.order import OrderSpec, SampleOrder
-from megatron_ettin.order.run_folder import CONFIG_FILE, RunFolder
-from megatron_ettin.order.spec import first_difference
+from megatron_ettin.order import SampleOrder
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training import rotary_bases
-from megatron_ettin.training.graphs import GraphedPasses, Passes
 from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
+from megatron_ettin.training.micro_batch import ForwardBackward
 from megatron_ettin.training.optimizer import build_optimizer
-from megatron_ettin.training.recorder import Recorder
+from megatron_ettin.training.recorder import open_recorder
+from megatron_ettin.training.start_checks import (
+    check_same_order,
+    check_same_run,
+    plans_other_rows,
+)
 from megatron_ettin.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -60,10 +63,9 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
         )
     if config.checkpoint.check_files:
         checkpoint_files.check_files(found)
-    _check_same_run(config, found)
+    check_same_run(config, found)
     state = checkpoint.read_state(found)
-    _check_same_order(config, order.spec, found, state)
-    _check_order_file(config, order.spec, found)
+    check_same_order(config, order.spec, found, state)
     return state
 
 
@@ -79,77 +81,16 @@ def _source_of_weights(config: RunConfig, tokenizer_sha256: str) -> dict[str, st
     return {"checkpoint": given, "files_sha256": None if files is None else files.sha256}
 
 
-def _check_same_order(config: RunConfig, spec: OrderSpec, found: Path, state: RunState) -> None:
-    """Raise CheckpointError if the past differs, or the future without `amend_order`."""
-    begun = sum(phase.start_g < state.g for phase in spec.phases)
-    if tuple(spec.phase_ids()[:begun]) != state.phase_ids[:begun] or state.g > spec.num_rows:
-        raise CheckpointError(
-            f"{found}: was trained in another sample order: its phases up to {state.phase!r} "
-            f"differ from this configuration's in data, blend, pools, seq_length, pack, "
-            f"train_tokens, seed or tokenizer; change only rows from {state.g} on"
-        )
-    if differs(spec, state) and not config.checkpoint.amend_order:
-        raise CheckpointError(
-            f"{found}: had planned other rows from row {state.g} on; give "
-            f"--checkpoint.amend_order true to go on with this configuration's, which the ledger "
-            f"then records, or restore the phases in {found / CONFIG_FILE}"
-        )
-
-
-def _check_order_file(config: RunConfig, spec: OrderSpec, found: Path) -> None:
-    """Raise CheckpointError if order.json says something else, unless `amend_order` allows it.
-
-    It agrees with the checkpoint, unless it was altered, or amended after the checkpoint was saved.
-    """
-    path = RunFolder(Path(config.run_dir)).order
-    if not path.is_file() or config.checkpoint.amend_order:
-        return
-    try:
-        recorded = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: no JSON ({error}); restore it, or remove it") from error
-    difference = first_difference(recorded, json.loads(spec.to_json()))
-    if difference is not None:
-        raise CheckpointError(
-            f"{path}: is not the order that {found} and this configuration have: {difference}. "
-            f"Restore it if it was altered; if the run was amended after that checkpoint, give "
-            f"--checkpoint.amend_order true to write this configuration's in its place"
-        )
-
-
-def differs(spec: OrderSpec, state: RunState) -> bool:
-    """Tell whether an order is in any row another than a checkpoint's run had planned."""
-    planned = state.phase_ids, state.phase_ends
-    return planned != (tuple(spec.phase_ids()), tuple(spec.phase_ends()))
-
-
-def _check_same_run(config: RunConfig, found: Path) -> None:
-    """Raise CheckpointError if `found` is of a run that computes something else than `config`."""
-    saved = checkpoint.read_config(found)
-    differing = [
-        name
-        for name in ("objective", "model", "seeds")
-        if getattr(saved, name) != getattr(config, name)
-    ]
-    if saved.optimizer.name != config.optimizer.name:
-        differing.append("optimizer.name")
-    if differing:
-        raise CheckpointError(
-            f"{found}: was trained with another {' and '.join(differing)}: resume with the same, "
-            f"or start a new run_dir with --checkpoint.initialize_from"
-        )
-
-
-def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training:
+def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Training:
     """Build model, optimizer, loaders and reports for this rank; fill in RoPE bases."""
     config = rotary_bases.resolve(config, order.spec, state)
     # First, because its lock refuses a run_dir that another process is training in.
-    recorder = Recorder(
+    recorder = open_recorder(
         config,
         order.spec,
         state,
         ids=order.ids,
-        is_amended=bool(state.step) and differs(order.spec, state),
+        is_amended=bool(state.step) and plans_other_rows(order.spec, state),
     )
     stage = build_model(config.model, config.objective.attention, config.hardware, config.seeds)
     ddp = DistributedDataParallel(
@@ -168,27 +109,24 @@ def training(config: RunConfig, order: SampleOrder, state: RunState) -> Training
         config=config,
         stage=stage,
         ddp=ddp,
-        passes=_passes(config, stage),
+        forward_backward=_choose_forward_backward(config, stage),
         optimizer=build_optimizer(ddp, config.optimizer, config.hardware),
-        loader=loader(config, order),
-        validation=_validation(config),
-        reporter=Reporter(
-            config,
-            configuration.to_yaml(config),
-            state,
-            sum(phase.train_tokens for phase in config.phases),
-        ),
+        loader=build_loader(config, order),
+        validation=_build_validation(config),
+        reporter=Reporter(config, state, recorder),
         recorder=recorder,
     )
 
 
-def _passes(config: RunConfig, stage: EttinModel) -> Passes:
+def _choose_forward_backward(config: RunConfig, stage: EttinModel) -> ForwardBackward:
     """Return what runs a step's forward and backward passes: Megatron-Core, or graphs of it."""
     if config.hardware.cuda_graphs:
-        return GraphedPasses(stage)
+        from megatron_ettin.training.graphs import GraphedForwardBackward
+
+        return GraphedForwardBackward(stage)
     stage.config.finalize_model_grads_func = finalize_model_grads
-    passes: Passes = get_forward_backward_func()
-    return passes
+    forward_backward: ForwardBackward = get_forward_backward_func()
+    return forward_backward
 
 
 def restore(run: Training, state: RunState) -> RunState:
@@ -208,7 +146,7 @@ def restore(run: Training, state: RunState) -> RunState:
     )
 
 
-def loader(config: RunConfig, order: SampleOrder) -> Loader:
+def build_loader(config: RunConfig, order: SampleOrder) -> Loader:
     """Return this rank's loader of the order's rows."""
     rank, size = distributed.data_parallel()
     return Loader(
@@ -222,11 +160,11 @@ def loader(config: RunConfig, order: SampleOrder) -> Loader:
     )
 
 
-def _validation(config: RunConfig) -> Validation | None:
+def _build_validation(config: RunConfig) -> Validation | None:
     if not config.data.validation:
         return None
     return Validation(
-        loader=loader(config, held_out_order(config)), num_rows=config.validation.num_rows
+        loader=build_loader(config, held_out_order(config)), num_rows=config.validation.num_rows
     )
 
 

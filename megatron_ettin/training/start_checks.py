@@ -1,15 +1,21 @@
-"""Checks, before a run starts, of all that it will write to and read."""
+"""Checks, before a run starts, of all that it writes to, reads, and goes on from."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import tempfile
 from pathlib import Path
 
+from megatron_ettin import checkpoint
+from megatron_ettin.checkpoint import RunState
+from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import held_out_order
+from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.ledger import format as ledger_files
-from megatron_ettin.order.run_folder import STATE_FILE, RunFolder, step_of
+from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE, RunFolder, step_of
+from megatron_ettin.order.spec import first_difference
 from megatron_ettin.publication import is_unfinished
 
 
@@ -47,6 +53,72 @@ def check_held_out(config: RunConfig) -> None:
     """
     if config.data.validation:
         held_out_order(config)
+
+
+def check_same_run(config: RunConfig, found: Path) -> None:
+    """Raise CheckpointError if `found` is of a run that computes something else than `config`."""
+    saved = checkpoint.read_config(found)
+    differing = [
+        name
+        for name in ("objective", "model", "seeds")
+        if getattr(saved, name) != getattr(config, name)
+    ]
+    if saved.optimizer.name != config.optimizer.name:
+        differing.append("optimizer.name")
+    if differing:
+        raise CheckpointError(
+            f"{found}: was trained with another {' and '.join(differing)}: resume with the same, "
+            f"or start a new run_dir with --checkpoint.initialize_from"
+        )
+
+
+def check_same_order(config: RunConfig, spec: OrderSpec, found: Path, state: RunState) -> None:
+    """Raise CheckpointError if the past differs, or the future without `amend_order`.
+
+    `state` is that of the checkpoint `found`, `spec` the order that `config` describes; the run's
+    order.json must agree with both.
+    """
+    begun = sum(phase.start_g < state.g for phase in spec.phases)
+    if tuple(spec.phase_ids()[:begun]) != state.phase_ids[:begun] or state.g > spec.num_rows:
+        raise CheckpointError(
+            f"{found}: was trained in another sample order: its phases up to {state.phase!r} "
+            f"differ from this configuration's in data, blend, pools, seq_length, pack, "
+            f"train_tokens, seed or tokenizer; change only rows from {state.g} on"
+        )
+    if plans_other_rows(spec, state) and not config.checkpoint.amend_order:
+        raise CheckpointError(
+            f"{found}: had planned other rows from row {state.g} on; give "
+            f"--checkpoint.amend_order true to go on with this configuration's, which the ledger "
+            f"then records, or restore the phases in {found / CONFIG_FILE}"
+        )
+    _check_order_file(config, spec, found)
+
+
+def _check_order_file(config: RunConfig, spec: OrderSpec, found: Path) -> None:
+    """Raise CheckpointError if order.json says something else, unless `amend_order` allows it.
+
+    It agrees with the checkpoint, unless it was altered, or amended after the checkpoint was saved.
+    """
+    path = RunFolder(Path(config.run_dir)).order
+    if not path.is_file() or config.checkpoint.amend_order:
+        return
+    try:
+        recorded = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no JSON ({error}); restore it, or remove it") from error
+    difference = first_difference(recorded, json.loads(spec.to_json()))
+    if difference is not None:
+        raise CheckpointError(
+            f"{path}: is not the order that {found} and this configuration have: {difference}. "
+            f"Restore it if it was altered; if the run was amended after that checkpoint, give "
+            f"--checkpoint.amend_order true to write this configuration's in its place"
+        )
+
+
+def plans_other_rows(spec: OrderSpec, state: RunState) -> bool:
+    """Tell whether an order is in any row another than a checkpoint's run had planned."""
+    planned = state.phase_ids, state.phase_ends
+    return planned != (tuple(spec.phase_ids()), tuple(spec.phase_ends()))
 
 
 def _check_folder(folder: Path) -> None:

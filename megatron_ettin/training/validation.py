@@ -12,7 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_ettin import distributed
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.training.micro_batch import forward_step
-from megatron_ettin.training.preparation import ahead, micro_batches
+from megatron_ettin.training.preparation import micro_batches, prefetch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Validation:
         """Measure the loss; all ranks call this and get the same result."""
         ddp.eval()
         batches = micro_batches(self.loader, 0, self.num_rows)
-        with torch.no_grad(), ahead(batches) as prepared:
+        with torch.no_grad(), prefetch(batches) as prepared:
             reports = get_forward_backward_func()(
                 forward_step_func=forward_step,
                 data_iterator=prepared,

@@ -16,8 +16,13 @@ from megatron_ettin.objectives import MaskedLM
 from megatron_ettin.training import set_up
 from megatron_ettin.training.loop import train_step
 from megatron_ettin.training.metrics import Interval
-from megatron_ettin.training.micro_batch import NO_LABEL, copy_stream, micro_batch, positions
-from megatron_ettin.training.preparation import ahead, phase_micro_batches
+from megatron_ettin.training.micro_batch import (
+    NO_LABEL,
+    make_copy_stream,
+    make_micro_batch,
+    padded_positions,
+)
+from megatron_ettin.training.preparation import phase_micro_batches, prefetch
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
 from tests.unit.test_micro_batch import make_loader
@@ -45,11 +50,11 @@ def test_a_step_waits_for_nothing(tiny_corpus: TinyCorpus, tmp_path: Path, objec
     with distributed.process_groups(config.hardware):
         order = sample_order(config)
         state = set_up.starting_state(config, order)
-        run = set_up.training(config, order, state)
+        run = set_up.build_training(config, order, state)
         with run.reporter:
             state = set_up.restore(run, state)
             interval, end = Interval(), order.spec.phases[0].end_g
-            with ahead(phase_micro_batches(config, run.loader, state, end)) as prepared:
+            with prefetch(phase_micro_batches(config, run.loader, state, end)) as prepared:
                 steps = itertools.groupby(prepared, key=attrgetter("step"))
                 # The first steps compile kernels and build tables.
                 for step, batches in itertools.islice(steps, 2):
@@ -59,17 +64,17 @@ def test_a_step_waits_for_nothing(tiny_corpus: TinyCorpus, tmp_path: Path, objec
                         state = train_step(run, step, batches, state, 1e-3, interval)
             assert state.step == 5
             assert interval.summed().loss > 0.0
-        run.recorder.end(state)
+        run.recorder.record_end(state)
 
 
 def test_what_is_sent_stays_until_it_has_been_read(tiny_corpus: TinyCorpus) -> None:
     with distributed.process_groups(HardwareConfig()):
-        loader, stream = make_loader(tiny_corpus, MaskedLM()), copy_stream()
+        loader, stream = make_loader(tiny_corpus, MaskedLM()), make_copy_stream()
         batches = list(loader.micro_batches(0, 200))
         sums = []
         for batch in batches:
             slots = slice(0, len(batch.tokens))
-            prepared = micro_batch(batch, slots=slots, at_once=128, stream=stream)
+            prepared = make_micro_batch(batch, slots=slots, capacity=128, stream=stream)
             prepared.wait()
             torch.cuda._sleep(1_000_000)  # so that the copies of later rounds overtake the reading
             sums.append(torch.stack([prepared.tokens.sum(), prepared.labels.sum()]))
@@ -77,6 +82,6 @@ def test_what_is_sent_stays_until_it_has_been_read(tiny_corpus: TinyCorpus) -> N
         found = torch.stack(sums).tolist()
     for (tokens, labels), batch in zip(found, batches, strict=True):
         scored = int(batch.loss_mask.sum())
-        filled = positions(scored, 128) - scored
+        filled = padded_positions(scored, 128) - scored
         expected = int(batch.labels[batch.loss_mask].sum()) + filled * NO_LABEL
         assert (tokens, labels) == (batch.tokens.sum(), expected)

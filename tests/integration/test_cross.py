@@ -85,7 +85,7 @@ def assert_fresh_start(config: RunConfig, source: Path) -> None:
         order = sample_order(config)
         state = set_up.starting_state(config, order)
         assert (state.g, state.step, state.consumed_tokens) == (0, 0, 0)
-        run = set_up.training(config, order, state)
+        run = set_up.build_training(config, order, state)
         with run.reporter:
             state = set_up.restore(run, state)
             assert state.phase_ids == tuple(order.spec.phase_ids())
@@ -100,7 +100,7 @@ def assert_fresh_start(config: RunConfig, source: Path) -> None:
             train_step(run, step, batches, state, 0.0, Interval())
             # The optimizer's own copy of the weights is the source's too, or it would replace them.
             assert_equal_bits(run, expected)
-        run.recorder.end(state)
+        run.recorder.record_end(state)
     shutil.rmtree(config.run_dir)
 
 

@@ -151,7 +151,7 @@ def train_here(config: RunConfig) -> Ours:
         warnings.simplefilter("ignore")
         order = sample_order(config)
         state = set_up.starting_state(config, order)
-        run = set_up.training(config, order, state)
+        run = set_up.build_training(config, order, state)
         state = set_up.restore(run, state)
         with run.reporter:
             train(run, state)

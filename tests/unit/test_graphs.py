@@ -20,9 +20,9 @@ from megatron_ettin.evaluation.layouts import (
 )
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.training import graphs, preparation, set_up
-from megatron_ettin.training.graphs import WARM_UP, GraphedPasses, Report
+from megatron_ettin.training.graphs import WARM_UP, GraphedForwardBackward
 from megatron_ettin.training.loop import train
-from megatron_ettin.training.micro_batch import capacity
+from megatron_ettin.training.micro_batch import Report, scored_capacity
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
 
@@ -33,7 +33,9 @@ PHASES = [PHASE, {**PHASE, "name": "long", "rotary_base_global": 160_000.0}]
 
 @pytest.fixture(autouse=True)
 def shapes_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "capacity", lambda kind, *rest: capacity("cuda", *rest))
+    monkeypatch.setattr(
+        preparation, "scored_capacity", lambda kind, *rest: scored_capacity("cuda", *rest)
+    )
 
 
 class Captured:
@@ -64,10 +66,12 @@ def trained(config: RunConfig, captured: Captured | None = None) -> Path:
     with distributed.process_groups(config.hardware):
         order = sample_order(config)
         state = set_up.starting_state(config, order)
-        run = set_up.training(config, order, state)
+        run = set_up.build_training(config, order, state)
         if captured is not None:
             captured.stage = run.stage
-            run = dataclasses.replace(run, passes=GraphedPasses(run.stage, lambda: captured))
+            run = dataclasses.replace(
+                run, forward_backward=GraphedForwardBackward(run.stage, lambda: captured)
+            )
         with run.reporter:
             train(run, set_up.restore(run, state))
     return Path(config.run_dir)

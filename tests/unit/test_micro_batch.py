@@ -15,11 +15,11 @@ from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken
 from megatron_ettin.training.micro_batch import (
     NO_LABEL,
     MicroBatch,
-    borders,
-    capacity,
     forward_step,
-    micro_batch,
-    positions,
+    make_micro_batch,
+    padded_positions,
+    scored_capacity,
+    segment_boundaries,
 )
 from megatron_ettin.training.preparation import micro_batches
 from tests.conftest import TinyCorpus
@@ -58,7 +58,7 @@ def assert_equal(prepared: MicroBatch, batch: Batch, slots: slice) -> None:
     packed = prepared.packed
     assert packed.position_ids is not None
     assert packed.position_ids.tolist() == rows.position_ids[slots].tolist()
-    assert packed.cu_seqlens_q.tolist() == borders(rows.cu_seqlens).tolist()
+    assert packed.cu_seqlens_q.tolist() == segment_boundaries(rows.cu_seqlens).tolist()
     assert packed.cu_seqlens_q.dtype == torch.int32
     assert (packed.g.tolist(), packed.first_slot) == (rows.g.tolist(), slots.start)
     assert packed.max_seqlen_q == rows.seq_length
@@ -90,14 +90,14 @@ def test_prepared_is_what_was_loaded(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("at_once", [1, 128])
+@pytest.mark.parametrize("capacity", [1, 128])
 def test_ranks_that_share_slots_hold_all_of_them(
-    tiny_corpus: TinyCorpus, objective: Objective, at_once: int
+    tiny_corpus: TinyCorpus, objective: Objective, capacity: int
 ) -> None:
     batch = next(make_loader(tiny_corpus, objective).micro_batches(BEGIN, END))
     slots = len(batch.tokens)
     shares = [slice(i * slots // 4, (i + 1) * slots // 4) for i in range(4)]
-    prepared = [micro_batch(batch, slots=s, at_once=at_once, stream=None) for s in shares]
+    prepared = [make_micro_batch(batch, slots=s, capacity=capacity, stream=None) for s in shares]
     for one, share in zip(prepared, shares, strict=True):
         assert_equal(one, batch, share)
     assert sum(one.total.item() for one in prepared) == batch.loss_mask.sum()
@@ -110,8 +110,8 @@ def test_what_fills_up_points_nowhere_and_overflow_takes_another_capacity(
     slots = slice(0, len(batch.tokens))
     n = int(batch.loss_mask.sum())
     assert 128 < n < 256
-    for at_once, expected in ((256, 256), (128, 256), (64, 64 * math.ceil(n / 64))):
-        one = micro_batch(batch, slots=slots, at_once=at_once, stream=None)
+    for capacity, expected in ((256, 256), (128, 256), (64, 64 * math.ceil(n / 64))):
+        one = make_micro_batch(batch, slots=slots, capacity=capacity, stream=None)
         assert_equal(one, batch, slots)
         assert len(one.scored) == len(one.labels) == expected
         assert set(one.scored[n:].tolist()) == {0}
@@ -123,7 +123,7 @@ def test_borders_are_those_of_segments_that_hold_slots(count: int) -> None:
     lengths = np.random.default_rng(count).integers(1, 50, count)
     with_empty_ones = np.insert(lengths, np.arange(0, count, 3), 0)
     cu_seqlens = np.concatenate([[0], np.cumsum(with_empty_ones), [lengths.sum()] * 5])
-    found = borders(cu_seqlens.astype(np.int32))
+    found = segment_boundaries(cu_seqlens.astype(np.int32))
     assert found.dtype == np.int32
     assert found[: count + 1].tolist() == [0, *np.cumsum(lengths)]
     assert set(found[count + 1 :].tolist()) <= {lengths.sum()}
@@ -132,14 +132,19 @@ def test_borders_are_those_of_segments_that_hold_slots(count: int) -> None:
 
 def test_few_lengths_of_borders_come_up() -> None:
     counts = range(360, 410)  # in micro-batches of about 385 documents
-    assert len({len(borders(np.arange(count + 1, dtype=np.int32))) for count in counts}) <= 3
+    assert (
+        len({len(segment_boundaries(np.arange(count + 1, dtype=np.int32))) for count in counts})
+        <= 3
+    )
 
 
 def test_a_clone_takes_the_values_of_another(tiny_corpus: TinyCorpus) -> None:
     loader = make_loader(tiny_corpus, CausalLM())
     batches = list(loader.micro_batches(0, 40))
     slots = slice(0, len(batches[0].tokens))
-    prepared = [micro_batch(batch, slots=slots, at_once=512, stream=None) for batch in batches]
+    prepared = [
+        make_micro_batch(batch, slots=slots, capacity=512, stream=None) for batch in batches
+    ]
     own = prepared[0].clone()
     same_shapes = [n for n, one in enumerate(prepared) if one.shapes == own.shapes]
     assert len(same_shapes) > 1
@@ -151,23 +156,32 @@ def test_a_clone_takes_the_values_of_another(tiny_corpus: TinyCorpus) -> None:
 
 
 def test_positions_are_whole_capacities() -> None:
-    assert [positions(n, 128) for n in (0, 1, 128, 129, 256, 257)] == [128, 128, 128, 256, 256, 384]
-    assert [positions(n, 1) for n in (0, 1, 129)] == [0, 1, 129], "nothing is filled up on a CPU"
+    assert [padded_positions(n, 128) for n in (0, 1, 128, 129, 256, 257)] == [
+        128,
+        128,
+        128,
+        256,
+        256,
+        384,
+    ]
+    assert [padded_positions(n, 1) for n in (0, 1, 129)] == [0, 1, 129], (
+        "nothing is filled up on a CPU"
+    )
 
 
 @pytest.mark.parametrize("slots", [512, 8192, 65536])
 @pytest.mark.parametrize("share", [0.15, 0.3, 1.0])
 def test_capacity_is_what_draws_almost_never_exceed(slots: int, share: float) -> None:
-    found = capacity("cuda", slots, share)
+    found = scored_capacity("cuda", slots, share)
     draws = np.random.default_rng(0).binomial(slots, share, size=100_000)
     assert found % 128 == 0
     assert draws.max() <= found <= slots
     assert found <= slots * share + 7 * math.sqrt(slots * share) + 128
-    assert capacity("cpu", slots, share) == 1
+    assert scored_capacity("cpu", slots, share) == 1
 
 
 def test_the_capacity_of_few_slots_holds_them_all() -> None:
-    assert [capacity("cuda", slots, 1.0) for slots in (1, 128, 130)] == [128, 128, 256]
+    assert [scored_capacity("cuda", slots, 1.0) for slots in (1, 128, 130)] == [128, 128, 256]
 
 
 class Losses(torch.nn.Module):
@@ -183,8 +197,8 @@ def test_losses_are_reported_by_row(tiny_corpus: TinyCorpus, objective: Objectiv
     loader = make_loader(tiny_corpus, objective)
     for batch in loader.micro_batches(BEGIN, END):
         slots = slice(0, len(batch.tokens))
-        for at_once in (1, 128):
-            prepared = micro_batch(batch, slots=slots, at_once=at_once, stream=None)
+        for capacity in (1, 128):
+            prepared = make_micro_batch(batch, slots=slots, capacity=capacity, stream=None)
             output, loss_of = forward_step(iter([prepared]), Losses())
             assert isinstance(output, SummedLoss)
             _, total, report = loss_of(output)

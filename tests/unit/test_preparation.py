@@ -24,7 +24,7 @@ from megatron_ettin.model import counts
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.steps import first_row_kept, step_end
 from megatron_ettin.training import set_up
-from megatron_ettin.training.preparation import ahead, phase_micro_batches, phase_steps
+from megatron_ettin.training.preparation import phase_micro_batches, phase_steps, prefetch
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
 
@@ -40,7 +40,7 @@ def preparing() -> list[threading.Thread]:
 
 
 def test_items_come_in_order_and_the_thread_ends() -> None:
-    with ahead(iter(range(100))) as items:
+    with prefetch(iter(range(100))) as items:
         assert list(items) == list(range(100))
     assert not preparing()
 
@@ -53,7 +53,7 @@ def test_it_is_ahead_by_its_depth_and_no_more() -> None:
             begun.append(i)
             yield i
 
-    with ahead(counting(), depth=2) as items:
+    with prefetch(counting(), depth=2) as items:
         assert [next(items), next(items), next(items)] == [0, 1, 2]
         deadline = time.monotonic() + 10
         while len(begun) < 5:
@@ -69,7 +69,7 @@ def test_an_error_surfaces_where_its_item_is_asked_for_with_its_own_traceback() 
         yield 1
         raise LookupError("row 7")
 
-    with ahead(spoilt()) as items:
+    with prefetch(spoilt()) as items:
         assert next(items) == 1
         with pytest.raises(LookupError, match="row 7") as raised:
             next(items)
@@ -78,7 +78,7 @@ def test_an_error_surfaces_where_its_item_is_asked_for_with_its_own_traceback() 
 
 
 def fail_within(error: type[BaseException]) -> None:
-    with ahead(itertools.count()) as items:
+    with prefetch(itertools.count()) as items:
         next(items)
         raise error
 
@@ -96,7 +96,7 @@ def wait_for_a_slow_item() -> None:
         time.sleep(0.3)
         yield 0
 
-    with ahead(slow()) as items:
+    with prefetch(slow()) as items:
         next(items)
 
 
@@ -115,7 +115,7 @@ def make_run(
     corpus: TinyCorpus, folder: Path, objective: str, **sections: Any
 ) -> tuple[RunConfig, Loader]:
     config = tiny_config(corpus, folder / "run", objective=objective, **sections)
-    return config, set_up.loader(config, sample_order(config))
+    return config, set_up.build_loader(config, sample_order(config))
 
 
 def start(loader: Loader) -> RunState:
@@ -130,7 +130,7 @@ def test_a_phase_is_prepared_step_by_step(
     config, loader = make_run(tiny_corpus, tmp_path, objective)
     order, phase = loader.order, loader.order.spec.phases[0]
     g, flops = 0, 0.0
-    with ahead(phase_micro_batches(config, loader, start(loader), phase.end_g)) as prepared:
+    with prefetch(phase_micro_batches(config, loader, start(loader), phase.end_g)) as prepared:
         for number, (step, items) in enumerate(
             itertools.groupby(prepared, key=attrgetter("step")), start=1
         ):

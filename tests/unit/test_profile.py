@@ -13,7 +13,7 @@ from megatron_ettin.training.profile import (
     TRACE_FILE,
     idle_share,
     kernel_intervals,
-    profiled,
+    trace_steps,
 )
 
 
@@ -60,7 +60,7 @@ def test_the_steps_after_the_warm_up_are_traced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with profiled(tmp_path, warm_up=2, steps=2) as step_done:
+    with trace_steps(tmp_path, warm_up=2, steps=2) as step_done:
         for number in range(6):
             with torch.profiler.record_function(f"step {number}"):
                 torch.ones(8).exp()
@@ -74,7 +74,7 @@ def test_the_steps_after_the_warm_up_are_traced(
 def test_a_run_that_ends_before_the_trace_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with profiled(tmp_path, warm_up=3, steps=2) as step_done:
+    with trace_steps(tmp_path, warm_up=3, steps=2) as step_done:
         step_done()
     assert "nothing was traced, the 1 steps are warm-up" in caplog.text
     assert not (tmp_path / TRACE_FILE).exists()

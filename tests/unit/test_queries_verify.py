@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from megatron_ettin import native
+from megatron_ettin.file_digests import FileList
 from megatron_ettin.order.ledger import RECORD, Kind, Ledger, LedgerWriter
 from megatron_ettin.order.ledger.format import GENESIS, seal
 from megatron_ettin.queries.answer import FAULTS_KEPT
@@ -298,6 +299,7 @@ def write_state(run: Run, **changes: Any) -> Path:
         "consumed_tokens": point.payload["tokens"],
         "ledger_seq": point.head.seq,
         "ledger_chain": point.head.chain,
+        **FileList({}).to_document(),
         **digests,
         **changes,
     }

@@ -1,0 +1,101 @@
+"""Times of two layers of a run's model, a global and a local one, at the run's micro-batch.
+
+`precision.py` asks for them once on each machine; no step of training comes here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from megatron.core.transformer.transformer_block import TransformerBlock
+
+from megatron_ettin import distributed
+from megatron_ettin.config import RunConfig
+from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.model.backend import choose_backend
+from megatron_ettin.model.layer_spec import block_spec
+from megatron_ettin.model.provider import ATTENTION_MASKS, transformer_config
+
+#: Rounds that are not timed (kernels are compiled and chosen in them), and rounds that are.
+ROUNDS = {"cpu": (1, 3), "cuda": (5, 20)}
+
+
+def layer_seconds(config: RunConfig) -> float:
+    """Return the time of a global and a local layer, forward and backward, per micro-batch.
+
+    All ranks call this: tensor- and context-parallel ranks share the layers.
+    """
+    hardware = dataclasses.replace(config.hardware, pipeline_parallel_size=1)
+    model = dataclasses.replace(config.model, num_layers=2, global_attention_every=2)
+    attention = config.objective.attention
+    backend = choose_backend(model, hardware)
+    settings = transformer_config(model, attention, hardware, backend)
+    spec = block_spec(settings, ATTENTION_MASKS[attention], range(2), backend)
+    device = distributed.device()
+    block = TransformerBlock(settings, spec, pre_process=True, post_process=False).to(device)
+    for parameter in block.parameters():
+        with torch.no_grad():
+            parameter.copy_(_ramp(parameter.shape, 0.03, device))
+        # Where Transformer Engine adds up gradients, as in a run.
+        parameter.main_grad = torch.zeros_like(parameter, dtype=torch.float32)
+    seq_length = max(config.phases, key=lambda phase: phase.train_tokens).seq_length
+    slots = hardware.micro_batch_rows(seq_length) * seq_length
+    packed = _whole_rows(slots, seq_length, device)
+    angles = torch.zeros(
+        2, slots // hardware.context_parallel_size, 1, 1, model.head_size, device=device
+    )
+    shape = torch.Size((slots // hardware.slot_ranks, 1, model.hidden_size))
+    hidden = _ramp(shape, 1.0, device).to(settings.params_dtype).requires_grad_()
+
+    def step() -> None:
+        # Casts the weights again, as the first micro-batch of a step does: fp8's dearest case.
+        block.set_is_first_microbatch()
+        out = block(
+            hidden_states=hidden,
+            attention_mask=None,
+            rotary_pos_emb=angles,
+            packed_seq_params=packed,
+        )
+        out.backward(hidden.detach())
+
+    untimed, timed = ROUNDS[device.type]
+    return median_seconds(step, untimed=untimed, timed=timed)
+
+
+def _whole_rows(slots: int, seq_length: int, device: torch.device) -> PackedRows:
+    """Return a stream whose rows are one document each."""
+    borders = torch.arange(0, slots + 1, seq_length, dtype=torch.int32, device=device)
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    return PackedRows.of(borders, seq_length, position_ids=nothing, g=nothing)
+
+
+def _ramp(shape: torch.Size, peak: float, device: torch.device) -> torch.Tensor:
+    """Return numbers from -peak to peak: neither zeros nor NaN, which take other times."""
+    return torch.linspace(-peak, peak, shape.numel(), device=device).view(shape)
+
+
+def median_seconds(step: Callable[[], None], *, untimed: int, timed: int) -> float:
+    """Return the median time of `step`, called again before the last has ended on a GPU."""
+    for _ in range(untimed):
+        step()
+    if not torch.cuda.is_available():
+        stamps = [time.perf_counter()]
+        for _ in range(timed):
+            step()
+            stamps.append(time.perf_counter())
+        return statistics.median(b - a for a, b in itertools.pairwise(stamps))
+    marks = [
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(timed + 1)
+    ]
+    marks[0].record()
+    for mark in marks[1:]:
+        step()
+        mark.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks))
