@@ -121,7 +121,7 @@ def transformer_config(
         "add_bias_linear": False,
         "gated_linear_unit": True,
         "activation_func": torch.nn.functional.gelu,  # exact erf, as in ModernBERT
-        # Despite its name this takes any activation module of the spec: here model/mlp.py.
+        # Despite its name this takes any activation module of the spec: here GatedGelu.
         "use_te_activation_func": True,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 from megatron_ettin import native
@@ -27,7 +28,7 @@ class Pool:
     pack: Packing
     max_segments_per_row: int
 
-    @property
+    @cached_property  # every batch asks for it, for its digests
     def source_id(self) -> int:
         """Key of the pool's permutation: stable when sources are added, moved or dropped."""
         text = (

@@ -11,7 +11,7 @@ from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model import weight_map
 from megatron_ettin.model.initialize import initial_tensor, local_shard
-from megatron_ettin.model.mlp import GatedGelu
+from megatron_ettin.model.layer_spec import GatedGelu
 from megatron_ettin.model.provider import (
     Attention,
     build_model,
