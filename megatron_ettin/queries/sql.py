@@ -1,4 +1,4 @@
-"""SQL (DuckDB) over a run: tables rows, segments, steps and docs, computed while they are read.
+"""Query a run with SQL (DuckDB). Its tables are computed while DuckDB reads them.
 
 rows: g, step, slot, source, epoch, row, num_tokens. segments: g, step, slot, position, source,
 epoch, document, offset, length. steps: step, phase, g_begin, g_end, n_tokens, order_digest,
@@ -22,12 +22,12 @@ from megatron_ettin.queries.recorded_run import CheckpointPoint, RecordedRun, op
 from megatron_ettin.queries.tables import DOCS, ROWS, SEGMENTS, STEPS, RunTables
 
 MEMORY_LIMIT = "1GB"
-"""Memory of DuckDB. A larger query, such as a join of all documents, spills to TMPDIR."""
+"""Memory of DuckDB; a larger query, such as a join of all documents, spills to TMPDIR."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sql:
-    """The result of a query."""
+    """Result of a query."""
 
     rows: int
     table: pa.Table
@@ -36,13 +36,13 @@ class Sql:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    add("query", metavar="QUERY", help="one statement of DuckDB's SQL")
+    add("query", metavar="QUERY", help="SQL statement for DuckDB")
     add_shared_arguments(
         parser, 'sql --run runs/encoder "select source, sum(num_tokens) from rows group by source"'
     )
-    start = "rows, segments and steps after this checkpoint only; default: from the start"
+    start = "only rows, segments and steps after this checkpoint; default: 0, the start"
     add("--from", dest="begin", default="0", metavar="CKPT", help=start)
-    end = "and up to this one; default: up to the last step taken"
+    end = "only rows, segments and steps up to this one; default: the last step taken"
     add("--to", dest="end", metavar="CKPT", help=end)
 
 
@@ -61,10 +61,10 @@ def run_query(
     begin: CheckpointPoint | None = None,
     end: CheckpointPoint | None = None,
 ) -> Sql:
-    """Run a query over what the run did between two checkpoints; by default over all of it.
+    """Run a query over all steps taken, or over those between two checkpoints.
 
     Raises:
-        ValueError: what DuckDB says of the query.
+        ValueError: DuckDB refuses the query.
     """
     tables = RunTables(
         run=run,
@@ -94,7 +94,7 @@ def run_query(
 
 
 class _Stream:
-    """A table that is computed anew each time DuckDB reads it, so a query may read it twice."""
+    """Table that is computed anew for each scan, so a query may read it several times."""
 
     def __init__(self, schema: pa.Schema, batches: Callable[[], Iterator[pa.RecordBatch]]) -> None:
         self._schema = schema

@@ -1,4 +1,4 @@
-"""A run as Arrow tables that are computed a stretch at a time: rows, segments, steps, documents."""
+"""A run as Arrow tables, computed batch by batch: rows, segments, steps and documents."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ DOCS = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class RunTables:
-    """The tables of the rows [begin, end) of a run that it has trained on; skipped rows are none.
+    """Tables of rows [begin, end) of a run, which it has trained on; skipped rows are left out.
 
-    Every method yields record batches of its schema above, at most a few megabytes at a time.
+    Every method yields record batches of its schema above, each of a few megabytes at most.
     """
 
     run: RecordedRun
@@ -81,7 +81,7 @@ class RunTables:
     sidecars: Sidecars
 
     def rows(self) -> Iterator[pa.RecordBatch]:
-        """Yield one entry per row, ascending; `row` counts in the rows of the source's pool."""
+        """Yield one entry per row, ascending; `row` is the number of the row in its pool."""
         for begin, end in self._stretches(CHUNK_ROWS):
             pieces = self.run.order.pieces(begin, end)
             first = np.flatnonzero(np.diff(pieces.g, prepend=begin - 1))
@@ -98,7 +98,7 @@ class RunTables:
             yield _batch(columns, ROWS).filter(pa.array(step > 0))
 
     def segments(self, source: str | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield one entry per piece of a document, by row, then by slot of the row."""
+        """Yield one entry per piece, by row, then by position in the row."""
         wanted = None if source is None else self.run.order.source_names.index(source)
         for begin, end in self._stretches(CHUNK_ROWS):
             pieces = self.run.order.pieces(begin, end)
@@ -118,7 +118,7 @@ class RunTables:
             yield _batch(columns, SEGMENTS)
 
     def steps(self) -> Iterator[pa.RecordBatch]:
-        """Yield one entry per step that lies in the rows; digests hexadecimal, null if unknown."""
+        """Yield one entry per step within the rows; digests are hexadecimal, or null."""
         done = self.run.done
         inside = np.flatnonzero((done[:, 0] >= self.begin) & (done[:, 1] <= self.end))
         for chunk in range(0, len(inside), CHUNK_STEPS):
@@ -126,7 +126,7 @@ class RunTables:
             yield _batch({"step": index + 1, **self._describe_steps(index)}, STEPS)
 
     def docs(self) -> Iterator[pa.RecordBatch]:
-        """Yield every document of every source, seen or not; null where there is no provenance."""
+        """Yield every document of every source, seen or not; null without a sidecar."""
         for number, source in enumerate(self.run.order.source_names):
             file = self.run.order.file(source)
             for begin in range(0, file.num_documents, CHUNK_DOCUMENTS):
@@ -141,7 +141,7 @@ class RunTables:
                 yield _batch(columns, DOCS)
 
     def describe(self, source: str, ordinals: NDArray[np.int64]) -> dict[str, pa.Array]:
-        """Return columns id, url, sha256, shard, line of documents; empty without provenance."""
+        """Return columns id, url, sha256, shard, line of documents; none without a sidecar."""
         provenance = self.sidecars.provenance(source)
         if provenance is None:
             return {}
@@ -185,13 +185,13 @@ class RunTables:
 
 
 def as_hexadecimal(hashes: pa.ChunkedArray) -> pa.Array:
-    """Return hashes of 32 bytes as 64 digits each, null where they are null."""
+    """Return hashes of 32 bytes as 64 hexadecimal digits each; null stays null."""
     texts = [None if value is None else value.hex() for value in hashes.to_pylist()]
     return pa.array(texts, pa.string())
 
 
 def _batch(columns: dict[str, object], schema: pa.Schema) -> pa.RecordBatch:
-    """Return a batch of the schema; columns that are not given are null."""
+    """Return a batch of the schema; missing columns are null."""
     count = len(next(iter(columns.values())))  # type: ignore[arg-type]
     arrays = []
     for field in schema:

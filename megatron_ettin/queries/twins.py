@@ -1,7 +1,7 @@
-"""Did an encoder and a decoder see the same tokens? A proof from their ledgers alone.
+"""Prove, from their ledgers alone, that an encoder and a decoder saw the same tokens.
 
-Digests are sums over rows, so batch sizes, ramps and layouts do not matter: wherever a step ends in
-both runs, the sums must be equal.
+Digests are sums over rows, so batch sizes, ramps and layouts do not matter: at every row where a
+step of both runs ends, their sums must be equal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXAMPLE = "--run runs/encoder --run runs/decoder"
 
 @dataclass(frozen=True, kw_only=True)
 class TwinRun:
-    """One of the two runs, as its ledger stands."""
+    """One of the two runs, from its ledger."""
 
     run: str
     objective: str
@@ -41,52 +41,53 @@ class TwinRun:
     tokens: int
     forks: int
     seq: int
-    """Number of the ledger's last record."""
+    """Number of the last record of the ledger."""
     chain: str
-    """Its chain hash."""
+    """Chain hash of that record."""
     compared_tokens: int
-    """Up to the last row at which a step ends in both runs."""
+    """Tokens of rows [0, last_shared_g)."""
     order_digest: str
-    """Sum of the rows' order digests up to there."""
+    """Sum of the order digests of those rows."""
     token_digest: str
+    """Sum of their token digests."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Disagreement:
-    """Where one of the runs stands at the first shared g at which their sums differ."""
+    """Step of one run that ends at the first shared row where the sums differ."""
 
     run: str
     seq: int
-    """Its ledger's record."""
+    """Number of the step's record in its ledger."""
     step: int
     g_begin: int
     g_end: int
     agree_up_to: int
-    """The rows in question are [agree_up_to, g_end)."""
+    """End of the rows that agree: the difference lies in rows [agree_up_to, g_end)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwinsProof:
-    """PASS or FAIL, why, and what it rests on."""
+    """Verdict on two runs, and the evidence for it."""
 
     verdict: str
     phase_id: str | None
-    """Chained id of the last phase that both consumed rows of: it names the order of all of them.
-    None where the orders differ."""
+    """Chained id of the last phase of which both consumed rows; it covers all earlier phases too.
+    None if the orders differ."""
     shared_boundaries: int
-    """Rows at which a step ends in both runs."""
+    """Number of rows at which a step ends in both runs."""
     last_shared_g: int
-    """The last of them: what was compared are rows [0, last_shared_g)."""
+    """Last such row: rows [0, last_shared_g) were compared."""
     reasons: list[str]
-    """Of a FAIL."""
+    """Why the comparison failed; empty on PASS."""
     disagreement: list[Disagreement]
-    """One for each run, or none."""
+    """First disagreement, with one entry per run; empty if the sums agree."""
     runs: list[TwinRun]
     notes: list[str]
 
     @property
     def passed(self) -> bool:
-        """Whether the twins saw the same."""
+        """True if the verdict is PASS."""
         return self.verdict == PASS
 
 
@@ -111,11 +112,11 @@ class _Run:
 
 
 def prove_twins(first: Path, second: Path) -> TwinsProof:
-    """Compare the ledgers of two runs wherever a step ends in both.
+    """Compare the ledgers of two runs at every row where a step ends in both.
 
     Raises:
-        FileNotFoundError: a folder without a ledger.
-        ValueError: a run whose chain check fails; the message names the first fault.
+        FileNotFoundError: a folder has no ledger.
+        ValueError: the chain check of a run fails; the message names the first fault.
     """
     one, other = (
         _Run(folder=folder, ledger=require_sound(folder), spec=RunFolder(folder).read_order())
@@ -247,7 +248,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_answer(args: argparse.Namespace) -> int:
-    """Print the proof; 1 if it says FAIL."""
+    """Print the proof; return 1 if the verdict is FAIL, else 0."""
     proof = prove_twins(*two_runs(args))
     print(as_json(proof) if args.json else _text(proof))
     return 0 if proof.passed else 1

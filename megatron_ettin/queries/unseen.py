@@ -1,7 +1,7 @@
-"""Documents that a checkpoint has not seen: a control group that is drawn evenly from all of them.
+"""Draw a control group of documents that a checkpoint has not seen; each is equally likely.
 
-A keyed permutation of all documents is walked from its beginning; documents that were seen, or that
-are too short ever to be, are passed over. So the first N are the same for every larger N.
+The command walks a permutation of all documents, keyed by the seed. It passes over documents that
+were seen or are too short to be trained on. So a larger N begins with the same documents.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHUNK = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class UnseenDocument:
-    """A document that was drawn."""
+    """A drawn document."""
 
     source: str
     ordinal: int
@@ -35,14 +35,14 @@ class UnseenDocument:
 
 @dataclass(frozen=True, kw_only=True)
 class Unseen:
-    """Documents in the order in which they were drawn."""
+    """Documents in the order of the draw."""
 
     run: str
     at: str
     step: int
     seed: int
     looked_at: int
-    """Documents that were drawn from; the rest of them had been seen or were too short."""
+    """Documents examined, including those that were seen or are too short."""
     documents: list[UnseenDocument]
 
 
@@ -51,8 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_shared_arguments(parser, "unseen --run runs/encoder --at step_00001000 --num 100 --seed 1")
     add("--at", required=True, metavar="CKPT", help="checkpoint, by name or step")
-    add("--num", type=int, required=True, metavar="N", help="documents to draw")
-    add("--seed", type=int, required=True, metavar="S", help="the same seed draws the same ones")
+    add("--num", type=int, required=True, metavar="N", help="number of documents to draw")
+    add(
+        "--seed",
+        type=int,
+        required=True,
+        metavar="S",
+        help="seed of the draw; the same seed draws the same documents",
+    )
     add("--source", metavar="NAME", help="draw only from this source")
 
 
@@ -67,10 +73,10 @@ def print_answer(args: argparse.Namespace) -> int:
 def draw_unseen(
     run: RecordedRun, at: CheckpointPoint, *, num: int, seed: int, source: str | None = None
 ) -> Unseen:
-    """Draw `num` documents of which the state at a checkpoint has seen no token, all as likely.
+    """Draw `num` documents of which a checkpoint has seen no token; each is equally likely.
 
     Raises:
-        ValueError: there are fewer; the message says how many.
+        ValueError: fewer documents are unseen; the message says how many.
     """
     if num < 1 or not 0 <= seed < 2**64:
         raise ValueError(f"num {num} must be positive, seed {seed} between 0 and 2^64 - 1")
@@ -115,12 +121,12 @@ def draw_unseen(
 
 @dataclass(frozen=True)
 class SeenByOrder:
-    """Documents of a source in pools whose rows were all drawn."""
+    """Documents of a source that the order alone proves seen: their pool was drawn to its end."""
 
     ranges: list[tuple[int, int]]
-    """Documents [first, end) of such pools."""
+    """Documents [first, end) of each such pool."""
     skipped: NDArray[np.int64]
-    """Documents, ascending, that had a piece in a row that was left out."""
+    """Documents with a piece in a skipped row, ascending; these may be unseen after all."""
 
     def is_open(self, ordinals: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which documents [n] may still be unseen."""
@@ -130,7 +136,7 @@ class SeenByOrder:
         return is_open | np.isin(ordinals, self.skipped)
 
     def is_all_of(self, num_documents: int) -> bool:
-        """Tell whether no document of the corpus can be unseen."""
+        """Tell whether every document of the corpus is proven seen."""
         end = 0
         for first, stop in sorted(self.ranges):
             end = max(end, stop) if first <= end else end
@@ -138,9 +144,9 @@ class SeenByOrder:
 
 
 def known_to_be_seen(run: RecordedRun, at: CheckpointPoint) -> dict[str, SeenByOrder]:
-    """Return by source what the order says without a look at documents; Megatron's says nothing.
+    """Return, by source, the documents that the order proves seen; none for a run of Megatron.
 
-    Documents that were dropped from a pool are among them: no row shows them.
+    They include documents that a pool dropped, which no row shows; those are too short to be drawn.
     """
     order = run.order
     ranges: dict[str, list[tuple[int, int]]] = {}
@@ -168,10 +174,7 @@ def known_to_be_seen(run: RecordedRun, at: CheckpointPoint) -> dict[str, SeenByO
 def _shuffled(
     run: RecordedRun, sources: list[str], seed: int, seen: Mapping[str, SeenByOrder]
 ) -> Iterator[tuple[int, Document, int]]:
-    """Yield the documents that may be unseen, by a permutation of all that is keyed by the seed.
-
-    Each comes after its place in the permutation, and before its tokens.
-    """
+    """Yield (place in the permutation, document, its tokens) of documents that may be unseen."""
     files = [run.order.file(source) for source in sources]
     if all(
         name in seen and seen[name].is_all_of(file.num_documents)

@@ -1,6 +1,6 @@
-"""Checks of a run's record: its chain, the order of its rows, their tokens, files and weights.
+"""Verify a run's record: its chain, the order of its rows, their tokens, its files and weights.
 
-Without a choice: the chain, the order of all rows, and the tokens of a small sample of steps.
+By default, check the chain, the order of all rows, and the tokens of a small sample of steps.
 """
 
 from __future__ import annotations
@@ -29,42 +29,43 @@ SMALL_SAMPLE = 0.001
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """How one of the checks ended."""
+    """Result of one check."""
 
     check: str
     verdict: str
     compared: int
-    """Records; for the chain those of forks and the checkpoints too; for the weights, files."""
+    """Records compared. `chain` also counts forks' records, lines of metrics and checkpoints;
+    `weights` counts files."""
     failures: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """PASS if nothing that was looked at is wrong."""
+    """Verdict on a run, and the results of the checks that were made."""
 
     run: str
     verdict: str
     order_id: str | None
-    """The one that order.json gives; None where that is damaged."""
+    """Order id in order.json; None if the file is damaged."""
     chain: str | None
-    """Hash of the ledger's last record: who has kept it can tell whether the ledger was rewritten.
-    None where the ledger is damaged."""
+    """Chain hash of the last record; a kept copy of it reveals whether the ledger was rewritten.
+    None if the ledger is damaged."""
     steps: int
     end_g: int
-    """Rows [0, end_g) are recorded."""
+    """First row after those that the ledger records."""
     tokens: int
     head: FoundHead | None
-    """The record that was asked for by its chain hash."""
+    """Record with the chain hash given by --head."""
     checks: list[CheckResult]
     faults: list[Fault]
-    """The first of each check's failures."""
+    """First failures of each check."""
     changes: list[str]
-    """In what today's files differ from order.json."""
+    """Differences between order.json and the order of today's files."""
     notes: list[str]
 
     @property
     def passed(self) -> bool:
-        """Whether all checks passed."""
+        """True if the verdict is PASS."""
         return self.verdict == PASS
 
 
@@ -79,14 +80,14 @@ def verify(
     seed: int = 0,
     head: str | None = None,
 ) -> Verification:
-    """Check the chain, and on request the order of all rows and the tokens of a share of steps.
+    """Check the chain; on request also the order of all rows and the tokens of a share of steps.
 
-    `files` hashes the corpora anew, `weights` every file of every checkpoint; `head` asks for the
-    record with a chain hash. Corpora that are not the recorded ones any more are a FAIL, even where
-    no step that was looked at has drawn what changed.
+    `files` hashes the corpora anew, and `weights` every file of every checkpoint. `head` looks for
+    the record with this chain hash. A corpus that has changed since the run is a FAIL, even if no
+    checked step drew a changed document.
 
     Raises:
-        FileNotFoundError: no ledger here.
+        FileNotFoundError: the folder has no ledger.
         ValueError, OSError: today's files give no order at all; the message names the file.
     """
     if not 0 < share <= 1:
@@ -118,8 +119,8 @@ def verify(
 def _check_rows(
     folder: Path, ledger: Ledger, *, order: bool, share: float | None, seed: int
 ) -> tuple[list[Check], list[str]]:
-    """Return the checks of rows, tokens and corpora's tokenizers, and what changed since."""
-    # The chain alone is checked without what opens configurations and corpora.
+    """Return the checks of rows, tokens and tokenizers, and the changes of the order since."""
+    # Imported here so that `verify --chain` starts fast: these open configurations and corpora.
     from megatron_ettin.queries.recorded_run import open_run
     from megatron_ettin.queries.verify_files import check_tokenizers
     from megatron_ettin.queries.verify_rows import check_order, check_tokens
@@ -176,7 +177,7 @@ def _result(
 def _recorded_order_id(folder: Path) -> str | None:
     try:
         return RunFolder(folder).read_order().order_id
-    except (ValueError, OSError):  # a fault of the chain's check
+    except (ValueError, OSError):  # reported by the chain check
         return None
 
 
@@ -184,17 +185,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_shared_arguments(parser, f"verify {EXAMPLE}")
     add = parser.add_argument
-    add("--chain", action="store_true", help="only the record itself, forks and checkpoints")
-    add("--order", action="store_true", help="the pieces of every row; reads no tokens")
+    add(
+        "--chain",
+        action="store_true",
+        help="only the ledger, its forks and the files of the run folder",
+    )
+    add("--order", action="store_true", help="the pieces of every row, without reading tokens")
     add("--tokens", action="store_true", help="the tokens and masks of every step")
     add("--weights", action="store_true", help="every file of every checkpoint, by its SHA-256")
-    add("--files", action="store_true", help="all corpora, hashed anew whatever their time stamps")
-    sample = f"with --tokens: share of the steps; without any choice it is {SMALL_SAMPLE}"
+    add(
+        "--files",
+        action="store_true",
+        help="all corpora, hashed anew even if their time stamps are unchanged",
+    )
+    sample = (
+        f"with --tokens: share of the steps; default: all, or {SMALL_SAMPLE} if no check is named"
+    )
     add("--sample", type=float, metavar="SHARE", help=sample)
-    add("--seed", type=int, default=0, metavar="N", help="chooses the steps; default: 0")
+    add("--seed", type=int, default=0, metavar="N", help="seed that chooses the steps; default: 0")
     head = (
-        f"the chain hash of a record, as it was published, or its first {SHORTEST} digits or more: "
-        f"where is it, and what has happened since? Asked besides any choice"
+        f"also look for the record with this published chain hash, or with its first {SHORTEST} or "
+        f"more digits, and count what happened since"
     )
     add("--head", metavar="HEX", help=head)
 

@@ -1,4 +1,4 @@
-"""Checks that a run's record agrees with itself: chain, forks, sums, and the rest of the folder."""
+"""Check that a run's record agrees with itself: chain, forks, sums, and the rest of the folder."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from megatron_ettin.queries.verify_folder import check_folder, read_side_files
 
 @dataclass(frozen=True, kw_only=True)
 class ChainCheck:
-    """Result of the check, and the records that it read."""
+    """Result of the chain check, and the records that it read."""
 
     check: Check
     ledger: Ledger
-    """The run's ledger; without records where it is damaged."""
+    """The run's ledger; without records if it is damaged."""
     branches: list[Branch]
-    """The ledger and its forks, as far as they could be read; none where it is damaged."""
+    """The ledger and all forks that could be read; empty if the ledger is damaged."""
 
     @property
     def is_damaged(self) -> bool:
-        """Whether the ledger could not be read, so that nothing can be compared with it."""
+        """True if the ledger could not be read, so that nothing can be compared with it."""
         return not self.branches
 
 
 def check_chain(folder: Path) -> ChainCheck:
-    """Read all of a run's ledger and compare with it what else the folder says.
+    """Read all of a run's ledger, and compare the other files of the folder with it.
 
     Raises:
-        FileNotFoundError: there is no ledger.
+        FileNotFoundError: the folder has no ledger.
     """
     check = Check(name="chain")
-    # Before the ledger, to which a running run writes first what it then says elsewhere.
+    # Read before the ledger: a running run writes to the ledger first, so whatever these files say
+    # is in a ledger that is read later.
     run = RunFolder(folder)
     side_files = read_side_files(run)
     try:
@@ -66,7 +67,7 @@ def check_chain(folder: Path) -> ChainCheck:
 
 
 def require_sound(folder: Path) -> Ledger:
-    """Return the ledger of a run; ValueError with the reason if the check of its chain fails."""
+    """Return a run's ledger; raise ValueError with the first fault if its chain check fails."""
     chain = check_chain(folder)
     if chain.check.failures:
         more = chain.check.failures - 1
@@ -86,7 +87,7 @@ def _describe_fork(fork: Fork) -> str:
 
 
 def _check_sums(branch: Branch, check: Check) -> None:
-    """Compare the sums that events hold with those of the steps before them."""
+    """Compare the sums in the payloads of events with the sums of the steps before them."""
     where = "" if branch.fork is None else f"fork {branch.fork.file}: "
     seqs = branch.ledger.steps["seq"].astype(np.int64)
     for seq, payload in branch.ledger.events.items():
@@ -105,7 +106,7 @@ def _check_sums(branch: Branch, check: Check) -> None:
 
 
 def _missing(run: RunFolder, ledger: Ledger) -> list[str]:
-    """Say what a whole run would have: an END, and each checkpoint that the ledger names."""
+    """Return notes on what a complete run would have: an END, and all checkpoints of the ledger."""
     notes = []
     kinds = ledger.records["kind"]
     last = kinds[kinds != Kind.FORK][-1:].tolist()

@@ -21,7 +21,10 @@ from megatron_ettin.queries.record import digest_hex
 
 
 def check_checkpoint(path: Path, content: bytes, branches: list[Branch], check: Check) -> None:
-    """Compare a checkpoint's state with the record that it refers to, in the ledger or a fork."""
+    """Compare a checkpoint's state with its record, in the ledger or in a fork.
+
+    `path` is the checkpoint's state.json, and `content` its bytes.
+    """
     try:
         state = json.loads(content)
         head = Head(state["ledger_seq"], state["ledger_chain"])
@@ -63,7 +66,7 @@ def _recorded(branch: Branch, seq: int) -> dict[str, Any]:
 def _check_file_list(
     path: Path, state: dict[str, Any], recorded: dict[str, Any], seq: int, check: Check
 ) -> None:
-    """Compare the list of a checkpoint's files, and its name, with the record that it refers to."""
+    """Compare the list of a checkpoint's files, and its name, with its record."""
     name, expected = recorded.get("name"), recorded.get("files_sha256")
     if name != path.parent.name:
         check.fail(f"{path}: its record is of checkpoint {name}", seq=seq)
@@ -85,13 +88,13 @@ def _check_file_list(
 
 
 def check_weights(folder: Path) -> Check:
-    """Hash every file of every checkpoint that is there, those of steps gone back on included."""
+    """Hash every file of every checkpoint in the folder, and compare it with the state's list."""
     check = Check(name="weights")
     for checkpoint in RunFolder(folder).complete_checkpoints():
         state = checkpoint / STATE_FILE
         try:
             document = json.loads(state.read_bytes())
-            if "files_sha256" not in document:  # a fault of the chain's check, or an old checkpoint
+            if "files_sha256" not in document:  # an old checkpoint, or a fault of the chain check
                 check.notes.append(f"the files of {checkpoint.name} cannot be checked")
                 continue
             listed = FileList.from_document(document)

@@ -1,6 +1,6 @@
-"""Comparison of corpora and tokenizer with order.json; all of them are hashed anew.
+"""Compare corpora and tokenizers with order.json, by hashing them anew.
 
-Elsewhere a corpus whose size and time are those of its identity file is not read again.
+All other commands trust a corpus's identity file if it names the size and time of the corpus.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from megatron_ettin.order import OrderSpec, PoolSpec
 from megatron_ettin.order.corpus_identity import hash_corpus
 from megatron_ettin.queries.answer import Check
 
-#: Fields of a pool that describe its corpus, and what they are called in an identity.
+#: Fields of a pool that identify its corpus, and their names in a CorpusIdentity.
 FIELDS = {
     "documents_in_file": "documents",
     "tokens_in_file": "tokens",
@@ -24,9 +24,9 @@ FIELDS = {
 
 
 def check_files(spec: OrderSpec, config: RunConfig) -> Check:
-    """Compare the content of every corpus, and of the tokenizer, with a run's order.json.
+    """Hash every corpus and the tokenizer, and compare them with a run's order.json.
 
-    A bar on a terminal follows the bytes of each corpus. Nothing is written.
+    Writes nothing; on a terminal, a bar shows the progress through each corpus.
     """
     check = Check(name="files")
     _check_tokenizer(spec, Path(config.data.tokenizer), check)
@@ -70,7 +70,7 @@ def _check_corpus(pool: PoolSpec, prefix: str, check: Check) -> None:
 
 
 def check_tokenizers(config: RunConfig, tokenizer_sha256: str) -> Check:
-    """Compare the records of all corpora with the tokenizer that order.json names."""
+    """Compare the tokenizer that each corpus records with the tokenizer in order.json."""
     check = Check(name="tokenizers")
     prefixes = corpora(config)
     comparison = compare_tokenizers(prefixes, tokenizer_sha256)

@@ -1,4 +1,4 @@
-"""Comparison of a run's files with its ledger: order.json, config.yaml, metrics, states."""
+"""Compare a run's files with its ledger: order.json, config.yaml, metrics.jsonl, state.json."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from megatron_ettin.queries.verify_checkpoints import check_checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class SideFiles:
-    """Files that a running run adds to after its ledger."""
+    """Content of the files that a run writes after its ledger."""
 
     metrics: list[str]
-    """Whole lines of metrics.jsonl."""
+    """Complete lines of metrics.jsonl."""
     states: dict[Path, bytes]
-    """state.json of each checkpoint that is complete, by path."""
+    """Bytes of each complete checkpoint's state.json, by path."""
 
 
 def read_side_files(run: RunFolder) -> SideFiles:
-    """Read metrics.jsonl and the state of every checkpoint, as far as they are there."""
+    """Read metrics.jsonl and the state of every complete checkpoint."""
     states = [folder / STATE_FILE for folder in run.complete_checkpoints()]
     return SideFiles(
         metrics=run.metrics_lines(), states={state: state.read_bytes() for state in states}
@@ -41,7 +41,7 @@ def read_side_files(run: RunFolder) -> SideFiles:
 def check_folder(
     run: RunFolder, side_files: SideFiles, branches: list[Branch], check: Check
 ) -> None:
-    """Compare a run's files with its ledger, the first of `branches`."""
+    """Compare a run's files with its ledger (the first of `branches`) and its forks."""
     ledger = branches[0].ledger
     _check_order_file(run, ledger, check)
     _check_config(run.config, ledger, check)
@@ -75,7 +75,10 @@ def _check_order_file(run: RunFolder, ledger: Ledger, check: Check) -> None:
 
 
 def _planned(ledger: Ledger) -> Iterator[tuple[int, int, str, Any]]:
-    """Yield record, phase, field and value of what the ledger says last of each phase."""
+    """Yield (record, phase, field, value) for each field of a phase that the ledger fixes.
+
+    A later START, RESUME or AMEND replaces the end of a phase.
+    """
     ends: dict[int, tuple[int, int]] = {}
     for seq, payload in ledger.events.items():
         record = ledger.records[seq]
@@ -92,7 +95,7 @@ def _planned(ledger: Ledger) -> Iterator[tuple[int, int, str, Any]]:
 
 
 def _check_rows(path: Path, spec: OrderSpec, ledger: Ledger, check: Check) -> None:
-    """Compare the rows of each record with the phase that it says they are of."""
+    """Compare the rows of each STEP and SKIP record with the phase that the record names."""
     moves = ledger.records[np.isin(ledger.records["kind"], (Kind.STEP, Kind.SKIP))]
     phase = np.minimum(moves["phase"], len(spec.phases) - 1)
     starts = np.array([entry.start_g for entry in spec.phases], dtype=np.uint64)[phase]
@@ -115,7 +118,7 @@ def _check_config(path: Path, ledger: Ledger, check: Check) -> None:
         check.notes.append("the ledger does not bind config.yaml: an earlier version wrote it")
         return
     config_sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-    # An earlier version's record says nothing: any file may be the one before.
+    # A RESUME of an earlier version has no hash: any file may be the one from before it.
     seq, agrees = _binding(
         ledger, lambda payload: payload.get("config_sha256") in (config_sha256, None)
     )
@@ -131,10 +134,10 @@ def _check_config(path: Path, ledger: Ledger, check: Check) -> None:
 
 
 def _binding(ledger: Ledger, agrees: Callable[[dict[str, Any]], bool]) -> tuple[int, bool | None]:
-    """Return the last START or RESUME, and whether a file of the run agrees with it.
+    """Return the last START or RESUME record, and whether a file of the run agrees with it.
 
-    The file is written after that record and before the first step. None: until then it may still
-    be the one before, and is, or may be missing in a new run.
+    A run writes the record first, then the file, then takes a step. Until that step the file may
+    still be the one of the record before, or missing in a new run; None says that it is.
     """
     told = [(seq, payload) for seq, payload in ledger.events.items() if "objective" in payload]
     if not told:
@@ -147,7 +150,7 @@ def _binding(ledger: Ledger, agrees: Callable[[dict[str, Any]], bool]) -> tuple[
 
 
 def _check_metrics(path: Path, lines: list[str], branches: list[Branch], check: Check) -> None:
-    """Compare what metrics.jsonl reports of each step with the ledger, or with a fork of it."""
+    """Compare the reports of each step in metrics.jsonl with the ledger or a fork."""
     undone = 0
     for number, line in enumerate(lines, start=1):
         try:
@@ -175,7 +178,7 @@ def _check_metrics(path: Path, lines: list[str], branches: list[Branch], check: 
 
 
 def _metrics_fault(said: dict[str, Any], branch: Branch, step: int) -> str | None:
-    """Return how a line differs from what a branch has of its step; None if it has no such step."""
+    """Return how a report differs from a branch's step; "" if equal, None without such a step."""
     index = branch.index_of_step(step)
     if index is None:
         return None

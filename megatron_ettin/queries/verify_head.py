@@ -1,4 +1,4 @@
-"""Search for a record whose chain hash was published, and a summary of what happened since."""
+"""Find the record with a published chain hash, and count what happened since."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_ettin.order.ledger import Kind
 from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.branches import Branch
 
-#: Fewest digits that name a record. Who forges a record meets these by 2^48 tries: all 64 prove.
+#: Fewest digits that name a record. A forger meets 12 digits in 2^48 tries; all 64 are a proof.
 SHORTEST = 12
 
 
@@ -29,9 +29,9 @@ class Stretch:
     resumed: int
     amended: int
     went_back: int
-    """FORK records: times when the run went back to one of these records, or to the one before."""
+    """FORK records: how often the run went back to one of these records or to the one before."""
     ended: bool
-    """True if END is the last of them, FORK left out."""
+    """True if END is the last of them, apart from FORK records."""
 
     def __str__(self) -> str:
         counts = {
@@ -50,26 +50,26 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundHead:
-    """A record that has the chain hash that was asked for."""
+    """Record with the given chain hash."""
 
     chain: str
-    """All 64 digits of it."""
+    """All 64 digits of its chain hash."""
     seq: int
     kind: str
     step: int
     g: int
-    """The row after its last one."""
+    """First row after the record's rows."""
     fork: str | None
-    """The fork that it is in, for the run went back before it; None: it is in the ledger."""
+    """Fork that holds the record, because the run went back before it; None if the ledger does."""
     parted_seq: int | None
-    """First record that the present ledger lacks or has otherwise than the fork; None: no fork."""
+    """First record number at which ledger and fork differ; None without a fork."""
     since: Stretch
-    """Records of the ledger after it, or, if it is in a fork, from `parted_seq` on."""
+    """Records of the ledger after this one; if it is in a fork, those from `parted_seq` on."""
     undone: Stretch | None
-    """Records after it in its fork; None: it is in the ledger."""
+    """Records after this one in its fork; None without a fork."""
 
     def lines(self) -> list[str]:
-        """Return what there is to say, for people."""
+        """Return the answer as lines for people."""
         place = "in the ledger" if self.fork is None else f"in {self.fork}"
         what = f"record {self.seq}, {self.kind}, after step {self.step}, row {self.g}"
         if self.fork is None:
@@ -82,10 +82,10 @@ class FoundHead:
 
 
 def find_head(asked: str, branches: list[Branch]) -> tuple[Check, FoundHead | None]:
-    """Look for the record with a chain hash, or its first digits, in the ledger and all forks.
+    """Look in the ledger and all forks for the record whose chain hash begins with `asked`.
 
     Raises:
-        ValueError: not 12 to 64 hexadecimal digits, or several records have them.
+        ValueError: not 12 to 64 hexadecimal digits, or several records match.
     """
     digits = asked.strip().lower()
     if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST},64}}", digits):
@@ -109,7 +109,7 @@ def find_head(asked: str, branches: list[Branch]) -> tuple[Check, FoundHead | No
 
 
 def _records_with(digits: str, branch: Branch) -> NDArray[np.intp]:
-    """Return the indices of the records whose chain hash begins so."""
+    """Return the indices of the records whose chain hash begins with these digits."""
     chains = branch.ledger.records["chain"]
     whole = np.frombuffer(bytes.fromhex(digits[: len(digits) // 2 * 2]), dtype=np.uint8)
     same = (chains[:, : len(whole)] == whole).all(axis=1)

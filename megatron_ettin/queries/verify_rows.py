@@ -1,4 +1,4 @@
-"""Do today's files still give the rows and tokens that a ledger has recorded?"""
+"""Compare the rows and tokens that today's files give with those that a ledger records."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.masking_record import Masking, MaskingRecord
 from megatron_ettin.queries.record import StepRecord, digest_hex, step_record
 
-#: Rows whose pieces are looked up at a time, and slots whose tokens are read at a time.
+#: Rows whose pieces are looked up at a time; slots whose tokens are read at a time.
 _ROWS, _SLOTS = 65_536, 4_194_304
-#: Records that a sample has at least.
+#: Fewest steps in a sample.
 SMALLEST_SAMPLE = 16
 Unreadable = (ValueError, IndexError, OSError)
 
 
 def check_order(order: Order, ledger: Ledger) -> Check:
-    """Recompute which pieces each recorded step was fed, from order.json's rules and the lengths.
+    """Recompute the pieces of each recorded step from the rules of the order and document lengths.
 
-    Reads no tokens. A fault names the record, and the row where the plan on disk is not what the
-    lengths give, or where only one row is possible.
+    Reads no tokens. A fault names the record; it also names the row if the plan on disk differs
+    there from what the lengths give, or if the record has only one row.
     """
     check = Check(name="order", items=len(ledger.steps))
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def check_order(order: Order, ledger: Ledger) -> Check:
 
 
 def _groups(steps: NDArray[np.void]) -> Iterator[tuple[int, int]]:
-    """Yield ranges of steps without gaps between their rows, and not many rows each."""
+    """Yield ranges of steps without gaps between their rows, of at most _ROWS rows if possible."""
     begins, ends = steps["g_begin"].astype(np.int64), steps["g_end"].astype(np.int64)
     first = 0
     while first < len(steps):
@@ -65,7 +65,7 @@ def _check_group(
         digests = order.order_digests(begin, stop)
         tokens = order.row_tokens(begin, stop).astype(np.uint64)
     except Unreadable as error:
-        if end - first > 1:  # find the record
+        if end - first > 1:  # find the record that fails
             for index in range(first, end):
                 _check_group(order, ledger, index, index + 1, plans, check)
             return
@@ -110,7 +110,7 @@ def _unreadable_row(order: Order, begin: int, end: int) -> int | None:
 
 
 class _Plans:
-    """Row plans built again from the lengths, to tell which row of a stored one is wrong."""
+    """Row plans rebuilt from the document lengths, to find the wrong row of a stored plan."""
 
     def __init__(self, order: Order, folder: Path) -> None:
         self._order = order
@@ -118,7 +118,7 @@ class _Plans:
         self._built = cache(self._build)
 
     def wrong_row(self, record: StepRecord) -> int | None:
-        """Return the first row of a record that the stored plan makes of other pieces."""
+        """Return the first row of a record that differs between stored and rebuilt plan."""
         order = self._order
         phase = order.spec.phase_index(record.g_begin)
         pieces = order.pieces(record.g_begin, record.g_end)
@@ -155,10 +155,10 @@ def _pieces(plan: native.RowPlan, row: NDArray[np.int64]) -> list[list[int]]:
 
 
 def sample_steps(ledger: Ledger, share: float, seed: int) -> NDArray[np.int64]:
-    """Return the indices of a share of the steps, ascending; at least SMALLEST_SAMPLE of them.
+    """Return the ascending indices of a share of the steps, at least SMALLEST_SAMPLE if there are.
 
-    A step's rank is draw number `step` of the seed's counter, so that anyone can repeat a sample,
-    and a larger share holds a smaller one.
+    Steps are ranked by draw number `step` of the seed's counter. So anyone can repeat a sample, and
+    a larger share contains every smaller one.
     """
     steps = ledger.steps["step"].astype(np.int64)
     if not len(steps):
@@ -176,7 +176,7 @@ def check_tokens(
     share: float,
     seed: int,
 ) -> Check:
-    """Read the corpora again and compare tokens and masks with the records of a share of steps."""
+    """Rebuild the tokens and masks of a share of steps, and compare them with the ledger."""
     chosen = sample_steps(ledger, share, seed)
     check = Check(name="tokens", items=len(chosen))
     if len(chosen) < len(ledger.steps):
@@ -204,7 +204,7 @@ def check_tokens(
 def _digests(
     order: Order, record: StepRecord, masking: Masking
 ) -> tuple[NDArray[np.uint64], np.uint64]:
-    """Return the token digest [2] and the mask digest of a record's rows, made anew."""
+    """Rebuild the rows of a record; return their token digest [2] and mask digest."""
     index = order.spec.phase_index(record.g_begin)
     phase = order.spec.phases[index]
     at_once = max(1, _SLOTS // phase.seq_length)
