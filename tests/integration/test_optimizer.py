@@ -13,5 +13,7 @@ def test_fifty_steps_equal_the_reference_in_every_layout(tmp_path: Path) -> None
     """One start of four ranks for all cases: their imports take longer than their work."""
     program = Path(__file__).with_name("optimizer_program.py")
     run_ranks(program, [str(tmp_path)], ranks=4, logs=tmp_path, deadline_seconds=600.0)
-    for log in tmp_path.glob("rank*.log"):
+    logs = sorted(tmp_path.glob("rank*.log"))
+    assert [log.stem for log in logs] == [f"rank{rank}" for rank in range(4)]
+    for log in logs:
         assert log.read_text().count(f"{log.stem}: ") == len(CASES + RESUMED)

@@ -58,7 +58,11 @@ def assert_equal(prepared: MicroBatch, batch: Batch, slots: slice) -> None:
     packed = prepared.packed
     assert packed.position_ids is not None
     assert packed.position_ids.tolist() == rows.position_ids[slots].tolist()
-    assert packed.cu_seqlens_q.tolist() == segment_boundaries(rows.cu_seqlens).tolist()
+    # A segment begins where positions begin anew; what follows the last one is empty segments.
+    begins = np.flatnonzero(rows.position_ids == 0).tolist()
+    boundaries = packed.cu_seqlens_q.tolist()
+    assert boundaries[: len(begins)] == begins
+    assert set(boundaries[len(begins) :]) == {len(batch.tokens)}
     assert packed.cu_seqlens_q.dtype == torch.int32
     assert (packed.g.tolist(), packed.first_slot) == (rows.g.tolist(), slots.start)
     assert packed.max_seqlen_q == rows.seq_length
@@ -119,23 +123,21 @@ def test_what_fills_up_points_nowhere_and_overflow_takes_another_capacity(
 
 
 @pytest.mark.parametrize("count", [1, 7, 15, 16, 17, 33, 385, 1000])
-def test_borders_are_those_of_segments_that_hold_slots(count: int) -> None:
+def test_boundaries_are_those_of_segments_that_hold_slots(count: int) -> None:
     lengths = np.random.default_rng(count).integers(1, 50, count)
     with_empty_ones = np.insert(lengths, np.arange(0, count, 3), 0)
     cu_seqlens = np.concatenate([[0], np.cumsum(with_empty_ones), [lengths.sum()] * 5])
-    found = segment_boundaries(cu_seqlens.astype(np.int32))
-    assert found.dtype == np.int32
-    assert found[: count + 1].tolist() == [0, *np.cumsum(lengths)]
-    assert set(found[count + 1 :].tolist()) <= {lengths.sum()}
-    assert count <= len(found) - 1 <= count + count // 8
+    boundaries = segment_boundaries(cu_seqlens.astype(np.int32))
+    assert boundaries.dtype == np.int32
+    assert boundaries[: count + 1].tolist() == [0, *np.cumsum(lengths)]
+    assert set(boundaries[count + 1 :].tolist()) <= {lengths.sum()}
+    assert count <= len(boundaries) - 1 <= count + count // 8
 
 
-def test_few_lengths_of_borders_come_up() -> None:
+def test_few_counts_of_boundaries_come_up() -> None:
     counts = range(360, 410)  # in micro-batches of about 385 documents
-    assert (
-        len({len(segment_boundaries(np.arange(count + 1, dtype=np.int32))) for count in counts})
-        <= 3
-    )
+    streams = [np.arange(count + 1, dtype=np.int32) for count in counts]
+    assert len({len(segment_boundaries(cu_seqlens)) for cu_seqlens in streams}) <= 3
 
 
 def test_a_clone_takes_the_values_of_another(tiny_corpus: TinyCorpus) -> None:
@@ -156,17 +158,9 @@ def test_a_clone_takes_the_values_of_another(tiny_corpus: TinyCorpus) -> None:
 
 
 def test_positions_are_whole_capacities() -> None:
-    assert [padded_positions(n, 128) for n in (0, 1, 128, 129, 256, 257)] == [
-        128,
-        128,
-        128,
-        256,
-        256,
-        384,
-    ]
-    assert [padded_positions(n, 1) for n in (0, 1, 129)] == [0, 1, 129], (
-        "nothing is filled up on a CPU"
-    )
+    padded = {0: 128, 1: 128, 128: 128, 129: 256, 256: 256, 257: 384}
+    assert {n: padded_positions(n, 128) for n in padded} == padded
+    assert [padded_positions(n, 1) for n in (0, 1, 129)] == [0, 1, 129], "a CPU gets no padding"
 
 
 @pytest.mark.parametrize("slots", [512, 8192, 65536])
