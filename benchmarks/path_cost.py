@@ -120,7 +120,7 @@ def _plain_optimizer(model: PlainModel, config: OptimizerConfig) -> StableAdamW:
         weight_decay=config.weight_decay,
     )
     optimizer.statistics = TensorStatistics(
-        slot={id(parameter): place for place, parameter in enumerate(parameters)},
+        tensor_index={id(parameter): index for index, parameter in enumerate(parameters)},
         counted=dict.fromkeys(map(id, parameters), True),
         numel=torch.tensor([p.numel() for p in parameters], dtype=torch.float64),
         group=model.group,

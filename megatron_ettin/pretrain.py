@@ -17,10 +17,11 @@ from megatron_ettin.ending import end_with_launcher, fail
 
 
 def main() -> None:
-    """Run what the command line says; an error ends in one message and exit code 1.
+    """Run the configuration of the command line; an error ends in one message and exit code 1.
 
-    The message of an error in the input names it; any other error comes with its traceback.
+    The message of an error in the input names the input; any other error prints its traceback.
     """
+    # First, so that no launcher can go before the kernel knows: imports take seconds.
     end_with_launcher()
     try:
         config = parse_args()
@@ -43,9 +44,11 @@ def pretrain(config: RunConfig) -> None:
     from megatron_ettin.training.optimizer import require_packages
 
     require_packages(config.optimizer)
-    choose_backend(config.model, config.hardware)  # raises what would be found out much later
+    choose_backend(config.model, config.hardware)  # fail fast on an unsupported backend
     with distributed.process_groups(config.hardware):
         distributed.require_equal("the configuration", to_yaml(config))
+        # The order counts: cheap refusals first, then the measurement of `auto`, then the corpora,
+        # whose plans may take minutes to build, and the model last.
         start_checks.check_outputs(config)
         config = precision.resolve(config)
         require_one_tokenizer(config)

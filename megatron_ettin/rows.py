@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Specials = Literal["add", "present"]
-"""Whether [CLS] and [SEP] are added around each piece, or are in the corpus already."""
+"""Origin of [CLS] and [SEP]: added around each piece, or present in the corpus."""
 
 #: Segment kinds of a packed row, as `native.assemble_rows` writes them.
 PADDING, CUT_PIECE, LAST_PIECE = 0, 1, 2
@@ -20,7 +20,7 @@ class TokenIds:
     """The token ids an objective needs, from the run's tokenizer."""
 
     vocab_size: int
-    """Number of real token ids; random replacements are drawn below it."""
+    """Number of token ids, without padding; random replacements are drawn below it."""
     unk: int
     cls: int
     sep: int
@@ -42,17 +42,17 @@ class Rows:
     """
 
     g: NDArray[np.int64]
-    """[m] global row index; -1 for an idle row, which is padding only."""
+    """[m] global row numbers; -1 for an idle row, which is padding only."""
     tokens: NDArray[np.int64]
-    """[m * seq_length]"""
+    """[m * seq_length] token ids; row i holds slots [i * seq_length, (i + 1) * seq_length)."""
     position_ids: NDArray[np.int64]
     """[m * seq_length], restarting at 0 in every segment."""
     cu_seqlens: NDArray[np.int32]
-    """[m * (max_segments_per_row + 1) + 1], segment borders in the stream of m * seq_length."""
+    """[m * (max_segments_per_row + 1) + 1] segment boundaries in the stream, ascending from 0."""
     segment_kind: NDArray[np.uint8]
     """[m * (max_segments_per_row + 1)]: PADDING (or empty), CUT_PIECE or LAST_PIECE."""
     num_tokens: NDArray[np.int64]
     """[m] tokens before the padding, special tokens counted."""
     seq_length: int
     specials: Specials
-    """Whether the rows' pieces were framed as [CLS] x [SEP] on the way ("add")."""
+    """ "add" if packing framed the pieces as [CLS] x [SEP]."""

@@ -11,12 +11,12 @@ from megatron_ettin.rows import Specials
 
 Packing = Literal["bfd", "concat", "none"]
 
-#: Slots of a bfd row for each piece that it may hold, if nothing else is said.
+#: A bfd row may hold one piece for each this many slots, unless max_segments_per_row is given.
 SLOTS_PER_SEGMENT = 16
 
 
 class RotaryBases(NamedTuple):
-    """RoPE bases of global and of local layers."""
+    """RoPE bases of the global and the local layers."""
 
     base_global: float
     base_local: float
@@ -26,7 +26,7 @@ class RotaryBases(NamedTuple):
         return f"{self.base_global:g} (global) and {self.base_local:g} (local)"
 
 
-#: Of weights that nothing has trained, where a phase names none.
+#: Bases of the first phase if it names none and the weights are new.
 FIRST_ROTARY_BASES = RotaryBases(10_000.0, 10_000.0)
 
 
@@ -47,27 +47,29 @@ class PhaseConfig:
     batch_ramp_tokens: int | None = None
     """Tokens of the phase over which the batch grows linearly to global_batch_size."""
     train_rows: int | None = None
-    """Length in rows, in place of the one that train_tokens gives: ends a phase at a row that a
-    checkpoint has reached. train_tokens still sets the learning rate."""
+    """Length in rows, which replaces the length that follows from train_tokens. It can end a phase
+    at the row that a checkpoint has reached. train_tokens still sets the learning rate."""
     pack: Packing = "bfd"
-    """How documents share rows: best-fit decreasing; concat, as Megatron; none, a row a piece."""
+    """Packing of documents into rows. bfd: best-fit decreasing. concat: one stream, cut into rows
+    as Megatron does. none: one piece in each row."""
     max_segments_per_row: int | None = None
-    """Pieces a bfd row may hold; seq_length / 16 if not given."""
+    """Largest number of pieces in a bfd row; seq_length / 16 if not given."""
     lr_start: float = 1.0
     """Learning rate at the start of the phase, as a share of `optimizer.lr`."""
     lr_end: float = 1.0
     """Learning rate at the end of the phase, as a share of `optimizer.lr`."""
     lr_decay: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
-    """Curve from lr_start to lr_end."""
+    """Shape of the curve from lr_start to lr_end."""
     lr_decay_tokens: int | None = None
     """Length of that curve, at the end of the phase; the whole phase if not given."""
     rotary_base_global: float | None = None
-    """RoPE base of the global layers. If not given, that of the weights which the phase starts
-    from: the phase before, or `checkpoint.initialize_from`; 10,000 where nothing was trained."""
+    """RoPE base of the global layers. If not given, the phase keeps the base of the weights that it
+    starts from: of the phase before, or of `checkpoint.initialize_from`; new weights have 10,000.
+    """
     rotary_base_local: float | None = None
-    """RoPE base of the local layers; likewise."""
+    """RoPE base of the local layers; the same default."""
     allow_repeats: bool = False
-    """Let the phase draw documents that a phase with another row length has drawn too."""
+    """Let the phase draw documents that a phase with another row length draws too."""
 
     def __post_init__(self) -> None:
         """Refuse phases that cannot be run."""
@@ -112,7 +114,7 @@ class PhaseConfig:
 
     @property
     def rotary_bases(self) -> RotaryBases:
-        """RoPE bases of a phase that names both, as every phase of a started run does.
+        """RoPE bases of a phase that names both; every phase of a run that has started does.
 
         Raises:
             ValueError: one of them is not given (`with_rotary_bases` fills them in).
@@ -136,10 +138,10 @@ class PhaseConfig:
 def with_rotary_bases(
     phases: Sequence[PhaseConfig], start: RotaryBases, recorded: Mapping[str, RotaryBases]
 ) -> list[PhaseConfig]:
-    """Return the phases with RoPE bases in each.
+    """Return the phases with both RoPE bases in each.
 
-    A base that a phase does not name is the one that `recorded` has for the phase, else that of the
-    phase before, else of `start`.
+    A phase that does not name a base takes it from `recorded`, by the phase's name; then from the
+    phase before it; the first phase takes it from `start`.
     """
     filled = []
     for phase in phases:
@@ -160,40 +162,41 @@ class SourceConfig:
     prefix: str
     """Path of the `.bin` and `.idx` without the suffix."""
     specials: Specials = "add"
-    """Whether [CLS] and [SEP] are added to each piece or are in the files already."""
+    """add: each piece gets [CLS] and [SEP]. present: the files hold them already."""
     min_doc_tokens: int = 1
-    """Shorter documents are dropped, and counted."""
+    """Shortest document that is kept; shorter ones are dropped and counted."""
     max_epochs: float | None = None
-    """Times that its rows may be drawn over the whole run, in each packing; no limit if not given.
-    A run that would draw more is refused before it starts."""
+    """Largest number of times that each packing's rows are drawn over the whole run; no limit if
+    not given. A run that would draw more is refused before it starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The corpora, their blend by phase, and the tokenizer they were made with."""
+    """Corpora, their blend by phase, and the tokenizer that made them."""
 
     tokenizer: str
     """Tokenizer folder (tokenizer.json)."""
     sources: dict[str, SourceConfig]
     """Training corpora by name."""
     blend: dict[str, dict[str, float]]
-    """For each phase, the share of rows that each source gives."""
+    """Share of the rows that each source gives, by phase."""
     pools: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """For each phase, the share [from, to) of every source's documents it may draw; default all."""
+    """Range [from, to) of every source's documents, as shares of 1, that a phase draws from, by
+    phase; all documents if not given."""
     validation: list[str] = field(default_factory=list)
     """Prefixes of held-out corpora, drawn from equally."""
     plans: Literal["stored", "recomputed"] = "stored"
-    """Keep on disk which documents make up each row (about 4 bytes a row), or only a table of
-    blocks of 65,536 documents, which are packed again when they are needed."""
+    """stored: keep on disk which documents make up each row (about 4 bytes a row). recomputed: keep
+    a table of blocks of 65,536 documents, and pack a block again when it is needed."""
     plan_dir: str | None = None
     """Folder of the plans and of the corpora's identities; beside each corpus if not given."""
     skip_rows: list[tuple[int, int]] = field(default_factory=list)
-    """Rows [first, end) that are never trained on; the ledger records them as skipped."""
+    """Ranges [first, end) of rows that are never trained on; the ledger records them as skipped."""
     allow_duplicates: bool = False
     """Accept two sources with the same documents."""
     allow_other_tokenizers: bool = False
-    """Accept corpora, and weights to start from, that were made with another tokenizer.json: for
-    files that differ in their bytes but give the same ids."""
+    """Accept corpora and starting weights of another tokenizer.json, for files that differ in their
+    bytes but give the same ids."""
 
     def __post_init__(self) -> None:
         """Refuse blends of unknown sources and pools that are not shares."""

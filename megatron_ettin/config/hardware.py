@@ -8,45 +8,44 @@ from typing import Literal
 from megatron_ettin.config.checks import positive
 from megatron_ettin.config.model import ModelConfig
 
-#: Transformer Engine's fp8 products take sizes that are multiples of this.
+#: Transformer Engine's fp8 matmuls take sizes that are multiples of this.
 FP8_MULTIPLE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
-    """How the work is laid out over the machine; never changes what is computed."""
+    """Layout of the work over the machine; it never changes the result, but for rounding."""
 
     tensor_parallel_size: int = 1
     """Ranks that share each layer."""
     pipeline_parallel_size: int = 1
     """Ranks that share the layers; the rest of the world is data-parallel."""
     context_parallel_size: int = 1
-    """Ranks that share the slots of a micro-batch; in the attention they share its heads."""
+    """Ranks that share the slots of a micro-batch; inside the attention they share its heads."""
     sequence_parallel: bool = False
-    """Between the layers' products, tensor-parallel ranks share the slots too."""
+    """Let tensor-parallel ranks share the slots between the layers' matmuls."""
     recompute: Literal["none", "full"] = "none"
-    """Keep all activations for the backward pass, or each layer's input only: less memory, a third
-    more work."""
+    """none keeps all activations for the backward pass. full keeps each layer's input only: less
+    memory, a third more work."""
     micro_batch_tokens: int = 8192
-    """Slots of a micro-batch, at most: as many whole rows as fit."""
+    """Upper bound of a micro-batch's slots; it takes as many whole rows as fit."""
     precision: Literal["fp32", "bf16", "fp8", "auto"] = "fp32"
-    """Of the forward and backward pass; the optimizer always keeps fp32 weights. fp8: the layers'
-    linears, by Transformer Engine; the rest and the weights are bf16. auto: the one that a short
-    measurement on this machine finds fastest (its verdict is kept, see docs/gpu.md)."""
+    """Precision of the forward and backward pass; the optimizer always keeps fp32 weights. fp8:
+    Transformer Engine runs the layers' linears in fp8, the rest and the weights are bf16. auto: a
+    short measurement on this machine takes the fastest; the verdict is kept (docs/gpu.md)."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = "tensorwise"
-    """How fp8 tensors are scaled: by their own maximum, that of blocks, or (delayed) that of past
-    steps, which no checkpoint holds: then a resumed run starts with an empty history."""
+    """Scale of fp8 tensors: by the maximum of the tensor, of its blocks, or (delayed) of past
+    steps. No checkpoint holds that history, so with delayed a resumed run starts without it."""
     deterministic: bool = False
-    """On a GPU, take only algorithms that repeat a run bit by bit; slower. A CPU always does."""
+    """Take only GPU algorithms that repeat a run bit by bit; slower. A CPU always does."""
     cuda_graphs: bool = False
-    """On a GPU, start the forward and backward pass of a micro-batch as one CUDA graph, so that a
-    small model does not wait for its launches; for a model that is whole on each rank."""
+    """Launch the forward and backward pass of a micro-batch as one CUDA graph, so that a small
+    model does not wait for its kernel launches. Every rank must hold the whole model."""
     use_distributed_optimizer: bool = True
-    """Divide fp32 weights and moments over the data-parallel ranks, if there are several; false:
-    each holds all of them. The update is the same, and a checkpoint of one resumes with the
-    other."""
+    """Shard fp32 weights and moments over the data-parallel ranks; false: each rank holds all of
+    them. The update is the same, and a checkpoint of one resumes with the other."""
     threads_per_rank: int | None = None
-    """CPU threads of a rank; torch's own choice if not given."""
+    """CPU threads of a rank; torch chooses if not given."""
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
@@ -66,7 +65,7 @@ class HardwareConfig:
             self._check_cuda_graphs()
 
     def _check_cuda_graphs(self) -> None:
-        """Refuse what a graph cannot hold: other ranks, and what is decided while it runs."""
+        """Refuse layouts with other ranks in a graph, and settings that are decided in a step."""
         delays = self.precision in ("fp8", "auto") and self.fp8_recipe == "delayed"
         for field, refused, why in (
             ("tensor, pipeline and context parallel sizes", self.model_ranks > 1, "must be 1"),
@@ -79,7 +78,7 @@ class HardwareConfig:
 
     @property
     def parameter_precision(self) -> Literal["fp32", "bf16"]:
-        """Precision of weights and activations; auto, which is not decided yet, counts as bf16."""
+        """Precision of weights and activations; auto, until it is resolved, counts as bf16."""
         return "fp32" if self.precision == "fp32" else "bf16"
 
     @property
@@ -89,7 +88,7 @@ class HardwareConfig:
 
     @property
     def slot_ranks(self) -> int:
-        """Ranks that share the slots of a micro-batch between the layers' products."""
+        """Ranks that share the slots of a micro-batch between the layers' matmuls."""
         return self.context_parallel_size * (
             self.tensor_parallel_size if self.sequence_parallel else 1
         )
@@ -142,7 +141,7 @@ def check_layout(model: ModelConfig, hardware: HardwareConfig) -> None:
 
 
 def check_fp8(model: ModelConfig, hardware: HardwareConfig, seq_length: int) -> None:
-    """Raise ValueError naming the field if fp8 products cannot have the shapes of a run."""
+    """Raise ValueError naming the field if fp8 matmuls cannot have the shapes of a run."""
     tensor = hardware.tensor_parallel_size
     slots = hardware.micro_batch_rows(seq_length) * seq_length
     for field, what, size, ranks in (

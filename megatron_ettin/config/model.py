@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from megatron_ettin.config.checks import positive
 
-#: The vocabulary is padded once to a multiple of this, whatever the parallel layout (contracts).
+#: The vocabulary is padded to a multiple of this. A multiple that followed the number of
+#: tensor-parallel ranks would give other shapes to each layout, and so other checkpoints.
 VOCAB_MULTIPLE = 64
 
 
@@ -27,24 +28,25 @@ class ModelConfig:
     vocab_size: int = 50368
     """Rows of the embedding that are real tokens or published padding."""
     sliding_window: int = 64
-    """Keys that a local layer sees on each side (bidirectional) or to the left (causal)."""
+    """Keys that a local layer sees: this many on each side (bidirectional), or this many to the
+    left (causal)."""
     global_attention_every: int = 3
     """Layers 0, n, 2n, ... attend to the whole document; the others are local."""
     layernorm_epsilon: float = 1e-5
-    """Of the bias-free LayerNorms (the released code's value; the paper's table has 1e-12)."""
+    """Epsilon of the bias-free LayerNorms; the released code's value (the paper's table: 1e-12)."""
     init_std: float = 0.02
-    """Standard deviation of the input-side weights (full_megatron)."""
+    """Standard deviation of the input-side weights (the released code's `full_megatron`)."""
     attention_output_dropout: float = 0.1
-    """Dropout of the attention output while training (the released recipe's; nowhere else)."""
+    """Dropout rate of attention outputs in training, the released recipe's; there is no other."""
     backend: Literal["auto", "local", "transformer_engine"] = field(default="auto", compare=False)
-    """Whose linears and attention run: Megatron-Core's and torch's (local) or Transformer Engine's.
-    auto: Transformer Engine's where it and a GPU are there, in bf16 and fp8. Weights, their names
-    and checkpoints are the same."""
+    """Library of the linears and the attention. local: Megatron-Core and torch. auto: Transformer
+    Engine in bf16 and fp8 if it is installed and there is a GPU, else local. Weights, their names
+    and checkpoints are the same with each."""
     megatron_overrides: dict[str, Any] = field(default_factory=dict)
-    """Fields of Megatron-Core's TransformerConfig to set as they are: the one escape hatch."""
+    """Fields that are set in Megatron-Core's TransformerConfig unchanged: the one escape hatch."""
 
     def __post_init__(self) -> None:
-        """Refuse shapes that do not exist."""
+        """Refuse shapes that no model can have."""
         for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads"):
             positive("model", name, getattr(self, name))
         if self.hidden_size % self.num_attention_heads:

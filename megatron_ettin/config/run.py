@@ -1,4 +1,4 @@
-"""A whole run: the remaining sections, and RunConfig with what must hold between sections."""
+"""A whole run: the remaining sections, and RunConfig, which checks them against each other."""
 
 from __future__ import annotations
 
@@ -17,57 +17,58 @@ class OptimizerConfig:
     """The update (Ettin's settings as defaults). Norms and biases are never decayed."""
 
     lr: float
-    """Peak learning rate; phases give shares of it. With muon, of all parameters."""
+    """Peak learning rate; phases give shares of it. With muon it applies to all parameters."""
     weight_decay: float
-    """stable_adamw: fully decoupled, a step shrinks weights by weight_decay * (current lr of the
-    tensor / peak lr). adamw, muon: as torch's AdamW, by weight_decay * current lr; so adamw with
-    weight_decay / lr decays like stable_adamw where nothing is damped."""
+    """stable_adamw decays fully decoupled: a step shrinks weights by weight_decay * (current lr of
+    the tensor / peak lr). adamw and muon decay as torch's AdamW, by weight_decay * current lr. So
+    adamw with weight_decay / lr decays like stable_adamw as long as no update is damped."""
     name: Literal["stable_adamw", "adamw", "muon"] = "stable_adamw"
-    """stable_adamw: AdamW with each tensor's update damped by its RMS, the recipe's. adamw:
+    """stable_adamw, the recipe's: AdamW with each tensor's update damped by its RMS. adamw:
     torch's. muon: Megatron-Core's Muon for matrices and AdamW for embedding, norms and biases; it
     needs the package emerging-optimizers and hardware.use_distributed_optimizer false."""
     warmup_tokens: int = 0
-    """Linear warm-up from zero, from the first token a fresh optimizer sees."""
+    """Length of the linear warm-up from zero, counted from a fresh optimizer's first token."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.98
     """Decay of the second moment."""
     epsilon: float = 1e-6
-    """Added to the root of the second moment."""
+    """Constant added to the square root of the second moment."""
     clip_grad: float = 0.0
-    """Gradient-norm clipping; 0 (no clipping) in the recipe."""
+    """Largest gradient norm; 0, the recipe's value, does not clip."""
 
     def __post_init__(self) -> None:
-        """Refuse a learning rate that trains nothing."""
+        """Refuse a learning rate that is not positive."""
         positive("optimizer", "lr", self.lr)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What is kept and where a run starts from."""
+    """Saving of checkpoints, and the checkpoint that a run starts from."""
 
     save_every_tokens: int | None = None
-    """Save whenever this many tokens have been consumed, and at the end of every phase."""
+    """Save each time that this many more tokens have been consumed; the end of a phase always
+    saves."""
     resume: bool = False
-    """Go on from the newest checkpoint of run_dir (from the start if there is none)."""
+    """Resume from the newest checkpoint of run_dir; without one, start from the beginning."""
     amend_order: bool = False
-    """Accept, on resuming, that rows which have not been trained on yet are other ones than the
-    checkpoint's run had planned (phases added, cut, re-weighted); the ledger records it."""
+    """Let a resumed run train on other future rows than the checkpoint's run had planned, for
+    instance after phases were added, cut or re-weighted. The ledger records the change."""
     initialize_from: str | None = None
-    """Checkpoint folder to take the weights from, with a fresh optimizer and order."""
+    """Checkpoint folder whose weights a new run starts from, with a fresh optimizer and order."""
     check_files: bool = True
-    """Compare the SHA-256 of every file of a checkpoint with what was saved before it is loaded.
+    """Compare the SHA-256 of every file of a checkpoint with the saved digest before loading.
     False also loads checkpoints without digests, which earlier versions saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """What a run reports; run_dir/metrics.jsonl is always written."""
+    """Reports of a run; run_dir/metrics.jsonl is always written."""
 
     log_every_steps: int = 10
     """Steps between console and metrics lines."""
     wandb: bool = False
-    """Also log to Weights & Biases (its own environment variables choose project and mode)."""
+    """Log to Weights & Biases too; its environment variables choose project and mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +76,26 @@ class ValidationConfig:
     """Held-out loss on a fixed set of rows."""
 
     every_tokens: int | None = None
-    """Measure whenever this many tokens have been consumed; always at the end of a run."""
+    """Measure each time that this many more tokens have been consumed; the end of a run always
+    measures."""
     num_rows: int = 64
     """Rows of the fixed set."""
     seq_length: int = 256
-    """Slots of those rows, the same in all phases."""
+    """Slots of each of these rows, in all phases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedConfig:
-    """Seeds of the four counters; twins share all of them."""
+    """Seeds of the four counter generators; twins share all of them."""
 
     order: int = 21
-    """Of the sample order (the original's shuffle seed)."""
+    """Seed for the sample order; the original's shuffle seed."""
     mask: int = 21
-    """Of the masks."""
+    """Seed for token masking."""
     init: int = 21
-    """Of the initial weights."""
+    """Seed for weight initialisation."""
     dropout: int = 21
-    """Of the attention-output dropout."""
+    """Seed for the dropout of attention outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +103,12 @@ class RunConfig:
     """One training run."""
 
     objective: Objective
-    """MaskedLM (an encoder), CausalLM (its twin) or MaskedNextToken (from decoder to encoder)."""
+    """MaskedLM (encoder), CausalLM (its decoder twin) or MaskedNextToken (decoder to encoder)."""
     model: ModelConfig
     """The architecture."""
     phases: list[PhaseConfig]
-    """The phases, in order. A file appends with `phases+:`; `--phases.NAME.FIELD VALUE` changes one
-    phase, by its name."""
+    """The phases, in order. A file appends with `phases+:`; `--phases.NAME.FIELD VALUE` changes the
+    phase called NAME."""
     data: DataConfig
     """Corpora and blend."""
     optimizer: OptimizerConfig
@@ -124,8 +126,8 @@ class RunConfig:
     seeds: SeedConfig = SeedConfig()
     """Counter seeds."""
     profile: bool = False
-    """Trace three steps after the first five: run_dir/profile.json, and what took longest in the
-    log; of the main rank."""
+    """Trace steps six to eight of the main rank: the trace goes to run_dir/profile.json, the
+    longest kernels or operations to the log."""
 
     def __post_init__(self) -> None:
         """Refuse sections that contradict each other."""

@@ -1,4 +1,4 @@
-"""What a model predicts and how it attends: all that an encoder and its twin differ in."""
+"""Objectives: predictions and attention of a model, the only difference between twins."""
 
 from megatron_ettin.objectives.base import Batch, Objective
 from megatron_ettin.objectives.causal_lm import CausalLM

@@ -18,7 +18,7 @@ from megatron_ettin.rows import Rows, TokenIds
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch as a packed stream of t = m * seq_length slots: what a model consumes."""
+    """Input of a model: one micro-batch as a packed stream of t = m * seq_length slots."""
 
     rows: Rows
     tokens: NDArray[np.int64]
@@ -31,14 +31,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """What is predicted (`make_batch`) and how positions attend to each other (`attention`).
+    """Rule for predictions (`make_batch`) and for attention between positions (`attention`).
 
-    A subclass is at once the `objective` section of a run's YAML and the behaviour.
+    A subclass is both the `objective` section of a run's YAML and its behaviour.
     """
 
     attention: ClassVar[Literal["bidirectional", "causal"]]
     prediction_shift: ClassVar[int] = 0
-    """How many positions before a [MASK] its prediction is read, in a model that fills masks."""
+    """Distance from a [MASK] back to the position that predicts it, in a model that fills masks."""
 
     @abstractmethod
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
@@ -49,18 +49,18 @@ class Objective(ABC):
         """Rebuild the unmasked tokens [t] from the batch that was consumed (for the digest)."""
 
     def scored_share(self, phase: str) -> float:
-        """Return the share of a row's slots that are scored in `phase`, at most."""
+        """Return an upper bound of the share of a row's slots that are scored in `phase`."""
         return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingObjective(Objective):
-    """Rates of masking, and the masks: functions of (mask_seed, g, position in the row) alone."""
+    """Mask rates, and masks that depend on (mask_seed, g, position in the row) alone."""
 
     mask_rate: float
     """Share of the non-special tokens that are predicted: 80 % [MASK], 10 % random, 10 % kept."""
     mask_rate_by_phase: dict[str, float] = field(default_factory=dict)
-    """Rates of the phases that differ, by phase name."""
+    """Mask rates that replace mask_rate, by phase name."""
 
     def __post_init__(self) -> None:
         """Refuse rates outside (0, 1)."""
@@ -71,7 +71,7 @@ class MaskingObjective(Objective):
     def mask(
         self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the inputs [t] with replacements, and which of them were selected [t]."""
+        """Return (inputs with replacements [t], selection [t]); selected tokens are predicted."""
         return native.mask_tokens(
             rows.tokens,
             rows.g,
@@ -84,13 +84,13 @@ class MaskingObjective(Objective):
         )
 
     def scored_share(self, phase: str) -> float:
-        """Return the phase's mask rate: special tokens and padding are never masked."""
+        """Return the phase's mask rate; it is a bound because special tokens are never masked."""
         return self.mask_rate_by_phase.get(phase, self.mask_rate)
 
 
 def next_tokens(rows: Rows, last: int) -> NDArray[np.int64]:
     """Return [t] the token after each slot of the stream; `last` after the last one.
 
-    Segments are not looked at: which of these are predicted is for a loss mask to say.
+    Segments play no part here: the loss mask says which of these labels count.
     """
     return np.append(rows.tokens[1:], last)

@@ -1,4 +1,4 @@
-"""Causal language modelling: predict the next token from the left (the decoders)."""
+"""Causal language modelling, the decoders' objective: predict the next token from the left."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ class CausalLM(Objective):
     attention: ClassVar[Literal["bidirectional", "causal"]] = "causal"
 
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
-        """Shift inside segments; a [SEP] after a *cut* piece ends no document: not scored."""
+        """Shift by one inside segments; do not score a [SEP] that ends no document."""
         lengths = np.diff(rows.cu_seqlens)
         loss_mask = np.repeat(rows.segment_kind != PADDING, lengths)
+        # The last slot of a segment has no next token of its own. Empty segments have no last slot:
+        # without the condition they would hit the end of the segment before.
         ends = rows.cu_seqlens[1:][lengths > 0] - 1
         loss_mask[ends] = False
         if rows.specials == "add":
+            # A cut piece reads [CLS] x [SEP], but its document goes on: the slot before the [SEP]
+            # must not learn that the document ends there.
             cut_ends = rows.cu_seqlens[1:][rows.segment_kind == CUT_PIECE] - 2
             loss_mask[cut_ends] = False
         labels = next_tokens(rows, ids.pad)

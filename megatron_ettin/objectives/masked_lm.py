@@ -1,4 +1,4 @@
-"""Masked language modelling: predict a share of the tokens from both sides (the encoders)."""
+"""Masked language modelling, the encoders' objective: predict tokens from both sides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_ettin.rows import Rows, TokenIds
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLM(MaskingObjective):
-    """BERT's objective at ModernBERT's rate; special tokens are never masked."""
+    """BERT's objective at ModernBERT's mask rate; special tokens are never masked."""
 
     attention: ClassVar[Literal["bidirectional", "causal"]] = "bidirectional"
 

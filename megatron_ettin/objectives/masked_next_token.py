@@ -16,8 +16,9 @@ from megatron_ettin.rows import Rows, TokenIds
 class MaskedNextToken(MaskingObjective):
     """Masked tokens as in MaskedLM, each predicted from the position before it, as a decoder does.
 
-    MNTP of LLM2Vec (arXiv 2404.05961, section 2.2), at the rate of Ettin's cross-objective runs. A
-    token without a predecessor in its segment is never masked, so all that is masked is predicted.
+    This is MNTP of LLM2Vec (arXiv 2404.05961, section 2.2) at the mask rate of Ettin's
+    cross-objective runs. The first token of a segment has no predecessor and is never masked, so
+    every masked token is predicted.
     """
 
     attention: ClassVar[Literal["bidirectional", "causal"]] = "bidirectional"
@@ -32,14 +33,15 @@ class MaskedNextToken(MaskingObjective):
         firsts = rows.cu_seqlens[:-1][np.diff(rows.cu_seqlens) > 0]
         tokens[firsts] = rows.tokens[firsts]
         selected[firsts] = False
-        # Slot 0 begins a segment, so nothing that is selected falls off the front.
+        # The token masked at slot p is predicted at p - 1. Slot 0 begins a segment, so no selected
+        # token falls off the front.
         loss_mask = np.append(selected[1:], False)
         return Batch(
             rows=rows, tokens=tokens, labels=next_tokens(rows, ids.pad), loss_mask=loss_mask
         )
 
     def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
-        """Put each label back behind the position that predicts it."""
+        """Put each label back in the slot after the position that predicts it."""
         tokens = batch.tokens.copy()
         predicting = np.flatnonzero(batch.loss_mask)
         tokens[predicting + 1] = batch.labels[predicting]

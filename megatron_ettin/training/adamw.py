@@ -16,20 +16,20 @@ import torch
 
 from megatron_ettin import cpu
 
-#: Elements that are updated together. On a CPU they fit its cache; a GPU wants few, long kernels.
+#: Elements of a block. On a CPU a block fits the cache; a GPU wants few, long kernels.
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 
-#: A factor for all slices of a block, or one scalar tensor for each.
+#: One factor for all slices of a block, or a scalar tensor for each slice.
 Factor = float | list[torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Flat slices of the shards of one parameter group, and what belongs to each slice."""
+    """Flat slices of the shards of one parameter group, with their gradients and moments."""
 
     group: dict[str, Any]
     shards: list[torch.Tensor]
-    """The shard that a slice is cut from."""
+    """Shard that contains each slice."""
     weights: list[torch.Tensor]
     gradients: list[torch.Tensor]
     firsts: list[torch.Tensor]
@@ -47,10 +47,10 @@ class Block:
 class AdamW(torch.optim.AdamW):
     """torch's AdamW: a step shrinks weights by lr * weight_decay, then moves them by the moments.
 
-    State per shard: `exp_avg`, `exp_avg_sq`. Unlike torch's, `step` lives in the parameter groups,
-    and the moments are averages without bias (torch divides biased ones at every step). Groups have
-    a `wd_mult` that multiplies the decay. It is a subclass because Megatron-Core's
-    DistributedOptimizer accepts no other class (it knows the two moments by name).
+    The state of a shard is `exp_avg` and `exp_avg_sq`. Two things differ from torch's: `step` lives
+    in the parameter groups, and the moments are averages without bias (torch keeps biased ones and
+    divides at every step). A group's `wd_mult` multiplies its decay. The class derives from torch's
+    because Megatron-Core's DistributedOptimizer accepts no other (it knows the moments by name).
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class AdamW(torch.optim.AdamW):
             group["step"] = 0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state as it is: Adam's own would look for a `step` beside the moments."""
+        """Take over a state unchanged; Adam's own method expects a `step` beside the moments."""
         torch.optim.Optimizer.__setstate__(self, state)
 
     @torch.no_grad()
@@ -81,14 +81,14 @@ class AdamW(torch.optim.AdamW):
             self.update()
 
     def update(self) -> None:
-        """Update moments and weights; the groups have the number of this step."""
+        """Update moments and weights; the groups hold the number of this step already."""
         for block in self.blocks():
             lr = block.group["lr"]
             advance_moments(block)
             move_weights(block, rate=lr, keep=1.0 - lr * block.decay)
 
     def initialize_state(self) -> None:
-        """Create zero moments for all shards, as a step would (a checkpoint load needs them)."""
+        """Create zero moments for all shards that have none; a checkpoint loads into them."""
         for group in self.param_groups:
             for shard in group["params"]:
                 state = self.state[shard]
@@ -105,6 +105,7 @@ class AdamW(torch.optim.AdamW):
                 if shard.grad is None or not shard.numel():
                     continue
                 size, state = BLOCK_ELEMENTS[shard.device.type], self.state[shard]
+                # The columns of Block, from `weights` on.
                 whole = (shard.detach(), shard.grad, state["exp_avg"], state["exp_avg_sq"])
                 for parts in zip(*(tensor.view(-1).split(size) for tensor in whole), strict=True):
                     if slices and parts[0].numel() > room:
@@ -118,37 +119,36 @@ class AdamW(torch.optim.AdamW):
 
 @dataclass(frozen=True, kw_only=True)
 class TensorStatistics:
-    """How the shards on this rank add up to logical tensors.
+    """Table by which the shards on this rank add up to logical tensors."""
 
-    `slot` maps a shard (by id) to its logical tensor; `counted` tells whether this rank's copy
-    counts (a tensor replicated over tensor-parallel ranks counts once); `numel` [slots], float64,
-    are whole sizes; sums are all-reduced over `group`, the ranks that hold the shards of the same
-    tensors.
-    """
-
-    slot: dict[int, int]
+    tensor_index: dict[int, int]
+    """Logical tensor of each shard, by the shard's id."""
     counted: dict[int, bool]
+    """True for each shard, by id, that counts in the sums: one of the copies that tensor-parallel
+    ranks hold of a replicated tensor."""
     numel: torch.Tensor
+    """[tensors] float64, sizes of the whole tensors."""
     group: torch.distributed.ProcessGroup
+    """Ranks that hold shards of the same tensors; their sums are all-reduced."""
 
 
 class _Slices(NamedTuple):
-    """Which logical tensors the slices of a step belong to."""
+    """Tables from the slices of a step to logical tensors."""
 
     shards: list[int]
-    """The shard (by id) that each slice is cut from."""
-    slots: torch.Tensor
-    """[slices] int64, the logical tensor of each."""
+    """Shard that contains each slice, by id."""
+    tensor_index: torch.Tensor
+    """[slices] int64, logical tensor of each slice."""
     foreign: torch.Tensor
-    """[slots, slices] bool, False where a slice counts in a tensor's statistics."""
+    """[tensors, slices] bool, False where a slice counts in a tensor's statistics."""
 
 
 class StableAdamW(AdamW):
     """AdamW with a per-tensor learning rate of lr / max(1, RMS) and fully decoupled decay.
 
-    RMS = sqrt(mean(g^2 / max(v, eps^2))) over the *whole* logical tensor: fused QKV and GLU as
-    one, the tied embedding once. A step shrinks weights by weight_decay * (lr of the tensor) /
-    peak lr.
+    RMS = sqrt(mean(g^2 / max(v, eps^2))) over the *whole* logical tensor: fused QKV and GLU are one
+    tensor each, the tied embedding counts once. A step shrinks weights by weight_decay * (lr of the
+    tensor) / peak lr.
     """
 
     def __init__(
@@ -173,10 +173,13 @@ class StableAdamW(AdamW):
         """Update moments and weights; the ranks of `statistics.group` call this together."""
         blocks = list(self.blocks())
         ends = itertools.accumulate(len(block.shards) for block in blocks)
+        # places[i]: the range of block i in vectors [slices] over all blocks.
         places = [slice(end - len(b.shards), end) for b, end in zip(blocks, ends, strict=True)]
         shards = [shard for block in blocks for shard in block.shards]
         # One tensor: kept norms would lie between the blocks' temporary memory and fragment it.
         norms = self._statistics.numel.new_empty(len(shards))
+        # Two passes over the blocks: no weight may move before the norms of all slices of its
+        # tensor are known, on this rank and on the others.
         for block, place in zip(blocks, places, strict=True):
             advance_moments(block)
             norms[place] = torch.stack(_normalised_gradient_norms(block))
@@ -192,33 +195,36 @@ class StableAdamW(AdamW):
         return self.statistics
 
     def _damping(self, shards: list[torch.Tensor], norms: torch.Tensor) -> torch.Tensor:
-        """Return max(1, RMS) of the logical tensor of each slice, float32.
+        """Return [slices] float32: max(1, RMS) of each slice's logical tensor.
 
-        `shards` and `norms` [slices], float64, tell for each slice the shard that it is cut from
-        and the norm of its g / max(sqrt(v), eps).
+        `shards` [slices] contain the slices; `norms` [slices] float64 are those of
+        g / max(sqrt(v), eps) over each slice.
         """
         statistics = self._statistics
         slices = self._slices_of([id(shard) for shard in shards])
-        # Not index_add_: on a GPU its order of summation differs from run to run. Not where: a GPU
-        # waits for its scalar.
+        # index_add_ would sum in another order from run to run on a GPU, and torch.where would make
+        # the GPU wait for its scalar. A masked sum does neither.
         sums = norms.square().expand(slices.foreign.shape).masked_fill(slices.foreign, 0.0)
         sums = sums.sum(dim=1)
         torch.distributed.all_reduce(sums, group=statistics.group)
-        return (sums / statistics.numel).sqrt_().clamp_(min=1.0)[slices.slots].float()
+        damping = (sums / statistics.numel).sqrt_().clamp_(min=1.0)
+        return damping[slices.tensor_index].float()
 
     def _slices_of(self, shards: list[int]) -> _Slices:
-        """Return the tables for slices of `shards` (by id), which are mostly those of last time.
+        """Return the tables for slices of `shards` (by id), from the last step if they are equal.
 
-        They come from lists, so that a GPU waits for them: not at every step, then.
+        Building them copies lists to the GPU and waits for it, too slow to do at every step.
         """
         if self._slices is None or self._slices.shards != shards:
             statistics = self._statistics
             device = statistics.numel.device
-            slots = torch.tensor([statistics.slot[shard] for shard in shards], device=device)
+            of_shards = [statistics.tensor_index[shard] for shard in shards]
+            tensor_index = torch.tensor(of_shards, device=device)
             counted = [statistics.counted[shard] for shard in shards]
-            belongs = slots == torch.arange(len(statistics.numel), device=device)[:, None]
+            # [tensors, 1] against [slices]: a table of zeros and ones, [tensors, slices].
+            belongs = tensor_index == torch.arange(len(statistics.numel), device=device)[:, None]
             belongs &= torch.tensor(counted, dtype=torch.bool, device=device)
-            self._slices = _Slices(shards, slots.long(), ~belongs)
+            self._slices = _Slices(shards, tensor_index.long(), ~belongs)
         return self._slices
 
 
@@ -234,7 +240,7 @@ def move_weights(block: Block, *, rate: Factor, keep: Factor) -> None:
     """Set weights to keep * weights - rate * first / (sqrt(second) + eps)."""
     roots = torch._foreach_sqrt(block.seconds)
     torch._foreach_add_(roots, block.group["eps"])
-    # A rate of zero makes them infinite, and what is subtracted below zero.
+    # With a rate of zero the roots become infinite, and the addcdiv below subtracts zero.
     torch._foreach_div_(roots, rate)
     if block.decay:
         torch._foreach_mul_(block.weights, keep)
@@ -243,6 +249,8 @@ def move_weights(block: Block, *, rate: Factor, keep: Factor) -> None:
 
 def _debiased(beta: float, step: int) -> float:
     """Return the decay that makes a zero-initialised average unbiased at `step`."""
+    # beta' = (beta^t - beta) / (beta^t - 1) is 0 at t = 1, so the first gradient is the average,
+    # and tends to beta. Averages without bias need no division of moments at every step.
     power = beta**step
     return (power - beta) / (power - 1.0)
 

@@ -1,4 +1,4 @@
-"""A micro-batch as a step consumes it: on the device, in shapes that stay, sent in one copy."""
+"""Micro-batches on the device, in constant shapes, sent in one copy; and the forward step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.linear_cross_entropy import SummedLoss
 from megatron_ettin.objectives import Batch
 
-#: On a GPU, scored positions come in multiples of this: whole tiles of its matrix products.
+#: GPUs get scored positions in multiples of this, whole tiles of their matmuls.
 POSITIONS_MULTIPLE = 128
-#: Bytes between the starts of two arrays in a buffer, at least: whole lines of any cache.
+#: Arrays in a buffer start at multiples of this many bytes: whole cache lines, and more than any
+#: dtype needs, so that every view is aligned.
 ALIGNMENT = 128
-#: The label of a position that only fills up the shape.
+#: Label of a padded position, which is there for the constant shape alone.
 NO_LABEL = -1
 
 Report = dict[str, torch.Tensor]
@@ -34,36 +35,37 @@ ForwardBackward = Callable[..., list[Report]]
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """This rank's t slots of a stream of m rows, and the n positions that it predicts from."""
+    """Input of one forward pass: this rank's t slots of a stream of m rows, n of them scored."""
 
     tokens: torch.Tensor
     """[t] int64 input ids."""
     packed: PackedRows
     """Segments, positions and row numbers of the stream."""
     scored: torch.Tensor
-    """[n] int64 slots of these t, ascending, then slot 0 where a position only fills up."""
+    """[n] int64 scored slots of these t, ascending; then slot 0 for each padded position."""
     labels: torch.Tensor
-    """[n] int64 tokens predicted at `scored`, NO_LABEL where a position only fills up."""
+    """[n] int64 tokens to predict at `scored`; NO_LABEL for padded positions."""
     counts: torch.Tensor
-    """[m] int64 scored positions of each row; those that fill up count nowhere."""
+    """[m] int64 scored positions of each row; padded positions count in none."""
     total: torch.Tensor
-    """[] int32, their sum."""
+    """[] int32 sum of `counts`."""
     memory: torch.Tensor
-    """[bytes] uint8: the others are views of it."""
+    """[bytes] uint8 buffer that all other tensors are views of."""
     copied: torch.cuda.Event | None
-    """When the copy to the device is done; None on a CPU, where nothing is copied."""
+    """Event at the end of the copy to the device; None on a CPU, which copies nothing."""
 
     def wait(self) -> None:
-        """Let the current stream, but not the caller, wait for the copy; call it before use."""
+        """Make the current stream wait for the copy, but not the caller; call it before use."""
         if self.copied is not None:
             stream = torch.cuda.current_stream()
             stream.wait_event(self.copied)
-            # Or the allocator would hand the memory to the next copy as soon as Python lets it go.
+            # Without this the allocator could give the memory to the next copy as soon as Python
+            # drops the tensor, while this stream still reads it.
             self.memory.record_stream(stream)
 
     @property
     def shapes(self) -> tuple[int, ...]:
-        """What differs from micro-batch to micro-batch, besides values: lengths of its arrays."""
+        """Lengths that a CUDA graph fixes: micro-batches with equal ones can share a graph."""
         tensors = (self.tokens, self.packed.cu_seqlens_q, self.scored, self.counts)
         return (*map(len, tensors), self.packed.max_seqlen_q, self.packed.first_slot)
 
@@ -72,6 +74,7 @@ class MicroBatch:
         memory = self.memory.clone()
 
         def there(x: torch.Tensor) -> torch.Tensor:
+            # The offset counts elements of x's own dtype, but the buffer is of bytes.
             begin = x.storage_offset() * x.element_size()
             return memory[begin : begin + x.nbytes].view(x.dtype).view(x.shape)
 
@@ -96,7 +99,10 @@ class MicroBatch:
         )
 
     def take(self, other: MicroBatch) -> None:
-        """Take the values of a micro-batch of the same shapes, whose copy has been waited for."""
+        """Take the values of a micro-batch of the same shapes, once its copy has been waited for.
+
+        A graph reads the same memory at each replay, so values come here in one copy.
+        """
         self.memory.copy_(other.memory)
         self.packed.masks.clear()
 
@@ -151,11 +157,10 @@ def make_micro_batch(
 
 
 def segment_boundaries(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return segment borders [n + 1] without empty segments, but for some that fill up the shape.
+    """Return boundaries [n + 1] of the segments that hold slots, then a few empty segments.
 
-    Kernels have work for a segment, empty or not, so that those of rows with room for hundreds
-    would cost more than the others. What stays is rounded up by an eighth at most, so that only a
-    few shapes come up.
+    A kernel has work for every segment, even an empty one, and rows have room for hundreds. The
+    count is rounded up by at most an eighth, so that few shapes occur.
     """
     begins = np.flatnonzero(np.diff(cu_seqlens))
     multiple = max(1 << len(begins).bit_length() >> 4, 1)
@@ -164,16 +169,17 @@ def segment_boundaries(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def local_slots(slots: int) -> slice:
-    """Return which of a stream's slots this context-parallel rank holds."""
+    """Return the range of a stream's slots that this context-parallel rank holds."""
     rank, size = distributed.context_parallel()
     return slice(rank * slots // size, (rank + 1) * slots // size)
 
 
 def scored_capacity(kind: str, slots: int, scored_share: float) -> int:
-    """Return how many scored positions a device of `kind` takes at once.
+    """Return the number of scored positions that a device of `kind` takes at a time.
 
-    On a GPU: as many as `slots` draws at a rate of `scored_share` give, and six standard deviations
-    more, so that the shape is almost always the same. On a CPU 1: filling up would cost real work.
+    A GPU takes the expected number for `slots` slots at a rate of `scored_share` plus six standard
+    deviations, so that about one micro-batch in 10^9 has another shape. A CPU takes 1: padded
+    positions would cost it real work.
     """
     if kind == "cpu":
         return 1
@@ -183,9 +189,9 @@ def scored_capacity(kind: str, slots: int, scored_share: float) -> int:
 
 
 def padded_positions(scored: int, capacity: int) -> int:
-    """Return the positions to compute for `scored` ones in capacities of `capacity`.
+    """Return the number of positions to compute for `scored` ones: a multiple of `capacity`.
 
-    What overflows takes another capacity, and nothing at all still takes one, unless it is 1.
+    Overflow takes one more capacity. Zero scored positions take one too, unless `capacity` is 1.
     """
     return max(-(-scored // capacity), int(capacity > 1)) * capacity
 
@@ -195,8 +201,8 @@ def copy_to_device(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.cuda.Event | None]:
     """Lay arrays [k] into one buffer and copy it to the GPU of `stream`, without waiting.
 
-    Without a stream the buffer stays where it is. Its memory is torch's to use again: a pinned
-    buffer's when the copy is done, any other when no tensor views it any more.
+    Without a stream the buffer stays on the CPU. Torch reuses its memory: a pinned buffer's after
+    the copy, any other once no tensor views it.
 
     Returns:
         The buffer on the device [bytes] uint8, its views by name, and the end of the copy.
@@ -252,8 +258,9 @@ def _summed_loss(batch: MicroBatch, loss: SummedLoss) -> tuple[torch.Tensor, tor
     is the mean over all scored tokens of the global batch. The report holds g, sums and counts by
     row [m].
     """
-    # The rows lie one after the other, and what only fills up lies behind them. Not index_add_:
-    # on a GPU its order of summation differs from run to run. Checks would wait for the device.
+    # by_position holds the rows' scored positions one row after the other, padded ones last, so
+    # that counts [m] are the lengths of segments. index_add_ would sum in another order from run to
+    # run on a GPU. unsafe: the checks of lengths would wait for the device.
     sums = torch.segment_reduce(loss.by_position.double(), "sum", lengths=batch.counts, unsafe=True)
     report = {"g": batch.packed.g, "loss_sums": sums, "counts": batch.counts}
     return loss.total, batch.total, report

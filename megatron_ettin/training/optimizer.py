@@ -46,14 +46,14 @@ class Optimizer(MegatronOptimizer):  # type: ignore[misc]
 
 
 class ShardedAdam(Optimizer, DistributedOptimizer):  # type: ignore[misc]
-    """AdamW or StableAdamW whose fp32 weights and moments are divided over data-parallel ranks.
+    """AdamW or StableAdamW with fp32 weights and moments sharded over the data-parallel ranks.
 
-    Megatron-Core keeps `step` per parameter for torch's Adam and in the parameter groups for
-    Transformer Engine's; ours keeps it in the groups, so the second kind of handling applies.
+    Megatron-Core keeps `step` per parameter for torch's Adam, and in the parameter groups for
+    Transformer Engine's. Ours keeps it in the groups, so it is handled as Transformer Engine's.
     """
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Describe the state for a checkpoint; moments exist from here on."""
+        """Describe the state for a checkpoint; create moments that do not exist yet."""
         self.optimizer.initialize_state()
         with cpu.optimizer_mode():
             return super().sharded_state_dict(*args, **kwargs)
@@ -68,7 +68,10 @@ class ShardedAdam(Optimizer, DistributedOptimizer):  # type: ignore[misc]
 
 
 class _ReplicatedAdam(Optimizer):
-    """AdamW or StableAdamW of which every data-parallel rank holds all; checkpoints as sharded."""
+    """AdamW or StableAdamW with all its state on every data-parallel rank.
+
+    Its checkpoints are those of ShardedAdam.
+    """
 
     model_parameters: list[torch.nn.Parameter]
     """The parameters of the stage, in module order."""
@@ -79,7 +82,7 @@ class _ReplicatedAdam(Optimizer):
         is_loading: bool = False,
         metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Describe the state as ShardedAdam does, so that each can resume from the other's."""
+        """Describe the state as ShardedAdam does: either resumes from the other's checkpoints."""
         self.optimizer.initialize_state()
         sharded = get_param_id_to_sharded_param_map(model_sharded_state_dict, self.model_parameters)
         return {
@@ -111,11 +114,11 @@ class _ReplicatedAdam(Optimizer):
 
 
 class ReplicatedFp32Adam(_ReplicatedAdam, FP32Optimizer):  # type: ignore[misc]
-    """The model's own weights are the fp32 weights."""
+    """Replicated optimizer of fp32 models: it updates the model's own weights."""
 
 
 class ReplicatedBf16Adam(_ReplicatedAdam, Float16OptimizerWithFloat16Params):  # type: ignore[misc]
-    """The model's bf16 weights are roundings of fp32 weights."""
+    """Replicated optimizer of bf16 models: their weights are roundings of its fp32 weights."""
 
 
 class Muon(Optimizer, ChainedOptimizer):  # type: ignore[misc]
@@ -136,7 +139,7 @@ def build_optimizer(
 ) -> Optimizer:
     """Return the optimizer of this rank's stage. Norms and biases are not decayed.
 
-    It divides its state over ranks if the gradients of `ddp` are.
+    Its state is sharded over data-parallel ranks if the gradients of `ddp` are.
     """
     settings = MegatronOptimizerConfig(
         optimizer="muon" if config.name == "muon" else "adam",
@@ -148,7 +151,8 @@ def build_optimizer(
         clip_grad=config.clip_grad,
         bf16=hardware.parameter_precision == "bf16",
         use_distributed_optimizer=ddp.ddp_config.use_distributed_optimizer,
-        # Not "blockwise", the default: it would orthogonalise each tensor-parallel part alone.
+        # "blockwise", the default, would orthogonalise each tensor-parallel part alone, so that the
+        # update would depend on the layout.
         muon_tp_mode="duplicated",
     )
     if config.name == "muon":
@@ -206,7 +210,8 @@ def _main(parameter: torch.nn.Parameter) -> torch.Tensor:
 def _sharded(
     adam: AdamW, settings: MegatronOptimizerConfig, ddp: DistributedDataParallel
 ) -> ShardedAdam:
-    # Our Adam keeps `step` where Transformer Engine's does: in the parameter groups.
+    # Megatron-Core reads these two to decide where `step` lives: for Transformer Engine's optimizer
+    # in the parameter groups, where ours keeps it too.
     distrib_optimizer.HAVE_APEX_OR_TE = True
     distrib_optimizer.USING_TE_OPTIMIZER = True
     optimizer = ShardedAdam(
@@ -238,14 +243,14 @@ def _replicated(
 
 
 def _statistics(optimizer: Optimizer, stage: EttinModel) -> TensorStatistics:
-    """Return slots by module order, which all ranks of the stage share."""
+    """Return the table of logical tensors, in module order: all ranks of the stage agree on it."""
     entries = weight_map.entries(stage.model_config.num_layers)
     shares_state = isinstance(optimizer, ShardedAdam)
-    slot: dict[int, int] = {}
+    tensor_index: dict[int, int] = {}
     counted: dict[int, bool] = {}
     sizes = []
     for index, (name, parameter) in enumerate(logical_parameters(stage)):
-        # Without the vocabulary's padding, whose gradients are zero.
+        # Sizes leave out the vocabulary's padding: its gradients are zero and would lower the mean.
         sizes.append(math.prod(weight_map.huggingface_shape(entries[name], stage.model_config)))
         if not shares_state:
             shard = _main(parameter)
@@ -254,23 +259,26 @@ def _statistics(optimizer: Optimizer, stage: EttinModel) -> TensorStatistics:
             shard = optimizer.optimizer.param_groups[group]["params"][order]
         else:
             continue  # another data-parallel rank owns all of it
-        slot[id(shard)] = index
+        tensor_index[id(shard)] = index
         is_divided = getattr(parameter, "tensor_model_parallel", False)
         counted[id(shard)] = is_divided or distributed.tensor_parallel_rank() == 0
-    # Where every data-parallel rank has all elements, a sum over them would count each repeatedly.
+    # A replicated optimizer has all elements on every data-parallel rank; a sum over these ranks
+    # would count each element once a rank.
     groups = {True: distributed.stage_group, False: distributed.tensor_parallel_group}
     numel = torch.tensor(sizes, dtype=torch.float64, device=distributed.device())
-    return TensorStatistics(slot=slot, counted=counted, numel=numel, group=groups[shares_state]())
+    return TensorStatistics(
+        tensor_index=tensor_index, counted=counted, numel=numel, group=groups[shares_state]()
+    )
 
 
 def learning_rate(
     optimizer: OptimizerConfig, phase: PhaseConfig, *, run_tokens: int, phase_tokens: int
 ) -> float:
-    """Return the rate of the step that starts after `phase_tokens` of the phase.
+    """Return the learning rate of the step that starts after `phase_tokens` tokens of the phase.
 
-    `run_tokens` counts from the first token this optimizer saw and drives the warm-up. Within a
-    phase the rate stays at lr_start and goes to lr_end over the last lr_decay_tokens. With
-    "one_minus_sqrt" that is end + (start - end) * (1 - sqrt(progress)), as in ModernBERT's
+    `run_tokens`, counted from the first token that this optimizer saw, drives the warm-up. Within a
+    phase the rate stays at lr_start, then goes to lr_end over the last lr_decay_tokens. The curve
+    "one_minus_sqrt" is end + (start - end) * (1 - sqrt(progress)), as in ModernBERT's
     `src/scheduler.py`; the paper calls it an inverse square root.
     """
     share = phase.lr_start + (phase.lr_end - phase.lr_start) * _progress(phase, phase_tokens)
@@ -280,7 +288,7 @@ def learning_rate(
 
 
 def _progress(phase: PhaseConfig, phase_tokens: int) -> float:
-    """Return how much of the way from lr_start to lr_end is behind, 0 to 1."""
+    """Return the share of the way from lr_start to lr_end that is done, 0 to 1."""
     length = phase.lr_decay_tokens or phase.train_tokens
     done = phase_tokens - (phase.train_tokens - length)
     linear = min(max(done / length, 0.0), 1.0)

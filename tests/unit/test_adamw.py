@@ -54,7 +54,7 @@ def test_fifty_steps_equal_the_reference() -> None:
     optimizer = StableAdamW(groups, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY)
     held = [*shards, params[1], params[2]]
     optimizer.statistics = TensorStatistics(
-        slot={id(p): slot for p, slot in zip(held, (0, 0, 1, 2), strict=True)},
+        tensor_index={id(p): index for p, index in zip(held, (0, 0, 1, 2), strict=True)},
         counted={id(p): True for p in held},
         numel=torch.tensor([35.0, 300_000.0, 6.0], dtype=torch.float64),
         group=distributed.world_group(),
@@ -114,7 +114,7 @@ def test_replicas_that_are_not_counted_do_not_change_the_statistic() -> None:
         [{"params": [p], "wd_mult": 0.0}], lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0
     )
     optimizer.statistics = TensorStatistics(
-        slot={id(p): 0},
+        tensor_index={id(p): 0},
         counted={id(p): False},
         numel=torch.tensor([4.0], dtype=torch.float64),
         group=distributed.world_group(),
@@ -134,7 +134,7 @@ def test_which_tensors_are_damped_follows_the_gradients_there_are() -> None:
         [{"params": held, "wd_mult": 1.0}], lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY
     )
     optimizer.statistics = TensorStatistics(
-        slot={id(p): slot for slot, p in enumerate(held)},
+        tensor_index={id(p): index for index, p in enumerate(held)},
         counted={id(p): True for p in held},
         numel=torch.tensor([5.0, 7.0, 3.0], dtype=torch.float64),
         group=distributed.world_group(),
