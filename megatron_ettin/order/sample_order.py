@@ -14,7 +14,7 @@ from megatron_ettin import native
 from megatron_ettin.config import DataConfig, PhaseConfig
 from megatron_ettin.order.blend import blend_quotas
 from megatron_ettin.order.order import OrderPhase
-from megatron_ettin.order.pieces import Pieces, concatenate
+from megatron_ettin.order.pieces import Pieces, in_row_order, pieces_of_source
 from megatron_ettin.order.pools import Pool, Pools
 from megatron_ettin.order.spec import FORMAT, OrderSpec, PhaseSpec, PoolSpec
 from megatron_ettin.rows import Rows, Specials, TokenIds
@@ -159,8 +159,9 @@ class SampleOrder:
 
     def pieces(self, begin: int, end: int) -> Pieces:
         """Return which tokens of which documents make up the rows [begin, end)."""
-        parts = [self._pieces(index, g) for index, g in self._by_phase(begin, end)]
-        return concatenate(parts)
+        return in_row_order(
+            [part for index, g in self._by_phase(begin, end) for part in self._pieces(index, g)]
+        )
 
     def tokens(self, begin: int, end: int) -> list[NDArray[np.int64]]:
         """Return the unmasked tokens of each of the rows [begin, end), padding left out."""
@@ -239,36 +240,25 @@ class SampleOrder:
             if first < last:
                 yield phase_index, np.arange(first, last, dtype=np.int64)
 
-    def _pieces(self, phase_index: int, g: NDArray[np.int64]) -> Pieces:
-        pools = self._phase_pools[phase_index]
+    def _pieces(self, phase_index: int, g: NDArray[np.int64]) -> Iterator[Pieces]:
+        """Yield the pieces of the rows `g` [m] of one phase, source by source."""
         names = self.source_names
         source_index, epochs, rows = self._locate(phase_index, g)
-        parts = []
-        for index, pool in enumerate(pools):
+        for index, pool in enumerate(self._phase_pools[phase_index]):
             here = np.flatnonzero(source_index == index)
             planned = self._pools.plans[pool].pieces(rows[here])
-            counts = np.diff(planned.splits)
-            occupied = (planned.length + planned.cls + planned.sep).astype(np.int32)
-            before = np.cumsum(occupied, dtype=np.int64) - occupied
-            begins = np.repeat(before[planned.splits[:-1][counts > 0]], counts[counts > 0])
-            of_row = np.repeat(here, counts)
-            parts.append(
-                Pieces(
-                    g=g[of_row],
-                    source=np.full(len(of_row), names.index(pool.source), dtype=np.int32),
-                    epoch=epochs[of_row],
-                    row=rows[of_row],
-                    position=(before - begins).astype(np.int32),
-                    document=planned.document,
-                    offset=planned.offset,
-                    length=planned.length,
-                    slots=occupied,
-                    ends_document=planned.ends_document,
-                )
+            of_row = np.repeat(here, np.diff(planned.splits))
+            yield pieces_of_source(
+                g=g[of_row],
+                source=names.index(pool.source),
+                epoch=epochs[of_row],
+                row=rows[of_row],
+                document=planned.document,
+                offset=planned.offset,
+                length=planned.length,
+                slots=planned.length + planned.cls + planned.sep,
+                ends_document=planned.ends_document,
             )
-        together = concatenate(parts)
-        by_row = np.argsort(together.g, kind="stable")
-        return Pieces._make(column[by_row] for column in together)
 
     def _locate(
         self, phase_index: int, g: NDArray[np.int64]

@@ -295,7 +295,7 @@ def _describe_rows(
     pieces = run.order.pieces(begin, end)
     names = run.order.source_names
     # Pieces are sorted by g: those of row g are numbers boundaries[g - begin] to the next one.
-    boundaries = np.searchsorted(pieces.g, np.arange(begin, end + 1)).tolist()
+    boundaries = pieces.row_splits(begin, end).tolist()
     used = [row for row in rows if row.g >= 0]
     pieces_of = [range(*boundaries[row.g - begin : row.g - begin + 2]) for row in used]
     documents = {

@@ -232,7 +232,7 @@ class _ExportWriter:
         tokens = self.order.tokens(begin, end)
         g = np.arange(begin, end, dtype=np.int64)
         # Pieces are sorted by g: row g has pieces splits[g - begin] to splits[g - begin + 1].
-        splits = np.searchsorted(pieces.g, np.append(g, end)).astype(np.int32)
+        splits = pieces.row_splits(begin, end).astype(np.int32)
         sources = pieces.source[splits[:-1]]
         step = self.run.steps_of_rows(g)
         columns = {

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from megatron_ettin.order.digest import format_digest
+from megatron_ettin.order.pieces import row_starts
 from megatron_ettin.queries.documents import Sidecars
 from megatron_ettin.queries.recorded_run import RecordedRun
 
@@ -84,7 +85,7 @@ class RunTables:
         """Yield one entry per row, ascending; `row` is the number of the row in its pool."""
         for begin, end in self._stretches(CHUNK_ROWS):
             pieces = self.run.order.pieces(begin, end)
-            first = np.flatnonzero(np.diff(pieces.g, prepend=begin - 1))
+            first = row_starts(pieces.g)
             step, row_in_step = self._steps_and_places(pieces.g[first])
             columns = {
                 "g": pieces.g[first],

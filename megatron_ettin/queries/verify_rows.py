@@ -15,6 +15,7 @@ from megatron_ettin import native
 from megatron_ettin.order import Order
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.order.pieces import row_starts
 from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.masking_record import Masking, MaskingRecord
 from megatron_ettin.queries.record import StepRecord, digest_hex, step_record
@@ -123,12 +124,11 @@ class _Plans:
         phase = order.spec.phase_index(record.g_begin)
         pieces = order.pieces(record.g_begin, record.g_end)
         stored = {pool.source: plan for pool, plan in order.plans(phase)}
-        g, starts = np.unique(pieces.g, return_index=True)
-        for row_g, start in zip(g.tolist(), starts.tolist(), strict=True):
+        for start in row_starts(pieces.g).tolist():
             source = order.source_names[int(pieces.source[start])]
             row = pieces.row[start : start + 1]
             if _pieces(stored[source], row) != _pieces(self._built(phase, source), row):
-                return int(row_g)
+                return int(pieces.g[start])
         return None
 
     def _build(self, phase: int, source: str) -> native.RowPlan:

@@ -25,7 +25,7 @@ from megatron_ettin.order.mcore.cache import open_cache
 from megatron_ettin.order.mcore.dataset import McoreDataset
 from megatron_ettin.order.mcore.run import FORMAT, McoreRun
 from megatron_ettin.order.order import NotRecordedError, OrderPhase
-from megatron_ettin.order.pieces import Pieces, concatenate
+from megatron_ettin.order.pieces import Pieces, in_row_order, pieces_of_source
 from megatron_ettin.order.spec import OrderSpec, PoolSpec
 from megatron_ettin.rows import Rows, TokenIds
 
@@ -139,26 +139,20 @@ class McoreOrder:
         for source, dataset in enumerate(self._datasets.values()):
             here = np.flatnonzero(drawn_from == source)
             read = dataset.stretches(drawn[here])
-            before = np.cumsum(read.length) - read.length
-            is_first = np.diff(read.of, prepend=-1) > 0
-            row_begins = before[np.flatnonzero(is_first)[np.cumsum(is_first) - 1]]
             parts.append(
-                Pieces(
+                pieces_of_source(
                     g=begin + here[read.of],
-                    source=np.full(len(read.of), source, dtype=np.int32),
+                    source=source,
                     epoch=read.epoch,
                     row=read.sample,
-                    position=(before - row_begins).astype(np.int32),
                     document=read.document,
                     offset=read.offset,
-                    length=read.length.astype(np.int32),
-                    slots=read.length.astype(np.int32),
+                    length=read.length,
+                    slots=read.length,
                     ends_document=read.ends_document,
                 )
             )
-        together = concatenate(parts)
-        by_row = np.argsort(together.g, kind="stable")
-        return Pieces._make(column[by_row] for column in together)
+        return in_row_order(parts)
 
     def tokens(self, begin: int, end: int) -> list[NDArray[np.int64]]:
         """Return the tokens of each of the rows [begin, end), as stored in the corpora."""
@@ -172,10 +166,10 @@ class McoreOrder:
                 strict=True,
             )
         ]
-        cuts = np.searchsorted(pieces.g, np.arange(begin, end + 1))
+        splits = pieces.row_splits(begin, end)
         return [
             np.concatenate([np.empty(0, dtype=np.int64), *read[first:last]])
-            for first, last in itertools.pairwise(cuts.tolist())
+            for first, last in itertools.pairwise(splits.tolist())
         ]
 
     def row_tokens(self, begin: int, end: int) -> NDArray[np.int64]:
