@@ -1,9 +1,9 @@
 """Save, resume (same run, all state) and initialise (new run, weights only).
 
-A checkpoint is a folder: Megatron-Core's layout-free `torch_dist` shards, plus `model.json` (what
-the weights are), `config.yaml` (the run) and `state.json` (where it stood, and the SHA-256 of every
-other file), written under a temporary name and renamed when complete. There is no random state in
-it: all randomness is a function of (seed, g).
+A checkpoint is a folder: Megatron-Core's layout-free `torch_dist` shards, plus `model.json` (the
+architecture), `config.yaml` (the run) and `state.json` (the run's state, and the SHA-256 of every
+other file). It is written under a temporary name and renamed when complete. It holds no random
+state: all randomness is a function of (seed, g).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ PACKAGES = (
     "numpy",
     "tokenizers",
 )
-#: Fields of ModelConfig that shape or rename tensors: two models that differ in one are not alike.
+#: Fields of ModelConfig that decide the names and shapes of tensors. Weights of a model that
+#: differs in one of them cannot be loaded.
 ARCHITECTURE = (
     "num_layers",
     "hidden_size",
@@ -56,14 +57,14 @@ ARCHITECTURE = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Where a run stands: everything but weights and optimizer state."""
+    """State of a run between two steps, but for weights and optimizer state."""
 
     g: int = 0
-    """Rows consumed: the next step starts at row g."""
+    """Row at which the next step starts; rows before it are consumed or skipped."""
     step: int = 0
     """Optimizer steps taken."""
     consumed_tokens: int = 0
-    """Tokens consumed, special tokens counted, padding not."""
+    """Tokens consumed, with special tokens and without padding."""
     phase: str = ""
     """Name of the phase of the last step."""
     phase_tokens: int = 0
@@ -77,38 +78,38 @@ class RunState:
     phase_ends: tuple[int, ...] = ()
     """First row after each phase."""
     ledger_seq: int = 0
-    """The ledger's record of this checkpoint."""
+    """Number of this checkpoint's record in the ledger."""
     ledger_chain: str = ""
     """Chain hash up to that record, hexadecimal; empty before the first step."""
     tokenizer_sha256: str = ""
     initialized_from: dict[str, str | None] | None = None
-    """`checkpoint`, the folder (as given) that the run's first weights came from, and its
-    `files_sha256`; None where they were drawn."""
+    """Origin of the run's first weights: `checkpoint`, the folder as it was given, and its
+    `files_sha256`. None if the weights were drawn."""
 
     @property
     def ledger_head(self) -> Head | None:
-        """Where the ledger stood; None where no step has been taken."""
+        """Head of the ledger at this checkpoint; None before the first step."""
         return Head(self.ledger_seq, self.ledger_chain) if self.ledger_chain else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """What the weights of a checkpoint are, whether a run or a conversion made them."""
+    """Description of a checkpoint's weights, for those of a run and of a conversion alike."""
 
     model: ModelConfig
     """The architecture."""
     attention: Literal["bidirectional", "causal"]
-    """How positions see each other."""
+    """Direction of the attention."""
     rotary_base_global: float
     """RoPE base of the global layers, in the phase last trained."""
     rotary_base_local: float
     """RoPE base of the local layers, in the phase last trained."""
     max_seq_length: int
-    """Longest rows the model is made for."""
+    """Length of the longest rows that the model is made for."""
     tokenizer: str | None
     """Tokenizer folder, as an absolute path; None if the model came without one."""
     prediction_shift: int = 0
-    """How many positions before a [MASK] its prediction is read (`Objective.prediction_shift`)."""
+    """Distance from a [MASK] back to the position that predicts it, as in `Objective`."""
     special_ids: dict[str, int | list[int]] = field(default_factory=dict)
     """Token ids by field of config.json (`eos_token_id`) that an imported model came with."""
 
@@ -118,7 +119,7 @@ class SavedModel:
         phases = {phase.name: phase for phase in config.phases}
         phase = phases[state.phase] if state.phase else config.phases[0]
         return cls(
-            # Which backend trained them is no property of the weights.
+            # Weights do not depend on the backend that trained them.
             model=dataclasses.replace(config.model, backend="auto"),
             attention=config.objective.attention,
             rotary_base_global=phase.rotary_bases.base_global,
@@ -214,7 +215,8 @@ def _write(
             digests[name] = FileDigest.of_content(text.encode())
     every = {name: file for part in distributed.all_gather(digests) for name, file in part.items()}
     if distributed.is_main_rank():
-        # Which small files Megatron-Core writes beside the shards differs between its versions.
+        # Versions of Megatron-Core write different small files beside the shards: list what is
+        # there, and hash what this module has not hashed while writing.
         others = [path for path in unfinished.iterdir() if path.name not in every]
         every |= {path.name: FileDigest.of_file(path) for path in others}
     return FileList(distributed.from_main_rank(every))

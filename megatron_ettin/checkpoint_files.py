@@ -1,4 +1,4 @@
-"""Checks of a checkpoint's files: are they those that were saved?"""
+"""Checks that a checkpoint's files are those that were saved."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from megatron_ettin.shards import in_one_line
 
 #: What the weights of a checkpoint are.
 MODEL_FILE = "model.json"
-#: What to do about a damaged checkpoint.
+#: Remedy for a damaged checkpoint.
 REMEDY = "copy the checkpoint again, or use another one"
-#: How a checkpoint is loaded whose files are not those that its state lists.
+#: Remedy for a checkpoint whose files differ from the list in its state, if it is loaded anyway.
 SKIP_CHECK = "give --checkpoint.check_files false (tools/convert.py: --no-check-files)"
 
 
@@ -34,6 +34,8 @@ def check_files(folder: Path) -> FileList:
     """
     listed = read_files(folder)
     place, size = distributed.local_rank()
+    # The files in order of size are dealt out to the ranks of a machine, so that each hashes about
+    # as many bytes.
     by_size = sorted(listed.files, key=lambda name: -listed.files[name].num_bytes)
     faults = differences(folder, listed, by_size[place::size])
     if place == 0:
@@ -66,7 +68,7 @@ def read_files(folder: Path) -> FileList:
 
 
 def check_sizes(folder: Path) -> None:
-    """Raise CheckpointError if a file is missing or cut; costs nothing, so it is always done.
+    """Raise CheckpointError if a file is missing or cut; always done, as it only looks at sizes.
 
     What people may have edited, and then load without `check_files`, is left out.
     """
@@ -95,7 +97,7 @@ def check_sizes(folder: Path) -> None:
 
 
 def not_as_saved(folder: Path) -> str:
-    """Name the files that a load which failed has stumbled over, if the state has their digests."""
+    """Return the damaged files after a load has failed, if the state has their digests."""
     try:
         listed = read_files(folder)
     except CheckpointError:

@@ -1,4 +1,4 @@
-"""What Megatron-Core needs to run without CUDA: one table of names, and one scoped torch mode.
+"""Adapter of Megatron-Core to machines without CUDA: a table of names, and a scoped torch mode.
 
 Megatron-Core names "cuda" in places that have nothing to do with a GPU: the device of a scalar, a
 random-state getter, a type check. `adapt_megatron` redirects those names, once, when there is no
@@ -52,10 +52,11 @@ class CpuRngStatesTracker(megatron_random.CudaRNGStatesTracker):  # type: ignore
 
 
 class CudaNamesOnCpu(TorchFunctionMode):
-    """Scoped redirection for Megatron-Core's optimizers: device="cuda", Tensor.cuda, Tensor.type.
+    """Scoped redirection of device="cuda", Tensor.cuda and Tensor.type, for the optimizers.
 
-    They test `param.type()` against "torch.cuda.FloatTensor" and the like, which no table of names
-    can redirect. Only the optimizer runs under this mode: it costs a Python call per torch call.
+    Megatron-Core's optimizers compare `param.type()` with "torch.cuda.FloatTensor" and the like,
+    and no table of names can redirect that. Only they run under this mode, because it costs a
+    Python call for every call of torch.
     """
 
     def __torch_function__(
@@ -82,7 +83,10 @@ def optimizer_mode() -> AbstractContextManager[object]:
 
 
 def without_modes() -> AbstractContextManager[None]:
-    """Return the block in which torch is called directly: for many calls that name no device."""
+    """Return the block in which torch is called directly, for code that names no device.
+
+    StableAdamW's update makes many small calls, and each would pay for the mode.
+    """
     return torch._C.DisableTorchFunction()
 
 
@@ -114,7 +118,7 @@ def adapt_megatron() -> None:
 
 
 class _NoStream:
-    """A CUDA stream of a machine without one: nothing runs behind the caller's back."""
+    """Stand-in for a CUDA stream on a machine without CUDA, where every call is synchronous."""
 
     def __enter__(self) -> _NoStream:
         return self

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 #: Long enough for a checkpoint of a large model, short enough that a dead rank is noticed.
 TIMEOUT = timedelta(minutes=30)
-#: Products whose code a CPU keeps: more than a step repeats. With 64 steps got slower.
+#: Matmuls whose code a CPU keeps: more than a step repeats. With 64 of them steps got slower.
 KERNELS_KEPT = "128"
 
 
@@ -70,8 +70,8 @@ def process_groups(hardware: HardwareConfig) -> Iterator[None]:
                 pipeline_model_parallel_size=hardware.pipeline_parallel_size,
                 context_parallel_size=hardware.context_parallel_size,
             )
-            # Megatron-Core forks this generator for TP-dependent randomness. Nothing of ours draws
-            # from it (all randomness is counters), but its modules insist that it exists.
+            # Megatron-Core forks this generator for randomness that differs between tensor-parallel
+            # ranks. Our code draws from counters only, but its modules need the generator to exist.
             tensor_parallel.model_parallel_cuda_manual_seed(1)
             yield
         finally:
@@ -83,16 +83,17 @@ def process_groups(hardware: HardwareConfig) -> Iterator[None]:
 def _algorithms(*, is_deterministic: bool) -> Iterator[None]:
     """Inside the block, take only algorithms that give the same bits each time, if asked to.
 
-    cuBLAS, NCCL and Transformer Engine read their variables when they are first used.
+    cuBLAS, NCCL and Transformer Engine read these variables at their first use, so the block must
+    begin before that.
     """
     if not is_deterministic:
         yield
         return
     os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # The one algorithm that all collectives have, so that NCCL's tuning cannot change a sum.
+    # All collectives have the ring, so NCCL's tuning cannot choose another order of summation.
     os.environ.setdefault("NCCL_ALGO", "Ring")
-    # Torch would also fill every new tensor with NaN, a pass over memory that finds only bugs.
+    # Torch would also fill every new tensor with NaN: a pass over memory that only debugging needs.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
     try:
@@ -103,20 +104,21 @@ def _algorithms(*, is_deterministic: bool) -> Iterator[None]:
 
 
 def _bound_kernel_caches() -> None:
-    """Let a CPU keep the code of few 16-bit products, unless the environment has a number.
+    """Bound the number of 16-bit matmuls whose code a CPU keeps, unless the environment does.
 
-    oneDNN and torch's layer over it keep 1,024 products each, one per shape; documents have new
-    lengths in each step, so that memory would grow for sixty steps, to twice of what a run needs.
-    Their variables are read at the first product.
+    oneDNN and torch's layer over it keep the code of 1,024 matmuls each, one per shape. Documents
+    have new lengths in each step, so memory would grow for sixty steps, to twice what a run needs.
+    The variables are read at the first matmul.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, KERNELS_KEPT)
 
 
 def _stream(hardware: HardwareConfig) -> AbstractContextManager[object]:
-    """Return the block in which a rank's GPU works on a stream that graphs can be captured from.
+    """Return the block in which a rank's GPU works on a stream that graphs can capture.
 
-    The default stream cannot be, and gradients are added up on the one that weights were made on.
+    The default stream cannot be captured. The whole run uses the other stream, because autograd
+    accumulates gradients on the stream that created the weights.
     """
     if not hardware.cuda_graphs:
         return nullcontext()
@@ -143,7 +145,7 @@ def world_size() -> int:
 
 
 def local_rank() -> tuple[int, int]:
-    """Return (rank, size) among this machine's ranks, (0, 1) where torchrun did not count them."""
+    """Return (rank, size) among this machine's ranks; (0, 1) without torchrun."""
     if "LOCAL_WORLD_SIZE" not in os.environ:
         return 0, 1
     return int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -228,12 +230,12 @@ def context_parallel() -> tuple[int, int]:
 
 
 def counts_losses() -> bool:
-    """Tell whether this rank's losses count: each scored slot has one rank where they do."""
+    """Tell whether this rank's losses count: for each scored slot exactly one rank's do."""
     return is_last_stage() and tensor_parallel_rank() == 0
 
 
 def counts_rows() -> bool:
-    """Tell whether this rank counts in sums over rows: one rank of each model replica does."""
+    """Tell whether this rank counts in sums over rows: exactly one rank of a replica does."""
     return counts_losses() and context_parallel()[0] == 0
 
 
@@ -245,14 +247,14 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def from_main_rank(value: T) -> T:
-    """Return the value that rank 0 was given, on all ranks; it is pickled."""
+    """Return rank 0's value on all ranks; it is pickled."""
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
 
 
 def all_gather(value: T) -> list[T]:
-    """Return the values of all ranks, by rank; they are pickled. Without ranks, the one value."""
+    """Return the values of all ranks, by rank; they are pickled. Without groups, return [value]."""
     if not torch.distributed.is_initialized():
         return [value]
     values: list[T] = [value] * world_size()

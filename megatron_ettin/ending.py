@@ -1,4 +1,4 @@
-"""The end of a run's process: with its launcher, and with one message for all that fail alike."""
+"""End of a run's process: together with its launcher, and with one message for equal failures."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import sys
 from datetime import timedelta
 from typing import NoReturn
 
-#: Option of prctl (<linux/prctl.h>): a signal that the kernel sends when the parent's thread ends.
+#: Option of prctl (<linux/prctl.h>): the signal that the kernel sends when the parent thread ends.
 PR_SET_PDEATHSIG = 1
-#: How long torchrun's store is waited for before a message is printed without asking it.
+#: Longest wait for torchrun's store; after it the message is printed without asking.
 STORE_TIMEOUT = timedelta(seconds=5)
 
 
 def end_with_launcher() -> None:
-    """Have the kernel kill this process when torchrun ends, however that happens.
+    """Let the kernel kill this process when torchrun ends, however that happens.
 
-    Without torchrun nothing is done: a run that was started in a shell may outlive it (`nohup`).
-    torchrun starts its ranks from its main thread, whose end is the process's.
+    Without torchrun it does nothing: a run that was started in a shell may outlive it (`nohup`).
+    The kernel watches the thread that started this process; torchrun's is its main thread.
 
     Raises:
         OSError: the kernel refuses.
@@ -32,15 +32,15 @@ def end_with_launcher() -> None:
     system = ctypes.CDLL(None, use_errno=True)
     if system.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != launcher:  # it ended before the kernel was asked
+    if os.getppid() != launcher:  # it ended before prctl, and the kernel will send nothing
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fail(text: str) -> NoReturn:
-    """Print `text` once per machine, whichever of its ranks comes first, and exit with code 1.
+    """Print `text` once per machine, from the first rank that fails with it; exit with code 1.
 
-    torchrun ends the other ranks as soon as this one is gone. The interpreter's shutdown is left
-    out: it would wait for collectives that the others never join.
+    torchrun ends the other ranks as soon as this one is gone. The exit skips the interpreter's
+    shutdown, which would wait for collectives that the other ranks never join.
     """
     if _is_first_to_say(text):
         print(text, file=sys.stderr, flush=True)
@@ -48,11 +48,12 @@ def fail(text: str) -> NoReturn:
 
 
 def _is_first_to_say(text: str) -> bool:
-    """Ask the store that torchrun keeps for its ranks; without an answer, True."""
+    """Ask torchrun's store if this rank is the machine's first with `text`; True on no answer."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+    # After a restart by torchrun the same message is printed again.
     said = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')} {socket.gethostname()} {text}"
     try:
         store = TCPStore(

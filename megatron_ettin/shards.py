@@ -41,9 +41,9 @@ from torch.futures import Future
 from megatron_ettin import distributed
 from megatron_ettin.file_digests import FileDigest
 
-#: What is said where no file can be named.
+#: Part of a message that cannot name the damaged file.
 DAMAGED = "incomplete or damaged (.metadata, or a shard __*.distcp)"
-#: How torch goes on after it has said what is wrong: with advice to trust the file, and guesses.
+#: Beginnings of the advice and guesses that torch adds to an error, which messages leave out.
 ADVICE = ("In PyTorch 2.6", "This is an internal miniz error")
 #: Pieces of at least this size are hashed while they are written; a tensor is one piece.
 PARALLEL_BYTES = 1 << 20
@@ -134,8 +134,8 @@ class _ThreadSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
         )
         save(
             mcore_to_pyt_state_dict(by_key, False),
-            storage_writer=_Writer(checkpoint_dir, self.files),
-            # Names are flat already; looking for nested ones would take a copy of them all.
+            storage_writer=_HashingWriter(checkpoint_dir, self.files),
+            # Names are flat already, and a search for nested ones would copy the whole state.
             planner=MCoreSavePlanner(
                 dedup_replicated_tensors=False,
                 flatten_state_dict=False,
@@ -144,8 +144,8 @@ class _ThreadSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
         )
 
 
-class _Writer(FileSystemWriter):
-    """Torch's writer: one file a rank that has something to write."""
+class _HashingWriter(FileSystemWriter):
+    """Torch's writer: one file for each rank that has something to write."""
 
     def __init__(self, folder: Path | str, files: FileSystem) -> None:
         super().__init__(folder)
@@ -161,7 +161,7 @@ class _Writer(FileSystemWriter):
 
 
 class HashingFiles(FileSystem):
-    """Files on a disk; the digests of those that were written, by name."""
+    """Files on a disk, with the digests of those that were written, by name."""
 
     def __init__(self) -> None:
         """Begin with no file."""
@@ -169,7 +169,7 @@ class HashingFiles(FileSystem):
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
-        """Open a file to write; its digest is known when the block ends."""
+        """Open a file to write; `digests` has it when the block ends."""
         path = Path(path)
         with path.open(mode) as file, ThreadPoolExecutor(1) as thread:
             stream = _HashingStream(file, thread)
@@ -197,7 +197,7 @@ class _HashingStream(io.IOBase):
         if size < PARALLEL_BYTES:
             self._sha256.update(content)
             self._file.write(content)
-        else:  # both leave Python's lock to others
+        else:  # hashing and writing both release Python's lock, so they run at the same time
             hashed = self._thread.submit(self._sha256.update, content)
             self._file.write(content)
             hashed.result()
@@ -227,7 +227,7 @@ class _HashingStream(io.IOBase):
 
 
 def _read_small_files(folder: Path) -> None:
-    """Read the files that say what the shards hold, so that an error can name them."""
+    """Read the files that describe the shards, so that an error names the damaged one."""
     checks: dict[str, Callable[[], object]] = {
         "metadata.json": lambda: maybe_load_config(str(folder)),
         ".metadata": lambda: FileSystemReader(folder).read_metadata(),
@@ -244,13 +244,13 @@ def _read_small_files(folder: Path) -> None:
 
 
 def _cause(error: CheckpointException) -> str:
-    """Return what the first rank that failed says."""
+    """Return the message of the first rank that failed."""
     causes = [cause for cause, _ in error.failures.values()]
     return in_one_line(causes[0] if causes else error)
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return what an error says, without control characters and advice, cut to 300 characters."""
+    """Return an error's message without control characters and advice, cut to 300 characters."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(error))
     for advice in ADVICE:
         text = text.split(advice)[0]

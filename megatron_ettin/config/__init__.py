@@ -1,6 +1,6 @@
-"""Every knob of a run, in one place: typed sections, YAML by axis, command-line overrides.
+"""Every setting of a run: typed sections, YAML by axis, command-line overrides.
 
-Neither torch nor megatron is imported here, so that `--help` and a typo answer at once.
+Nothing here imports torch or megatron, so `--help` and the error for a typo come at once.
 """
 
 from megatron_ettin.config.command_line import ConfigError, load_config, parse_args, to_yaml

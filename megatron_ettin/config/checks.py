@@ -1,4 +1,4 @@
-"""Checks that several sections share."""
+"""Checks of fields that several sections share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Files and command lines combine by name: sections, entries of mappings, phases.
+"""Combination of files and command line by name: sections, entries of mappings, phases.
 
-jsonargparse alone replaces a mapping by that of the next file, lets `--phases.train_tokens` change
-only the last phase, and accepts an unknown name with an empty mapping. None of it says so.
+jsonargparse alone does three things silently: it replaces a mapping by that of the next file, lets
+`--phases.train_tokens` change only the last phase, and accepts an unknown name with an empty
+mapping.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import yaml
 from megatron_ettin.config.data import PhaseConfig
 from megatron_ettin.objectives import Objective
 
-#: Mappings to which a further file adds entries; one of the same name replaces the earlier one.
+#: Mappings to which a further file adds entries; an entry replaces an earlier one of its name.
 MERGED = ("data.sources", "data.blend", "data.pools", "model.megatron_overrides")
 PHASES = "--phases."
 
@@ -28,7 +29,7 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined, m
     """The option `--config`: checks the names in a file, and merges its mappings by name."""
 
     def __init__(self, *, sections: type, **options: Any) -> None:
-        """Take the dataclass whose fields are the sections that a file may have."""
+        """Take the dataclass with the sections of a file as its fields."""
         super().__init__(**options)
         self._sections = sections
 
@@ -39,7 +40,7 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined, m
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Merge the file `values` into `cfg`; ValueError names what no section is called."""
+        """Merge the file `values` into `cfg`; a ValueError names an unknown section."""
         check_names(values, self._sections, others=vars(cfg))
         earlier = {name: cfg.get(name) for name in MERGED}
         super().__call__(parser, cfg, values, option_string)
@@ -51,8 +52,8 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined, m
 def check_names(path: str, sections: type, *, others: Collection[str] = ()) -> None:
     """Raise ValueError if the file `path` has a name that is no field of `sections`.
 
-    `others` are names that it may have at the top besides. What is no mapping, or unreadable, is
-    left to jsonargparse, which names file and field.
+    The file may have `others` as names at the top too. A file that is unreadable or no mapping is
+    left to jsonargparse, whose error names file and field.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -65,7 +66,8 @@ def check_names(path: str, sections: type, *, others: Collection[str] = ()) -> N
 def _check(document: Any, hint: Any, *, where: str, others: Collection[str] = ()) -> None:
     """Compare the names in `document` with the fields of the dataclasses in `hint`."""
     if dataclasses.is_dataclass(hint):
-        # Which fields an objective has follows from the class that the file chooses.
+        # The fields of an objective depend on the class that the file chooses: jsonargparse checks
+        # them.
         if isinstance(document, dict) and hint is not Objective:
             _check_fields(document, hint, where=where, others=others)
     elif typing.get_origin(hint) is dict:
@@ -101,8 +103,8 @@ def _suggestion(name: str, known: Collection[str]) -> str:
 def with_phases_by_name(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Return `arguments` with each `--phases.NAME.FIELD VALUE` carried out.
 
-    They are applied after everything else, wherever they stand, and become one last `--phases`.
-    `--phases.FIELD VALUE` means the only phase there is.
+    These options apply after all others, wherever they stand: they become one last `--phases`. If
+    there is one phase only, `--phases.FIELD VALUE` means that phase.
 
     Raises:
         ValueError: no phase has the name, or no name is given where there are several phases; no
@@ -111,6 +113,7 @@ def with_phases_by_name(parser: jsonargparse.ArgumentParser, arguments: Sequence
     changes, others = _split(arguments)
     if not changes:
         return list(arguments)
+    # This first parse must neither print nor exit.
     quiet = [argument for argument in others if not argument.startswith("--print_config")]
     given = parser.parse_args(quiet).phases or []
     phases = {phase.name: phase.as_dict() for phase in given}

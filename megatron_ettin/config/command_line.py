@@ -1,4 +1,4 @@
-"""RunConfig from YAML files and a command line, and back to YAML."""
+"""RunConfig: read from YAML files and a command line, and written as YAML."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def load_config(path: Path) -> RunConfig:
         raise ConfigError(message if str(path) in message else f"{path}: {message}") from error
 
 
-@functools.cache  # built from all docstrings in 60 ms; parsing leaves it as it is
+@functools.cache  # building it from all docstrings takes 60 ms, and parsing does not change it
 def _parser() -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(
         subclasses_enabled=[Objective], docstring_parse_attribute_docstrings=True

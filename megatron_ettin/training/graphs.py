@@ -1,7 +1,7 @@
-"""CUDA graphs: the forward and backward pass of a micro-batch, started at once.
+"""CUDA graphs: the forward and backward pass of a micro-batch, launched at once.
 
-What is captured is Megatron-Core's own loop over one micro-batch, its hooks that add gradients up
-included. Gradients then meet those of other ranks outside, once a step.
+A graph holds Megatron-Core's own loop over one micro-batch, with the hooks that accumulate
+gradients. The gradients are reduced over ranks outside the graph, once a step.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from megatron_ettin.training.micro_batch import MicroBatch, Report
 logger = logging.getLogger(__name__)
 
 Capture = Callable[[Callable[[], Report]], Callable[[], Report]]
-"""Makes of a function one that does the same work again, on the same memory."""
+"""Captures a function as a CUDA graph and returns its replay, which uses the same memory."""
 
-#: Micro-batches of a shape that run as they are: kernels are compiled and chosen in them.
+#: Micro-batches of a shape that run without a graph first: they compile and choose kernels.
 WARM_UP = 2
-#: Shapes that are captured; others come up too seldom to be worth it.
+#: Most shapes that are captured. Shapes beyond this number are too rare to pay for a capture.
 MOST_GRAPHS = 32
 
 
 class CudaCapture:
-    """Captures functions from the current stream; their graphs share memory between them.
+    """Captures functions from the current stream; their graphs share one pool of memory.
 
-    So only one may run at a time, and what it returns must be copied before another does.
+    So only one graph may run at a time, and its result must be copied before another runs.
     """
 
     def __init__(self) -> None:
@@ -42,9 +42,10 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[[], Report]) -> Callable[[], Report]:
-        """Return the captured `function`; what it returns is overwritten each time."""
+        """Return the replay of `function`; each replay overwrites the result of the last."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads, which prepare micro-batches and watch collectives, go on meanwhile.
+        # thread_local: other threads, which prefetch micro-batches and watch collectives, may call
+        # CUDA during the capture.
         with torch.cuda.graph(
             graph,
             pool=self._pool,
@@ -61,13 +62,13 @@ class CudaCapture:
 
 
 class GraphedForwardBackward:
-    """Runs a step's micro-batches as `get_forward_backward_func()` does, from one graph a shape.
+    """Runs a step's micro-batches as `get_forward_backward_func()` does, with a graph per shape.
 
-    Needs the whole model on each rank, and a current stream that is not the default one.
+    It needs the whole model on each rank, and a current stream that is not the default one.
     """
 
     def __init__(self, stage: EttinModel, new_capture: Callable[[], Capture] = CudaCapture) -> None:
-        """Start without graphs; `new_capture` returns what captures those of a phase."""
+        """Start without graphs; `new_capture` makes the capture for the graphs of a phase."""
         self._stage = stage
         # This class finalises a step's gradients, not each of its micro-batches.
         stage.config.finalize_model_grads_func = None
@@ -75,10 +76,10 @@ class GraphedForwardBackward:
         self._forget()
 
     def _forget(self) -> None:
-        """Start again without graphs: they read the rotary tables that they were captured with."""
+        """Drop all graphs: each reads the rotary tables that it was captured with."""
         self._rotary = self._stage.rotary
         self._of_shapes: dict[tuple[int, ...], _ShapeGraph] = {}
-        # Memory that all graphs have left cannot be captured to again.
+        # A pool that all its graphs have left cannot be captured to again.
         self._capture = self._new_capture()
 
     def __call__(
@@ -122,7 +123,7 @@ class GraphedForwardBackward:
 
 
 class _ShapeGraph:
-    """The passes of micro-batches of the same shapes."""
+    """Passes of micro-batches of equal shapes: first without a graph, then by its replay."""
 
     def __init__(self, capture: Capture | None) -> None:
         """Start without a graph; never capture one if `capture` is None."""
@@ -131,7 +132,7 @@ class _ShapeGraph:
         self._captured: tuple[MicroBatch, Callable[[], Report]] | None = None
 
     def run(self, batch: MicroBatch, passes: Callable[[MicroBatch], Report]) -> Report:
-        """Run the passes of `batch`, whose copy has been waited for, and return its report."""
+        """Run the passes of `batch` once its copy has been waited for; return its report."""
         if self._capture is None or self._left_to_warm_up:
             self._left_to_warm_up = max(self._left_to_warm_up - 1, 0)
             return passes(batch)
@@ -141,5 +142,5 @@ class _ShapeGraph:
             logger.info("a CUDA graph for micro-batches of shapes %s", batch.shapes)
         own, again = self._captured
         own.take(batch)
-        # The next micro-batch's goes to the same memory.
+        # Cloned, because the next replay writes its report to the same memory.
         return {name: value.clone() for name, value in again().items()}

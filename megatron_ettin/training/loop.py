@@ -1,4 +1,4 @@
-"""train(): optimizer steps one after the other; reporting, validation and saving in plain sight."""
+"""Loop over optimizer steps, with reports, validation and checkpoints in plain sight."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from megatron_ettin.training.validation import Validation
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Everything a step needs."""
+    """Parts of a run that a step needs, for this rank."""
 
     config: RunConfig
     stage: EttinModel
@@ -49,13 +49,13 @@ class Training:
 
 
 def train(run: Training, state: RunState) -> RunState:
-    """Run the steps from `state` to the end of the last phase and return where the run ended."""
+    """Run the steps from `state` to the end of the last phase; return the state at the end."""
     spec = run.loader.order.spec
     with _profile(run.config) as step_done:
         for index in range(spec.phase_index(state.g), len(spec.phases)):
             phase, settings = spec.phases[index], run.config.phases[index]
             run.stage.set_rotary_bases(*settings.rotary_bases)
-            if state.phase != phase.name:
+            if state.phase != phase.name:  # a resumed run may stand inside its phase
                 state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
                 run.recorder.record_phase(state, index, phase)
             state = _train_phase(run, phase, settings, state, step_done)
@@ -69,7 +69,7 @@ def _train_phase(
     state: RunState,
     step_done: Callable[[], None],
 ) -> RunState:
-    """Run the phase's steps; its last one may be short, none crosses it."""
+    """Run the phase's steps; the last one may be short, and none spans two phases."""
     interval = Interval()
     state = _skip(run, phase, state)
     coming = phase_micro_batches(run.config, run.loader, state, phase.end_g)
@@ -84,10 +84,12 @@ def _train_phase(
             )
             state = train_step(run, step, batches, state, lr, interval)
             step_done()
+            # Skipped rows that follow count as done: a phase may end with some.
             next_g = first_row_kept(phase, run.config.data.skip_rows, state.g)
             ends = next_g == phase.end_g
             saves = ends or _crosses(run.config.checkpoint.save_every_tokens, before, state)
             logs = state.step % run.config.logging.log_every_steps == 0
+            # A checkpoint and a skip need the steps before them in the ledger, so both report.
             if logs or saves or next_g > state.g:
                 state = run.reporter.report_steps(state, interval, lr=lr)
                 interval = Interval()
@@ -112,7 +114,7 @@ def train_step(
 ) -> RunState:
     """Take one optimizer step over its micro-batches and return the new state.
 
-    On a GPU the call returns while the step is still being computed there: it reads nothing back.
+    On a GPU the call returns while the GPU still computes: the step reads nothing back.
     """
     interval.begin(step)
     run.ddp.zero_grad_buffer()
@@ -122,6 +124,7 @@ def train_step(
         data_iterator=interval.consume(batches),
         model=run.ddp,
         num_microbatches=run.loader.num_micro_batches(step.g_begin, step.g_end),
+        # Megatron-Core sees each micro-batch as one sequence of all its slots.
         seq_length=run.loader.micro_batch_slots(step.g_begin),
         micro_batch_size=1,
     )
@@ -140,7 +143,7 @@ def train_step(
 
 
 def _skip(run: Training, phase: PhaseSpec, state: RunState) -> RunState:
-    """Leave out the rows that the configuration skips here, if any; the ledger says so."""
+    """Leave out the rows that the configuration skips here, if any, and record that."""
     end = first_row_kept(phase, run.config.data.skip_rows, state.g)
     if end == state.g:
         return state
@@ -149,7 +152,10 @@ def _skip(run: Training, phase: PhaseSpec, state: RunState) -> RunState:
 
 
 def _save(run: Training, state: RunState) -> RunState:
-    """Write a checkpoint: its files, then the ledger's record of them, then its state and name."""
+    """Write a checkpoint: its files, then the ledger's record of them, then its state and name.
+
+    In this order a checkpoint never knows more than the ledger, wherever a crash comes.
+    """
     folder = RunFolder(Path(run.config.run_dir)).checkpoint(state.step)
     files = checkpoint.write(folder, run.stage, run.optimizer, config=run.config, state=state)
     state = run.recorder.record_checkpoint(state, folder.name, files.sha256)

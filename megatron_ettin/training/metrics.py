@@ -1,4 +1,4 @@
-"""What a run reports: console, progress bar, metrics.jsonl (always), Weights & Biases by flag."""
+"""Reports of a run: console, progress bar, metrics.jsonl (always), Weights & Biases by flag."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """An interval over all ranks."""
+    """Sums of an interval over all ranks."""
 
     loss: float
     """Mean loss per scored token."""
     steps: list[StepRange]
     lanes: NDArray[np.uint64]
-    """[n, 5]: digest lanes of each step."""
+    """[n, LANES] digest lanes of each of the n steps."""
     flops: float
-    """Operations of the model that all documents took, without padding and recomputation."""
+    """Operations of the model for all documents, without padding and recomputation."""
     peak_memory_bytes: int
-    """Largest memory of a rank since the run began, over the ranks."""
+    """Largest memory that any rank has needed since the run began."""
 
     @property
     def tokens(self) -> int:
@@ -58,7 +58,7 @@ class Summary:
 
 
 class Stopwatch:
-    """Seconds that the device spends inside `measure` blocks, without waiting for it until read."""
+    """Seconds that the device spends inside `measure` blocks; only reading waits for the device."""
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -81,7 +81,7 @@ class Stopwatch:
 
 
 def _moment() -> Any:
-    """Return the time now: as an event of the GPU's own queue of work if there is one."""
+    """Return the time now, or on a GPU an event that its queue of work stamps with the time."""
     if not torch.cuda.is_available():
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -90,7 +90,7 @@ def _moment() -> Any:
 
 
 class Interval:
-    """The steps since the last report."""
+    """Steps since the last report, as this rank has seen them."""
 
     def __init__(self) -> None:
         """Start an interval."""
@@ -102,19 +102,19 @@ class Interval:
         self._losses = torch.zeros(2, dtype=torch.float64, device=distributed.device())
 
     def begin(self, step: StepRange) -> None:
-        """Begin a step: what is consumed from here on belongs to it."""
+        """Begin a step: micro-batches that are consumed from here on belong to it."""
         self._steps.append(step)
         self._lanes.append(np.zeros(LANES, dtype=np.uint64))
 
     def consume(self, batches: Iterator[Prepared]) -> Iterator[MicroBatch]:
-        """Yield micro-batches, adding each to the step as it is handed to the model."""
+        """Yield micro-batches, and add each to the step when the model takes it."""
         for batch in batches:
             self._lanes[-1] += batch.lanes
             self._flops += batch.flops
             yield batch.micro_batch
 
     def add(self, reports: list[dict[str, torch.Tensor]]) -> None:
-        """Add a step's losses (none but on the last stage) without waiting for the device."""
+        """Add a step's losses, without waiting for the device; only the last stage has any."""
         for report in reports:
             self._losses[0] += report["loss_sums"].sum()
             self._losses[1] += report["counts"].sum()
@@ -158,7 +158,7 @@ def _slices(sizes: dict[str, int]) -> dict[str, slice]:
 
 
 class DivergedError(ValueError):
-    """The loss is no number any more; nothing was saved after it."""
+    """The loss is not finite; nothing was saved after it."""
 
 
 class Reporter:
@@ -168,7 +168,7 @@ class Reporter:
     """
 
     def __init__(self, config: RunConfig, state: RunState, recorder: Recorder) -> None:
-        """Open run_dir/metrics.jsonl, dropping lines after `state` (of a run that was cut off)."""
+        """Open run_dir/metrics.jsonl, and drop lines after `state`, of an interrupted run."""
         self._recorder = recorder
         self._is_main = distributed.is_main_rank()
         self._wandb: Any = None
@@ -299,9 +299,9 @@ class Reporter:
         )
 
     def report_end(self, state: RunState) -> None:
-        """Say what the run has consumed (a twin's digest is the same), and its ledger's head.
+        """Log the tokens consumed, their digest (equal for twins) and the head of the ledger.
 
-        Who keeps the head can ask `verify --head` for it at any later time.
+        `verify --head` proves later that the ledger still continues from a head that was noted.
         """
         if self._is_main:
             digest = format_digest(state.token_digest)
@@ -322,10 +322,10 @@ class Reporter:
 
 
 def mfu_field(gpu: Device | None, flops_per_second: float, ranks: int) -> dict[str, float]:
-    """Return the field of a line that says how much of the peak of `ranks` GPUs was used.
+    """Return the field `mfu` of a line: the share of the peak of `ranks` GPUs that was used.
 
-    No field if the peak is not known, or if more than all of it would have been used: that is
-    logged as an error, but a figure ends no run. `flops_per_second` are of all ranks together.
+    There is no field if the peak is unknown. A share above 1 is logged as an error and left out,
+    for a wrong figure must not end a run. `flops_per_second` is the sum over all ranks.
     """
     if gpu is None:
         return {}
@@ -338,7 +338,7 @@ def mfu_field(gpu: Device | None, flops_per_second: float, ranks: int) -> dict[s
 
 
 def _known_gpu() -> Device | None:
-    """Return this rank's GPU if its peak is known; say so if it is not. None on a CPU."""
+    """Return this rank's GPU if its peak is known, else log that it is not. None on a CPU."""
     device = distributed.device()
     if device.type == "cpu":
         return None
@@ -355,10 +355,10 @@ def lines_up_to(folder: RunFolder, step: int) -> list[str]:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest memory of this rank up to now.
+    """Return the largest memory that this rank has needed so far (tools/estimate.py predicts it).
 
-    On a GPU: what torch has allocated at once, without the CUDA context. On CPU: the resident set
-    of the process. `getrusage` would not do there: a process inherits its parent's value.
+    On a GPU: the peak of torch's allocations, without the CUDA context. On a CPU: the peak of the
+    process's resident set, from /proc, because `getrusage` starts from the parent's peak.
     """
     if distributed.device().type == "cuda":
         return int(torch.cuda.max_memory_allocated())

@@ -1,4 +1,4 @@
-"""What a step consumes, prepared by a thread ahead of it: a pure function of (config, rows)."""
+"""Input of steps, prefetched by a thread: a pure function of (configuration, rows)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from megatron_ettin.training.micro_batch import (
 #: Digest lanes of a step, [LANES] uint64: order (low, high), token (low, high), mask.
 LANES = 5
 ORDER_LANES, TOKEN_LANES, MASK_LANE = slice(0, 2), slice(2, 4), 4
-#: Items that `prefetch` has ready, or nearly so.
+#: Items that `prefetch` computes ahead; each holds a micro-batch in (pinned) host memory.
 DEPTH = 2
 
 Item = TypeVar("Item")
@@ -43,17 +43,21 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class StepRange:
-    """The rows of one step; columns of its ledger record that every rank knows."""
+    """Rows of one step: the columns of its ledger record that every rank knows."""
 
     step: int
+    """Number of the step, counted from 1."""
     phase: int
+    """Index of the phase."""
     g_begin: int
     g_end: int
+    """End of the rows [g_begin, g_end)."""
     tokens: int
+    """Tokens of these rows on all ranks, padding left out."""
 
 
 class Prepared(NamedTuple):
-    """A micro-batch of a step, and what is reported of it."""
+    """Micro-batch of a step, with the figures that are reported of it."""
 
     step: StepRange
     micro_batch: MicroBatch
@@ -69,7 +73,8 @@ def phase_micro_batches(
     """Yield this rank's micro-batches of all steps up to row `end`, where a phase ends."""
     stream, counts_rows = make_copy_stream(), distributed.counts_rows()
     for step in phase_steps(config, loader.order, state, end):
-        for batch, prepared in _prepared(loader, step.g_begin, step.g_end, stream):
+        for batch, prepared in _prepare(loader, step.g_begin, step.g_end, stream):
+            # The ranks of a model replica prepare the same rows; one of them counts the sums.
             yield Prepared(
                 step=step,
                 micro_batch=prepared,
@@ -98,11 +103,11 @@ def phase_steps(config: RunConfig, order: Order, state: RunState, end: int) -> I
 
 def micro_batches(loader: Loader, begin: int, end: int) -> Iterator[MicroBatch]:
     """Yield this rank's micro-batches of rows [begin, end), which lie in one phase."""
-    for _, prepared in _prepared(loader, begin, end, make_copy_stream()):
+    for _, prepared in _prepare(loader, begin, end, make_copy_stream()):
         yield prepared
 
 
-def _prepared(
+def _prepare(
     loader: Loader, begin: int, end: int, stream: torch.cuda.Stream | None
 ) -> Iterator[tuple[Batch, MicroBatch]]:
     spec = loader.order.spec
@@ -114,14 +119,17 @@ def _prepared(
 
 
 def digest_lanes(batch: Batch, loader: Loader, phase: int) -> NDArray[np.uint64]:
-    """Return [LANES]: the digests of a batch's rows, its tokens rebuilt from what it holds."""
+    """Return [LANES] digests of a batch's rows, with tokens rebuilt from the batch itself.
+
+    So the ledger speaks of the tokens that the model gets, not of those that the order promises.
+    """
     order = loader.order.order_digests_of(phase, batch.rows.g).sum(axis=0, dtype=np.uint64)
     tokens = token_digest(batch.rows, loader.objective.original_tokens(batch))
     return np.concatenate([order, tokens, mask_digest(batch)])
 
 
 def batch_flops(batch: Batch, config: RunConfig) -> float:
-    """Return the operations that training on a batch's documents takes, forward and backward."""
+    """Return the model's operations to train on a batch's documents, forward and backward."""
     lengths = np.diff(batch.rows.cu_seqlens)[batch.rows.segment_kind != PADDING]
     scored = int(np.count_nonzero(batch.loss_mask))
     return document_flops(config.model, config.objective.attention, lengths, scored).model
@@ -129,10 +137,10 @@ def batch_flops(batch: Batch, config: RunConfig) -> float:
 
 @contextmanager
 def prefetch(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[Item]]:
-    """Provide `items` in the block, up to `depth` of them computed before they are asked for.
+    """Compute `items` in a thread, up to `depth` of them ahead, and provide them in the block.
 
-    A thread computes them; it ends with the block, however that ends. An exception in it is raised
-    where the item that it spoilt is asked for, with the thread's own traceback.
+    The thread ends with the block, however that ends. Its exception is raised in place of the item
+    that failed, with the thread's own traceback.
     """
     work = _Prefetch(items, depth)
     thread = threading.Thread(target=work.run, name="preparation")
@@ -141,19 +149,24 @@ def prefetch(items: Iterator[Item], depth: int = DEPTH) -> Iterator[Iterator[Ite
         yield work.results()
     finally:
         work.stop()
-        # An interrupt may have come before the thread, which then ends by itself if it begins.
+        # After an interrupt inside start() the thread may not be alive yet; it then sees the stop
+        # and ends by itself.
         if thread.is_alive():
             thread.join()
 
 
 class _Ended(NamedTuple):
-    """The last result of the thread."""
+    """Last result of the thread."""
 
     error: BaseException | None
 
 
 class _Prefetch(Generic[Item]):
-    """What the thread of `prefetch` and the one that asks share."""
+    """State that the thread of `prefetch` shares with the consumer.
+
+    The semaphore counts free places: the thread takes one for each item, the consumer gives one
+    back for each item that it takes.
+    """
 
     def __init__(self, items: Iterator[Item], depth: int) -> None:
         self._items = items
@@ -162,14 +175,14 @@ class _Prefetch(Generic[Item]):
         self._stopped = False
 
     def run(self) -> None:
-        """Compute items while there is room, until they end or nobody wants them any more."""
+        """Compute items while there is room, until they end or the consumer stops."""
         error = None
         try:
             while self._has_room():
                 self._results.put(next(self._items))
         except StopIteration:
             pass
-        except BaseException as raised:  # the other thread's to handle, whatever it is
+        except BaseException as raised:  # any error is the consumer's to handle
             error = raised
         self._results.put(_Ended(error))
 
@@ -182,9 +195,9 @@ class _Prefetch(Generic[Item]):
             raise result.error
 
     def stop(self) -> None:
-        """Let `run` return after the item that it is at."""
+        """Let `run` return after its current item."""
         self._stopped = True
-        self._room.release()
+        self._room.release()  # wakes a thread that waits for room
 
     def _has_room(self) -> bool:
         self._room.acquire()

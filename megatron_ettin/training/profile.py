@@ -1,4 +1,4 @@
-"""A trace of a few steps: what ran where and when, and how long the GPU had nothing to do."""
+"""Trace of a few steps: the kernels over time, and the share of time that the GPU was idle."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.profiler import ProfilerActivity
 
 from megatron_ettin import distributed
 
-#: In the run's folder; chrome://tracing and https://ui.perfetto.dev read it.
+#: Name of the trace in the run's folder; chrome://tracing and https://ui.perfetto.dev read it.
 TRACE_FILE = "profile.json"
-#: Steps before the trace: kernels are compiled and memory is allocated in the first ones.
+#: Steps before the trace; the first ones compile kernels and allocate memory.
 WARM_UP_STEPS = 5
 TRACED_STEPS = 3
-#: Kernels (on a CPU, operations) that are printed.
+#: Number of kernels (on a CPU, operations) in the printed table.
 TOP = 20
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def trace_steps(
     folder: Path, *, warm_up: int = WARM_UP_STEPS, steps: int = TRACED_STEPS
 ) -> Iterator[Callable[[], None]]:
-    """Trace some of the steps in the block; what it provides is to be called after each step.
+    """Trace some of the steps in the block; the caller calls the provided function after each.
 
     Writes folder/TRACE_FILE after `warm_up` (at least 1) + `steps` steps, or what there is of them
     at the block's end, and logs what took longest.
@@ -71,7 +71,7 @@ def idle_share(intervals: NDArray[np.float64]) -> float:
     several streams do.
     """
     begins, ends = intervals[np.argsort(intervals[:, 0])].T
-    # Of each interval, what reaches beyond all that began before it.
+    # An interval adds the part that reaches beyond the latest end of all intervals before it.
     covered = np.maximum.accumulate(ends)
     before = np.concatenate([begins[:1], covered[:-1]])
     busy = np.maximum(ends - np.maximum(begins, before), 0.0).sum()

@@ -1,4 +1,4 @@
-"""The run's ledger, written by the main rank: every step, and what happens between steps."""
+"""Recorder of a run: the main rank writes every step, and events between steps, to the ledger."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Recorder:
         *,
         is_amended: bool,
     ) -> None:
-        """Take a ledger that is open where `state` stands.
+        """Take a ledger that is open at `state`.
 
         Args:
             writer: the open ledger; None where nothing is to be written.
             description: payload of the START or RESUME record (`describe_run`).
             spec: the order from here on.
-            state: where the run stands, with the phases that were planned so far.
+            state: the run's state, with the phases that were planned so far.
             is_amended: `spec` plans other rows than `state` did.
         """
         self._writer = writer
@@ -80,8 +80,8 @@ class Recorder:
             self._opening.append((Kind.AMEND, amended))
         known = described(writer.events)
         if is_amended or known.get("config_sha256") != description["config_sha256"]:
-            # Before order.json and config.yaml are written anew: the ledger binds them. Otherwise
-            # its last START or RESUME binds them already.
+            # The ledger must bind order.json and config.yaml before they are written anew. With the
+            # same configuration its last START or RESUME binds them already.
             self._open(writer, state.step, state.g)
 
     def record_phase(self, state: RunState, index: int, phase: PhaseSpec) -> None:
@@ -106,12 +106,12 @@ class Recorder:
         )
 
     def record_skip(self, state: RunState, phase: int, end: int) -> None:
-        """Record that rows [state.g, end) are left out."""
+        """Record that rows [state.g, end) are skipped."""
         payload = {"reason": "data.skip_rows"}
         self._append(Kind.SKIP, state, phase, payload=payload, g_end=end)
 
     def record_checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
-        """Record a checkpoint whose files are written; return the state it is to hold.
+        """Record a checkpoint whose files are written; return the state to save in it.
 
         The ledger is durable up to and including this record when the call returns.
         """
@@ -125,7 +125,7 @@ class Recorder:
     def record_end(self, state: RunState) -> RunState:
         """Record the end of the run and close the ledger; return the state with this last record.
 
-        A run that had ended before keeps the record that its state holds.
+        A run that had ended before has no writer and keeps the record that its state names.
         """
         self._append(Kind.END, state, 0, payload=_digests(state))
         if self._writer is None:
@@ -156,7 +156,7 @@ class Recorder:
         )
 
     def _open(self, writer: LedgerWriter, step: int, g: int) -> None:
-        """Say who goes on from row `g`; late, so that resuming in vain leaves no record."""
+        """Write the START or RESUME that is due; late, so that a resume that fails leaves none."""
         opening, self._opening = self._opening, []
         for kind, payload in opening:
             writer.append(kind, step=step, g_begin=g, g_end=g, payload=payload)
@@ -195,7 +195,7 @@ def describe_run(
 
 
 def _recorded(config: RunConfig, state: RunState) -> dict[str, Any]:
-    """Return what the ledger's record of the checkpoint that the run goes on from must hold."""
+    """Return fields that the ledger's record of the resumed checkpoint must have."""
     if not state.step:
         return {}
     folder = RunFolder(Path(config.run_dir)).checkpoint(state.step)

@@ -1,4 +1,4 @@
-"""RoPE bases of phases: those of the weights that a phase starts from, unless it names others."""
+"""RoPE bases of phases: a phase that names none keeps those of the weights that it starts from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def resolve(config: RunConfig, spec: OrderSpec, state: RunState) -> RunConfig:
     """Return the run with RoPE bases in every phase; log a line for each phase that changes them.
 
-    A resumed run keeps what its checkpoint's config.yaml says of a phase that names none now.
+    For a phase that names none, a resumed run takes the bases in its checkpoint's config.yaml.
 
     Raises:
         CheckpointError: the weights that the run starts from do not say what theirs are.

@@ -43,10 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
-    """Return where the run starts: at the newest checkpoint with `resume`, else at the beginning.
+    """Return the state at the start: of the newest checkpoint with `resume`, else of a new run.
 
     Raises:
-        CheckpointError: run_dir holds a run already, or one with another order; or a new run's
+        CheckpointError: run_dir holds a run already, or a run with another order; or a new run's
             `initialize_from` holds no weights for this model.
         MixedTokenizersError: those weights were trained with another tokenizer.
     """
@@ -70,7 +70,7 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
 
 
 def _source_of_weights(config: RunConfig, tokenizer_sha256: str) -> dict[str, str | None] | None:
-    """Return what a new run's first weights are loaded from, once it was found to be loadable."""
+    """Check that a new run's first weights can be loaded; return their folder and digest."""
     given = config.checkpoint.initialize_from
     if given is None:
         return None
@@ -84,7 +84,7 @@ def _source_of_weights(config: RunConfig, tokenizer_sha256: str) -> dict[str, st
 def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Training:
     """Build model, optimizer, loaders and reports for this rank; fill in RoPE bases."""
     config = rotary_bases.resolve(config, order.spec, state)
-    # First, because its lock refuses a run_dir that another process is training in.
+    # First: its lock refuses a run_dir in which another process trains, before anything is written.
     recorder = open_recorder(
         config,
         order.spec,
@@ -97,13 +97,14 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         stage.config,
         DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
-            # One rank alone has nothing to divide, and would only copy gradients and weights.
+            # A single rank has nothing to shard, and would only copy gradients and weights.
             use_distributed_optimizer=config.hardware.use_distributed_optimizer
             and distributed.data_parallel_group().size() > 1,
         ),
         stage,
     )
-    if state.g < order.num_rows:  # else the ledger gets no record of another configuration
+    # A run that has ended already writes no record, so its ledger could not bind new files.
+    if state.g < order.num_rows:
         _write_run_files(config, order)
     return Training(
         config=config,
@@ -119,7 +120,7 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
 
 
 def _choose_forward_backward(config: RunConfig, stage: EttinModel) -> ForwardBackward:
-    """Return what runs a step's forward and backward passes: Megatron-Core, or graphs of it."""
+    """Return the function that runs a step's passes: Megatron-Core's, or a replay of graphs."""
     if config.hardware.cuda_graphs:
         from megatron_ettin.training.graphs import GraphedForwardBackward
 
@@ -130,7 +131,7 @@ def _choose_forward_backward(config: RunConfig, stage: EttinModel) -> ForwardBac
 
 
 def restore(run: Training, state: RunState) -> RunState:
-    """Load the weights that the run starts from, if any; return `state` with this run's order."""
+    """Load the starting weights, if there are any; return `state` with this run's order."""
     if state.step:
         folder = RunFolder(Path(run.config.run_dir)).checkpoint(state.step)
         checkpoint.load(folder, run.stage, run.optimizer, run.config.model)

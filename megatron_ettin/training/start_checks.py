@@ -1,4 +1,4 @@
-"""Checks, before a run starts, of all that it writes to, reads, and goes on from."""
+"""Checks before a run starts: of all that it will write, read and resume from."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from megatron_ettin.publication import is_unfinished
 
 
 class StartError(ValueError):
-    """A run could not be carried through; the message names the path and what to do."""
+    """A run would fail later; the message names the path and the remedy."""
 
 
 def check_outputs(config: RunConfig) -> None:
     """Raise StartError unless everything that the run writes can be written; leave nothing behind.
 
-    Corpora, tokenizer, plans and the checkpoint that the run starts from are opened before its
-    first step anyway.
+    Inputs need no check here: corpora, tokenizer, plans and the starting checkpoint are opened
+    before the first step anyway.
     """
     run = RunFolder(Path(config.run_dir))
     forks = run.ledger / ledger_files.FORKS_FOLDER
@@ -46,7 +46,7 @@ def check_outputs(config: RunConfig) -> None:
 
 
 def check_held_out(config: RunConfig) -> None:
-    """Open the corpora of `data.validation`, which are read at the end of the run at the latest.
+    """Open the corpora of `data.validation` now: the run may read them only at its end.
 
     Raises:
         ValueError, OSError: naming the corpus.
@@ -56,7 +56,7 @@ def check_held_out(config: RunConfig) -> None:
 
 
 def check_same_run(config: RunConfig, found: Path) -> None:
-    """Raise CheckpointError if `found` is of a run that computes something else than `config`."""
+    """Raise CheckpointError if the checkpoint `found` is of a run with another computation."""
     saved = checkpoint.read_config(found)
     differing = [
         name
@@ -97,7 +97,7 @@ def check_same_order(config: RunConfig, spec: OrderSpec, found: Path, state: Run
 def _check_order_file(config: RunConfig, spec: OrderSpec, found: Path) -> None:
     """Raise CheckpointError if order.json says something else, unless `amend_order` allows it.
 
-    It agrees with the checkpoint, unless it was altered, or amended after the checkpoint was saved.
+    It agrees with the checkpoint unless it was altered, or amended after the save.
     """
     path = RunFolder(Path(config.run_dir)).order
     if not path.is_file() or config.checkpoint.amend_order:
@@ -116,13 +116,13 @@ def _check_order_file(config: RunConfig, spec: OrderSpec, found: Path) -> None:
 
 
 def plans_other_rows(spec: OrderSpec, state: RunState) -> bool:
-    """Tell whether an order is in any row another than a checkpoint's run had planned."""
+    """Tell whether an order has other rows than the run of a checkpoint had planned."""
     planned = state.phase_ids, state.phase_ends
     return planned != (tuple(spec.phase_ids()), tuple(spec.phase_ends()))
 
 
 def _check_folder(folder: Path) -> None:
-    """Try to create a file in a folder, or where the folder would be made."""
+    """Try to create a file in a folder, or in the nearest parent that exists."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise StartError(
@@ -152,7 +152,7 @@ def _check_file(path: Path) -> None:
 
 
 def _check_checkpoints(run: RunFolder) -> None:
-    """Refuse what is in the way of a later save."""
+    """Refuse files and folders that are in the way of a later save."""
     newest = run.newest_checkpoint()
     begin = 0 if newest is None else step_of(newest) or 0
     for path in sorted(run.checkpoints.glob("step_*")):
