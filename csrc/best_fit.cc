@@ -14,6 +14,7 @@ BestFitPacker::BestFitPacker(int64_t capacity, int64_t max_items)
       summary_(bits_.size() / 64 + 1, 0) {}
 
 void BestFitPacker::SortBySizeDescending(const std::vector<uint32_t>& sizes) {
+  // position_ counts each size, then holds where its next item goes: a stable counting sort.
   std::fill(position_.begin(), position_.end(), 0);
   for (uint32_t size : sizes) ++position_[size];
   uint32_t next = 0;
@@ -29,6 +30,7 @@ void BestFitPacker::SortBySizeDescending(const std::vector<uint32_t>& sizes) {
 }
 
 int64_t BestFitPacker::FindAtLeast(int64_t free) const {
+  // The rest of the first word; then whole words, by the summary.
   size_t word = free / 64;
   const uint64_t here = bits_[word] & (~uint64_t{0} << (free % 64));
   if (here != 0) return word * 64 + __builtin_ctzll(here);
@@ -87,6 +89,7 @@ int64_t BestFitPacker::Pack(const std::vector<uint32_t>& sizes, std::vector<uint
     free_[bin] -= sizes[item];
     ++items_[bin];
     (*bin_of)[item] = static_cast<uint16_t>(bin);
+    // A bin that is full, or has all its items, leaves the stacks for good.
     if (free_[bin] > 0 && items_[bin] < max_items_) Push(bin);
   }
   return static_cast<int64_t>(free_.size());

@@ -14,10 +14,10 @@ class BestFitPacker {
   // Bins hold `capacity` < 2^32 in total and at most `max_items` items.
   BestFitPacker(int64_t capacity, int64_t max_items);
 
-  // Packs items of 1 <= size <= capacity. Largest first, equal sizes in the given order; into the
-  // open bin with the least sufficient free space, among equals the one that reached that space
-  // last; else into a new bin. bin_of[i] becomes the bin of item i; returns the number of bins.
-  // At most 65,536 items: their numbers and those of their bins have 16 bits.
+  // Packs items of 1 <= size <= capacity, the largest first, equal sizes in the given order. An
+  // item goes into the open bin with the least free space that holds it (among equals, the bin that
+  // reached that space last), else into a new bin. bin_of[i] becomes the bin of item i; returns the
+  // number of bins. At most 65,536 items: their numbers and those of their bins have 16 bits.
   int64_t Pack(const std::vector<uint32_t>& sizes, std::vector<uint16_t>* bin_of);
 
  private:
@@ -31,15 +31,15 @@ class BestFitPacker {
 
   int64_t capacity_;
   int64_t max_items_;
-  // Plans are built with one packer per thread, so what grows with the items is narrow.
+  // Each thread that builds a plan has a packer, so arrays that grow with the items are narrow.
   std::vector<uint16_t> order_;     // items, largest first
   std::vector<uint32_t> position_;  // counting sort: next position of each size
   std::vector<uint32_t> free_;      // per bin
   std::vector<uint32_t> items_;     // per bin
   std::vector<uint32_t> below_;     // per bin: the next bin in the stack of equal free space
   std::vector<uint32_t> top_;       // per free space: the stack of open bins
-  std::vector<uint64_t> bits_;      // free spaces with open bins
-  std::vector<uint64_t> summary_;   // words of bits_ that are not zero
+  std::vector<uint64_t> bits_;      // bit f: a bin of free space f is open
+  std::vector<uint64_t> summary_;   // bit w: word w of bits_ is not zero, so a search skips 4,096
 };
 
 }  // namespace megatron_ettin

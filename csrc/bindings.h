@@ -21,11 +21,11 @@ void BindRows(pybind11::module_& module);
 void BindDraws(pybind11::module_& module);
 void BindDigests(pybind11::module_& module);
 
-// No forcecast: what does not convert without loss is refused with a TypeError.
+// Without forcecast: an array that does not convert without loss is refused with a TypeError.
 template <typename T>
 using Input = pybind11::array_t<T, pybind11::array::c_style>;
 
-// A 1-D input, of `size` values if size >= 0.
+// Returns the data of a 1-D input, of `size` values if size >= 0.
 template <typename T>
 const T* Values(const Input<T>& array, const char* name, pybind11::ssize_t size = -1) {
   if (array.ndim() != 1) throw std::invalid_argument(std::string(name) + " must be a 1-D array");
@@ -36,14 +36,14 @@ const T* Values(const Input<T>& array, const char* name, pybind11::ssize_t size 
   return array.data();
 }
 
-// An uninitialised 1-D result.
+// Allocates an uninitialised 1-D result. Needs the GIL.
 template <typename T>
 pybind11::array_t<T> NewArray(int64_t size) {
   if (size < 0) throw std::invalid_argument("a count must be >= 0, got " + std::to_string(size));
   return pybind11::array_t<T>(static_cast<pybind11::ssize_t>(size));
 }
 
-// A read-only array over memory that `owner` keeps alive; it may be unaligned.
+// Wraps memory that `owner` keeps alive in a read-only array; it may be unaligned.
 template <typename T>
 pybind11::array ReadOnlyView(const T* data, int64_t size, const pybind11::object& owner) {
   pybind11::array view(pybind11::dtype::of<T>(), {static_cast<pybind11::ssize_t>(size)},

@@ -35,16 +35,17 @@ Hash128* Values128(py::array_t<uint64_t>& lanes) {
   return reinterpret_cast<Hash128*>(lanes.mutable_data());
 }
 
-DigestedRows RowsOf(const Input<int64_t>& g, const Input<int64_t>& num_tokens, int64_t seq_length) {
+DigestedRows CheckedRows(const Input<int64_t>& g, const Input<int64_t>& num_tokens,
+                         int64_t seq_length) {
   if (seq_length < 1) throw std::invalid_argument("seq_length must be > 0");
   const int64_t* rows = Values(g, "g");
   return {g.size(), seq_length, rows, Values(num_tokens, "num_tokens", g.size())};
 }
 
-py::array_t<uint64_t> OrderDigestArray(const std::vector<const RowPlan*>& plans,
-                                       const Input<int64_t>& g, const Input<uint64_t>& source_ids,
-                                       const Input<int32_t>& source_index,
-                                       const Input<int64_t>& epoch, const Input<int64_t>& row) {
+py::array_t<uint64_t> DigestOrderArrays(const std::vector<const RowPlan*>& plans,
+                                        const Input<int64_t>& g, const Input<uint64_t>& source_ids,
+                                        const Input<int32_t>& source_index,
+                                        const Input<int64_t>& epoch, const Input<int64_t>& row) {
   const auto num_sources = static_cast<py::ssize_t>(plans.size());
   const uint64_t* ids = Values(source_ids, "source_ids", num_sources);
   std::vector<OrderedSource> sources;
@@ -59,14 +60,14 @@ py::array_t<uint64_t> OrderDigestArray(const std::vector<const RowPlan*>& plans,
   auto lanes = NewLanes(count);
   Hash128* values = Values128(lanes);
   const py::gil_scoped_release release;
-  OrderDigests(sources, origins, count, values);
+  DigestOrder(sources, origins, count, values);
   return lanes;
 }
 
-py::array_t<uint64_t> TokenDigestArray(const Input<int64_t>& g, const Input<int64_t>& tokens,
-                                       const Input<int32_t>& cu_seqlens,
-                                       const Input<int64_t>& num_tokens, int64_t seq_length) {
-  const DigestedRows rows = RowsOf(g, num_tokens, seq_length);
+py::array_t<uint64_t> DigestTokenArrays(const Input<int64_t>& g, const Input<int64_t>& tokens,
+                                        const Input<int32_t>& cu_seqlens,
+                                        const Input<int64_t>& num_tokens, int64_t seq_length) {
+  const DigestedRows rows = CheckedRows(g, num_tokens, seq_length);
   const int64_t* ids = Values(tokens, "tokens", rows.count * seq_length);
   const int32_t* boundaries = Values(cu_seqlens, "cu_seqlens");
   const int64_t segments = cu_seqlens.size() - 1;
@@ -79,14 +80,14 @@ py::array_t<uint64_t> TokenDigestArray(const Input<int64_t>& g, const Input<int6
   auto lanes = NewLanes(rows.count);
   Hash128* values = Values128(lanes);
   const py::gil_scoped_release release;
-  TokenDigests(rows, ids, boundaries, per_row, values);
+  DigestTokens(rows, ids, boundaries, per_row, values);
   return lanes;
 }
 
-py::array_t<uint64_t> MaskDigestArray(const Input<int64_t>& g, const Input<int64_t>& inputs,
-                                      const Input<int64_t>& labels, const Input<bool>& loss_mask,
-                                      const Input<int64_t>& num_tokens, int64_t seq_length) {
-  const DigestedRows rows = RowsOf(g, num_tokens, seq_length);
+py::array_t<uint64_t> DigestMaskArrays(const Input<int64_t>& g, const Input<int64_t>& inputs,
+                                       const Input<int64_t>& labels, const Input<bool>& loss_mask,
+                                       const Input<int64_t>& num_tokens, int64_t seq_length) {
+  const DigestedRows rows = CheckedRows(g, num_tokens, seq_length);
   const py::ssize_t slots = rows.count * seq_length;
   const int64_t* input_ids = Values(inputs, "inputs", slots);
   const int64_t* label_ids = Values(labels, "labels", slots);
@@ -94,7 +95,7 @@ py::array_t<uint64_t> MaskDigestArray(const Input<int64_t>& g, const Input<int64
   auto lanes = NewArray<uint64_t>(rows.count);
   uint64_t* values = lanes.mutable_data();
   const py::gil_scoped_release release;
-  MaskDigests(rows, input_ids, label_ids, scored, values);
+  DigestMasks(rows, input_ids, label_ids, scored, values);
   return lanes;
 }
 
@@ -114,7 +115,7 @@ Return XXH3-128 (seed 0) of bytes or of any buffer that lies in one piece; else 
 }
 
 void BindRowDigests(py::module_& module) {
-  module.def("order_digests", &OrderDigestArray, py::arg("plans"), py::arg("g"),
+  module.def("order_digests", &DigestOrderArrays, py::arg("plans"), py::arg("g"),
              py::arg("source_ids"), py::arg("source_index"), py::arg("epoch"), py::arg("row"), R"(
 Hash where each of m rows comes from: uint64[m, 2], low lane first; no token is read.
 
@@ -125,7 +126,7 @@ idle row (g < 0) has value 0. The bytes are those of docs/order.md, section 10.
 Raises:
     ValueError: naming the entry that is out of range.
     IndexError: `row` is outside of its plan.)");
-  module.def("token_digests", &TokenDigestArray, py::arg("g"), py::arg("tokens"),
+  module.def("token_digests", &DigestTokenArrays, py::arg("g"), py::arg("tokens"),
              py::arg("cu_seqlens"), py::arg("num_tokens"), py::arg("seq_length"), R"(
 Hash the unmasked tokens of each of m rows: uint64[m, 2], low lane first.
 
@@ -136,7 +137,7 @@ idle row (g < 0, int64[m]) has value 0. The bytes are those of docs/order.md, se
 Raises:
     ValueError: naming the row whose segments do not end at its num_tokens, or whose token is no
         u32.)");
-  module.def("mask_digests", &MaskDigestArray, py::arg("g"), py::arg("inputs"), py::arg("labels"),
+  module.def("mask_digests", &DigestMaskArrays, py::arg("g"), py::arg("inputs"), py::arg("labels"),
              py::arg("loss_mask"), py::arg("num_tokens"), py::arg("seq_length"), R"(
 Hash what each of m rows shows a model and scores: uint64[m], low lanes.
 

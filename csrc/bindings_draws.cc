@@ -33,9 +33,9 @@ MaskedColumns MaskTokenArrays(const Input<int64_t>& tokens, const Input<int64_t>
   return py::make_tuple(masked, selected);
 }
 
-py::array_t<float> DropoutFactorArray(const Input<int64_t>& g, int64_t seq_length, int64_t channels,
-                                      uint64_t seed, int64_t layer, double rate, int64_t first_slot,
-                                      std::optional<int64_t> num_slots) {
+py::array_t<float> DrawDropoutArray(const Input<int64_t>& g, int64_t seq_length, int64_t channels,
+                                    uint64_t seed, int64_t layer, double rate, int64_t first_slot,
+                                    std::optional<int64_t> num_slots) {
   const int64_t* rows = Values(g, "g");
   const SlotRange slots{seq_length, channels, first_slot,
                         num_slots.value_or(g.size() * seq_length - first_slot)};
@@ -43,25 +43,25 @@ py::array_t<float> DropoutFactorArray(const Input<int64_t>& g, int64_t seq_lengt
   auto factors = NewArray<float>(slots.count * channels);
   float* to = factors.mutable_data();
   const py::gil_scoped_release release;
-  DropoutFactors(rows, slots, {seed, layer, rate}, to);
+  WriteDropoutFactors(rows, slots, {seed, layer, rate}, to);
   return factors;
 }
 
-py::array_t<float> InitialWeightArray(const std::string& name, uint64_t seed, int64_t begin,
-                                      int64_t count, double std, double cutoff_std) {
+py::array_t<float> DrawInitialWeightArray(const std::string& name, uint64_t seed, int64_t begin,
+                                          int64_t count, double std, double cutoff_std) {
   auto weights = NewArray<float>(count);
   float* to = weights.mutable_data();
   const py::gil_scoped_release release;
-  TruncatedNormalWeights(name, seed, begin, count, std, cutoff_std, to);
+  DrawTruncatedNormal(name, seed, begin, count, std, cutoff_std, to);
   return weights;
 }
 
-py::array_t<float> UniformWeightArray(const std::string& name, uint64_t seed, int64_t begin,
-                                      int64_t count, double low, double high) {
+py::array_t<float> DrawUniformWeightArray(const std::string& name, uint64_t seed, int64_t begin,
+                                          int64_t count, double low, double high) {
   auto weights = NewArray<float>(count);
   float* to = weights.mutable_data();
   const py::gil_scoped_release release;
-  UniformWeights(name, seed, begin, count, low, high, to);
+  DrawUniform(name, seed, begin, count, low, high, to);
   return weights;
 }
 
@@ -82,7 +82,7 @@ Returns:
 
 Raises:
     ValueError: naming the argument that is out of range or has another size.)");
-  module.def("dropout_factors", &DropoutFactorArray, py::arg("g"), py::kw_only(),
+  module.def("dropout_factors", &DrawDropoutArray, py::arg("g"), py::kw_only(),
              py::arg("seq_length"), py::arg("channels"), py::arg("seed"), py::arg("layer"),
              py::arg("rate"), py::arg("first_slot") = 0, py::arg("num_slots") = py::none(), R"(
 Return the factors of a layer's dropout for a stream of m rows of L = seq_length slots.
@@ -100,7 +100,7 @@ Raises:
 }
 
 void BindWeights(py::module_& module) {
-  module.def("initial_weights", &InitialWeightArray, py::arg("name"), py::arg("seed"),
+  module.def("initial_weights", &DrawInitialWeightArray, py::arg("name"), py::arg("seed"),
              py::arg("begin"), py::arg("count"), py::kw_only(), py::arg("std"),
              py::arg("cutoff_std") = 2.0, R"(
 Return elements [begin, begin + count) of a tensor drawn from a truncated normal: float32[count].
@@ -111,7 +111,7 @@ corrected (docs/order.md, section 8).
 
 Raises:
     ValueError: begin or count is < 0, std is <= 0, or cutoff_std is outside (0, 7].)");
-  module.def("uniform_weights", &UniformWeightArray, py::arg("name"), py::arg("seed"),
+  module.def("uniform_weights", &DrawUniformWeightArray, py::arg("name"), py::arg("seed"),
              py::arg("begin"), py::arg("count"), py::arg("low"), py::arg("high"), R"(
 Return elements [begin, begin + count) of a tensor uniform on [low, high]: float32[count].
 

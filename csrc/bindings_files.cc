@@ -56,7 +56,7 @@ void AddDocuments(TokenFileBuilder& builder, const py::array& tokens,
                        py::cast<std::string>(py::str(tokens.dtype())));
 }
 
-LengthArray TokenFileLengths(const py::object& self) {
+LengthArray ViewLengths(const py::object& self) {
   const auto& file = self.cast<const TokenFile&>();
   const int64_t count = file.num_documents();
   if (file.one_sequence_per_document()) {
@@ -86,8 +86,8 @@ py::array_t<int64_t> ReadLengths(const TokenFile& file, int64_t first, int64_t e
   return lengths;
 }
 
-py::array_t<int64_t> DocumentTokens(const TokenFile& file, int64_t document, int64_t offset,
-                                    std::optional<int64_t> length) {
+py::array_t<int64_t> CopyDocumentTokens(const TokenFile& file, int64_t document, int64_t offset,
+                                        std::optional<int64_t> length) {
   if (document < 0 || document >= file.num_documents()) {
     throw std::out_of_range(file.prefix() + ": document " + std::to_string(document) + " of " +
                             std::to_string(file.num_documents()));
@@ -173,7 +173,7 @@ ValueError naming file, byte and remedy if the pair is not valid.)")
       .def_property_readonly(
           "dtype", [](const TokenFile& file) { return std::string(TypeName(file.type())); },
           "'uint16' or 'int32'.")
-      .def_property_readonly("lengths", &TokenFileLengths, R"(
+      .def_property_readonly("lengths", &ViewLengths, R"(
 Tokens per document, read-only.
 
 An int32 view of the .idx if each document is one sequence, else int64 sums that are computed on
@@ -183,7 +183,7 @@ Copy the tokens per document of documents [first, end): int64[end - first].
 
 For passes over many: the file is read ahead and stays out of this process's memory. IndexError
 outside.)")
-      .def("tokens", &DocumentTokens, py::arg("document"), py::arg("offset") = 0,
+      .def("tokens", &CopyDocumentTokens, py::arg("document"), py::arg("offset") = 0,
            py::arg("length") = py::none(), R"(
 Copy `length` tokens of one document from `offset` on, or all that follow: int64[length].
 

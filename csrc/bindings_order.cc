@@ -100,8 +100,8 @@ py::array_t<int64_t> Find(const PhaseOrder& order, const Input<int32_t>& source_
   return n;
 }
 
-py::array_t<int64_t> CountDrawnAfter(const PhaseOrder& order, int64_t n) {
-  const std::vector<int64_t> drawn = order.DrawnAfter(n);
+py::array_t<int64_t> CountDrawnArray(const PhaseOrder& order, int64_t n) {
+  const std::vector<int64_t> drawn = order.CountDrawnAfter(n);
   return py::array_t<int64_t>(static_cast<py::ssize_t>(drawn.size()), drawn.data());
 }
 
@@ -171,7 +171,7 @@ that were complete before. row: int64[m], row of the pool. ValueError names an n
 Undo `locate`: n, int64[m], -1 where the row was drawn before the phase.
 
 ValueError names the entry that is out of range.)")
-      .def("drawn_after", &CountDrawnAfter, py::arg("n"), R"(
+      .def("drawn_after", &CountDrawnArray, py::arg("n"), R"(
 Count the rows drawn from each pool after the first n rows of the phase, `drawn` included.)");
 }
 

@@ -102,22 +102,22 @@ RowPieces ListRowPieces(const RowPlan& plan, const Input<int64_t>& rows) {
   return ToColumns(all, std::move(splits));
 }
 
-py::array_t<int32_t> RowTokenArray(const RowPlan& plan, const Input<int64_t>& rows) {
+py::array_t<int32_t> CountRowTokenArray(const RowPlan& plan, const Input<int64_t>& rows) {
   const int64_t* numbers = Values(rows, "rows");
   auto tokens = NewArray<int32_t>(rows.size());
   int32_t* out = tokens.mutable_data();
   const py::gil_scoped_release release;
   for (py::ssize_t r = 0; r < rows.size(); ++r) {
-    out[r] = static_cast<int32_t>(plan.RowTokens(numbers[r]));
+    out[r] = static_cast<int32_t>(plan.CountRowTokens(numbers[r]));
   }
   return tokens;
 }
 
-py::array_t<int64_t> FindRows(const RowPlan& plan, int64_t document) {
+py::array_t<int64_t> FindRowArray(const RowPlan& plan, int64_t document) {
   std::vector<int64_t> rows;
   {
     const py::gil_scoped_release release;
-    plan.Find(document, &rows);
+    plan.FindRows(document, &rows);
   }
   return py::array_t<int64_t>(static_cast<py::ssize_t>(rows.size()), rows.data());
 }
@@ -221,9 +221,9 @@ damaged or was built for other documents. Threads may share a plan.)");
   BindCounts(plan);
   plan.def("pieces", &ListRowPieces, py::arg("rows"), R"(
 Return the pieces of rows, int64[m]; IndexError outside the plan.)")
-      .def("row_tokens", &RowTokenArray, py::arg("rows"), R"(
+      .def("row_tokens", &CountRowTokenArray, py::arg("rows"), R"(
 Count the slots of rows, int64[m], that are not padding: int32[m].)")
-      .def("find", &FindRows, py::arg("document"), R"(
+      .def("find", &FindRowArray, py::arg("document"), R"(
 Return the rows that hold a piece of a document, ascending: int64[k], empty if it was dropped.
 
 IndexError if the plan is for other documents.)");

@@ -37,7 +37,9 @@ BlendTable::BlendTable(std::vector<int64_t> quotas) : quotas_(std::move(quotas))
   position_begin_.assign(1, 0);
   for (int64_t quota : quotas_) position_begin_.push_back(position_begin_.back() + quota);
 
-  // deficit[s] = quota * (j + 1) - period * count: how far source s lags behind its share.
+  // deficit[s] = quota * (j + 1) - period * count: the lag of source s behind its share, in rows
+  // times the period, so that integers hold it exactly. The largest lag wins, ties go to the lowest
+  // index.
   std::vector<int64_t> deficit(quotas_.size(), 0);
   std::vector<int32_t> count(quotas_.size(), 0);
   for (int64_t j = 0; j < period; ++j) {

@@ -1,5 +1,5 @@
-// A periodic table that says from which source each row of a blend comes. Integer quotas per
-// period, spread as evenly as integers allow. Specified in docs/order.md, section 3.
+// A periodic table of the source of each row of a blend: integer quotas per period, spread as
+// evenly as integers allow. Specified in docs/order.md, section 3.
 #ifndef MEGATRON_ETTIN_BLEND_TABLE_H_
 #define MEGATRON_ETTIN_BLEND_TABLE_H_
 
@@ -20,7 +20,7 @@ class BlendTable {
   int64_t num_sources() const { return static_cast<int64_t>(quotas_.size()); }
   int64_t quota(int64_t source) const { return quotas_[source]; }
 
-  // Source at position j of the period, and how many earlier positions have that source.
+  // The source at position j of the period, and the number of earlier positions with that source.
   int32_t SourceAt(int64_t j) const { return source_[j]; }
   int32_t RankAt(int64_t j) const { return rank_[j]; }
 
@@ -29,7 +29,7 @@ class BlendTable {
     return positions_[position_begin_[source] + rank];
   }
 
-  // How many of the positions [0, j) belong to the source.
+  // Counts the positions [0, j) that belong to the source.
   int64_t CountBefore(int64_t source, int64_t j) const;
 
  private:

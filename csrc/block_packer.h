@@ -1,4 +1,4 @@
-// Packs one block of consecutive documents: what a plan stores of it, and how that is read back.
+// Packs one block of consecutive documents into the body that a plan stores, and reads a body back.
 // Specified in docs/order.md, sections 5 and 11.
 #ifndef MEGATRON_ETTIN_BLOCK_PACKER_H_
 #define MEGATRON_ETTIN_BLOCK_PACKER_H_
@@ -31,7 +31,8 @@ struct BlockShape {
   int64_t body_bytes() const { return 8 * samples() + (2 * (tails + packed_rows) + 7) / 8 * 8; }
 };
 
-// A body in memory or in a mapped file, 8-byte aligned:
+// A body in memory or in a mapped file, 8-byte aligned. Full rows need no entry: they follow from
+// the lengths. Layout:
 //   u64 units before document 0, 64, 128, ... of the block
 //   u16 tail documents, numbered in the block, by packed row, ascending inside
 //   u16 the first tail of each packed row
@@ -52,10 +53,10 @@ class BlockBody {
   const uint16_t* row_starts_;
 };
 
-// Detects damage; not cryptographic.
-uint64_t PlanHash(const void* bytes, size_t count);
+// Hashes bytes of a plan to detect damage; not cryptographic.
+uint64_t HashPlanBytes(const void* bytes, size_t count);
 
-// For one thread at a time; scratch memory is kept from block to block.
+// Packs blocks, one thread at a time; scratch memory is kept from block to block.
 class BlockPacker {
  public:
   BlockPacker(const TokenFile& file, const RowRules& rules);
@@ -67,7 +68,8 @@ class BlockPacker {
   const BlockShape& shape() const { return shape_; }
   const PlanCounts& counts() const { return counts_; }
   const std::vector<char>& body() const { return body_; }
-  // Depends on every length: from 0, the hash of (u64 hash before, i64 lengths of 1,024 documents).
+  // Depends on every length of the block. It starts at 0; each 1,024 documents replace it by the
+  // hash of (u64 hash before, i64 lengths).
   uint64_t lengths_hash() const { return lengths_hash_; }
 
  private:

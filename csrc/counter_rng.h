@@ -22,9 +22,9 @@ enum class Purpose : uint64_t {
   kVerify = 7,
 };
 
-inline constexpr uint64_t kGamma = 0x9E3779B97F4A7C15ull;
+inline constexpr uint64_t kGamma = 0x9E3779B97F4A7C15ull;  // 2^64 / golden ratio
 
-// A bijection of 64-bit words: the output function of SplitMix64.
+// Permutes 64-bit words: the output function of SplitMix64.
 inline uint64_t Mix64(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
@@ -51,7 +51,8 @@ inline uint64_t MultiplyHigh(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>((static_cast<unsigned __int128>(a) * b) >> 64);
 }
 
-// Maps a draw to [0, n). The bias is below n / 2^64.
+// Maps a draw to [0, n) without a division or a rejection, so that a draw is used exactly once. The
+// bias is below n / 2^64.
 inline uint64_t Below(uint64_t draw, uint64_t n) { return MultiplyHigh(draw, n); }
 
 // Maps a draw to the open interval (0, 1): 2^52 equally spaced midpoints, all exact in a double.

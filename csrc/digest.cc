@@ -9,7 +9,7 @@ namespace {
 
 constexpr uint32_t kNotScored = 0xFFFFFFFF;
 
-// The bytes of one row, in memory that the next row uses again.
+// Collects the bytes of one row, in memory that the next row uses again.
 class RowBytes {
  public:
   void Clear() { size_ = 0; }
@@ -67,11 +67,12 @@ bool PairIds(const int64_t* inputs, const int64_t* labels, const bool* scored, i
   uint64_t all_bits = 0;
   bool ambiguous = false;
   for (int64_t i = 0; i < count; ++i) {
-    const uint64_t keep = -static_cast<uint64_t>(scored[i]);
+    const uint64_t keep = -static_cast<uint64_t>(scored[i]);  // all ones where scored, else 0
     const auto input = static_cast<uint64_t>(inputs[i]);
     const uint64_t label = static_cast<uint64_t>(labels[i]) & keep;
     all_bits |= input | label;
     ambiguous |= label == kNotScored;
+    // Little-endian: the input's four bytes come first.
     const uint64_t pair = input | (label | (~keep & kNotScored)) << 32;
     std::memcpy(to + i * sizeof(pair), &pair, sizeof(pair));
   }
@@ -124,8 +125,8 @@ void AddPieceLengths(const DigestedRows& rows, int64_t r, const int32_t* boundar
   }
 }
 
-const OrderedSource& SourceOf(const std::vector<OrderedSource>& sources, const RowOrigins& origins,
-                              int64_t r) {
+const OrderedSource& FindSource(const std::vector<OrderedSource>& sources,
+                                const RowOrigins& origins, int64_t r) {
   const int64_t index = origins.source_index[r];
   if (index < 0 || index >= static_cast<int64_t>(sources.size())) {
     throw std::invalid_argument(NameRow(r, origins.g[r]) + "no source index " +
@@ -140,14 +141,14 @@ const OrderedSource& SourceOf(const std::vector<OrderedSource>& sources, const R
 
 }  // namespace
 
-void OrderDigests(const std::vector<OrderedSource>& sources, const RowOrigins& origins,
-                  int64_t num_rows, Hash128* values) {
+void DigestOrder(const std::vector<OrderedSource>& sources, const RowOrigins& origins,
+                 int64_t num_rows, Hash128* values) {
   std::vector<Piece> pieces;
   RowBytes bytes;
   for (int64_t r = 0; r < num_rows; ++r) {
     values[r] = {0, 0};
     if (origins.g[r] < 0) continue;
-    const OrderedSource& source = SourceOf(sources, origins, r);
+    const OrderedSource& source = FindSource(sources, origins, r);
     source.plan->ListPieces(origins.row[r], &pieces);
     bytes.Clear();
     bytes.Add(origins.g[r]);
@@ -165,7 +166,7 @@ void OrderDigests(const std::vector<OrderedSource>& sources, const RowOrigins& o
   }
 }
 
-void TokenDigests(const DigestedRows& rows, const int64_t* tokens, const int32_t* cu_seqlens,
+void DigestTokens(const DigestedRows& rows, const int64_t* tokens, const int32_t* cu_seqlens,
                   int64_t segments_per_row, Hash128* values) {
   RowBytes bytes;
   for (int64_t r = 0; r < rows.count; ++r) {
@@ -181,7 +182,7 @@ void TokenDigests(const DigestedRows& rows, const int64_t* tokens, const int32_t
   }
 }
 
-void MaskDigests(const DigestedRows& rows, const int64_t* inputs, const int64_t* labels,
+void DigestMasks(const DigestedRows& rows, const int64_t* inputs, const int64_t* labels,
                  const bool* loss_mask, uint64_t* values) {
   RowBytes bytes;
   for (int64_t r = 0; r < rows.count; ++r) {

@@ -1,5 +1,6 @@
-// 128-bit values of single rows, whose sums are the digests of a run: what was ordered, which
-// tokens were consumed, how they were masked. Specified in docs/order.md, section 10.
+// 128-bit values of single rows, whose sums are the digests of a run: of the order, of the tokens
+// and of the masks. A sum does not depend on which rank had which row. Specified in docs/order.md,
+// section 10.
 #ifndef MEGATRON_ETTIN_DIGEST_H_
 #define MEGATRON_ETTIN_DIGEST_H_
 
@@ -18,17 +19,17 @@ struct OrderedSource {
   uint64_t id;
 };
 
-// Where m rows come from; all arrays have m values.
+// The origins of m rows; all arrays have m values.
 struct RowOrigins {
   const int64_t* g;
-  const int32_t* source_index;
+  const int32_t* source_index;  // in the vector of sources
   const int64_t* epoch;
   const int64_t* row;  // of the source's plan
 };
 
 // Throws std::invalid_argument or std::out_of_range that names the entry.
-void OrderDigests(const std::vector<OrderedSource>& sources, const RowOrigins& origins,
-                  int64_t num_rows, Hash128* values);
+void DigestOrder(const std::vector<OrderedSource>& sources, const RowOrigins& origins,
+                 int64_t num_rows, Hash128* values);
 
 // m rows of a packed stream.
 struct DigestedRows {
@@ -41,12 +42,12 @@ struct DigestedRows {
 // tokens [m * L] are unmasked; cu_seqlens [m * K + 1] as AssembleRows writes it, K segments a row.
 // Throws std::invalid_argument that names the row if they and num_tokens do not agree, or if a
 // token is no u32.
-void TokenDigests(const DigestedRows& rows, const int64_t* tokens, const int32_t* cu_seqlens,
+void DigestTokens(const DigestedRows& rows, const int64_t* tokens, const int32_t* cu_seqlens,
                   int64_t segments_per_row, Hash128* values);
 
 // inputs, labels, loss_mask [m * L]; a label is read where loss_mask is set. The values are low
 // lanes. Throws std::invalid_argument that names the row of an id that is out of range.
-void MaskDigests(const DigestedRows& rows, const int64_t* inputs, const int64_t* labels,
+void DigestMasks(const DigestedRows& rows, const int64_t* inputs, const int64_t* labels,
                  const bool* loss_mask, uint64_t* values);
 
 }  // namespace megatron_ettin

@@ -10,7 +10,7 @@ namespace megatron_ettin {
 struct DropoutRules {
   uint64_t seed;
   int64_t layer;  // counted from 0
-  double rate;    // share of the channels that is dropped; rounded up to a multiple of 2^-16
+  double rate;    // share of the channels that is dropped, rounded up to a multiple of 2^-16
 };
 
 // A range of the num_rows * seq_length slots of a stream of rows, of `channels` values each.
@@ -27,8 +27,8 @@ void CheckSlots(const SlotRange& slots, int64_t num_rows);
 // Writes the factors of a checked range, slots.count * slots.channels values: 0 for a dropped
 // channel, 1 / (1 - rounded rate) for a kept one, 1 throughout an idle row (g < 0). Nothing is
 // computed for other slots. Throws std::invalid_argument that names a bad rule.
-void DropoutFactors(const int64_t* g, const SlotRange& slots, const DropoutRules& rules,
-                    float* factors);
+void WriteDropoutFactors(const int64_t* g, const SlotRange& slots, const DropoutRules& rules,
+                         float* factors);
 
 }  // namespace megatron_ettin
 

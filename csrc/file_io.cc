@@ -124,7 +124,7 @@ MappedFile::~MappedFile() {
 }
 
 void MappedFile::ExpectRandomReads() const {
-  // Advice only: where it is not taken, more is read.
+  // The kernel may ignore this; it then reads more than needed.
   if (data_ != nullptr) {
     ::madvise(const_cast<char*>(data_), static_cast<size_t>(size_), MADV_RANDOM);
   }

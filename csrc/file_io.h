@@ -45,13 +45,14 @@ class UniqueFd {
   int fd_;
 };
 
-// Appends to a file through a buffer. Nothing is written by the destructor.
+// Appends to a file through a buffer. The destructor writes nothing: without Flush() or Sync() the
+// rest of the buffer is lost.
 class AppendFile {
  public:
   // Takes an open descriptor, positioned where the first byte goes.
   AppendFile(UniqueFd fd, std::string path);
 
-  // Room for `bytes` (at most kBufferBytes) that the caller fills before the next call.
+  // Returns room for `bytes` (at most kBufferBytes) that the caller fills before the next call.
   void* Reserve(size_t bytes);
   void Flush();
   // Flush, then wait until the bytes are on the device.
@@ -70,10 +71,10 @@ class AppendFile {
   size_t used_ = 0;
 };
 
-// Writes all bytes at a position of the file, which errors call `path`.
+// Writes all bytes at a position of the file; errors name it as `path`.
 void WriteAllAt(int fd, const void* bytes, size_t count, int64_t position, const std::string& path);
 
-// Reads all bytes at a position of the file, which errors call `path`.
+// Reads all bytes at a position of the file; errors name it as `path`.
 void ReadAllAt(int fd, void* bytes, size_t count, int64_t position, const std::string& path);
 
 // A whole file mapped read-only. A page that is touched brings those around it, up to the
@@ -107,10 +108,10 @@ class MappedFile {
 
 bool Exists(const std::string& path);
 
-// Whether the path still names the file behind the descriptor.
+// Tells if the path still names the file behind the descriptor.
 bool IsSameFile(int fd, const std::string& path);
 
-// The directory of a path, with its slash; "./" where the path has none.
+// Returns the directory of a path, with its slash; "./" for a path without one.
 std::string DirectoryOf(const std::string& path);
 
 // Removes a file if it is there.
@@ -121,8 +122,8 @@ void Rename(const std::string& from, const std::string& to);
 // Makes renames and removals in the directory of `path` survive a power loss.
 void SyncDirectoryOf(const std::string& path);
 
-// Opens an empty file for one writer at a time. What a killed process left under that name is
-// reused; a file that a live writer holds is refused with std::invalid_argument.
+// Opens an empty file for one writer at a time. A file that a killed process left under that name
+// is reused; a file that a live writer holds is refused with std::invalid_argument.
 UniqueFd OpenExclusively(const std::string& path);
 
 }  // namespace megatron_ettin

@@ -88,8 +88,8 @@ double NormalQuantile(double q) {
   return q < 0 ? -value : value;
 }
 
-void TruncatedNormalWeights(std::string_view name, uint64_t seed, int64_t begin, int64_t count,
-                            double std, double cutoff_std, float* weights) {
+void DrawTruncatedNormal(std::string_view name, uint64_t seed, int64_t begin, int64_t count,
+                         double std, double cutoff_std, float* weights) {
   CheckRange(begin, count);
   if (!(std > 0.0 && std::isfinite(std))) {
     throw std::invalid_argument("std is " + std::to_string(std) + "; it must be > 0");
@@ -99,6 +99,8 @@ void TruncatedNormalWeights(std::string_view name, uint64_t seed, int64_t begin,
     throw std::invalid_argument("cutoff_std is " + std::to_string(cutoff_std) +
                                 "; it must lie in (0, 7]");
   }
+  // The probability inside the cut. A draw is mapped into it by the quantile, not rejected: element
+  // i needs draw i and no other.
   const double inside = std::erf(cutoff_std / std::sqrt(2.0));
   const uint64_t key = CounterKey(seed, Purpose::kNormalWeights, {HashName(name)});
   for (int64_t i = 0; i < count; ++i) {
@@ -107,8 +109,8 @@ void TruncatedNormalWeights(std::string_view name, uint64_t seed, int64_t begin,
   }
 }
 
-void UniformWeights(std::string_view name, uint64_t seed, int64_t begin, int64_t count, double low,
-                    double high, float* weights) {
+void DrawUniform(std::string_view name, uint64_t seed, int64_t begin, int64_t count, double low,
+                 double high, float* weights) {
   CheckRange(begin, count);
   if (!(low <= high && std::isfinite(low) && std::isfinite(high))) {
     throw std::invalid_argument("low " + std::to_string(low) + " and high " + std::to_string(high) +

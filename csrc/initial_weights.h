@@ -8,20 +8,21 @@
 
 namespace megatron_ettin {
 
-// 64-bit FNV-1a of the UTF-8 bytes, finished by Mix64.
+// Returns the 64-bit FNV-1a hash of the UTF-8 bytes, finished by Mix64.
 uint64_t HashName(std::string_view name);
 
-// The standard normal quantile of 0.5 + q, for |q| < 0.5 (algorithm AS 241, PPND16).
+// Returns the standard normal quantile of 0.5 + q, for |q| < 0.5 (algorithm AS 241, PPND16).
 double NormalQuantile(double q);
 
-// Elements [begin, begin + count) of a normal distribution cut at +-cutoff_std, then scaled by std
-// without a correction of the variance. Throws std::invalid_argument for a bad std or cutoff.
-void TruncatedNormalWeights(std::string_view name, uint64_t seed, int64_t begin, int64_t count,
-                            double std, double cutoff_std, float* weights);
+// Draws elements [begin, begin + count) from a normal distribution cut at +-cutoff_std, then scales
+// them by std without a correction of the variance. Throws std::invalid_argument for a bad std or
+// cutoff.
+void DrawTruncatedNormal(std::string_view name, uint64_t seed, int64_t begin, int64_t count,
+                         double std, double cutoff_std, float* weights);
 
-// Elements [begin, begin + count) of the uniform distribution on [low, high].
-void UniformWeights(std::string_view name, uint64_t seed, int64_t begin, int64_t count, double low,
-                    double high, float* weights);
+// Draws elements [begin, begin + count) from the uniform distribution on [low, high].
+void DrawUniform(std::string_view name, uint64_t seed, int64_t begin, int64_t count, double low,
+                 double high, float* weights);
 
 }  // namespace megatron_ettin
 

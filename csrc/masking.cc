@@ -10,7 +10,8 @@
 namespace megatron_ettin {
 namespace {
 
-// Draws of a position: is it selected, what happens to it, which id replaces it.
+// Draws of a position, in this order: selection, fate (mask, random id or unchanged), random id.
+// They are addressed, not consumed, so a position that is not selected costs one draw.
 constexpr uint64_t kDrawsPerPosition = 3;
 
 void CheckRules(const MaskRules& rules, int64_t seq_length) {
@@ -25,7 +26,7 @@ void CheckRules(const MaskRules& rules, int64_t seq_length) {
   }
 }
 
-int64_t Replacement(int64_t token, uint64_t key, uint64_t first_draw, const MaskRules& rules) {
+int64_t DrawReplacement(int64_t token, uint64_t key, uint64_t first_draw, const MaskRules& rules) {
   const uint64_t tenth = Below(Draw(key, first_draw + 1), 10);
   if (tenth < 8) return rules.mask_id;
   if (tenth == 8) {
@@ -54,7 +55,7 @@ void MaskTokens(const int64_t* tokens, const int64_t* g, int64_t num_rows, int64
       const int64_t token = tokens[begin + p];
       if (std::find(special.begin(), special.end(), token) != special.end()) continue;
       selected[begin + p] = true;
-      masked[begin + p] = Replacement(token, key, first_draw, rules);
+      masked[begin + p] = DrawReplacement(token, key, first_draw, rules);
     }
   }
 }

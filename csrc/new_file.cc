@@ -13,7 +13,7 @@
 namespace megatron_ettin {
 namespace {
 
-constexpr const char* kTemporaryMark = ".tmp.";
+constexpr const char* kTemporaryMark = ".tmp.";  // as in megatron_ettin/publication.py
 
 std::string UniqueName(const std::string& path) {
   uint64_t number = 0;
@@ -85,6 +85,8 @@ void NewFile::WriteAt(const void* bytes, size_t count, int64_t position) {
 }
 
 void NewFile::Publish() {
+  // Content before name, and name before directory: after a crash the name stands for all the
+  // bytes.
   if (::fsync(fd_.get()) != 0) throw IoError(errno, temporary_);
   if (!RenameToNew(temporary_, path_)) RemoveFile(temporary_);
   removed_ = true;

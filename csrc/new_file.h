@@ -9,7 +9,7 @@
 
 namespace megatron_ettin {
 
-// Removes what killed writers of `path` left. Temporary files of living writers stay.
+// Removes the temporary files that killed writers of `path` left. Those of living writers stay.
 void RemoveLeftovers(const std::string& path);
 
 class NewFile {

@@ -78,6 +78,8 @@ uint64_t Permutation::FeistelInverse(uint64_t x) const {
 
 uint64_t Permutation::Forward(uint64_t index) const {
   if (!table_.empty()) return table_[index];
+  // Cycle walking: the network permutes [0, a * 2^s), fewer than 2^s values more than n. A value
+  // outside of [0, n) is mapped again; at these sizes that is fewer than 1 in 250.
   do {
     index = FeistelForward(index);
   } while (index >= n_);

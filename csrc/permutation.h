@@ -10,7 +10,7 @@
 
 namespace megatron_ettin {
 
-// The key of the permutation that orders one epoch of one source.
+// Returns the key of the permutation that orders one epoch of one source.
 uint64_t PermutationKey(uint64_t seed, uint64_t source_id, uint64_t epoch);
 
 class Permutation {
@@ -34,10 +34,10 @@ class Permutation {
   uint64_t FeistelInverse(uint64_t x) const;
 
   uint64_t n_;
-  uint64_t left_size_ = 0;  // a of [0, a) x [0, 2^s)
-  int right_bits_ = 0;      // s
-  std::array<uint64_t, kRounds> round_keys_{};
-  std::vector<uint16_t> table_;
+  uint64_t left_size_ = 0;                      // a of [0, a) x [0, 2^s)
+  int right_bits_ = 0;                          // s
+  std::array<uint64_t, kRounds> round_keys_{};  // above kTableLimit only, as the two sizes
+  std::vector<uint16_t> table_;                 // up to kTableLimit only
   std::vector<uint16_t> inverse_table_;
 };
 

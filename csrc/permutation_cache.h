@@ -1,5 +1,5 @@
-// The permutations used last. A small one is a table that takes some 0.3 ms to fill, and queries
-// jump between the epochs of small pools.
+// Keeps the permutations used last: a small one is a table that takes about 0.3 ms to fill, and
+// queries jump between the epochs of small pools.
 #ifndef MEGATRON_ETTIN_PERMUTATION_CACHE_H_
 #define MEGATRON_ETTIN_PERMUTATION_CACHE_H_
 
@@ -17,8 +17,8 @@ class PermutationCache {
  public:
   using Shared = std::shared_ptr<const Permutation>;
 
-  // Returns the permutation of [0, n) with that key. Thread-safe; what was returned stays valid
-  // when the cache drops it.
+  // Returns the permutation of [0, n) with that key. Thread-safe; the result stays valid when the
+  // cache drops it.
   Shared Get(uint64_t n, uint64_t key);
 
  private:

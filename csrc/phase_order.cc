@@ -34,8 +34,8 @@ PhaseOrder::PhaseOrder(uint64_t seed, std::vector<Source> sources)
   }
 }
 
-const Permutation& PhaseOrder::PermutationOf(int64_t source, int64_t epoch,
-                                             Current* current) const {
+const Permutation& PhaseOrder::GetPermutation(int64_t source, int64_t epoch,
+                                              Current* current) const {
   if (current->epoch != epoch) {
     const Source& of = sources_[source];
     const uint64_t key = PermutationKey(seed_, of.id, static_cast<uint64_t>(epoch));
@@ -51,14 +51,16 @@ void PhaseOrder::Locate(const int64_t* n, int64_t count, int32_t* source_index, 
   for (int64_t i = 0; i < count; ++i) {
     CheckEntry("n", i, n[i], 0, kMaxCount);
     const int64_t turn = n[i] / blend_.period();
-    const int64_t position = n[i] & (blend_.period() - 1);
+    const int64_t position = n[i] & (blend_.period() - 1);  // the period is a power of two
     const int32_t source = blend_.SourceAt(position);
     const Source& of = sources_[source];
+    // Rows drawn from the source's pool before this one; epochs run on over phases.
     const int64_t drawn = of.drawn + turn * of.quota + blend_.RankAt(position);
     source_index[i] = source;
     epoch[i] = drawn / of.rows;
     const uint64_t index = static_cast<uint64_t>(drawn % of.rows);
-    row[i] = static_cast<int64_t>(PermutationOf(source, epoch[i], &current[source]).Forward(index));
+    row[i] =
+        static_cast<int64_t>(GetPermutation(source, epoch[i], &current[source]).Forward(index));
   }
 }
 
@@ -71,7 +73,7 @@ void PhaseOrder::Find(const int32_t* source_index, const int64_t* epoch, const i
     const Source& of = sources_[source];
     CheckEntry("epoch", i, epoch[i], 0, kMaxCount / of.rows);
     CheckEntry("row", i, row[i], 0, of.rows - 1);
-    const Permutation& permutation = PermutationOf(source, epoch[i], &current[source]);
+    const Permutation& permutation = GetPermutation(source, epoch[i], &current[source]);
     const auto index = static_cast<int64_t>(permutation.Inverse(static_cast<uint64_t>(row[i])));
     const int64_t since_start = epoch[i] * of.rows + index - of.drawn;
     if (since_start < 0) {
@@ -86,7 +88,7 @@ void PhaseOrder::Find(const int32_t* source_index, const int64_t* epoch, const i
   }
 }
 
-std::vector<int64_t> PhaseOrder::DrawnAfter(int64_t n) const {
+std::vector<int64_t> PhaseOrder::CountDrawnAfter(int64_t n) const {
   if (n < 0 || n > kMaxCount) {
     throw std::invalid_argument("n is " + std::to_string(n) + "; it must lie in [0, 2^61]");
   }

@@ -27,17 +27,17 @@ class PhaseOrder {
   int64_t num_sources() const { return blend_.num_sources(); }
   int64_t period() const { return blend_.period(); }
 
-  // For each n[i] >= 0 writes the source index, the epoch and the row. Thread-safe.
+  // Writes the source index, the epoch and the row of each n[i] >= 0. Thread-safe.
   void Locate(const int64_t* n, int64_t count, int32_t* source_index, int64_t* epoch,
               int64_t* row) const;
 
-  // The inverse: the n at which (source index, epoch, row) is drawn, or -1 if that was before this
-  // phase began. Thread-safe.
+  // Undoes Locate: writes the n at which (source index, epoch, row) is drawn, or -1 if that was
+  // before this phase began. Thread-safe.
   void Find(const int32_t* source_index, const int64_t* epoch, const int64_t* row, int64_t count,
             int64_t* n) const;
 
-  // Rows drawn from each source's pool once the first n rows of this phase are consumed.
-  std::vector<int64_t> DrawnAfter(int64_t n) const;
+  // Counts the rows drawn from each source's pool once the first n rows of this phase are consumed.
+  std::vector<int64_t> CountDrawnAfter(int64_t n) const;
 
  private:
   // The permutation that a call used last, per source: one comparison per row.
@@ -46,7 +46,7 @@ class PhaseOrder {
     PermutationCache::Shared permutation;
   };
 
-  const Permutation& PermutationOf(int64_t source, int64_t epoch, Current* current) const;
+  const Permutation& GetPermutation(int64_t source, int64_t epoch, Current* current) const;
 
   uint64_t seed_;
   std::vector<Source> sources_;

@@ -37,11 +37,11 @@ class PlanBuilder {
   void WriteTable();
 
  private:
-  void Work();
+  void PackWaitingBlocks();
   // Returns false when there is no block left, or another thread failed.
   bool TakeBlock(int64_t* index);
   // Returns where the body goes, or -1 if another thread failed.
-  int64_t Place(int64_t index, const BlockPacker& packer, uint64_t body_hash);
+  int64_t ReserveBody(int64_t index, const BlockPacker& packer, uint64_t body_hash);
   void Fail(std::exception_ptr error);
 
   const TokenFile& file_;
@@ -49,7 +49,7 @@ class PlanBuilder {
   NewFile& out_;
 
   std::mutex mutex_;
-  std::condition_variable changed_;  // what follows, which mutex_ guards
+  std::condition_variable changed_;  // signals changes of the fields below, which mutex_ guards
   PlanHeader header_;
   std::vector<PlanBlock> table_;
   int64_t body_end_;
@@ -67,8 +67,9 @@ bool PlanBuilder::TakeBlock(int64_t* index) {
   return true;
 }
 
-int64_t PlanBuilder::Place(int64_t index, const BlockPacker& packer, uint64_t body_hash) {
+int64_t PlanBuilder::ReserveBody(int64_t index, const BlockPacker& packer, uint64_t body_hash) {
   std::unique_lock<std::mutex> lock(mutex_);
+  // Bodies lie in the order of the blocks, so that the bytes do not depend on the threads.
   changed_.wait(lock, [&] { return failed_ || static_cast<int64_t>(table_.size()) == index; });
   if (failed_) return -1;
   const BlockShape& shape = packer.shape();
@@ -96,7 +97,7 @@ void PlanBuilder::Fail(std::exception_ptr error) {
   changed_.notify_all();
 }
 
-void PlanBuilder::Work() {
+void PlanBuilder::PackWaitingBlocks() {
   try {
     BlockPacker packer(file_, request_.rules);
     int64_t index;
@@ -106,7 +107,7 @@ void PlanBuilder::Work() {
       const int64_t last = std::min(first + size, request_.end_document);
       packer.Pack(first, last);
       const std::vector<char>& body = packer.body();
-      const int64_t begin = Place(index, packer, PlanHash(body.data(), body.size()));
+      const int64_t begin = ReserveBody(index, packer, HashPlanBytes(body.data(), body.size()));
       if (begin < 0) break;
       if (request_.bodies) out_.WriteAt(body.data(), body.size(), begin);
     }
@@ -122,14 +123,14 @@ void PlanBuilder::PackBlocks(int64_t threads, const std::function<void(int64_t)>
   if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
   threads = std::min(threads, header_.num_blocks);
   std::vector<std::thread> pool;
-  // Threads must be joined whatever happens in this one.
+  // The threads must be joined even if this one throws.
   try {
     for (int64_t i = 0; i < threads; ++i) {
       {
         const std::lock_guard<std::mutex> lock(mutex_);
         ++working_;
       }
-      pool.emplace_back([this] { Work(); });
+      pool.emplace_back([this] { PackWaitingBlocks(); });
     }
     std::unique_lock<std::mutex> lock(mutex_);
     while (!changed_.wait_for(lock, kTickPeriod, [&] { return working_ == 0; })) {
@@ -149,7 +150,7 @@ void PlanBuilder::PackBlocks(int64_t threads, const std::function<void(int64_t)>
 void PlanBuilder::WriteTable() {
   header_.table_begin = body_end_;
   const auto table_bytes = static_cast<int64_t>(table_.size() * sizeof(PlanBlock));
-  const PlanFooter footer{HeaderAndTableHash(header_, table_.data()),
+  const PlanFooter footer{HashHeaderAndTable(header_, table_.data()),
                           body_end_ + table_bytes + static_cast<int64_t>(sizeof(PlanFooter))};
   out_.WriteAt(&header_, sizeof(header_), 0);
   out_.WriteAt(table_.data(), table_bytes, body_end_);

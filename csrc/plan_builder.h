@@ -1,4 +1,5 @@
-// Builds plan files with a pool of threads, in memory that does not grow with the corpus.
+// Builds plan files with a pool of threads, in memory that does not grow with the corpus. Specified
+// in docs/order.md, section 11.
 #ifndef MEGATRON_ETTIN_PLAN_BUILDER_H_
 #define MEGATRON_ETTIN_PLAN_BUILDER_H_
 

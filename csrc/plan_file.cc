@@ -13,10 +13,10 @@ constexpr int64_t kFooterBytes = sizeof(PlanFooter);
 
 }  // namespace
 
-uint64_t HeaderAndTableHash(const PlanHeader& header, const PlanBlock* table) {
-  const uint64_t parts[2] = {PlanHash(&header, kHeaderBytes),
-                             PlanHash(table, header.num_blocks * kEntryBytes)};
-  return PlanHash(parts, sizeof(parts));
+uint64_t HashHeaderAndTable(const PlanHeader& header, const PlanBlock* table) {
+  const uint64_t parts[2] = {HashPlanBytes(&header, kHeaderBytes),
+                             HashPlanBytes(table, header.num_blocks * kEntryBytes)};
+  return HashPlanBytes(parts, sizeof(parts));
 }
 
 PlanHeader MakePlanHeader(const RowRules& rules, const PlanRange& range) {
@@ -89,7 +89,7 @@ void PlanFile::CheckFooter() const {
            "the footer says " + std::to_string(footer.file_bytes) + " bytes, but the file has " +
                std::to_string(map_.size()));
   }
-  if (footer.hash != HeaderAndTableHash(header_, table_)) {
+  if (footer.hash != HashHeaderAndTable(header_, table_)) {
     Refuse(at, "the header (bytes 0 to " + std::to_string(kHeaderBytes) +
                    ") or the block table (from byte " + std::to_string(header_.table_begin) +
                    ") is damaged: its hash differs from the footer's");
@@ -142,7 +142,7 @@ BlockShape PlanFile::ShapeOf(int64_t index) const {
           block.tails, block.tokens};
 }
 
-int64_t PlanFile::BlockOfRow(int64_t row) const {
+int64_t PlanFile::FindBlockOfRow(int64_t row) const {
   // Blocks without rows share their first row with the next one: the last of them has it.
   return std::upper_bound(first_row_.begin(), first_row_.end(), row) - first_row_.begin() - 1;
 }
@@ -151,7 +151,7 @@ void PlanFile::CheckBody(int64_t index) const {
   const PlanBlock& block = table_[index];
   const int64_t bytes = ShapeOf(index).body_bytes();
   map_.Fetch(block.body_begin, block.body_begin + bytes);
-  if (PlanHash(Body(index), bytes) != block.body_hash) {
+  if (HashPlanBytes(Body(index), bytes) != block.body_hash) {
     const int64_t first = BlockFirstDocument(index);
     Refuse(block.body_begin, "the rows of documents [" + std::to_string(first) + ", " +
                                  std::to_string(first + ShapeOf(index).num_documents) +

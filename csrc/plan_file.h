@@ -17,8 +17,8 @@ namespace megatron_ettin {
 inline constexpr char kPlanMagic[8] = {'M', 'E', 'P', 'L', 'A', 'N', '1', '\0'};
 inline constexpr uint32_t kPlanVersion = 1;
 
-// Which documents of which corpus a plan is for. The corpus is identified by the file's name, which
-// its owner derives from the lengths; the two sums catch what was mixed up.
+// The documents that a plan is for. The corpus is identified by the file's name, which its owner
+// derives from the lengths; the two sums catch files that were mixed up.
 struct PlanRange {
   int64_t first_document = 0;
   int64_t end_document = 0;
@@ -52,7 +52,7 @@ struct PlanBlock {
   int64_t tokens;
   uint32_t packed_rows;
   uint32_t tails;
-  uint64_t body_hash;     // of a body that is not stored too
+  uint64_t body_hash;     // also of a body that is not stored: it is compared when recomputed
   uint64_t lengths_hash;  // BlockPacker's; a block that is computed again must agree
 };
 static_assert(sizeof(PlanBlock) == 56);
@@ -63,7 +63,7 @@ struct PlanFooter {
 };
 static_assert(sizeof(PlanFooter) == 16);
 
-uint64_t HeaderAndTableHash(const PlanHeader& header, const PlanBlock* table);
+uint64_t HashHeaderAndTable(const PlanHeader& header, const PlanBlock* table);
 
 PlanHeader MakePlanHeader(const RowRules& rules, const PlanRange& range);
 
@@ -83,8 +83,8 @@ class PlanFile {
     return header_.range.first_document + index * rules_.block_documents;
   }
   BlockShape ShapeOf(int64_t index) const;
-  // The block that holds a row of the plan.
-  int64_t BlockOfRow(int64_t row) const;
+  // Returns the index of the block that holds a row of the plan.
+  int64_t FindBlockOfRow(int64_t row) const;
 
   // The stored body of a block; the caller has checked it, or does so by CheckBody().
   const char* Body(int64_t index) const { return map_.data() + table_[index].body_begin; }

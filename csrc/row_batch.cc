@@ -61,15 +61,16 @@ PiecesOfRows ListAllPieces(const std::vector<const RowPlan*>& plans, const int32
   return found;
 }
 
-// How much this thread has waited for, or ordered from, devices: it only ever grows.
-int64_t DeviceReads() {
+// Counts this thread's reads from devices, waited for or ordered ahead: it only ever grows.
+int64_t CountDeviceReads() {
   struct rusage usage;
   if (::getrusage(RUSAGE_THREAD, &usage) != 0) return 0;
   return usage.ru_inblock + usage.ru_majflt;
 }
 
-// Orders the tokens of all rows at once where the last batch had to be read from a device. One by
-// one, each piece would be waited for in turn; in memory, the orders would cost a fifth of a batch.
+// Orders the tokens of all rows at once if the last batch had to be read from a device. Without the
+// orders each piece would be waited for in turn; for tokens in memory they would cost a fifth of
+// the time of a batch.
 void FetchRows(const std::vector<const RowPlan*>& plans, const int32_t* source_index,
                int64_t num_rows, const PiecesOfRows& rows) {
   for (int64_t r = 0; r < num_rows; ++r) {
@@ -133,13 +134,15 @@ void AssembleRows(const std::vector<const RowPlan*>& plans, const int32_t* sourc
                   const RowBatch& batch) {
   CheckRowShape(shape, num_rows);
   CheckPlans(plans, shape);
-  const int64_t reads_before = DeviceReads();
+  const int64_t reads_before = CountDeviceReads();
   const PiecesOfRows rows = ListAllPieces(plans, source_index, row, num_rows);
   FetchRows(plans, source_index, num_rows, rows);
   batch.cu_seqlens[0] = 0;
   for (int64_t r = 0; r < num_rows; ++r) {
     const int64_t row_begin = r * shape.seq_length;
     const int64_t row_end = row_begin + shape.seq_length;
+    // S + 1 segments in each row; entry 0 of cu_seqlens is the 0 before the first row. Segments
+    // that are not written below are empty, at the row's end, or the padding tail.
     int32_t* segment_end = batch.cu_seqlens + r * (shape.max_segments_per_row + 1) + 1;
     uint8_t* kind = batch.segment_kind + r * (shape.max_segments_per_row + 1);
     std::fill_n(segment_end, shape.max_segments_per_row + 1, static_cast<int32_t>(row_end));
@@ -154,7 +157,7 @@ void AssembleRows(const std::vector<const RowPlan*>& plans, const int32_t* sourc
     std::fill(batch.tokens + slot, batch.tokens + row_end, shape.pad_id);
     std::iota(batch.position_ids + slot, batch.position_ids + row_end, int64_t{0});
   }
-  const bool in_memory = DeviceReads() == reads_before;
+  const bool in_memory = CountDeviceReads() == reads_before;
   for (const RowPlan* plan : plans) plan->file().set_in_memory(in_memory);
 }
 

@@ -18,7 +18,7 @@ struct RowShape {
   int64_t pad_id;
 };
 
-// Where the results go, for m rows.
+// The arrays that receive the results, for m rows.
 struct RowBatch {
   int64_t* tokens;        // [m * L]
   int64_t* position_ids;  // [m * L], from 0 in each segment

@@ -7,11 +7,11 @@
 namespace megatron_ettin {
 namespace {
 
-// Bodies of plans without bodies that are kept, at most 300 kB each.
+// Recomputed bodies that are kept, at most 300 kB each.
 constexpr size_t kRecomputedBlocks = 64;
 
-// Position of a value, or `count`. Compares many at a time, which the compiler turns into vector
-// instructions; a loop that may stop at each value would not be.
+// Returns the position of a value, or `count`. Compares many at a time: a loop that may stop at
+// each value would not be compiled to vector instructions.
 int64_t IndexOf(const uint16_t* values, int64_t count, uint16_t wanted) {
   constexpr int64_t kStep = 128;
   int64_t begin = 0;
@@ -49,14 +49,14 @@ RowPlan::Bytes RowPlan::Recompute(int64_t index) const {
       return known->second;
     }
   }
-  // Outside of the lock: other threads need other blocks. Two that need the same do the work twice.
+  // Without the lock: other threads need other blocks. Two that need the same do the work twice.
   const int64_t first = plan_.BlockFirstDocument(index);
   BlockPacker packer(file_, rules());
   packer.Pack(first, first + plan_.ShapeOf(index).num_documents);
   const auto body = std::make_shared<const std::vector<char>>(packer.body());
   const PlanBlock& planned = plan_.block(index);
   if (packer.lengths_hash() != planned.lengths_hash) RefuseLengths(index);
-  if (PlanHash(body->data(), body->size()) != planned.body_hash) {
+  if (HashPlanBytes(body->data(), body->size()) != planned.body_hash) {
     plan_.Refuse(0, "the plan was built by another algorithm");
   }
   const std::lock_guard<std::mutex> lock(recomputed_mutex_);
@@ -83,12 +83,12 @@ RowPlan::Block RowPlan::OpenBlock(int64_t index) const {
           shape, BlockBody(data, shape),          std::move(owner)};
 }
 
-RowPlan::Block RowPlan::BlockOfRow(int64_t row) const {
+RowPlan::Block RowPlan::OpenBlockOfRow(int64_t row) const {
   if (row < 0 || row >= counts().rows) {
     throw std::out_of_range("row " + std::to_string(row) + " of a plan of " +
                             std::to_string(counts().rows) + " rows");
   }
-  return OpenBlock(plan_.BlockOfRow(row));
+  return OpenBlock(plan_.FindBlockOfRow(row));
 }
 
 void RowPlan::RefuseLengths(int64_t index) const {
@@ -99,34 +99,35 @@ void RowPlan::RefuseLengths(int64_t index) const {
                    std::to_string(first + plan_.ShapeOf(index).num_documents) + ")");
 }
 
-RowPlan::Place RowPlan::FindUnit(const Block& block, int64_t unit) const {
+RowPlan::DocumentStart RowPlan::FindUnit(const Block& block, int64_t unit) const {
+  // The last sample at or before the unit, then at most 64 lengths.
   const uint64_t* samples = block.body.samples();
   const int64_t sample =
       std::upper_bound(samples, samples + block.shape.samples(), static_cast<uint64_t>(unit)) -
       samples - 1;
-  Place place{block.first_document + sample * kSampleDocuments,
-              static_cast<int64_t>(samples[sample])};
+  DocumentStart start{block.first_document + sample * kSampleDocuments,
+                      static_cast<int64_t>(samples[sample])};
   const int64_t end = block.first_document + block.shape.num_documents;
   while (true) {
-    const int64_t units = UnitsOf(place.document);
-    if (unit < place.units + units) return place;
-    place.units += units;
-    if (++place.document == end) RefuseLengths(block.index);
+    const int64_t units = CountUnits(start.document);
+    if (unit < start.units + units) return start;
+    start.units += units;
+    if (++start.document == end) RefuseLengths(block.index);
   }
 }
 
-int64_t RowPlan::UnitsBefore(const Block& block, int64_t document) const {
+int64_t RowPlan::CountUnitsBefore(const Block& block, int64_t document) const {
   const int64_t sample = (document - block.first_document) / kSampleDocuments;
   auto units = static_cast<int64_t>(block.body.samples()[sample]);
   for (int64_t d = block.first_document + sample * kSampleDocuments; d < document; ++d) {
-    units += UnitsOf(d);
+    units += CountUnits(d);
   }
   return units;
 }
 
 void RowPlan::ListPieces(int64_t row, std::vector<Piece>* pieces) const {
   pieces->clear();
-  const Block block = BlockOfRow(row);
+  const Block block = OpenBlockOfRow(row);
   const int64_t local = row - block.first_row;
   if (rules().pack == Pack::kConcat) {
     AddStreamPieces(block, local, pieces);
@@ -139,13 +140,13 @@ void RowPlan::ListPieces(int64_t row, std::vector<Piece>* pieces) const {
 
 // A row of one piece: a full one, or any of `none`.
 void RowPlan::AddWholePiece(const Block& block, int64_t row, std::vector<Piece>* pieces) const {
-  const Place place = FindUnit(block, row);
-  const int64_t length = file_.PlannedLength(place.document);
-  const int64_t offset = (row - place.units) * rules().piece_capacity();
+  const DocumentStart start = FindUnit(block, row);
+  const int64_t length = file_.PlannedLength(start.document);
+  const int64_t offset = (row - start.units) * rules().piece_capacity();
   const int64_t size = std::min(rules().piece_capacity(), length - offset);
   const bool added = rules().specials == Specials::kAdd;
   pieces->push_back(
-      {place.document, offset, static_cast<int32_t>(size), added, added, offset + size == length});
+      {start.document, offset, static_cast<int32_t>(size), added, added, offset + size == length});
 }
 
 void RowPlan::AddPackedPieces(const Block& block, int64_t row, std::vector<Piece>* pieces) const {
@@ -170,28 +171,28 @@ void RowPlan::AddStreamPieces(const Block& block, int64_t row, std::vector<Piece
   const int64_t end = std::min(begin + rules().seq_length, block.shape.tokens);
   const int64_t before = rules().specials == Specials::kAdd ? 1 : 0;  // slots of [CLS]
   const int64_t end_document = block.first_document + block.shape.num_documents;
-  Place place = FindUnit(block, begin);
-  while (place.units < end) {
-    if (place.document == end_document) RefuseLengths(block.index);
-    const int64_t length = file_.PlannedLength(place.document);
+  DocumentStart start = FindUnit(block, begin);
+  while (start.units < end) {
+    if (start.document == end_document) RefuseLengths(block.index);
+    const int64_t length = file_.PlannedLength(start.document);
     const int64_t slots = rules().Units(length);
     // The document's slots [from, to): 0 is [CLS] and slots - 1 is [SEP], if they are added.
-    const int64_t from = std::max<int64_t>(begin - place.units, 0);
-    const int64_t to = std::min(end - place.units, slots);
+    const int64_t from = std::max<int64_t>(begin - start.units, 0);
+    const int64_t to = std::min(end - start.units, slots);
     if (slots > 0) {
       const int64_t first = std::max(from - before, int64_t{0});
       const int64_t last = std::min(to - before, length);
-      pieces->push_back({place.document, first, static_cast<int32_t>(last - first),
+      pieces->push_back({start.document, first, static_cast<int32_t>(last - first),
                          before == 1 && from == 0, before == 1 && to == slots, to == slots});
     }
-    place.units += slots;
-    ++place.document;
+    start.units += slots;
+    ++start.document;
   }
 }
 
-int64_t RowPlan::RowTokens(int64_t row) const {
+int64_t RowPlan::CountRowTokens(int64_t row) const {
   if (row >= 0 && row < counts().rows && rules().pack != Pack::kNone) {
-    const int64_t index = plan_.BlockOfRow(row);
+    const int64_t index = plan_.FindBlockOfRow(row);
     const BlockShape shape = plan_.ShapeOf(index);
     const int64_t local = row - plan_.block(index).first_row;
     const int64_t L = rules().seq_length;
@@ -205,7 +206,7 @@ int64_t RowPlan::RowTokens(int64_t row) const {
   return slots;
 }
 
-void RowPlan::Find(int64_t document, std::vector<int64_t>* rows) const {
+void RowPlan::FindRows(int64_t document, std::vector<int64_t>* rows) const {
   rows->clear();
   if (document < range().first_document || document >= range().end_document) {
     throw std::out_of_range("document " + std::to_string(document) + " of a plan of documents [" +
@@ -215,7 +216,7 @@ void RowPlan::Find(int64_t document, std::vector<int64_t>* rows) const {
   const int64_t length = file_.PlannedLength(document);
   if (!rules().Keeps(length)) return;
   const Block block = OpenBlock((document - range().first_document) / rules().block_documents);
-  int64_t begin = UnitsBefore(block, document);
+  int64_t begin = CountUnitsBefore(block, document);
   int64_t end = begin + rules().Units(length);
   if (rules().pack == Pack::kConcat) {
     begin /= rules().seq_length;

@@ -1,4 +1,4 @@
-// Which pieces of which documents make up each row, and in which rows a document is: read from a
+// The pieces of documents that make up each row, and the rows that hold a document: read from a
 // plan file and the lengths of the documents. Specified in docs/order.md, sections 5 and 11.
 #ifndef MEGATRON_ETTIN_ROW_PLAN_H_
 #define MEGATRON_ETTIN_ROW_PLAN_H_
@@ -19,7 +19,7 @@
 
 namespace megatron_ettin {
 
-// The methods may be called by several threads at once.
+// Reads a plan. Several threads may call the methods at once.
 class RowPlan {
  public:
   // `file` must outlive the plan. Throws IoError, or std::invalid_argument that names file, byte
@@ -35,12 +35,12 @@ class RowPlan {
   // std::out_of_range; std::invalid_argument if the plan is damaged or the lengths have changed.
   void ListPieces(int64_t row, std::vector<Piece>* pieces) const;
 
-  // The number of slots of a row that are not padding.
-  int64_t RowTokens(int64_t row) const;
+  // Counts the slots of a row that are not padding.
+  int64_t CountRowTokens(int64_t row) const;
 
   // Replaces `rows` by the rows that hold a piece of the document, ascending; none if it was
   // dropped. Throws std::out_of_range if the document is not one of the plan's.
-  void Find(int64_t document, std::vector<int64_t>* rows) const;
+  void FindRows(int64_t document, std::vector<int64_t>* rows) const;
 
  private:
   using Bytes = std::shared_ptr<const std::vector<char>>;
@@ -54,18 +54,20 @@ class RowPlan {
     Bytes owner;  // of a recomputed body
   };
   // A document and the units of its block before it.
-  struct Place {
+  struct DocumentStart {
     int64_t document;
     int64_t units;
   };
 
   Block OpenBlock(int64_t index) const;
-  Block BlockOfRow(int64_t row) const;
+  Block OpenBlockOfRow(int64_t row) const;
   Bytes Recompute(int64_t index) const;
 
-  int64_t UnitsOf(int64_t document) const { return rules().Units(file_.PlannedLength(document)); }
-  Place FindUnit(const Block& block, int64_t unit) const;
-  int64_t UnitsBefore(const Block& block, int64_t document) const;
+  int64_t CountUnits(int64_t document) const {
+    return rules().Units(file_.PlannedLength(document));
+  }
+  DocumentStart FindUnit(const Block& block, int64_t unit) const;
+  int64_t CountUnitsBefore(const Block& block, int64_t document) const;
   void AddWholePiece(const Block& block, int64_t row, std::vector<Piece>* pieces) const;
   void AddPackedPieces(const Block& block, int64_t row, std::vector<Piece>* pieces) const;
   void AddStreamPieces(const Block& block, int64_t row, std::vector<Piece>* pieces) const;
@@ -76,7 +78,7 @@ class RowPlan {
   const TokenFile& file_;
   std::unique_ptr<std::atomic<bool>[]> body_checked_;  // per block of a plan with bodies
 
-  // The blocks used last of a plan without bodies, the latest first.
+  // The bodies used last of a plan without stored ones, the latest first.
   mutable std::mutex recomputed_mutex_;
   mutable std::list<std::pair<int64_t, Bytes>> recomputed_;
 };

@@ -1,5 +1,6 @@
-// How documents become rows: the rules, and the pieces and counts that follow from them. Specified
-// in docs/order.md, section 5.
+// The rules by which documents become rows, and the pieces and counts that follow from them. A
+// piece is a stretch of one document; a segment is a stretch of the packed stream, the padding
+// included (row_batch.h). Specified in docs/order.md, section 5.
 #ifndef MEGATRON_ETTIN_ROW_RULES_H_
 #define MEGATRON_ETTIN_ROW_RULES_H_
 
@@ -11,7 +12,7 @@ namespace megatron_ettin {
 // kNone: each piece is a row.
 enum class Pack : uint8_t { kBfd = 0, kConcat = 1, kNone = 2 };
 
-// Whether [CLS] and [SEP] are put around pieces, or the corpus already holds them.
+// kAdd: [CLS] and [SEP] are put around pieces. kPresent: the corpus already holds them.
 enum class Specials : uint8_t { kAdd = 0, kPresent = 1 };
 
 inline constexpr int64_t kMaxBlockDocuments = 65536;  // documents of a block have 16-bit numbers
@@ -30,8 +31,8 @@ struct RowRules {
   int64_t piece_capacity() const { return seq_length - special_slots(); }
   bool Keeps(int64_t length) const { return length >= 1 && length >= min_doc_tokens; }
 
-  // What a document adds to the running number by which its place in a block is found: full rows
-  // (bfd), slots (concat) or pieces (none). Dropped documents add nothing.
+  // Returns the units of a document: full rows (bfd), slots (concat) or pieces (none); 0 if it is
+  // dropped. Their running sum over a block leads from a row to its documents and back.
   int64_t Units(int64_t length) const {
     if (!Keeps(length)) return 0;
     if (pack == Pack::kConcat) return length + special_slots();

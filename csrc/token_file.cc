@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kCopiedAtOnce = 1024;  // lengths of the index, on the stack
 constexpr const char* kRemedy = "; run tools/preprocess_data.py again to rebuild the pair";
 
-// The .idx is written last, so a lone .bin is what an interrupted run leaves.
+// The .idx is published last, so a lone .bin was left by an interrupted run.
 const std::string& CheckedPrefix(const std::string& prefix) {
   if (!Exists(IdxPath(prefix)) && Exists(BinPath(prefix))) {
     throw IoError(ENOENT,
@@ -221,7 +221,7 @@ void TokenFile::FetchTokens(int64_t begin, int64_t count) const {
 }
 
 template <typename T>
-void TokenFile::CheckTokensOf(int64_t vocab_size) const {
+void TokenFile::CheckTypedTokens(int64_t vocab_size) const {
   const auto limit = static_cast<uint64_t>(vocab_size);
   constexpr int64_t kChunk = 65536;
   std::vector<T> tokens(kChunk);
@@ -254,9 +254,9 @@ void TokenFile::CheckTokens(int64_t vocab_size) const {
     throw std::invalid_argument("vocab_size is " + std::to_string(vocab_size) + "; it must be > 0");
   }
   if (type_ == TokenType::kUint16) {
-    CheckTokensOf<uint16_t>(vocab_size);
+    CheckTypedTokens<uint16_t>(vocab_size);
   } else {
-    CheckTokensOf<int32_t>(vocab_size);
+    CheckTypedTokens<int32_t>(vocab_size);
   }
 }
 

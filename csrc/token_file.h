@@ -26,8 +26,8 @@ class TokenFile {
   int64_t num_documents() const { return num_boundaries_ - 1; }
   int64_t num_tokens() const { return bin_.size() / ItemSize(type_); }
 
-  // Whether each document is one sequence: its length is then in the i32 array of the .idx
-  // (possibly unaligned).
+  // True if each document is one sequence: its length is then in the i32 array of the .idx, which
+  // begins at byte 34 and is therefore not aligned.
   bool one_sequence_per_document() const { return one_sequence_per_document_; }
   const char* raw_lengths() const { return idx_.data() + kIndexHeaderBytes; }
 
@@ -35,12 +35,12 @@ class TokenFile {
     if (one_sequence_per_document_) return SequenceLength(document);
     return DocumentBegin(document + 1) - DocumentBegin(document);
   }
-  // Index of the document's first token in the .bin; of num_documents(), its end.
+  // Returns the index of the document's first token in the .bin; for num_documents(), their end.
   int64_t DocumentBegin(int64_t document) const;
 
-  // The same two of a document that a plan has placed, from the offsets alone where each document
-  // is one sequence: one page of the index in place of three. Building the plan has checked the
-  // lengths and boundaries that are not looked at here.
+  // The same two for a document that a plan has placed. If each document is one sequence, the
+  // offsets alone answer: one page of the index in place of three. Building the plan has checked
+  // the lengths and boundaries that are not looked at here.
   int64_t PlannedLength(int64_t document) const {
     if (!one_sequence_per_document_) return DocumentLength(document);
     return PlannedBegin(document + 1) - PlannedBegin(document);
@@ -60,10 +60,10 @@ class TokenFile {
   // outside.
   void CopyTokens(int64_t begin, int64_t count, int64_t* to) const;
 
-  // Begins to read the same tokens without waiting for them; no effect outside.
+  // Begins to read the same tokens without waiting for them; does nothing outside.
   void FetchTokens(int64_t begin, int64_t count) const;
 
-  // Whether what was read last had been in memory: a guess at what will be read next.
+  // True if the last batch of this file was in memory: a guess for the next one.
   bool in_memory() const { return in_memory_.load(std::memory_order_relaxed); }
   void set_in_memory(bool value) const { in_memory_.store(value, std::memory_order_relaxed); }
 
@@ -92,7 +92,7 @@ class TokenFile {
   void CheckBoundaries();
   void CopySequenceLengths(int64_t first, int64_t count, int64_t* to) const;
   template <typename T>
-  void CheckTokensOf(int64_t vocab_size) const;
+  void CheckTypedTokens(int64_t vocab_size) const;
 
   std::string prefix_;
   MappedFile idx_;

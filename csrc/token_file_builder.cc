@@ -12,6 +12,8 @@
 namespace megatron_ettin {
 namespace {
 
+// One name, not a random one as in new_file.cc: the lock on it refuses a second writer of the
+// prefix, and the next writer overwrites the gigabytes that a killed one left.
 constexpr const char* kTemporarySuffix = ".tmp";
 constexpr int64_t kChunk = 65536;
 
@@ -72,7 +74,7 @@ TokenFileBuilder::~TokenFileBuilder() {
   try {
     Abort();
   } catch (const IoError&) {
-    // A destructor has no one to tell; what stays is a .tmp file that the next writer reuses.
+    // A destructor cannot report an error; the .tmp file that stays is reused by the next writer.
   }
 }
 

@@ -1,5 +1,5 @@
-// Writes tokenised documents as a Megatron-Core .bin/.idx pair, byte for byte what its own builder
-// writes, in constant memory. The .idx is published last: its presence means a complete pair.
+// Writes tokenised documents as a Megatron-Core .bin/.idx pair, with the same bytes as its own
+// builder, in constant memory. The .idx is published last: its presence means a complete pair.
 #ifndef MEGATRON_ETTIN_TOKEN_FILE_BUILDER_H_
 #define MEGATRON_ETTIN_TOKEN_FILE_BUILDER_H_
 
@@ -30,7 +30,7 @@ class TokenFileBuilder {
   // of the same directory that describes the pair: COMPANION.tmp, whole and on the device, takes
   // its place before the .idx does. An empty name stands for none.
   void Commit(const std::string& companion = "");
-  // Removes what was written. Does nothing after Commit or a second time.
+  // Removes the temporary files. Does nothing after Commit or a second time.
   void Abort();
 
   int64_t num_documents() const { return num_documents_; }

@@ -35,7 +35,7 @@ constexpr uint8_t kSecret[kSecretSize] = {
     0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e,
 };
 
-constexpr size_t kLargeSize = 241;  // from here on with accumulators
+constexpr size_t kLargeSize = 241;  // from this size on, eight accumulators take the data
 constexpr size_t kLanes = 8;
 constexpr size_t kStripeSize = 64;
 constexpr size_t kStripesPerBlock = (kSecretSize - kStripeSize) / 8;
@@ -84,7 +84,7 @@ uint32_t CombineBytes(const uint8_t* data, size_t size) {
          static_cast<uint32_t>(data[size / 2]) << 24;
 }
 
-uint64_t Small64(const uint8_t* data, size_t size) {
+uint64_t HashSmall64(const uint8_t* data, size_t size) {
   if (size == 0) return AvalancheXxh64(SecretPair<uint64_t>(56));
   if (size <= 3) return AvalancheXxh64(SecretPair<uint32_t>(0) ^ CombineBytes(data, size));
   if (size <= 8) {
@@ -100,7 +100,7 @@ uint64_t Small64(const uint8_t* data, size_t size) {
   return Avalanche(size + __builtin_bswap64(low) + high + MultiplyFold(low, high));
 }
 
-Hash128 FourToEight128(const uint8_t* data, size_t size) {
+Hash128 HashFourToEight128(const uint8_t* data, size_t size) {
   const uint64_t first = Load<uint32_t>(data);
   const uint64_t last = Load<uint32_t>(data + size - 4);
   Hash128 x = Multiply(SecretPair<uint64_t>(16) ^ (first | last << 32), kPrime64_1 + (size << 2));
@@ -111,7 +111,7 @@ Hash128 FourToEight128(const uint8_t* data, size_t size) {
   return {x.low, Avalanche(x.high)};
 }
 
-Hash128 NineToSixteen128(const uint8_t* data, size_t size) {
+Hash128 HashNineToSixteen128(const uint8_t* data, size_t size) {
   const uint64_t first = Load<uint64_t>(data);
   const uint64_t last = Load<uint64_t>(data + size - 8);
   const uint64_t high_word = SecretPair<uint64_t>(48) ^ last;
@@ -123,7 +123,7 @@ Hash128 NineToSixteen128(const uint8_t* data, size_t size) {
   return {Avalanche(product.low), Avalanche(product.high + x.high * kPrime64_2)};
 }
 
-Hash128 Small128(const uint8_t* data, size_t size) {
+Hash128 HashSmall128(const uint8_t* data, size_t size) {
   if (size == 0) {
     return {AvalancheXxh64(SecretPair<uint64_t>(64)), AvalancheXxh64(SecretPair<uint64_t>(80))};
   }
@@ -134,7 +134,7 @@ Hash128 Small128(const uint8_t* data, size_t size) {
     return {AvalancheXxh64(SecretPair<uint32_t>(0) ^ bytes),
             AvalancheXxh64(SecretPair<uint32_t>(8) ^ rotated)};
   }
-  return size <= 8 ? FourToEight128(data, size) : NineToSixteen128(data, size);
+  return size <= 8 ? HashFourToEight128(data, size) : HashNineToSixteen128(data, size);
 }
 
 // 16 bytes of data with 16 bytes of the secret.
@@ -144,7 +144,7 @@ uint64_t Mix(const uint8_t* data, size_t secret_offset) {
                       Load<uint64_t>(data + 8) ^ Load<uint64_t>(secret + 8));
 }
 
-uint64_t Medium64(const uint8_t* data, size_t size) {
+uint64_t HashMedium64(const uint8_t* data, size_t size) {
   uint64_t sum = size * kPrime64_1;
   if (size <= 128) {
     for (size_t i = 0; i <= (size - 1) / 32; ++i) {
@@ -165,7 +165,7 @@ void MixPair(const uint8_t* one, const uint8_t* two, size_t secret_offset, Hash1
       (sum->high + Mix(two, secret_offset + 16)) ^ (Load<uint64_t>(one) + Load<uint64_t>(one + 8));
 }
 
-Hash128 Medium128(const uint8_t* data, size_t size) {
+Hash128 HashMedium128(const uint8_t* data, size_t size) {
   Hash128 sum{size * kPrime64_1, 0};
   if (size <= 128) {
     // From the middle outwards: unlike a plain sum, this one depends on the order.
@@ -233,15 +233,15 @@ uint64_t Merge(const Accumulators& sums, uint64_t start, size_t secret_offset) {
 
 uint64_t Xxh3_64(const void* data, size_t size) {
   const auto* bytes = static_cast<const uint8_t*>(data);
-  if (size <= 16) return Small64(bytes, size);
-  if (size < kLargeSize) return Medium64(bytes, size);
+  if (size <= 16) return HashSmall64(bytes, size);
+  if (size < kLargeSize) return HashMedium64(bytes, size);
   return Merge(AccumulateLarge(bytes, size), size * kPrime64_1, 11);
 }
 
 Hash128 Xxh3_128(const void* data, size_t size) {
   const auto* bytes = static_cast<const uint8_t*>(data);
-  if (size <= 16) return Small128(bytes, size);
-  if (size < kLargeSize) return Medium128(bytes, size);
+  if (size <= 16) return HashSmall128(bytes, size);
+  if (size < kLargeSize) return HashMedium128(bytes, size);
   const Accumulators sums = AccumulateLarge(bytes, size);
   return {Merge(sums, size * kPrime64_1, 11),
           Merge(sums, ~(size * kPrime64_2), kSecretSize - kStripeSize - 11)};

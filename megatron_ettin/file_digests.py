@@ -1,4 +1,4 @@
-"""The SHA-256 of a folder's files: listed when they are written, compared before they are used."""
+"""SHA-256 of a folder's files: listed when they are written, compared before they are used."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class FileDigest(NamedTuple):
     def of_file(cls, path: Path) -> Self:
         """Read a file once, in parts, and return its digest; OSError if it cannot be read."""
         with path.open("rb", buffering=0) as file:
+            # Linux then reads twice as far ahead.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             digest = hashlib.file_digest(file, "sha256")
             return cls(file.tell(), digest.hexdigest())
@@ -37,7 +38,7 @@ class FileDigest(NamedTuple):
 
 @dataclass(frozen=True)
 class FileList:
-    """The files of a folder by name."""
+    """Files of a folder, by name, as they were written."""
 
     files: Mapping[str, FileDigest]
 
@@ -55,10 +56,10 @@ class FileList:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """Read what `to_document` wrote.
+        """Read the two fields that `to_document` returns.
 
         Raises:
-            ValueError: there is no list, it has no digests, or its own digest is another.
+            ValueError: there is no list, it has no digests, or it does not have its own digest.
         """
         try:
             files = {
@@ -68,12 +69,12 @@ class FileList:
             expected = document["files_sha256"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError("holds no SHA-256 of the files") from error
-        found = cls(dict(sorted(files.items())))
-        if found.sha256 != expected:
+        listed = cls(dict(sorted(files.items())))
+        if listed.sha256 != expected:
             raise ValueError(
-                f"the list of files has SHA-256 {found.sha256}, but files_sha256 is {expected}"
+                f"the list of files has SHA-256 {listed.sha256}, but files_sha256 is {expected}"
             )
-        return found
+        return listed
 
     def _as_json(self) -> dict[str, dict[str, Any]]:
         return {
@@ -83,22 +84,23 @@ class FileList:
 
 
 def differences(folder: Path, listed: FileList, names: Iterable[str]) -> list[str]:
-    """Compare files of `folder` with the list, in parallel; return what differs, a line a file.
+    """Compare files of `folder` with the list, in parallel; return a line for each that differs.
 
-    `names` chooses among the listed files; the largest are begun first.
+    `names` chooses among the listed files.
     """
-    # Here, since a question that hashes nothing starts faster without it.
+    # Imported here: a question that hashes nothing starts faster without it.
     from concurrent.futures import ThreadPoolExecutor
 
     files = listed.files
+    # The largest first: begun last, it would run alone at the end.
     chosen = sorted(names, key=lambda name: -files[name].num_bytes)
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
-        found = threads.map(partial(_difference, folder), chosen, [files[name] for name in chosen])
-        return [difference for difference in found if difference is not None]
+        lines = threads.map(partial(_difference, folder), chosen, [files[name] for name in chosen])
+        return [line for line in lines if line is not None]
 
 
 def unlisted(folder: Path, listed: FileList, beside: Iterable[str]) -> list[str]:
-    """Return what is in `folder` and neither listed nor among `beside`, a line a file."""
+    """Return a line for each file in `folder` that is neither listed nor among `beside`."""
     known = {*listed.files, *beside}
     return [
         f"{path}: is not one of the files that were written; remove it"
@@ -113,11 +115,11 @@ def _difference(folder: Path, name: str, written: FileDigest) -> str | None:
         size = path.stat().st_size
         if size != written.num_bytes:
             return f"{path}: has {size} bytes, but {written.num_bytes} were written"
-        found = FileDigest.of_file(path)
+        digest = FileDigest.of_file(path)
     except FileNotFoundError:
         return f"{path}: is missing, but {written.num_bytes} bytes were written"
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror}"
-    if found != written:
-        return f"{path}: has SHA-256 {found.sha256}, but {written.sha256} was written"
+    if digest != written:
+        return f"{path}: has SHA-256 {digest.sha256}, but {written.sha256} was written"
     return None

@@ -1,5 +1,6 @@
-"""Tokenised corpora in Megatron's .bin/.idx format: a writer that publishes all or nothing, and a
-checked reader. Thin over the native builder and reader.
+"""Tokenised corpora in Megatron's .bin/.idx format.
+
+A writer that publishes all or nothing and a checked reader, both thin over those of `native`.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from megatron_ettin.native import TokenFile, TokenFileBuilder
 
 
 def optimal_dtype(vocab_size: int) -> str:
-    """Return the dtype that Megatron-Core stores ids below vocab_size in: "uint16" or "int32"."""
+    """Return the dtype in which Megatron-Core stores ids below vocab_size: "uint16" or "int32"."""
+    # Megatron-Core's own limit (indexed_dataset.py), not 65,536: other readers expect its choice.
     return "uint16" if vocab_size < 65_500 else "int32"
 
 
@@ -36,7 +38,7 @@ class IndexedWriter(TokenFileBuilder):
             if kind is None:
                 self.commit()
         finally:
-            self.abort()
+            self.abort()  # without effect after a commit
 
 
 class IndexedReader(TokenFile):
