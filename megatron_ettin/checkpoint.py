@@ -115,7 +115,7 @@ class SavedModel:
 
     @classmethod
     def of_run(cls, config: RunConfig, state: RunState) -> SavedModel:
-        """Describe the model of a run that stands at `state`."""
+        """Describe the model of a run in `state`."""
         phases = {phase.name: phase for phase in config.phases}
         phase = phases[state.phase] if state.phase else config.phases[0]
         return cls(
@@ -164,7 +164,7 @@ def publish(folder: Path, files: FileList, state: RunState) -> None:
     """
     if distributed.is_main_rank():
         document = {
-            "versions": versions(),
+            "versions": package_versions(),
             **files.to_document(),
             **dataclasses.asdict(state),
         }
@@ -260,7 +260,7 @@ def check_architecture(folder: Path, model: ModelConfig) -> None:
 
 
 def read_state(folder: Path) -> RunState:
-    """Return where the run stood when `folder` was saved."""
+    """Return the state of the run at the checkpoint `folder`."""
     document = read_json(folder / STATE_FILE)
     for name in ("versions", "files", "files_sha256"):
         document.pop(name, None)
@@ -295,12 +295,12 @@ def read_config(folder: Path) -> RunConfig:
     return configuration.load_config(folder / CONFIG_FILE)
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Return the versions of the packages that decide numbers, as installed."""
-    found = {}
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed

@@ -11,7 +11,7 @@ from megatron_ettin.file_digests import FileList, differences, unlisted
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.shards import in_one_line
 
-#: What the weights of a checkpoint are.
+#: Description of the weights in a checkpoint.
 MODEL_FILE = "model.json"
 #: Remedy for a damaged checkpoint.
 REMEDY = "copy the checkpoint again, or use another one"
@@ -90,9 +90,9 @@ def check_sizes(folder: Path) -> None:
                 f"{REMEDY}"
             )
         path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            state = "missing" if found is None else f"of {found} bytes"
+        num_bytes = path.stat().st_size if path.is_file() else None
+        if num_bytes != size:
+            state = "missing" if num_bytes is None else f"of {num_bytes} bytes"
             raise CheckpointError(f"{path}: is {state}, but {size} bytes were written; {REMEDY}")
 
 

@@ -103,7 +103,7 @@ def _suggestion(name: str, known: Collection[str]) -> str:
 def with_phases_by_name(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Return `arguments` with each `--phases.NAME.FIELD VALUE` carried out.
 
-    These options apply after all others, wherever they stand: they become one last `--phases`. If
+    These options apply after all others, in any position: they become one last `--phases`. If
     there is one phase only, `--phases.FIELD VALUE` means that phase.
 
     Raises:

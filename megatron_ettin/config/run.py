@@ -157,7 +157,7 @@ class RunConfig:
         backend, precision = self.model.backend, self.hardware.precision
         if backend == "transformer_engine" and precision == "fp32":
             raise ValueError(
-                "model.backend: transformer_engine rounds the factors of fp32 products to TF32; "
+                "model.backend: transformer_engine rounds the factors of fp32 matmuls to TF32; "
                 "give hardware.precision bf16 or fp8, or the backend local"
             )
         if precision == "fp8":

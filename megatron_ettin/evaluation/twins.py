@@ -179,7 +179,7 @@ def check_exported(folder: Path, attention: Attention) -> None:
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide the numbers."""
     evaluating = {name: metadata.version(name) for name in ("transformers", "scikit-learn")}
-    return {"python": platform.python_version(), **checkpoint.versions(), **evaluating}
+    return {"python": platform.python_version(), **checkpoint.package_versions(), **evaluating}
 
 
 def _measure(run: Run, folder: Path, texts: LabelledTexts, samples: list[Sample]) -> Twin:

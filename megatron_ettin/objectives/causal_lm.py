@@ -14,7 +14,7 @@ from megatron_ettin.rows import CUT_PIECE, PADDING, Rows, TokenIds
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLM(Objective):
-    """Next-token prediction inside each piece; no prediction crosses a segment border."""
+    """Next-token prediction inside each piece; no prediction crosses a segment boundary."""
 
     attention: ClassVar[Literal["bidirectional", "causal"]] = "causal"
 

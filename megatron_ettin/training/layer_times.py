@@ -21,7 +21,7 @@ from megatron_ettin.model.backend import choose_backend
 from megatron_ettin.model.layer_spec import block_spec
 from megatron_ettin.model.provider import ATTENTION_MASKS, transformer_config
 
-#: Rounds that are not timed (kernels are compiled and chosen in them), and rounds that are.
+#: Numbers of untimed rounds, in which kernels are compiled and chosen, and of timed rounds.
 ROUNDS = {"cpu": (1, 3), "cuda": (5, 20)}
 
 
@@ -41,7 +41,7 @@ def layer_seconds(config: RunConfig) -> float:
     for parameter in block.parameters():
         with torch.no_grad():
             parameter.copy_(_ramp(parameter.shape, 0.03, device))
-        # Where Transformer Engine adds up gradients, as in a run.
+        # Transformer Engine accumulates gradients here, as in a run.
         parameter.main_grad = torch.zeros_like(parameter, dtype=torch.float32)
     seq_length = max(config.phases, key=lambda phase: phase.train_tokens).seq_length
     slots = hardware.micro_batch_rows(seq_length) * seq_length
@@ -53,7 +53,7 @@ def layer_seconds(config: RunConfig) -> float:
     hidden = _ramp(shape, 1.0, device).to(settings.params_dtype).requires_grad_()
 
     def step() -> None:
-        # Casts the weights again, as the first micro-batch of a step does: fp8's dearest case.
+        # The first micro-batch of a step casts the weights again; with fp8 it costs most.
         block.set_is_first_microbatch()
         out = block(
             hidden_states=hidden,
@@ -68,19 +68,19 @@ def layer_seconds(config: RunConfig) -> float:
 
 
 def _whole_rows(slots: int, seq_length: int, device: torch.device) -> PackedRows:
-    """Return a stream whose rows are one document each."""
-    borders = torch.arange(0, slots + 1, seq_length, dtype=torch.int32, device=device)
+    """Return a stream with one document in each row."""
+    cu_seqlens = torch.arange(0, slots + 1, seq_length, dtype=torch.int32, device=device)
     nothing = torch.empty(0, dtype=torch.int64, device=device)
-    return PackedRows.of(borders, seq_length, position_ids=nothing, g=nothing)
+    return PackedRows.of(cu_seqlens, seq_length, position_ids=nothing, g=nothing)
 
 
 def _ramp(shape: torch.Size, peak: float, device: torch.device) -> torch.Tensor:
-    """Return numbers from -peak to peak: neither zeros nor NaN, which take other times."""
+    """Return numbers from -peak to peak; zeros or NaN would take other times."""
     return torch.linspace(-peak, peak, shape.numel(), device=device).view(shape)
 
 
 def median_seconds(step: Callable[[], None], *, untimed: int, timed: int) -> float:
-    """Return the median time of `step`, called again before the last has ended on a GPU."""
+    """Return the median time of `step`; on a GPU a call is queued before the last one has ended."""
     for _ in range(untimed):
         step()
     if not torch.cuda.is_available():

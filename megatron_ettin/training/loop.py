@@ -55,7 +55,7 @@ def train(run: Training, state: RunState) -> RunState:
         for index in range(spec.phase_index(state.g), len(spec.phases)):
             phase, settings = spec.phases[index], run.config.phases[index]
             run.stage.set_rotary_bases(*settings.rotary_bases)
-            if state.phase != phase.name:  # a resumed run may stand inside its phase
+            if state.phase != phase.name:  # a resumed run may be inside its phase
                 state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
                 run.recorder.record_phase(state, index, phase)
             state = _train_phase(run, phase, settings, state, step_done)

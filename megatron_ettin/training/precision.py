@@ -1,4 +1,4 @@
-"""The precision that `hardware.precision: auto` stands for on this machine.
+"""Choice of the precision for `hardware.precision: auto` on this machine.
 
 `layer_times.py` measures the candidates, once; the verdict is kept on disk. Everything after
 `resolve` sees a precision by name.
@@ -25,17 +25,18 @@ from megatron_ettin.training.layer_times import layer_seconds
 
 logger = logging.getLogger(__name__)
 
-#: A narrower precision is taken if it needs at most this share of the wider one's time: less gain
-#: is within what measurements differ by, and not worth its rounding.
+#: Largest share of the wider precision's time at which a narrower one is taken. A smaller gain is
+#: within the spread of measurements, and not worth the rounding.
 CLEARLY_FASTER = 0.95
-#: The fp8 recipes that carry nothing from step to step, so that a resumed run equals another.
+#: fp8 recipes without a history from step to step: with them a resumed run equals an uninterrupted
+#: one.
 STATELESS_RECIPES = ("tensorwise", "blockwise")
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Return `config` with the precision that auto stands for; all ranks call this and agree."""
+    """Return `config` with a precision in place of auto; all ranks call this and agree."""
     if config.hardware.precision != "auto":
         return config
     candidates = {_name(candidate): candidate for candidate in _candidates(config)}
@@ -46,6 +47,8 @@ def resolve(config: RunConfig) -> RunConfig:
         return candidates[name]
     key = _key(config, list(candidates))
     path = verdict_file(key)
+    # Rank 0's verdict counts everywhere: machines may have other caches, but all ranks must train
+    # in one precision.
     seconds = distributed.from_main_rank(read_verdict(path, key))
     if seconds is None:
         measured = {name: layer_seconds(candidate) for name, candidate in candidates.items()}
@@ -59,7 +62,10 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def fastest(seconds: dict[str, float]) -> str:
-    """Return the name with the least time; the first, the widest, unless one is clearly faster."""
+    """Return the name with the least time if it is clearly faster than the first, else the first.
+
+    The first is the widest precision.
+    """
     widest = next(iter(seconds))
     best = min(seconds, key=lambda name: seconds[name])
     return best if seconds[best] <= CLEARLY_FASTER * seconds[widest] else widest
@@ -72,14 +78,14 @@ def _name(config: RunConfig) -> str:
 
 
 def _candidates(config: RunConfig) -> list[RunConfig]:
-    """Return the run in each precision that it can have here, the widest first."""
+    """Return the run in each precision that this machine can compute, the widest first."""
     if torch.cuda.is_available():
         changes = [{"precision": "bf16"}]
         changes += [{"precision": "fp8", "fp8_recipe": recipe} for recipe in STATELESS_RECIPES]
     else:
         changes = [{"precision": "fp32"}]
         changes += [{"precision": "bf16"}] if cpu_multiplies_bf16(CPU_INFO) else []
-    found = []
+    possible = []
     for change in changes:
         hardware = dataclasses.replace(config.hardware, **change)  # type: ignore[arg-type]
         try:
@@ -88,19 +94,19 @@ def _candidates(config: RunConfig) -> list[RunConfig]:
         except ValueError as error:
             logger.info("precision auto: without %s: %s", " ".join(change.values()), error)
             continue
-        found.append(candidate)
-    return found
+        possible.append(candidate)
+    return possible
 
 
 def cpu_multiplies_bf16(cpu_info: Path) -> bool:
-    """Tell from Linux's description of the processors whether they have products of bf16."""
+    """Tell whether the processors that Linux describes have bf16 matmuls."""
     if not cpu_info.exists():
         return False
     return bool(CPU_BF16_FLAGS & set(cpu_info.read_text().split()))
 
 
 def _key(config: RunConfig, names: list[str]) -> dict[str, Any]:
-    """Return all that a verdict depends on."""
+    """Return everything that a verdict depends on: machine, versions, sizes and layout."""
     model, hardware = config.model, config.hardware
     phase = max(config.phases, key=lambda phase: phase.train_tokens)
     on_gpu = torch.cuda.is_available()
@@ -137,14 +143,14 @@ def _version(package: str) -> str | None:
 
 
 def verdict_file(key: dict[str, Any]) -> Path:
-    """Return where the verdict for `key` is kept: in ~/.cache, or XDG_CACHE_HOME if that is set."""
+    """Return the file of the verdict for `key`, in XDG_CACHE_HOME if that is set, else ~/.cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache / "megatron_ettin" / f"precision-{digest[:16]}.json"
 
 
 def read_verdict(path: Path, key: dict[str, Any]) -> dict[str, float] | None:
-    """Return the seconds that were measured for `key`; None if there is no verdict on it."""
+    """Return the seconds that were measured for `key`; None if there is no verdict for it."""
     try:
         document = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -154,7 +160,7 @@ def read_verdict(path: Path, key: dict[str, Any]) -> dict[str, float] | None:
 
 
 def write_verdict(path: Path, key: dict[str, Any], seconds: dict[str, float]) -> None:
-    """Keep a verdict; where nothing can be written, the next run measures again."""
+    """Write a verdict; if the file cannot be written, the next run measures again."""
     text = json.dumps({"key": key, "seconds": seconds}, indent=2) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from megatron_ettin.training.preparation import MASK_LANE, ORDER_LANES, TOKEN_LA
 def open_recorder(
     config: RunConfig, spec: OrderSpec, state: RunState, *, ids: TokenIds, is_amended: bool
 ) -> Recorder:
-    """Open the run's ledger where `state` stands, on the main rank; later records become a fork.
+    """Open the run's ledger at `state`, on the main rank; later records become a fork.
 
     Raises:
         LedgerError: another process writes it, it is damaged, or it ends before the checkpoint.
@@ -187,7 +187,7 @@ def describe_run(
         "model": dataclasses.asdict(config.model),
         "token_ids": dataclasses.asdict(ids),
         "layout": {**dataclasses.asdict(config.hardware), "data_parallel_size": data_parallel_size},
-        "versions": checkpoint.versions(),
+        "versions": checkpoint.package_versions(),
         "host": platform.node(),
         "from_checkpoint": RunFolder(Path()).checkpoint(state.step).name if state.step else None,
         "initialized_from": state.initialized_from,

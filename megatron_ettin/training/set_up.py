@@ -50,22 +50,22 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
             `initialize_from` holds no weights for this model.
         MixedTokenizersError: those weights were trained with another tokenizer.
     """
-    found = RunFolder(Path(config.run_dir)).newest_checkpoint()
-    if found is None:
+    newest = RunFolder(Path(config.run_dir)).newest_checkpoint()
+    if newest is None:
         digest = order.spec.tokenizer_sha256
         return RunState(
             tokenizer_sha256=digest, initialized_from=_source_of_weights(config, digest)
         )
     if not config.checkpoint.resume:
         raise CheckpointError(
-            f"{config.run_dir}: holds checkpoints of a run already ({found.name}): give "
+            f"{config.run_dir}: holds checkpoints of a run already ({newest.name}): give "
             f"--checkpoint.resume true to go on from there, or another run_dir"
         )
     if config.checkpoint.check_files:
-        checkpoint_files.check_files(found)
-    check_same_run(config, found)
-    state = checkpoint.read_state(found)
-    check_same_order(config, order.spec, found, state)
+        checkpoint_files.check_files(newest)
+    check_same_run(config, newest)
+    state = checkpoint.read_state(newest)
+    check_same_order(config, order.spec, newest, state)
     return state
 
 

@@ -55,9 +55,9 @@ def check_held_out(config: RunConfig) -> None:
         held_out_order(config)
 
 
-def check_same_run(config: RunConfig, found: Path) -> None:
-    """Raise CheckpointError if the checkpoint `found` is of a run with another computation."""
-    saved = checkpoint.read_config(found)
+def check_same_run(config: RunConfig, folder: Path) -> None:
+    """Raise CheckpointError if the checkpoint `folder` is of a run with another computation."""
+    saved = checkpoint.read_config(folder)
     differing = [
         name
         for name in ("objective", "model", "seeds")
@@ -67,34 +67,34 @@ def check_same_run(config: RunConfig, found: Path) -> None:
         differing.append("optimizer.name")
     if differing:
         raise CheckpointError(
-            f"{found}: was trained with another {' and '.join(differing)}: resume with the same, "
+            f"{folder}: was trained with another {' and '.join(differing)}: resume with the same, "
             f"or start a new run_dir with --checkpoint.initialize_from"
         )
 
 
-def check_same_order(config: RunConfig, spec: OrderSpec, found: Path, state: RunState) -> None:
+def check_same_order(config: RunConfig, spec: OrderSpec, folder: Path, state: RunState) -> None:
     """Raise CheckpointError if the past differs, or the future without `amend_order`.
 
-    `state` is that of the checkpoint `found`, `spec` the order that `config` describes; the run's
+    `state` is that of the checkpoint `folder`, `spec` the order that `config` describes; the run's
     order.json must agree with both.
     """
     begun = sum(phase.start_g < state.g for phase in spec.phases)
     if tuple(spec.phase_ids()[:begun]) != state.phase_ids[:begun] or state.g > spec.num_rows:
         raise CheckpointError(
-            f"{found}: was trained in another sample order: its phases up to {state.phase!r} "
+            f"{folder}: was trained in another sample order: its phases up to {state.phase!r} "
             f"differ from this configuration's in data, blend, pools, seq_length, pack, "
             f"train_tokens, seed or tokenizer; change only rows from {state.g} on"
         )
     if plans_other_rows(spec, state) and not config.checkpoint.amend_order:
         raise CheckpointError(
-            f"{found}: had planned other rows from row {state.g} on; give "
+            f"{folder}: had planned other rows from row {state.g} on; give "
             f"--checkpoint.amend_order true to go on with this configuration's, which the ledger "
-            f"then records, or restore the phases in {found / CONFIG_FILE}"
+            f"then records, or restore the phases in {folder / CONFIG_FILE}"
         )
-    _check_order_file(config, spec, found)
+    _check_order_file(config, spec, folder)
 
 
-def _check_order_file(config: RunConfig, spec: OrderSpec, found: Path) -> None:
+def _check_order_file(config: RunConfig, spec: OrderSpec, folder: Path) -> None:
     """Raise CheckpointError if order.json says something else, unless `amend_order` allows it.
 
     It agrees with the checkpoint unless it was altered, or amended after the save.
@@ -109,7 +109,7 @@ def _check_order_file(config: RunConfig, spec: OrderSpec, found: Path) -> None:
     difference = first_difference(recorded, json.loads(spec.to_json()))
     if difference is not None:
         raise CheckpointError(
-            f"{path}: is not the order that {found} and this configuration have: {difference}. "
+            f"{path}: is not the order that {folder} and this configuration have: {difference}. "
             f"Restore it if it was altered; if the run was amended after that checkpoint, give "
             f"--checkpoint.amend_order true to write this configuration's in its place"
         )

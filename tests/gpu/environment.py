@@ -33,7 +33,7 @@ def main() -> None:
         "python": platform.python_version(),
         "triton": metadata.version("triton"),
         "transformer_engine_lacks": transformer_engine_lack(),
-        **checkpoint.versions(),
+        **checkpoint.package_versions(),
     }
     print(json.dumps(found))
 

@@ -79,6 +79,6 @@ def test_the_state_of_another_version_is_named(tmp_path: Path) -> None:
 
 
 def test_versions_name_what_decides_numbers() -> None:
-    found = checkpoint.versions()
+    found = checkpoint.package_versions()
     assert found["megatron-core"][0].isdigit()
     assert found["torch"].startswith("2.")
