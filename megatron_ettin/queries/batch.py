@@ -206,6 +206,7 @@ def _rows(
             data_parallel_size=part.data_parallel_size if part else 1,
         )
         for m, fed in enumerate(loader.micro_batches(begin, end)):
+            # uint64 sums wrap around, as those in the ledger do.
             digests[:2] += token_digest(fed.rows, masking.objective.original_tokens(fed))
             digests[2:] += mask_digest(fed)
             if part is None or rank == part.rank:
@@ -227,6 +228,7 @@ def _split_micro_batch(fed: objectives.Batch, number: int, *, is_masked: bool) -
     for index, (g, count) in enumerate(
         zip(fed.rows.g.tolist(), fed.rows.num_tokens.tolist(), strict=True)
     ):
+        # Rows are end to end in one stream; the padding of a row follows its tokens.
         row = slice(index * fed.rows.seq_length, index * fed.rows.seq_length + count)
         yield _Row(
             g=g,
@@ -269,6 +271,7 @@ def _stored_rows(run: RecordedRun, begin: int, end: int, part: RankSlice | None)
     rows = part.micro_batch_tokens // run.order.seq_length(begin) if part else 1
     rank, size = (part.rank, part.data_parallel_size) if part else (0, 1)
     for m in range(-(-(end - begin) // (rows * size))):
+        # Micro-batches are dealt to the ranks in turn, as the loader does for our own runs.
         first = begin + (m * size + rank) * rows
         for g in range(first, first + rows):
             inside = g < end

@@ -63,6 +63,7 @@ class Branch:
 
     def cut_at(self, fork: Fork, ledger: Ledger) -> Branch:
         """Return the fork that going back cut off from this branch."""
+        # The steps up to the parent record stayed in the ledger; the fork sums on from there.
         kept = np.searchsorted(self.ledger.steps["seq"].astype(np.int64), fork.parent_seq, "right")
         # A fork of a fork also lacks what the outer fork lost, so the earlier record counts.
         parted = fork.parent_seq + 1

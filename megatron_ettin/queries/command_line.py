@@ -14,18 +14,18 @@ DESCRIPTION = (
 # A command is a module in megatron_ettin/queries/: `add_arguments` declares its options, and
 # `print_answer` returns the exit status. Only the module of the given command is imported.
 COMMANDS = {
-    "plan": "build the row plans; say how documents fill the rows",
-    "batch": "what a step was fed, token for token",
-    "docs": "documents between two checkpoints, to a parquet file",
-    "where": "all steps, slots and checkpoints at which a document is seen",
-    "unseen": "documents that a checkpoint has not seen",
-    "exposures": "how often a document was seen, and how long ago",
-    "diff": "where two runs differ",
-    "twins": "did an encoder and a decoder see the same tokens: PASS or FAIL, with the proof",
-    "verify": "is the record true, and are the files still those it was made of",
-    "export": "what a run was fed, as parquet in the published Ettin layout",
+    "plan": "build the row plans; report how documents fill the rows",
+    "batch": "show what a step was fed, token by token",
+    "docs": "write the documents between two checkpoints to a parquet file",
+    "where": "list all rows, steps and checkpoints at which a document is seen",
+    "unseen": "draw documents that a checkpoint has not seen",
+    "exposures": "count how often a document was seen, and how long ago",
+    "diff": "compare two runs",
+    "twins": "prove that an encoder and a decoder saw the same tokens: PASS or FAIL",
+    "verify": "verify that the record is true and the files are unchanged: PASS or FAIL",
+    "export": "write what a run was fed as parquet in the published Ettin layout",
     "import-ettin": "make a corpus of a record in that layout",
-    "sql": "SQL over the order, the steps and the documents",
+    "sql": "query the rows, steps and documents with SQL",
 }
 
 

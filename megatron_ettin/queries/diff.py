@@ -158,6 +158,7 @@ def common_rows(one: RecordedRun, other: RecordedRun) -> int:
             last = min(first + _ROWS, end)
             differing = _first_other_pieces(one, other, first, last)
             if not _same_corpora(one, other):
+                # Tokens matter only up to the first row that differs by its pieces.
                 differing = _first_other_tokens(one, other, first, differing)
             if differing < last:
                 return differing
@@ -189,6 +190,8 @@ def _first_other_pieces(one: RecordedRun, other: RecordedRun, begin: int, end: i
     names = [
         np.array(run.order.source_names)[p.source] for run, p in ((one, first), (other, second))
     ]
+    # Both tables are sorted by g, so the first unequal entry is in the first row that differs. If
+    # one table continues where the other ends, its next row is that row.
     count = min(len(first.g), len(second.g))
     same = names[0][:count] == names[1][:count]
     for field in ("g", "document", "offset", "length", "slots"):
@@ -276,7 +279,7 @@ def _same_at(first: Ledger, second: Ledger, g: int) -> tuple[bool | None, bool |
 
 def _skipped(one: RecordedRun, other: RecordedRun) -> list[Skipped]:
     """Return the rows that only one run skipped, among those that both have reached."""
-    end = min((int(run.done[-1, 1]) if run.steps_done else 0) for run in (one, other))
+    end = min(run.end_g for run in (one, other))
     first, second = (set(skipped_rows(run.ledger, end)) for run in (one, other))
     return [
         Skipped(run=str(run.folder), begin=begin, end=stop)

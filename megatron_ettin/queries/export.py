@@ -97,6 +97,8 @@ def _write_folder(
     rows = tokens = files = kept = 0
     first = previous.step + 1
     while first <= point.step:
+        # Files end at multiples of STEPS_PER_FILE and at checkpoints. So an export with more
+        # checkpoints needs the same files, and keeps those that are there.
         last = min(point.step, -(-first // STEPS_PER_FILE) * STEPS_PER_FILE)
         path = folder / f"steps_{first:06d}_to_{last:06d}.parquet"
         expected = writer.metadata(first, last)
@@ -196,6 +198,7 @@ class _ExportWriter:
                     if recorded is not None:
                         digest += self.order.token_digests(begin, end).sum(axis=0, dtype=np.uint64)
                 file.add_key_value_metadata({**metadata, f"{METADATA}.tokens": str(tokens)})
+            # Raised within `publishing`, so that a file with other tokens never appears.
             if recorded is not None and recorded != digest_hex(digest):
                 raise ValueError(
                     f"steps {first} to {last}: the tokens in today's files are not those that the "

@@ -78,8 +78,7 @@ def count_exposures(
         ValueError, OSError: no such document, or it cannot be looked up.
     """
     if at is None:
-        end = int(run.done[-1, 1]) if run.steps_done else 0
-        at = CheckpointPoint("last step", run.steps_done, end)
+        at = CheckpointPoint("last step", run.steps_done, run.end_g)
     sidecars = Sidecars(run)
     documents = find_documents(run, name, sidecars)
     return Exposures(

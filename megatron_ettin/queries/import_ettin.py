@@ -248,6 +248,7 @@ def _flat(
     if not lengths.all():
         raise ValueError(f"{file.path}: row {rows[np.argmin(lengths)]}: has no input_ids")
     values = ids.flatten()
+    # Without a tokenizer, ids must fit into the int32 of a corpus.
     limit = 2**31 if vocab_size is None else vocab_size
     if values.null_count:
         wrong = values.is_null().to_numpy(zero_copy_only=False)

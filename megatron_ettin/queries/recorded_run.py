@@ -60,6 +60,11 @@ class RecordedRun:
         return len(self.done)
 
     @property
+    def end_g(self) -> int:
+        """First row after the steps that the run has taken."""
+        return int(self.done[-1, 1]) if len(self.done) else 0
+
+    @property
     def num_steps(self) -> int:
         """Number of steps of the whole run, future ones included."""
         return len(self._steps)
@@ -75,7 +80,7 @@ class RecordedRun:
         return self.config
 
     def tokens_of_steps(self, first: int, last: int) -> NDArray[np.int64]:
-        """Return [n]: the tokens of each of the steps first, ..., last that were taken."""
+        """Return the tokens [n] of each of the steps first to last, inclusive, that were taken."""
         if last < first or last <= len(self.ledger.steps):
             return self.ledger.steps["n_tokens"][first - 1 : last].astype(np.int64)
         counts = np.zeros(last - first + 1, dtype=np.int64)
@@ -100,8 +105,8 @@ class RecordedRun:
 
     def steps_of_rows(self, g: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the step [m] of each row [m]; 0 if the row is skipped."""
-        last = int(self.done[-1, 1]) if len(self.done) else 0
-        steps = self.done if len(g) and g.max() < last else self._steps
+        # Future steps take a while to compute, and rows of the past do not need them.
+        steps = self.done if len(g) and g.max() < self.end_g else self._steps
         index = np.searchsorted(steps[:, 0], g, side="right") - 1
         inside = (index >= 0) & (g < steps[np.maximum(index, 0), 1])
         return np.where(inside, index + 1, 0)

@@ -69,7 +69,7 @@ def run_query(
     tables = RunTables(
         run=run,
         begin=0 if begin is None else begin.g,
-        end=end.g if end is not None else int(run.done[-1, 1]) if run.steps_done else 0,
+        end=run.end_g if end is None else end.g,
         sidecars=Sidecars(run),
     )
     with (

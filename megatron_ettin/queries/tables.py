@@ -85,6 +85,7 @@ class RunTables:
         """Yield one entry per row, ascending; `row` is the number of the row in its pool."""
         for begin, end in self._stretches(CHUNK_ROWS):
             pieces = self.run.order.pieces(begin, end)
+            # The first piece of each row stands for the row.
             first = row_starts(pieces.g)
             step, row_in_step = self._steps_and_places(pieces.g[first])
             columns = {
@@ -96,7 +97,7 @@ class RunTables:
                 "row": pieces.row[first],
                 "num_tokens": self.run.order.row_tokens(begin, end)[pieces.g[first] - begin],
             }
-            yield _batch(columns, ROWS).filter(pa.array(step > 0))
+            yield _batch(columns, ROWS).filter(pa.array(step > 0))  # 0: a skipped row
 
     def segments(self, source: str | None = None) -> Iterator[pa.RecordBatch]:
         """Yield one entry per piece, by row, then by position in the row."""

@@ -137,7 +137,7 @@ class SeenByOrder:
 
     def is_all_of(self, num_documents: int) -> bool:
         """Tell whether every document of the corpus is proven seen."""
-        end = 0
+        end = 0  # documents [0, end) are covered; ranges may overlap
         for first, stop in sorted(self.ranges):
             end = max(end, stop) if first <= end else end
         return end == num_documents and not len(self.skipped)
@@ -151,12 +151,12 @@ def known_to_be_seen(run: RecordedRun, at: CheckpointPoint) -> dict[str, SeenByO
     order = run.order
     ranges: dict[str, list[tuple[int, int]]] = {}
     for pool, count in order.drawn_before(at.g):
-        if count >= pool.rows:
+        if count >= pool.rows:  # every row was drawn at least once, so every document that it keeps
             ranges.setdefault(pool.source, []).append((pool.first_document, pool.end_document))
     skipped: dict[int, list[NDArray[np.int64]]] = {}
     end = 0
     for begin, stop in run.done[: at.step].tolist() if ranges else ():
-        if end < begin:
+        if end < begin:  # rows [end, begin) between two steps were skipped
             pieces = order.pieces(end, begin)
             for number in np.unique(pieces.source).tolist():
                 skipped.setdefault(number, []).append(pieces.document[pieces.source == number])
@@ -180,8 +180,9 @@ def _shuffled(
         name in seen and seen[name].is_all_of(file.num_documents)
         for name, file in zip(sources, files, strict=True)
     ):
-        return
+        return  # before the lengths of all documents are read
     lengths = [file.lengths for file in files]
+    # The permutation numbers documents through all sources: source s has begins[s] to ends[s] - 1.
     ends = np.cumsum([len(column) for column in lengths])
     begins = ends - [len(column) for column in lengths]
     total = int(ends[-1])

@@ -164,6 +164,8 @@ def _check_metrics(path: Path, lines: list[str], branches: list[Branch], check: 
             continue
         answers = [_metrics_fault(said, branch, step) for branch in branches]
         known = [answer for answer in answers if answer is not None]
+        # A run that goes back cuts its ledger first and metrics.jsonl later. Until then, lines may
+        # report steps that are in a fork.
         if "" in known:
             undone += 1
         elif known:

@@ -113,7 +113,7 @@ def _records_with(digits: str, branch: Branch) -> NDArray[np.intp]:
     chains = branch.ledger.records["chain"]
     whole = np.frombuffer(bytes.fromhex(digits[: len(digits) // 2 * 2]), dtype=np.uint8)
     same = (chains[:, : len(whole)] == whole).all(axis=1)
-    if len(digits) % 2:
+    if len(digits) % 2:  # the last digit is the high half of a byte
         same &= chains[:, len(whole)] >> 4 == int(digits[-1], 16)
     return np.flatnonzero(same)
 

@@ -74,6 +74,7 @@ def _check_group(
         row = _unreadable_row(order, begin, stop)
         _fail(check, record, f"its pieces cannot be looked up: {error}", row)
         return
+    # Steps of a group are adjacent: step i has the rows from starts[i] to starts[i + 1].
     starts = (records["g_begin"] - records["g_begin"][0]).astype(np.int64)
     sums = np.add.reduceat(digests, starts, axis=0)
     counts = np.add.reduceat(tokens, starts)
@@ -81,6 +82,7 @@ def _check_group(
     for index in np.flatnonzero(wrong).tolist():
         record = step_record(ledger, first + index)
         _fail(check, record, _order_fault(records[index], sums[index]), plans.wrong_row(record))
+    # A wrong order explains a wrong number of tokens, so the latter is a fault only on its own.
     for index in np.flatnonzero(~wrong & (counts != records["n_tokens"])).tolist():
         said, today = int(records["n_tokens"][index]), int(counts[index])
         what = f"it counts {said} tokens, but its rows hold {today}"
@@ -116,6 +118,7 @@ class _Plans:
     def __init__(self, order: Order, folder: Path) -> None:
         self._order = order
         self._folder = folder
+        # A plan is built only once a step of its pool is wrong: most checks build none.
         self._built = cache(self._build)
 
     def wrong_row(self, record: StepRecord) -> int | None:

@@ -103,7 +103,6 @@ def list_places(run: RecordedRun, document: Document) -> list[Place]:
     if not len(rows):
         return []
     source = run.order.source_names.index(document.source)
-    end_of_done = int(run.done[-1, 1]) if run.steps_done else 0
     places = []
     for g, step in zip(rows.tolist(), run.steps_of_rows(rows).tolist(), strict=True):
         pieces = run.order.pieces(g, g + 1)
@@ -118,7 +117,7 @@ def list_places(run: RecordedRun, document: Document) -> list[Place]:
                     epoch=int(pieces.epoch[piece]),
                     offset=int(pieces.offset[piece]),
                     length=int(pieces.length[piece]),
-                    status="skipped" if not step else "seen" if g < end_of_done else "to come",
+                    status="skipped" if not step else "seen" if g < run.end_g else "to come",
                     checkpoint=after.name if after else None,
                 )
             )
