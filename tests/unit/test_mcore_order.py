@@ -17,7 +17,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_ettin.indexed import IndexedWriter
 from megatron_ettin.order.mcore import McoreOrder, McoreRun
-from megatron_ettin.order.mcore.run import BatchSchedule, ramp_up, step_sizes
+from megatron_ettin.order.mcore.schedule import BatchSchedule, ramp_up, step_sizes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -354,15 +354,15 @@ def test_a_blend_without_its_table_says_why(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"order": "order/1"}, "order: expected `mcore`"),
-        ({"cache": None}, "cache: missing"),
-        ({"seq_length": "32"}, "seq_length: expected an integer >= 1, found '32'"),
-        ({"seq_length": True}, "seq_length: expected an integer >= 1, found True"),
+        ({"cache": None}, "the following arguments are required: cache"),
+        ({"seq_length": "32"}, "seq_length: expected 32, found '32'"),
+        ({"seq_length": True}, "seq_length: Expected a <class 'int'>. Got value: True"),
         ({"global_batch_size": 0}, "global_batch_size: expected an integer >= 1, found 0"),
-        ({"prefixes": ["web"]}, "prefixes: expected `NAME: PATH` entries"),
+        ({"prefixes": ["web"]}, "prefixes: Expected a <class 'dict'>"),
         ({"train_samples": 60}, "train_steps: expected either this or train_samples"),
         ({"train_steps": None, "train_samples": 9}, "train_samples: 9 is less than one batch"),
-        ({"split": "dev"}, "split: 'dev' is none of train, valid, test"),
-        ({"add_extra_token": 1}, "add_extra_token: expected true or false, found 1"),
+        ({"split": "dev"}, r"split: Expected a .*'train', 'valid', 'test'\]. Got value: dev"),
+        ({"add_extra_token": 1}, "add_extra_token: Expected a <class 'bool'>. Got value: 1"),
         ({"rampup_batch_size": [4, 4]}, r"rampup_batch_size: expected \[first batch size"),
         (
             {"rampup_batch_size": [4, 4, 40]},
@@ -379,8 +379,17 @@ def test_a_blend_without_its_table_says_why(tmp_path: Path) -> None:
         ),
         ({"checkpoints": [0]}, "checkpoints: expected a list of integers >= 1"),
         ({"checkpoint_dir": "nowhere"}, "checkpoint_dir: .*nowhere is not a folder"),
+        ({"checkpoints": ["4"]}, r"checkpoints: expected \[4\], found \['4'\]"),
+        ({"add_extra_token": "true"}, "add_extra_token: expected True, found 'true'"),
+        ({"seed": -1}, "seed: expected an integer >= 0, found -1"),
+        ({"cache": ""}, "cache: missing"),
+        ({"prefixes": {}}, "prefixes: missing"),
+        ({"prefixes": {1: "web"}}, "prefixes: expected `NAME: PATH` entries, found 1: 'web'"),
         ({"cached_as": {"wob": "x"}}, "cached_as: 'wob' is not one of the prefixes"),
-        ({"global_batchsize": 4}, "global_batchsize: unknown; there are order, cache"),
+        (
+            {"global_batchsize": 4},
+            "global_batchsize: no such name; did you mean global_batch_size?",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
