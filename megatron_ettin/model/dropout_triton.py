@@ -2,18 +2,19 @@
 
 It gives the same bits as csrc/dropout.cc; docs/order.md, section 7, specifies them. No factors are
 stored: a draw costs two 64-bit multiplications and serves four channels, which is cheaper than a
-    read.
+read.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 
-from megatron_ettin.model.dropout import LayerDraws
+if TYPE_CHECKING:
+    from megatron_ettin.model.dropout import LayerDraws
 
 GAMMA = tl.constexpr(0x9E3779B97F4A7C15)
 LANES = tl.constexpr(4)
