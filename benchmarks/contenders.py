@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.config import FIRST_ROTARY_BASES, RunConfig, with_rotary_bases
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.export.architecture import huggingface_config, kind_of
 from megatron_ettin.indexed import IndexedReader
@@ -82,7 +82,7 @@ class Ours(Contender):
         beforehand, as if the loader cost nothing.
         """
         super().__init__()
-        order = sample_order(config)
+        order = open_order(config)
         self.state: RunState = set_up.starting_state(config, order)
         self.run = set_up.build_training(config, order, self.state)
         self.opened.enter_context(self.run.reporter)

@@ -19,7 +19,7 @@ from benchmarks.throughput import Builder, Measurement
 from benchmarks.training_cells import Cell, Figures
 from megatron_ettin import distributed
 from megatron_ettin.config import RunConfig, parse_args
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.devices import gpu_called
 from megatron_ettin.model.counts import mfu
 from megatron_ettin.training.profile import TRACE_FILE, idle_share, kernel_intervals, trace_steps
@@ -82,14 +82,14 @@ def _contenders(cell: Cell, configured: Configured) -> dict[str, Builder]:
 
     def packed(slots: int, sparse: bool = False) -> Transformers:
         config = configured(slots)
-        batches = packed_batches(config, sample_order(config))
+        batches = packed_batches(config, open_order(config))
         count = STEP_SLOTS[cell.device] // slots
         return Transformers(config, batches, sparse=sparse, micro_batches=count)
 
     def padded(slots: int, by_length: bool = False, attention: str = "sdpa") -> Transformers:
         config = configured(slots)
         documents = PADDED_DOCUMENTS if cell.device == "cpu" else slots // SEQ_LENGTH
-        ids = sample_order(config).ids
+        ids = open_order(config).ids
         batches = padded_batches(config, ids, batch_size=documents, by_length=by_length)
         count = STEP_SLOTS[cell.device] // slots
         return Transformers(

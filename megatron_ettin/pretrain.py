@@ -37,7 +37,7 @@ def pretrain(config: RunConfig) -> None:
     """Train `config` to its end, or from its newest checkpoint with `checkpoint.resume`."""
     from megatron_ettin import distributed
     from megatron_ettin.data.corpus_tokenizer import require_one_tokenizer
-    from megatron_ettin.data.orders import sample_order
+    from megatron_ettin.data.orders import open_order
     from megatron_ettin.model.backend import choose_backend
     from megatron_ettin.training import precision, set_up, start_checks
     from megatron_ettin.training.loop import train
@@ -52,7 +52,7 @@ def pretrain(config: RunConfig) -> None:
         start_checks.check_outputs(config)
         config = precision.resolve(config)
         require_one_tokenizer(config)
-        order = sample_order(config)
+        order = open_order(config)
         start_checks.check_held_out(config)
         state = set_up.starting_state(config, order)
         run = set_up.build_training(config, order, state)

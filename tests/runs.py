@@ -12,7 +12,7 @@ from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig, load_config, parse_args, to_yaml
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.loader import Loader
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.data.provenance import CorpusWriter
 from megatron_ettin.data.readers import Record
 from megatron_ettin.file_digests import FileList
@@ -20,7 +20,7 @@ from megatron_ettin.native import TokenFile
 from megatron_ettin.order import PhaseSpec, SampleOrder
 from megatron_ettin.order.digest import add_digests
 from megatron_ettin.order.ledger import LedgerWriter
-from megatron_ettin.order.steps import first_row_kept
+from megatron_ettin.order.steps import pass_skipped_rows
 from megatron_ettin.training.preparation import (
     ORDER_LANES,
     TOKEN_LANES,
@@ -51,7 +51,7 @@ def record_run(
     """
     folder = Path(config.run_dir)
     folder.mkdir(parents=True)
-    order = sample_order(config)
+    order = open_order(config)
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "order.json").write_text(order.spec.to_json())
     config = load_config(folder / "config.yaml")
@@ -106,7 +106,7 @@ def _loader(config: RunConfig, order: SampleOrder) -> Loader:
 def _skip(
     phase: PhaseSpec, index: int, config: RunConfig, recorder: Recorder, state: RunState
 ) -> RunState:
-    end = first_row_kept(phase, config.data.skip_rows, state.g)
+    end = pass_skipped_rows(phase, config.data.skip_rows, state.g)
     if end == state.g:
         return state
     recorder.record_skip(state, index, end)

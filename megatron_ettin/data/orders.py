@@ -10,8 +10,14 @@ from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.order import SampleOrder
 
 
-def sample_order(config: RunConfig) -> SampleOrder:
-    """Open the corpora and fix the order of the whole run."""
+def open_order(config: RunConfig) -> SampleOrder:
+    """Open the corpora and fix the order of the whole run.
+
+    Raises:
+        OSError: a corpus, a plan or the tokenizer cannot be read.
+        ValueError: the tokenizer has more ids than the model, or the order cannot be made
+            (`SampleOrder`).
+    """
     tokenizer = load_tokenizer(Path(config.data.tokenizer))
     if tokenizer.ids.vocab_size > config.model.vocab_size:
         raise ValueError(
@@ -27,7 +33,7 @@ def sample_order(config: RunConfig) -> SampleOrder:
     )
 
 
-def held_out_order(config: RunConfig) -> SampleOrder:
+def open_held_out_order(config: RunConfig) -> SampleOrder:
     """Fix the held-out rows: an order of its own over `data.validation`, in equal shares."""
     settings = config.validation
     phase = PhaseConfig(
@@ -49,4 +55,4 @@ def held_out_order(config: RunConfig) -> SampleOrder:
         pools={},
         skip_rows=[],
     )
-    return sample_order(dataclasses.replace(config, phases=[phase], data=data))
+    return open_order(dataclasses.replace(config, phases=[phase], data=data))

@@ -21,7 +21,7 @@ from megatron_ettin.data.provenance import CorpusWriter, sidecar_path
 from megatron_ettin.data.readers import OriginFields, Record, file_format, read_files
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.indexed import optimal_dtype
-from megatron_ettin.order.corpus_identity import corpus_identity
+from megatron_ettin.order.corpus_identity import identify_corpus
 from megatron_ettin.publication import publish_text
 
 # Size of a batch, which a worker gets at a time: large enough to hide the cost of sending it.
@@ -159,7 +159,7 @@ def preprocess(options: PreprocessOptions) -> PreprocessResult:
     for json_key in options.json_keys:
         for part in options.parts:
             # Hashed now, while the pages are in memory, and not when a run starts.
-            corpus_identity(str(options.prefix(json_key, part)))
+            identify_corpus(str(options.prefix(json_key, part)))
     return PreprocessResult(corpora, seconds)
 
 

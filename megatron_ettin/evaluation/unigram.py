@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megatron_ettin.config import RunConfig, SourceConfig
 from megatron_ettin.data.loader import Loader
-from megatron_ettin.data.orders import held_out_order
+from megatron_ettin.data.orders import open_held_out_order
 from megatron_ettin.indexed import IndexedReader
 from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.validation import HeldOutLoss, mean_over_rows
@@ -24,7 +24,7 @@ def unigram_loss(config: RunConfig) -> HeldOutLoss:
     The rows, the masks and so the scored tokens are those of the run's own held-out loss. Each
     token of the vocabulary is counted once more than it occurs (add-one smoothing).
     """
-    order = held_out_order(config)
+    order = open_held_out_order(config)
     counts = token_counts(config.data.sources, order.ids) + 1
     nats = np.log(counts.sum()) - np.log(counts)
     loader = Loader(

@@ -49,7 +49,7 @@ class CorpusIdentity:
         return self.lengths_sha256, self.tokens_sha256
 
 
-def corpus_identity(prefix: str, *, folder: Path | None = None) -> CorpusIdentity:
+def identify_corpus(prefix: str, *, folder: Path | None = None) -> CorpusIdentity:
     """Return the identity of PREFIX.bin and PREFIX.idx, hashing them only where nobody has yet.
 
     An identity found beside the corpus or in `folder` is taken if the sizes and times of both

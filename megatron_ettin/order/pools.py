@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_ettin import native
 from megatron_ettin.config import DataConfig, PhaseConfig
 from megatron_ettin.config.data import Packing
-from megatron_ettin.order.corpus_identity import CorpusIdentity, corpus_identity
+from megatron_ettin.order.corpus_identity import CorpusIdentity, identify_corpus
 from megatron_ettin.order.plans import PlanKey, open_plan, plan_path
 from megatron_ettin.order.spec import PoolSpec
 
@@ -63,7 +63,7 @@ class Pools:
         self.plan_paths: dict[Pool, Path] = {}
         folder = None if data.plan_dir is None else Path(data.plan_dir)
         for name, source in data.sources.items():
-            self.identities[name] = corpus_identity(source.prefix, folder=folder)
+            self.identities[name] = identify_corpus(source.prefix, folder=folder)
             # The identity stands for a file that was checked whole; not again at every start.
             self.files[name] = native.TokenFile(source.prefix, check=False)
         if not data.allow_duplicates:

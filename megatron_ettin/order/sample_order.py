@@ -165,14 +165,14 @@ class SampleOrder:
 
     def tokens(self, begin: int, end: int) -> list[NDArray[np.int64]]:
         """Return the unmasked tokens of each of the rows [begin, end), padding left out."""
-        found = []
+        tokens = []
         for phase_index, g in self._by_phase(begin, end):
             rows = self.rows(phase_index, g)
-            for slots, count in zip(
+            for row, count in zip(
                 rows.tokens.reshape(len(g), rows.seq_length), rows.num_tokens, strict=True
             ):
-                found.append(slots[:count])
-        return found
+                tokens.append(row[:count])
+        return tokens
 
     def where(self, source: str, document: int) -> NDArray[np.int64]:
         """Return every row of the run, ascending, that holds a part of a document.
@@ -185,15 +185,15 @@ class SampleOrder:
                 f"source {source!r} has documents 0 to "
                 f"{self._pools.files[source].num_documents - 1}, not {document}"
             )
-        found = [np.empty(0, dtype=np.int64)]
+        rows_of_phases = [np.empty(0, dtype=np.int64)]
         for phase_index, phase in enumerate(self.spec.phases):
             for index, pool in enumerate(self._phase_pools[phase_index]):
                 if pool.source != source:
                     continue
                 if pool.first_document <= document < pool.end_document:
                     rows = self._pools.plans[pool].find(document)
-                    found.append(phase.start_g + self._drawn_at(phase_index, index, rows))
-        return np.sort(np.concatenate(found))
+                    rows_of_phases.append(phase.start_g + self._drawn_at(phase_index, index, rows))
+        return np.sort(np.concatenate(rows_of_phases))
 
     def drawn_before(self, g: int) -> Iterator[tuple[PoolSpec, int]]:
         """Yield the pools of the phases begun before row g, and the rows of them drawn by then."""

@@ -163,7 +163,7 @@ class OrderSpec:
             start = phase.end_g
 
 
-def first_difference(recorded: Any, now: Any, where: str = "") -> str | None:
+def find_first_difference(recorded: Any, now: Any, where: str = "") -> str | None:
     """Return the first place at which two JSON documents differ; None where they are equal."""
     if recorded == now:
         return None
@@ -177,9 +177,10 @@ def first_difference(recorded: Any, now: Any, where: str = "") -> str | None:
             return f"{where} has {len(recorded)} entries, not {len(now)}"
         pairs = enumerate(zip(recorded, now, strict=True))
         parts = [(f"{where}[{index}]", *pair) for index, pair in pairs]
-    found = (first_difference(was, is_, name) for name, was, is_ in parts)
+    differences = (find_first_difference(was, is_, name) for name, was, is_ in parts)
     return next(
-        (difference for difference in found if difference), f"{where} is {recorded}, not {now}"
+        (difference for difference in differences if difference),
+        f"{where} is {recorded}, not {now}",
     )
 
 

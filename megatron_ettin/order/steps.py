@@ -12,7 +12,7 @@ from megatron_ettin.order.order import Order
 from megatron_ettin.order.spec import PhaseSpec
 
 
-def first_row_kept(phase: PhaseSpec, skip_rows: Sequence[tuple[int, int]], g: int) -> int:
+def pass_skipped_rows(phase: PhaseSpec, skip_rows: Sequence[tuple[int, int]], g: int) -> int:
     """Return the first row from `g` on that is not skipped; the phase's end if there is none.
 
     `skip_rows` are ranges [first, end) in ascending order.
@@ -23,7 +23,7 @@ def first_row_kept(phase: PhaseSpec, skip_rows: Sequence[tuple[int, int]], g: in
     return min(g, phase.end_g)
 
 
-def step_end(
+def find_step_end(
     phase: PhaseSpec,
     settings: PhaseConfig,
     skip_rows: Sequence[tuple[int, int]],
@@ -39,7 +39,7 @@ def step_end(
     return min([end, *(first for first, _ in skip_rows if g < first)])
 
 
-def planned_steps(
+def plan_steps(
     order: Order,
     phases: Sequence[PhaseConfig],
     skip_rows: Sequence[tuple[int, int]],
@@ -56,10 +56,10 @@ def planned_steps(
             continue
         if phase.start_g >= g:
             phase_tokens = 0
-        g = first_row_kept(phase, skip_rows, g)
+        g = pass_skipped_rows(phase, skip_rows, g)
         while g < phase.end_g:
-            end = step_end(phase, settings, skip_rows, g=g, phase_tokens=phase_tokens)
+            end = find_step_end(phase, settings, skip_rows, g=g, phase_tokens=phase_tokens)
             yield g, end
             if settings.batch_ramp_tokens is not None and phase_tokens < settings.batch_ramp_tokens:
                 phase_tokens += int(order.row_tokens(g, end).sum())
-            g = first_row_kept(phase, skip_rows, end)
+            g = pass_skipped_rows(phase, skip_rows, end)

@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_ettin import native
 from megatron_ettin.config import RunConfig, parse_args
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.order import Order, PhaseSpec
 from megatron_ettin.queries.answer import show
 from megatron_ettin.queries.recorded_run import open_run
@@ -89,7 +89,7 @@ def build_plans(config: RunConfig, *, figure: Path | None = None) -> Plan:
     Raises:
         ValueError, OSError: anything that would also stop the run before its first step.
     """
-    order = sample_order(config)
+    order = open_order(config)
     if figure is not None:
         from megatron_ettin.queries.plan_figure import write_figure
 

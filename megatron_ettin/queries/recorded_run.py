@@ -12,12 +12,12 @@ import yaml
 from numpy.typing import NDArray
 
 from megatron_ettin.config import RunConfig
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.order import NotRecordedError, Order
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.mcore import McoreOrder, McoreRun
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.order.steps import planned_steps
+from megatron_ettin.order.steps import plan_steps
 from megatron_ettin.queries.record import spec_differences
 
 #: Rows whose tokens are counted at a time.
@@ -140,7 +140,7 @@ class RecordedRun:
             g = int(self.ledger.records["g_end"][-1])
             in_phase = self.ledger.steps[self.ledger.steps["phase"] == last["phase"]]
             phase_tokens = int(in_phase["n_tokens"].sum())
-        planned = planned_steps(
+        planned = plan_steps(
             self.order,
             self.config.phases,
             self.config.data.skip_rows,
@@ -178,7 +178,7 @@ def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
 
 def _open_own(folder: RunFolder) -> RecordedRun:
     config = folder.read_config()
-    order = sample_order(config)
+    order = open_order(config)
     # Altered or not: the content is compared.
     recorded = folder.read_order(check_ids=False).to_dict()
     ledger = folder.read_ledger() if folder.has_ledger() else Ledger.empty(folder.ledger)

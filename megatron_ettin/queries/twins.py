@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ettin.order import OrderSpec
-from megatron_ettin.order.ledger import Ledger, described
+from megatron_ettin.order.ledger import Ledger, find_description
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.answer import FAIL, PASS, add_two_runs, as_json, two_runs
 from megatron_ettin.queries.record import (
@@ -108,7 +108,7 @@ class _Run:
 
     @property
     def objective(self) -> str:
-        return str(described(self.ledger.events).get("objective", {}).get("name", "unknown"))
+        return str(find_description(self.ledger.events).get("objective", {}).get("name", "unknown"))
 
 
 def prove_twins(first: Path, second: Path) -> TwinsProof:

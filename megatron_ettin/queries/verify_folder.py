@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ettin.order import OrderSpec
-from megatron_ettin.order.ledger import Kind, Ledger, described
+from megatron_ettin.order.ledger import Kind, Ledger, find_description
 from megatron_ettin.order.run_folder import STATE_FILE, RunFolder
 from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.branches import Branch
@@ -113,7 +113,7 @@ def _check_rows(path: Path, spec: OrderSpec, ledger: Ledger, check: Check) -> No
 
 def _check_config(path: Path, ledger: Ledger, check: Check) -> None:
     """Compare config.yaml with the SHA-256 that the last START or RESUME holds."""
-    expected = described(ledger.events).get("config_sha256")
+    expected = find_description(ledger.events).get("config_sha256")
     if expected is None:
         check.notes.append("the ledger does not bind config.yaml: an earlier version wrote it")
         return

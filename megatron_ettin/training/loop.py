@@ -19,7 +19,7 @@ from megatron_ettin.data.loader import Loader
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order import PhaseSpec
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.order.steps import first_row_kept
+from megatron_ettin.order.steps import pass_skipped_rows
 from megatron_ettin.training.metrics import Interval, Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward, forward_step
 from megatron_ettin.training.optimizer import Optimizer, learning_rate
@@ -85,7 +85,7 @@ def _train_phase(
             state = train_step(run, step, batches, state, lr, interval)
             step_done()
             # Skipped rows that follow count as done: a phase may end with some.
-            next_g = first_row_kept(phase, run.config.data.skip_rows, state.g)
+            next_g = pass_skipped_rows(phase, run.config.data.skip_rows, state.g)
             ends = next_g == phase.end_g
             saves = ends or _crosses(run.config.checkpoint.save_every_tokens, before, state)
             logs = state.step % run.config.logging.log_every_steps == 0
@@ -144,7 +144,7 @@ def train_step(
 
 def _skip(run: Training, phase: PhaseSpec, state: RunState) -> RunState:
     """Leave out the rows that the configuration skips here, if any, and record that."""
-    end = first_row_kept(phase, run.config.data.skip_rows, state.g)
+    end = pass_skipped_rows(phase, run.config.data.skip_rows, state.g)
     if end == state.g:
         return state
     run.recorder.record_skip(state, run.loader.order.spec.phase_index(state.g), end)

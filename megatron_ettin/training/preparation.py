@@ -22,7 +22,7 @@ from megatron_ettin.model.counts import document_flops
 from megatron_ettin.objectives import Batch
 from megatron_ettin.order import Order
 from megatron_ettin.order.digest import mask_digest, token_digest
-from megatron_ettin.order.steps import planned_steps
+from megatron_ettin.order.steps import plan_steps
 from megatron_ettin.rows import PADDING
 from megatron_ettin.training.micro_batch import (
     MicroBatch,
@@ -87,7 +87,7 @@ def phase_micro_batches(
 
 def phase_steps(config: RunConfig, order: Order, state: RunState, end: int) -> Iterator[StepRange]:
     """Yield the steps from `state` to row `end`, where a phase ends."""
-    planned = planned_steps(
+    planned = plan_steps(
         order, config.phases, config.data.skip_rows, g=state.g, phase_tokens=state.phase_tokens
     )
     rows = itertools.takewhile(lambda rows: rows[0] < end, planned)

@@ -18,7 +18,7 @@ from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
-from megatron_ettin.order.ledger import Kind, LedgerWriter, described
+from megatron_ettin.order.ledger import Kind, LedgerWriter, find_description
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.preparation import MASK_LANE, ORDER_LANES, TOKEN_LANES, StepRange
@@ -78,7 +78,7 @@ class Recorder:
                 "to": {"phase_ids": spec.phase_ids(), "phase_ends": spec.phase_ends()},
             }
             self._opening.append((Kind.AMEND, amended))
-        known = described(writer.events)
+        known = find_description(writer.events)
         if is_amended or known.get("config_sha256") != description["config_sha256"]:
             # The ledger must bind order.json and config.yaml before they are written anew. With the
             # same configuration its last START or RESUME binds them already.

@@ -20,7 +20,7 @@ from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.corpus_tokenizer import require_tokenizer_of_weights
 from megatron_ettin.data.loader import Loader
-from megatron_ettin.data.orders import held_out_order
+from megatron_ettin.data.orders import open_held_out_order
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
 from megatron_ettin.order import SampleOrder
@@ -165,7 +165,8 @@ def _build_validation(config: RunConfig) -> Validation | None:
     if not config.data.validation:
         return None
     return Validation(
-        loader=build_loader(config, held_out_order(config)), num_rows=config.validation.num_rows
+        loader=build_loader(config, open_held_out_order(config)),
+        num_rows=config.validation.num_rows,
     )
 
 

@@ -11,11 +11,11 @@ from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import RunConfig
-from megatron_ettin.data.orders import held_out_order
+from megatron_ettin.data.orders import open_held_out_order
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.ledger import format as ledger_files
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE, RunFolder, step_of
-from megatron_ettin.order.spec import first_difference
+from megatron_ettin.order.spec import find_first_difference
 from megatron_ettin.publication import is_unfinished
 
 
@@ -52,7 +52,7 @@ def check_held_out(config: RunConfig) -> None:
         ValueError, OSError: naming the corpus.
     """
     if config.data.validation:
-        held_out_order(config)
+        open_held_out_order(config)
 
 
 def check_same_run(config: RunConfig, folder: Path) -> None:
@@ -106,7 +106,7 @@ def _check_order_file(config: RunConfig, spec: OrderSpec, folder: Path) -> None:
         recorded = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path}: no JSON ({error}); restore it, or remove it") from error
-    difference = first_difference(recorded, json.loads(spec.to_json()))
+    difference = find_first_difference(recorded, json.loads(spec.to_json()))
     if difference is not None:
         raise CheckpointError(
             f"{path}: is not the order that {folder} and this configuration have: {difference}. "

@@ -11,7 +11,7 @@ import torch
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.objectives import MaskedLM
 from megatron_ettin.training import set_up
 from megatron_ettin.training.loop import train_step
@@ -48,7 +48,7 @@ def test_a_step_waits_for_nothing(tiny_corpus: TinyCorpus, tmp_path: Path, objec
     hardware = {"micro_batch_tokens": 512, "precision": "bf16"}
     config = tiny_config(tiny_corpus, tmp_path / "run", objective=objective, hardware=hardware)
     with distributed.process_groups(config.hardware):
-        order = sample_order(config)
+        order = open_order(config)
         state = set_up.starting_state(config, order)
         run = set_up.build_training(config, order, state)
         with run.reporter:

@@ -20,7 +20,7 @@ from megatron_ettin.model import weight_map
 from megatron_ettin.model.provider import build_model, logical_parameters
 from megatron_ettin.native import TokenFile, TokenFileBuilder
 from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.ledger.format import GENESIS, Kind, event_line, seal
+from megatron_ettin.order.ledger.format import GENESIS, Kind, format_event, seal
 from tests.conftest import TinyCorpus
 from tests.independent.program import FOLDER, rebuild, run_alone
 from tests.runs import record_run, tiny_config
@@ -187,7 +187,7 @@ def chained_anew(folder: Path, change: Callable[[Any, dict[int, dict[str, Any]]]
     records, lines = ledger.records.copy(), b""
     change(records, ledger.events)
     for seq, payload in ledger.events.items():
-        line = event_line(seq, Kind(int(records["kind"][seq])), payload)
+        line = format_event(seq, Kind(int(records["kind"][seq])), payload)
         digest = np.frombuffer(hashlib.sha256(line).digest(), "<u8")
         records["order_digest"][seq], records["token_digest"][seq] = digest[:2], digest[2:]
         records["mask_digest"][seq] = digest[0]

@@ -12,7 +12,7 @@ import torch
 from megatron_ettin import checkpoint, distributed
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import RunConfig, parse_args
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.model.provider import logical_parameters
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.pretrain import pretrain
@@ -82,7 +82,7 @@ def assert_fresh_start(config: RunConfig, source: Path) -> None:
     """Check what the run is before its first step, and after that step, whose rate is zero."""
     expected = load_parameters(source)
     with distributed.process_groups(config.hardware):
-        order = sample_order(config)
+        order = open_order(config)
         state = set_up.starting_state(config, order)
         assert (state.g, state.step, state.consumed_tokens) == (0, 0, 0)
         run = set_up.build_training(config, order, state)

@@ -18,7 +18,7 @@ import torch
 from megatron_ettin import distributed
 from megatron_ettin.config import ModelConfig, RunConfig, parse_args
 from megatron_ettin.data.loader import Loader
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.evaluation.layouts import read_curve
 from megatron_ettin.export.huggingface import from_huggingface
 from megatron_ettin.model import weight_map
@@ -149,7 +149,7 @@ def train_here(config: RunConfig) -> Ours:
     with warnings.catch_warnings(), distributed.process_groups(config.hardware):
         # Megatron-Core and torch warn of each other.
         warnings.simplefilter("ignore")
-        order = sample_order(config)
+        order = open_order(config)
         state = set_up.starting_state(config, order)
         run = set_up.build_training(config, order, state)
         state = set_up.restore(run, state)
@@ -166,7 +166,7 @@ def train_here(config: RunConfig) -> Ours:
 
 def batches(config: RunConfig) -> Iterator[list[Batch]]:
     """Yield the micro-batches of each step."""
-    order = sample_order(config)
+    order = open_order(config)
     loader = Loader(
         order=order,
         objective=config.objective,

@@ -13,7 +13,7 @@ from benchmarks.cold_reads import (
 from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.indexed import IndexedWriter
 from megatron_ettin.order import SampleOrder
-from megatron_ettin.order.corpus_identity import corpus_identity
+from megatron_ettin.order.corpus_identity import identify_corpus
 from megatron_ettin.rows import TokenIds
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def test_scans_read_each_byte_once_and_ahead(prefix: str) -> None:
     Path(f"{prefix}.identity.json").unlink()
     drop_from_memory(files_of(prefix))
     before, faults = device_bytes(), major_faults()
-    corpus_identity(prefix)
+    identify_corpus(prefix)
     size = sum(Path(f"{prefix}{suffix}").stat().st_size for suffix in (".idx", ".bin"))
     assert size <= device_bytes() - before < 1.1 * size
     # Read page by page, the .idx alone would be waited for 200 times.

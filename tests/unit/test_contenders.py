@@ -27,7 +27,7 @@ from benchmarks.plain_model import PlainModel
 from benchmarks.throughput import Measurement, side_by_side
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, RunConfig
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.training.preparation import micro_batches
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
@@ -73,7 +73,7 @@ def test_every_contender_learns_from_the_tokens_that_it_counts(
     tiny_corpus: TinyCorpus, tmp_path: Path, objective: str
 ) -> None:
     config = config_of(tiny_corpus, tmp_path, objective)
-    order = sample_order(config)
+    order = open_order(config)
     rows = config.phases[0].global_batch_size
     tokens = int(order.row_tokens(0, rows).sum())
     ours = Ours(config)
@@ -103,7 +103,7 @@ def test_padded_batches_hold_whole_documents(
     tiny_corpus: TinyCorpus, tmp_path: Path, objective: str
 ) -> None:
     config = config_of(tiny_corpus, tmp_path, objective)
-    ids = sample_order(config).ids
+    ids = open_order(config).ids
     for inputs in itertools.islice(padded_batches(config, ids, batch_size=8, by_length=False), 5):
         assert inputs.mask is not None
         lengths = inputs.mask.sum(axis=1)
@@ -124,7 +124,7 @@ def test_padded_batches_hold_whole_documents(
 
 def test_batches_by_length_have_less_padding(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     config = config_of(tiny_corpus, tmp_path, "MaskedLM")
-    ids = sample_order(config).ids
+    ids = open_order(config).ids
     fills = []
     for by_length in (False, True):
         batches = padded_batches(config, ids, batch_size=8, by_length=by_length)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from megatron_ettin.indexed import IndexedWriter
-from megatron_ettin.order import corpus_identity as module
-from megatron_ettin.order.corpus_identity import CorpusIdentity, corpus_identity
+from megatron_ettin.order import identify_corpus as module
+from megatron_ettin.order.corpus_identity import CorpusIdentity, identify_corpus
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [[1, 2, 3], [4], [5, 6]]
@@ -59,7 +59,7 @@ def expected(prefix: str, documents: list[list[int]]) -> CorpusIdentity:
 
 
 def test_identity_hashes_lengths_and_tokens(prefix: str) -> None:
-    assert corpus_identity(prefix) == expected(prefix, DOCUMENTS)
+    assert identify_corpus(prefix) == expected(prefix, DOCUMENTS)
     stored = json.loads(Path(f"{prefix}.identity.json").read_text())
     assert stored["format"] == "megatron-ettin-corpus-identity/1"
     assert sorted(stored) == sorted([*vars(expected(prefix, DOCUMENTS)), "format", "sha256"])
@@ -68,23 +68,23 @@ def test_identity_hashes_lengths_and_tokens(prefix: str) -> None:
 def test_chunks_do_not_change_the_hashes(
     tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = corpus_identity(prefix, folder=tmp_path / "whole")
+    whole = identify_corpus(prefix, folder=tmp_path / "whole")
     monkeypatch.setattr(module, "CHUNK_DOCUMENTS", 2)
     monkeypatch.setattr(module, "CHUNK_BYTES", 5)
-    assert corpus_identity(prefix, folder=tmp_path / "chunks") == whole
+    assert identify_corpus(prefix, folder=tmp_path / "chunks") == whole
 
 
 def test_a_known_identity_is_read_and_not_computed(
     prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = corpus_identity(prefix)
+    first = identify_corpus(prefix)
     forbid_hashing(monkeypatch)
-    assert corpus_identity(prefix) == first
-    assert corpus_identity(prefix, folder=tmp_path / "plans") == first
+    assert identify_corpus(prefix) == first
+    assert identify_corpus(prefix, folder=tmp_path / "plans") == first
     assert not (tmp_path / "plans").exists()
     os.utime(f"{prefix}.bin", ns=(0, 0))
     with pytest.raises(AssertionError, match="was opened"):
-        corpus_identity(prefix)
+        identify_corpus(prefix)
 
 
 def test_one_of_many_hashes_and_the_others_wait(
@@ -100,22 +100,22 @@ def test_one_of_many_hashes_and_the_others_wait(
 
     monkeypatch.setattr(module, "_hash_tokens", slowly)
     with ThreadPoolExecutor(4) as pool:
-        found = set(pool.map(corpus_identity, [prefix] * 4))
+        found = set(pool.map(identify_corpus, [prefix] * 4))
     assert (len(found), len(hashed)) == (1, 1)
 
 
 @pytest.mark.parametrize("documents", [[[1, 2, 3], [4], [5, 7]], [[1, 2], [3, 4], [5, 6]], [[9]]])
 def test_other_content_is_another_identity(prefix: str, documents: list[list[int]]) -> None:
-    first = corpus_identity(prefix)
+    first = identify_corpus(prefix)
     write(Path(prefix), documents)
-    second = corpus_identity(prefix)
+    second = identify_corpus(prefix)
     assert second == expected(prefix, documents)
     assert second.content != first.content
 
 
 def test_copies_have_the_same_content(prefix: str, tmp_path: Path) -> None:
     copy = write(tmp_path / "copy", DOCUMENTS)
-    assert corpus_identity(prefix).content == corpus_identity(copy).content
+    assert identify_corpus(prefix).content == identify_corpus(copy).content
 
 
 DAMAGES = {
@@ -132,12 +132,12 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_identity_is_computed_again(prefix: str, damage: str) -> None:
-    first = corpus_identity(prefix)
+    first = identify_corpus(prefix)
     path = Path(f"{prefix}.identity.json")
     good = path.read_text()
     path.write_text(DAMAGES[damage](good))
     assert path.read_text() != good
-    assert corpus_identity(prefix) == first
+    assert identify_corpus(prefix) == first
     assert path.read_text() == good
 
 
@@ -147,11 +147,11 @@ def test_the_folder_keeps_corpora_of_one_name_apart(tmp_path: Path) -> None:
     for name, documents in (("a", [[1]]), ("b", [[2]])):
         (tmp_path / name).mkdir()
         prefixes.append(write(tmp_path / name / "c", documents))
-    first, second = (corpus_identity(prefix, folder=plans) for prefix in prefixes)
+    first, second = (identify_corpus(prefix, folder=plans) for prefix in prefixes)
     assert first.tokens_sha256 != second.tokens_sha256
     assert len(list(plans.iterdir())) == 2
     assert not list(tmp_path.glob("*/c.identity.json"))
-    assert [corpus_identity(prefix, folder=plans) for prefix in prefixes] == [first, second]
+    assert [identify_corpus(prefix, folder=plans) for prefix in prefixes] == [first, second]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_hashing(
@@ -160,20 +160,20 @@ def test_a_folder_that_cannot_be_written_is_refused_before_hashing(
     forbid_hashing(monkeypatch)
     (tmp_path / "file").write_text("")
     with pytest.raises(PermissionError, match=re.escape(f"{tmp_path}/file/plans: the identity")):
-        corpus_identity(prefix, folder=tmp_path / "file" / "plans")
+        identify_corpus(prefix, folder=tmp_path / "file" / "plans")
     if os.geteuid() != 0:  # root may write everywhere
         tmp_path.chmod(0o555)
         with pytest.raises(PermissionError, match=r"\(Permission denied\); set data\.plan_dir"):
-            corpus_identity(prefix)
+            identify_corpus(prefix)
         tmp_path.chmod(0o755)
 
 
 def test_a_pair_that_is_missing_or_not_valid_is_refused(prefix: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path}/none.idx")):
-        corpus_identity(str(tmp_path / "none"))
+        identify_corpus(str(tmp_path / "none"))
     os.truncate(f"{prefix}.bin", 6)
     with pytest.raises(ValueError, match=re.escape(f"{prefix}.bin")):
-        corpus_identity(prefix)
+        identify_corpus(prefix)
     assert not Path(f"{prefix}.identity.json").exists()
 
 
@@ -188,24 +188,24 @@ def test_a_pair_that_changes_while_it_is_hashed_is_refused(
 
     monkeypatch.setattr(module, "_hash_tokens", replace_meanwhile)
     with pytest.raises(ValueError, match=r"c\.bin or \.idx: changed while its identity"):
-        corpus_identity(prefix)
+        identify_corpus(prefix)
     assert not Path(f"{prefix}.identity.json").exists()
 
 
 REPEAT = """
 import sys
 from pathlib import Path
-from megatron_ettin.order.corpus_identity import corpus_identity
+from megatron_ettin.order.corpus_identity import identify_corpus
 print("ready", flush=True)
 while True:
-    corpus_identity(sys.argv[1])
+    identify_corpus(sys.argv[1])
     Path(sys.argv[1] + ".identity.json").unlink(missing_ok=True)
 """
 
 
 @pytest.mark.slow
 def test_processes_that_are_killed_leave_a_whole_identity_or_none(prefix: str) -> None:
-    good = corpus_identity(prefix)
+    good = identify_corpus(prefix)
     path = Path(f"{prefix}.identity.json")
     content = path.read_bytes()
     found = set()
@@ -230,4 +230,4 @@ def test_processes_that_are_killed_leave_a_whole_identity_or_none(prefix: str) -
             process.stdout.close()
         assert not path.exists() or path.read_bytes() == content
     assert found == {content, b"none"}
-    assert corpus_identity(prefix) == good
+    assert identify_corpus(prefix) == good

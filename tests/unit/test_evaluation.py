@@ -23,7 +23,7 @@ from transformers import (
 from megatron_ettin import native
 from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import ModelConfig, RunConfig, SeedConfig, SourceConfig, load_config
-from megatron_ettin.data.orders import held_out_order
+from megatron_ettin.data.orders import open_held_out_order
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.evaluation import probe
 from megatron_ettin.evaluation.probe import Accuracy, LabelledTexts
@@ -231,7 +231,7 @@ def make_run(corpus: TinyCorpus, path: Path, objective: str, num_rows: int) -> R
 
 def test_counts_are_of_tokens_and_document_ends(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     config = make_run(tiny_corpus, tmp_path / "run.yaml", "CausalLM", 8)
-    ids = held_out_order(config).ids
+    ids = open_held_out_order(config).ids
     expected: Counter[int] = Counter()
     for name in ("alpha", "beta"):
         for document in IndexedReader(str(tiny_corpus.folder / name)):
@@ -241,7 +241,7 @@ def test_counts_are_of_tokens_and_document_ends(tiny_corpus: TinyCorpus, tmp_pat
 
 
 def test_present_specials_are_counted_as_they_are(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
-    ids = held_out_order(make_run(tiny_corpus, tmp_path / "run.yaml", "CausalLM", 8)).ids
+    ids = open_held_out_order(make_run(tiny_corpus, tmp_path / "run.yaml", "CausalLM", 8)).ids
     with IndexedWriter(str(tmp_path / "framed"), "uint16") as writer:
         writer.add(np.array([ids.cls, 7, ids.sep]))
     source = SourceConfig(prefix=str(tmp_path / "framed"), specials="present")
@@ -260,9 +260,11 @@ def reference_nats(config: RunConfig, vocab_size: int, sep: int) -> list[float]:
 
 def test_unigram_loss_of_a_causal_run(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     """One epoch of rows scores every token of the held-out documents, and each one's end, once."""
-    rows = held_out_order(make_run(tiny_corpus, tmp_path / "a.yaml", "CausalLM", 1)).spec.phases[0]
+    rows = open_held_out_order(
+        make_run(tiny_corpus, tmp_path / "a.yaml", "CausalLM", 1)
+    ).spec.phases[0]
     config = make_run(tiny_corpus, tmp_path / "b.yaml", "CausalLM", rows.pools[0].rows)
-    ids = held_out_order(config).ids
+    ids = open_held_out_order(config).ids
     nats = reference_nats(config, ids.vocab_size, ids.sep)
     scored = [
         token
@@ -278,7 +280,7 @@ def test_unigram_loss_of_a_causal_run(tiny_corpus: TinyCorpus, tmp_path: Path) -
 def test_unigram_loss_of_a_masked_run(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     """The scored tokens are those the masks select: about 30 % of the tokens, and no special."""
     config = make_run(tiny_corpus, tmp_path / "run.yaml", "MaskedLM", 16)
-    order = held_out_order(config)
+    order = open_held_out_order(config)
     nats = reference_nats(config, order.ids.vocab_size, order.ids.sep)
     whole = order.rows(0, np.arange(16, dtype=np.int64))
     batch = config.objective.make_batch(

@@ -12,7 +12,7 @@ import torch
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, RunConfig
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.evaluation.layouts import (
     final_weights,
     largest_weight_difference,
@@ -64,7 +64,7 @@ class Captured:
 def trained(config: RunConfig, captured: Captured | None = None) -> Path:
     """Train the run, on passes that `captured` captures if it is given; return its folder."""
     with distributed.process_groups(config.hardware):
-        order = sample_order(config)
+        order = open_order(config)
         state = set_up.starting_state(config, order)
         run = set_up.build_training(config, order, state)
         if captured is not None:

@@ -17,7 +17,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_ettin.indexed import IndexedWriter
 from megatron_ettin.order.mcore import McoreOrder, McoreRun
-from megatron_ettin.order.mcore.schedule import BatchSchedule, ramp_up, step_sizes
+from megatron_ettin.order.mcore.schedule import BatchSchedule, parse_step_sizes, ramp_up
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -459,7 +459,7 @@ def test_the_ramp_is_megatrons(size: int, rampup: tuple[int, int, int] | None) -
 
 @pytest.mark.parametrize("text", ["0:4 1k:8 2.5K:100", "0:3", "0:2 64:50 100:60 6400:61 6500:7"])
 def test_the_step_schedule_is_megatrons(text: str) -> None:
-    schedule = step_sizes(text, 32)
+    schedule = parse_step_sizes(text, 32)
     if not hasattr(calculator, "StepBatchsizeNumMicroBatchesCalculator"):
         pytest.skip("this megatron.core has no step schedule yet")
     theirs = calculator.StepBatchsizeNumMicroBatchesCalculator(1, 1, False, 1, text, 32)
@@ -467,7 +467,7 @@ def test_the_step_schedule_is_megatrons(text: str) -> None:
 
 
 def test_a_step_schedule_changes_at_the_first_step_beyond_its_tokens() -> None:
-    schedule = step_sizes("0:4 1K:10", 100)
+    schedule = parse_step_sizes("0:4 1K:10", 100)
     rows = [schedule.rows_of_step(step) for step in range(1, 6)]
     assert rows == [(0, 4), (4, 8), (8, 12), (12, 22), (22, 32)]
 

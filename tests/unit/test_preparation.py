@@ -19,10 +19,10 @@ from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import HardwareConfig, RunConfig
 from megatron_ettin.data.loader import Loader
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.model import counts
 from megatron_ettin.order.digest import mask_digest, token_digest
-from megatron_ettin.order.steps import first_row_kept, step_end
+from megatron_ettin.order.steps import find_step_end, pass_skipped_rows
 from megatron_ettin.training import set_up
 from megatron_ettin.training.preparation import phase_micro_batches, phase_steps, prefetch
 from tests.conftest import TinyCorpus
@@ -115,7 +115,7 @@ def make_run(
     corpus: TinyCorpus, folder: Path, objective: str, **sections: Any
 ) -> tuple[RunConfig, Loader]:
     config = tiny_config(corpus, folder / "run", objective=objective, **sections)
-    return config, set_up.build_loader(config, sample_order(config))
+    return config, set_up.build_loader(config, open_order(config))
 
 
 def start(loader: Loader) -> RunState:
@@ -134,7 +134,7 @@ def test_a_phase_is_prepared_step_by_step(
         for number, (step, items) in enumerate(
             itertools.groupby(prepared, key=attrgetter("step")), start=1
         ):
-            end = step_end(phase, config.phases[0], [], g=g, phase_tokens=0)
+            end = find_step_end(phase, config.phases[0], [], g=g, phase_tokens=0)
             assert (step.step, step.phase, step.g_begin, step.g_end) == (number, 0, g, end)
             assert step.tokens == order.row_tokens(g, end).sum()
             batches = list(loader.micro_batches(g, end))
@@ -182,7 +182,7 @@ def test_steps_leave_out_rows_and_go_on_from_any_state(
     state = dataclasses.replace(
         start(loader),
         step=done.step,
-        g=first_row_kept(phase, config.data.skip_rows, done.g_end),
+        g=pass_skipped_rows(phase, config.data.skip_rows, done.g_end),
         phase_tokens=sum(step.tokens for step in steps[:3]),
     )
     assert list(phase_steps(config, loader.order, state, phase.end_g)) == steps[3:]

@@ -19,7 +19,7 @@ from megatron_ettin.data.encoding import in_validation
 from megatron_ettin.data.preprocess import PreprocessOptions, preprocess, read_summary
 from megatron_ettin.data.provenance import CorpusWriter
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
-from megatron_ettin.order.corpus_identity import corpus_identity
+from megatron_ettin.order.corpus_identity import identify_corpus
 
 WORDS = ["the", "film", "was", "good", "bad", "long", "short", "plot", "never", "again", "why"]
 
@@ -151,7 +151,7 @@ def test_each_corpus_gets_its_identity(options: PreprocessOptions, out: Path) ->
     for part in ("document", "validation"):
         prefix = out / f"corpus_text_{part}"
         made = Path(f"{prefix}.identity.json").stat().st_mtime_ns
-        assert corpus_identity(str(prefix)).documents == len(read_corpus(prefix))
+        assert identify_corpus(str(prefix)).documents == len(read_corpus(prefix))
         assert Path(f"{prefix}.identity.json").stat().st_mtime_ns == made
 
 

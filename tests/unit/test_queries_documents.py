@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.queries.documents import Document, DocumentName
 from megatron_ettin.queries.exposures import count_exposures
@@ -183,7 +183,7 @@ def test_unseen_passes_over_documents_that_are_dropped(
     config = dataclasses.replace(
         queried.run.config, data=dataclasses.replace(data, sources=sources)
     )
-    run = dataclasses.replace(queried.run, config=config, order=sample_order(config))
+    run = dataclasses.replace(queried.run, config=config, order=open_order(config))
     answer = draw_unseen(run, run.checkpoint("4"), num=50, seed=1)
     assert min(document.tokens for document in answer.documents) >= 30
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megatron_ettin.config import RunConfig
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.queries import plan_figure
 from megatron_ettin.queries.plan import build_plans
 from tests.conftest import TinyCorpus
@@ -35,7 +35,7 @@ def make_config(corpus: TinyCorpus, folder: Path, **data: Any) -> RunConfig:
 def test_report_counts_what_is_there(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     config = make_config(tiny_corpus, tmp_path)
     answer = build_plans(config)
-    order = sample_order(config)
+    order = open_order(config)
     assert (answer.order_id, answer.rows) == (order.spec.order_id, order.num_rows)
     assert [(pool.phase, pool.source) for pool in answer.pools] == [
         (phase, source) for phase in ("short", "long") for source in ("alpha", "beta")
@@ -73,7 +73,7 @@ def test_epochs_go_on_from_phase_to_phase(tiny_corpus: TinyCorpus, tmp_path: Pat
     data = {**tiny_corpus.data, "pools": {}, "plan_dir": str(tmp_path / "plans")}
     config = tiny_config(tiny_corpus, tmp_path / "run", phases=phases, data=data)
     answer = build_plans(config)
-    order = sample_order(config)
+    order = open_order(config)
     for report, phase in zip(answer.pools, [0, 0, 1, 1], strict=True):
         columns = order.pieces(0, order.spec.phases[phase].end_g)
         drawn = np.unique(columns.g[columns.source == order.source_names.index(report.source)])
@@ -88,7 +88,7 @@ def test_plans_are_built_once_and_ahead_of_the_run(tiny_corpus: TinyCorpus, tmp_
     build_plans(config)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "plans").glob("*.plan")}
     build_plans(config)
-    sample_order(config)
+    open_order(config)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "plans").glob("*.plan")}
     assert before == after != {}
 
@@ -106,7 +106,7 @@ def test_figure_counts_every_row_or_every_nth(
     tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(tiny_corpus, tmp_path)
-    order = sample_order(config)
+    order = open_order(config)
     tokens, pieces, stride = plan_figure.sample_rows(order, 0)
     pools = order.spec.phases[0].pools
     assert stride == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ettin.order.corpus_identity import corpus_identity
+from megatron_ettin.order.corpus_identity import identify_corpus
 from megatron_ettin.queries.verify import Verification, verify
 from tests.conftest import TinyCorpus
 from tests.mutations import change_token
@@ -41,11 +41,11 @@ def test_files_that_are_what_they_were(run: Path, corpus: TinyCorpus) -> None:
 def test_a_token_behind_the_old_time_stamp(run: Path, corpus: TinyCorpus) -> None:
     path = corpus.folder / "beta.bin"
     stamps = path.stat().st_atime_ns, path.stat().st_mtime_ns
-    known = corpus_identity(str(path.with_suffix("")))
+    known = identify_corpus(str(path.with_suffix("")))
     lengths = verify(run, order=True, tokens=False)
     change_token(path.with_suffix(""), document=199)
     os.utime(path, ns=stamps)
-    assert corpus_identity(str(path.with_suffix(""))) == known, "the time stamp is believed"
+    assert identify_corpus(str(path.with_suffix(""))) == known, "the time stamp is believed"
     assert verify(run, order=True, tokens=False) == lengths
     found = files(run)
     (fault,) = found.faults

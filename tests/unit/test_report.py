@@ -21,7 +21,7 @@ from megatron_ettin.config import (
     load_config,
     with_rotary_bases,
 )
-from megatron_ettin.data.orders import sample_order
+from megatron_ettin.data.orders import open_order
 from megatron_ettin.evaluation import figure, table
 from megatron_ettin.evaluation.probe import Accuracy
 from megatron_ettin.evaluation.report import page, write_report
@@ -224,7 +224,7 @@ def write_run(
     folder: Path, config: RunConfig, lines: list[dict[str, Any]], rows_missing: int = 0
 ) -> int:
     """Write what a run leaves, and return the rows of its order."""
-    order = sample_order(config)
+    order = open_order(config)
     state = RunState(g=order.spec.num_rows - rows_missing, step=STEPS, phase="long")
     with distributed.process_groups(config.hardware):
         attention = config.objective.attention

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megatron_ettin.config import PhaseConfig
 from megatron_ettin.order import PhaseSpec
-from megatron_ettin.order.steps import first_row_kept, step_end
+from megatron_ettin.order.steps import find_step_end, pass_skipped_rows
 
 PHASE = PhaseConfig(name="only", train_tokens=10_000, seq_length=64, global_batch_size=12)
 
@@ -56,10 +56,10 @@ def test_every_row_is_in_one_step_or_skipped(
     ramping = dataclasses.replace(PHASE, batch_ramp_start=ramp, batch_ramp_tokens=3_000)
     left_out = {g for first, end in skip for g in range(first, end)}
     trained: list[int] = []
-    g = first_row_kept(phase, skip, start)
+    g = pass_skipped_rows(phase, skip, start)
     while g < phase.end_g:
-        end = step_end(phase, ramping, skip, g=g, phase_tokens=64 * len(trained))
+        end = find_step_end(phase, ramping, skip, g=g, phase_tokens=64 * len(trained))
         assert g < end <= g + 12
         trained += range(g, end)
-        g = first_row_kept(phase, skip, end)
+        g = pass_skipped_rows(phase, skip, end)
     assert trained == [g for g in range(start, phase.end_g) if g not in left_out]

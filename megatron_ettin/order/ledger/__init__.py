@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from megatron_ettin.order.ledger.format import EMPTY, RECORD, Head, Kind, LedgerError
-from megatron_ettin.order.ledger.reader import Checkpoint, Fork, Ledger, described
+from megatron_ettin.order.ledger.reader import Checkpoint, Fork, Ledger, find_description
 
 if TYPE_CHECKING:
     from megatron_ettin.order.ledger.writer import LedgerWriter
@@ -18,7 +18,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "LedgerWriter",
-    "described",
+    "find_description",
 ]
 
 

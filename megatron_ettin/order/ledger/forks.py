@@ -45,13 +45,13 @@ class Cut:
     unix_ns: int
 
 
-def decide_cut(folder: Path, found: Scan, keep: int, content: bytes, lines: bytes) -> Cut:
+def decide_cut(folder: Path, scanned: Scan, keep: int, content: bytes, lines: bytes) -> Cut:
     """Copy all that follows the first `keep` records, torn bytes included, and publish the plan."""
-    parent = found.head(keep)
-    record_bytes, event_bytes = keep * RECORD_BYTES, found.event_bytes(keep)
+    parent = scanned.head(keep)
+    record_bytes, event_bytes = keep * RECORD_BYTES, scanned.event_bytes(keep)
     parts = (content[record_bytes:], lines[event_bytes:])
     digest = hashlib.sha256(parts[0] + parts[1]).hexdigest()
-    moved = found.records[keep:]
+    moved = scanned.records[keep:]
     cut = Cut(
         payload={
             "file": f"fork_{keep}_{digest[:12]}",
@@ -59,8 +59,8 @@ def decide_cut(folder: Path, found: Scan, keep: int, content: bytes, lines: byte
             "parent_chain": parent.chain,
             "records": len(moved),
             "steps": int(np.count_nonzero(moved["kind"] == Kind.STEP)),
-            "torn_bytes": found.torn_bytes,
-            "torn_event_bytes": found.torn_event_bytes,
+            "torn_bytes": scanned.torn_bytes,
+            "torn_event_bytes": scanned.torn_event_bytes,
             "sha256": digest,
         },
         record_bytes=record_bytes,
@@ -74,7 +74,7 @@ def decide_cut(folder: Path, found: Scan, keep: int, content: bytes, lines: byte
     return cut
 
 
-def pending_cut(folder: Path) -> Cut | None:
+def read_pending_cut(folder: Path) -> Cut | None:
     """Return the move that a crash interrupted; without one, remove what it had not decided."""
     forks = folder / FORKS_FOLDER
     path = forks / _PENDING
@@ -107,7 +107,7 @@ def end_cut(folder: Path) -> None:
     sync(folder / FORKS_FOLDER)
 
 
-def fork_that_holds(folder: Path, head: Head) -> str | None:
+def find_fork(folder: Path, head: Head) -> str | None:
     """Return the name of the fork in which `head` is a record."""
     for path in sorted((folder / FORKS_FOLDER).glob("fork_*.led")):
         index = head.seq - int(path.stem.split("_")[1])

@@ -87,7 +87,7 @@ def seal(content: bytearray, chain: bytes) -> bytes:
     return chain
 
 
-def event_line(seq: int, kind: Kind, payload: Mapping[str, Any]) -> bytes:
+def format_event(seq: int, kind: Kind, payload: Mapping[str, Any]) -> bytes:
     """Return the line of one event without its newline: JSON in UTF-8, keys in the given order.
 
     Raises:

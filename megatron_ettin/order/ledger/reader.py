@@ -49,7 +49,7 @@ class Fork(NamedTuple):
     sha256: str
 
 
-def described(events: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+def find_description(events: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """Return what the last START or RESUME of some payloads by seq says; {} if there is none."""
     told = [payload for payload in events.values() if "objective" in payload]
     return told[-1] if told else {}
@@ -82,12 +82,12 @@ class Ledger:
             FileNotFoundError: there is no ledger in `folder`.
             LedgerError: naming file, record and byte of the first fault.
         """
-        # Records first: the line of a record is written before it, so it is there to be found.
+        # Records first: the line of a record is written before it, so it is on disk by now.
         content = (folder / RECORDS_FILE).read_bytes()
-        found = scan(content, (folder / EVENTS_FILE).read_bytes(), verify=verify)
-        if found.fault is not None:
-            raise LedgerError(f"{folder}/{found.fault}")
-        return cls(folder, found)
+        scanned = scan(content, (folder / EVENTS_FILE).read_bytes(), verify=verify)
+        if scanned.fault is not None:
+            raise LedgerError(f"{folder}/{scanned.fault}")
+        return cls(folder, scanned)
 
     @classmethod
     def empty(cls, folder: Path) -> Self:
@@ -102,14 +102,14 @@ class Ledger:
         """
         path = self.folder / FORKS_FOLDER / fork.file
         content, lines = (path.with_suffix(end).read_bytes() for end in (".led", ".jsonl"))
-        found = scan(
+        scanned = scan(
             content,
             lines,
             first_seq=fork.parent_seq + 1,
             parent_chain=bytes.fromhex(fork.parent_chain),
         )
-        if len(found.records) < fork.records:
-            fault = found.fault or f"it ends after {len(found.records)} records"
+        if len(scanned.records) < fork.records:
+            fault = scanned.fault or f"it ends after {len(scanned.records)} records"
             raise LedgerError(f"{path}: {fault}; FORK record {fork.seq} says {fork.records}")
         if hashlib.sha256(content + lines).hexdigest() != fork.sha256:
             last = fork.parent_seq + fork.records
@@ -117,7 +117,7 @@ class Ledger:
                 f"{path}: the torn bytes after record {last} are not those whose "
                 f"SHA-256 FORK record {fork.seq} holds"
             )
-        return type(self)(self.folder, found)
+        return type(self)(self.folder, scanned)
 
     @cached_property
     def step_ends(self) -> NDArray[np.uint64]:

@@ -27,7 +27,7 @@ _BLOCK = 65_536
 
 
 @dataclass(frozen=True)
-class Fault:
+class LedgerFault:
     """The first record that is wrong: its seq, the file and byte where it shows, and what."""
 
     record: int
@@ -55,7 +55,7 @@ class Scan:
     line_ends: list[int]
     torn_bytes: int
     torn_event_bytes: int
-    fault: Fault | None
+    fault: LedgerFault | None
 
     def head(self, count: int | None = None) -> Head:
         """Return the head after the first `count` records, by default after all."""
@@ -99,7 +99,9 @@ def scan(
             faults.append((broken, "its chain is not the SHA-256 of the chain before and its body"))
         faults.extend(_miscounted(records[: broken + 1], first_seq))
     index, what = min(faults, key=lambda fault: fault[0], default=(whole, ""))
-    fault = Fault(first_seq + index, RECORDS_FILE, index * RECORD_BYTES, what) if what else None
+    fault = (
+        LedgerFault(first_seq + index, RECORDS_FILE, index * RECORD_BYTES, what) if what else None
+    )
     payloads, line_ends, unbound = _bind(records[:index], lines, first_seq, verify)
     if unbound is not None:
         fault = unbound
@@ -163,20 +165,20 @@ def _miscounted(records: NDArray[np.void], first_seq: int) -> list[tuple[int, st
         ((end > begin) != moves, "its rows are [{g_begin}, {g_end}): a STEP or SKIP has some"),
         (end < begin, "its rows are [{g_begin}, {g_end})"),
     ]
-    found = []
+    faults = []
     for wrong, text in rules:
         if wrong.any():
             index = int(wrong.argmax())
             record = records[index]
             values = {name: int(record[name]) for name in ("kind", "version", "flags", "seq")}
             values |= {name: int(record[name]) for name in ("step", "g_begin", "g_end")}
-            found.append((index, text.format(**values)))
-    return found
+            faults.append((index, text.format(**values)))
+    return faults
 
 
 def _bind(
     records: NDArray[np.void], lines: bytes, first_seq: int, verify: bool
-) -> tuple[dict[int, dict[str, Any]], list[int], Fault | None]:
+) -> tuple[dict[int, dict[str, Any]], list[int], LedgerFault | None]:
     """Return the payloads by seq, where their lines end, and the first event without its line."""
     payloads: dict[int, dict[str, Any]] = {}
     ends: list[int] = []
@@ -186,10 +188,10 @@ def _bind(
         end = lines.find(b"\n", begin)
         if end < 0:
             what = "its line is missing or not finished"
-            return payloads, ends, Fault(seq, EVENTS_FILE, begin, what)
+            return payloads, ends, LedgerFault(seq, EVENTS_FILE, begin, what)
         what, payload = _payload(records[index], seq, lines[begin:end], verify)
         if what:
-            return payloads, ends, Fault(seq, EVENTS_FILE, begin, what)
+            return payloads, ends, LedgerFault(seq, EVENTS_FILE, begin, what)
         payloads[seq] = payload
         ends.append(end + 1)
         begin = end + 1

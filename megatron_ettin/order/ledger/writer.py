@@ -21,9 +21,9 @@ from megatron_ettin.order.ledger.forks import (
     Cut,
     decide_cut,
     end_cut,
-    fork_that_holds,
-    pending_cut,
+    find_fork,
     publish_fork,
+    read_pending_cut,
 )
 from megatron_ettin.order.ledger.format import (
     EMPTY,
@@ -38,7 +38,7 @@ from megatron_ettin.order.ledger.format import (
     Head,
     Kind,
     LedgerError,
-    event_line,
+    format_event,
     seal,
 )
 from megatron_ettin.order.ledger.scan import Scan, scan
@@ -92,7 +92,7 @@ class LedgerWriter:
         """
         writer = cls(folder)
         try:
-            interrupted = pending_cut(folder)
+            interrupted = read_pending_cut(folder)
             if interrupted is not None:
                 _logger.warning("%s: finishing a fork that was interrupted", folder)
                 writer._carry_out(interrupted)
@@ -199,7 +199,7 @@ class LedgerWriter:
         self, record: NDArray[np.void], payload: Mapping[str, Any], unix_ns: int | None = None
     ) -> None:
         kind = Kind(int(record["kind"][0]))
-        line = event_line(self._seq, kind, payload)
+        line = format_event(self._seq, kind, payload)
         digest = np.frombuffer(hashlib.sha256(line).digest(), "<u8")
         record["order_digest"], record["token_digest"] = digest[:2], digest[2:]
         record["mask_digest"] = digest[0]
@@ -260,32 +260,32 @@ class LedgerWriter:
         """Verify the ledger, move what follows `at` to forks/ and go on after it."""
         content = self._paths[RECORDS_FILE].read_bytes()
         lines = self._paths[EVENTS_FILE].read_bytes()
-        found = scan(content, lines)
-        self._refuse_head(found, at)
-        self._refuse_other_payload(found, at, holding)
-        at = found.past_end(at)
+        scanned = scan(content, lines)
+        self._refuse_head(scanned, at)
+        self._refuse_other_payload(scanned, at, holding)
+        at = scanned.past_end(at)
         keep = at.seq + 1
-        self.events = {seq: found.payloads[seq] for seq in found.payloads if seq < keep}
-        if not self._follows_as_fork(found, at) and (
-            len(content) > keep * RECORD_BYTES or len(lines) > found.event_bytes(keep)
+        self.events = {seq: scanned.payloads[seq] for seq in scanned.payloads if seq < keep}
+        if not self._follows_as_fork(scanned, at) and (
+            len(content) > keep * RECORD_BYTES or len(lines) > scanned.event_bytes(keep)
         ):
-            torn = found.torn_bytes + found.torn_event_bytes
+            torn = scanned.torn_bytes + scanned.torn_event_bytes
             _logger.warning(
                 "%s: moving %d records and %d torn bytes after record %d to %s/%s",
-                *(self.folder, len(found.records) - keep, torn, at.seq, FORKS_FOLDER),
-                f" ({found.fault})" if found.fault else "",
+                *(self.folder, len(scanned.records) - keep, torn, at.seq, FORKS_FOLDER),
+                f" ({scanned.fault})" if scanned.fault else "",
             )
-            self._carry_out(decide_cut(self.folder, found, keep, content, lines))
-        elif len(found.records):
-            chain = bytes.fromhex(found.head().chain)
-            self._follow(found.records[-1], chain, found.event_bytes(len(found.records)))
+            self._carry_out(decide_cut(self.folder, scanned, keep, content, lines))
+        elif len(scanned.records):
+            chain = bytes.fromhex(scanned.head().chain)
+            self._follow(scanned.records[-1], chain, scanned.event_bytes(len(scanned.records)))
 
-    def _refuse_head(self, found: Scan, at: Head) -> None:
+    def _refuse_head(self, scanned: Scan, at: Head) -> None:
         """Raise LedgerError unless the valid records include `at`."""
-        have = len(found.records)
-        if at.seq >= have and found.fault is not None:
+        have = len(scanned.records)
+        if at.seq >= have and scanned.fault is not None:
             raise LedgerError(
-                f"{self.folder}/{found.fault}. The checkpoint refers to record {at.seq}, so this "
+                f"{self.folder}/{scanned.fault}. The checkpoint refers to record {at.seq}, so this "
                 f"is damage, no torn end: restore the ledger's files, or resume from a checkpoint "
                 f"whose record is before {have}"
             )
@@ -295,19 +295,19 @@ class LedgerWriter:
                 f"before record {have}, the checkpoint refers to record {at.seq}. Restore the "
                 f"ledger's files, or resume from a checkpoint whose record is before {have}"
             )
-        chain = found.head(at.seq + 1).chain
+        chain = scanned.head(at.seq + 1).chain
         if chain == at.chain:
             return
-        fork = fork_that_holds(self.folder, at)
+        fork = find_fork(self.folder, at)
         place = f"it was cut to {FORKS_FOLDER}/{fork}" if fork else "it is of another run"
         raise LedgerError(
             f"{self._paths[RECORDS_FILE]}: record {at.seq} has chain {chain}, the checkpoint's "
             f"has {at.chain}: {place}. Resume from a checkpoint of this ledger"
         )
 
-    def _refuse_other_payload(self, found: Scan, at: Head, holding: Mapping[str, Any]) -> None:
+    def _refuse_other_payload(self, scanned: Scan, at: Head, holding: Mapping[str, Any]) -> None:
         """Raise LedgerError unless the payload of record `at` has the fields `holding`."""
-        recorded = found.payloads.get(at.seq, {})
+        recorded = scanned.payloads.get(at.seq, {})
         for name, value in holding.items():
             if recorded.get(name) != value:
                 raise LedgerError(
@@ -316,13 +316,13 @@ class LedgerWriter:
                     f"checkpoint as it was saved, or resume from another one"
                 )
 
-    def _follows_as_fork(self, found: Scan, at: Head) -> bool:
+    def _follows_as_fork(self, scanned: Scan, at: Head) -> bool:
         """Tell whether all that follows `at` is the FORK record of an earlier return to it."""
-        payload = found.payloads.get(at.seq + 1, {})
+        payload = scanned.payloads.get(at.seq + 1, {})
         return (
-            len(found.records) == at.seq + 2
-            and found.torn_bytes == found.torn_event_bytes == 0
-            and found.records["kind"][-1] == Kind.FORK
+            len(scanned.records) == at.seq + 2
+            and scanned.torn_bytes == scanned.torn_event_bytes == 0
+            and scanned.records["kind"][-1] == Kind.FORK
             and payload.get("parent_chain") == at.chain
         )
 

@@ -71,10 +71,10 @@ class Description:
                 f"{path}: truncated or damaged ({path.stat().st_size} bytes; {error}). Megatron "
                 f"was probably stopped while it saved the file: {REBUILD}"
             ) from error
-        found = f"{mapped.dtype.name}, shape {mapped.shape}"
+        actual = f"{mapped.dtype.name}, shape {mapped.shape}"
         if mapped.dtype.name not in dtypes or mapped.ndim != ndim or mapped.dtype.byteorder == ">":
             raise ValueError(
-                f"{path}: expected {' or '.join(dtypes)} in {ndim} dimensions: {found}"
+                f"{path}: expected {' or '.join(dtypes)} in {ndim} dimensions: {actual}"
             )
         if mapped.flags.f_contiguous and mapped.ndim > 1 and not mapped.flags.c_contiguous:
             raise ValueError(f"{path}: stored by columns, which Megatron does not do")
@@ -82,7 +82,7 @@ class Description:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tables:
+class IndexTables:
     """The three tables of one corpus and the range of its documents that they use."""
 
     description: Description
@@ -115,7 +115,7 @@ class Cache:
     """All that a run drew from; no blend where Megatron was given a single corpus."""
 
     blend: Blend | None
-    tables: tuple[Tables, ...]
+    tables: tuple[IndexTables, ...]
 
 
 def open_cache(run: McoreRun, num_documents: Mapping[str, int]) -> Cache:
@@ -146,7 +146,7 @@ def open_cache(run: McoreRun, num_documents: Mapping[str, int]) -> Cache:
 def _read_descriptions(folder: Path) -> list[Description]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: `cache` is not a folder")
-    found = []
+    descriptions = []
     for path in sorted(folder.iterdir()):
         name = _DESCRIPTION.fullmatch(path.name)
         if name is None:
@@ -157,12 +157,12 @@ def _read_descriptions(folder: Path) -> list[Description]:
                 f"{path}: its MD5 is not the {name['key']} of its name, so it was cut short or "
                 f"changed: {REBUILD}"
             )
-        found.append(
+        descriptions.append(
             Description(folder, name["key"], name["kind"], name["split"], json.loads(content))
         )
-    if not found:
+    if not descriptions:
         raise FileNotFoundError(f"{folder}: no *-GPTDataset-*-description.txt of Megatron-Core")
-    return found
+    return descriptions
 
 
 def _choose(
@@ -216,7 +216,7 @@ def _differences(run: McoreRun, description: Description) -> list[str]:
     wanted = {"index_split": run.split, "sequence_length": run.seq_length}
     if run.seed is not None:
         wanted["random_seed"] = run.seed
-    found = []
+    differences = []
     for (name, prefix), dataset in zip(run.prefixes.items(), datasets, strict=True):
         known = str(dataset.get("dataset_path"))
         if name in run.cached_as:
@@ -224,18 +224,18 @@ def _differences(run: McoreRun, description: Description) -> list[str]:
         else:
             same = os.path.realpath(prefix) == os.path.realpath(known)
         if not same:
-            found.append(
+            differences.append(
                 f"corpus {known}, not {prefix} (if it has moved: `cached_as: {{{name}: {known}}}`)"
             )
         for key, value in wanted.items():
             if dataset.get(key) != value:
-                found.append(f"{key} {dataset.get(key)}, not {value}")
-    return found
+                differences.append(f"{key} {dataset.get(key)}, not {value}")
+    return differences
 
 
-def _open_tables(description: Description, num_documents: int) -> Tables:
+def _open_tables(description: Description, num_documents: int) -> IndexTables:
     """Open one corpus's tables and check what can be checked without reading them through."""
-    tables = Tables(
+    tables = IndexTables(
         description=description,
         documents=description.open("document_index", ("int32",)),
         samples=description.open("sample_index", ("int32", "int64"), ndim=2),

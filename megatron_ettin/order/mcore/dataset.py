@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.native import TokenFile
-from megatron_ettin.order.mcore.cache import Tables
+from megatron_ettin.order.mcore.cache import IndexTables
 
 
 class Stretches(NamedTuple):
@@ -32,7 +32,7 @@ class McoreDataset:
     """A corpus and the tables that Megatron-Core's GPTDataset made for it."""
 
     def __init__(
-        self, file: TokenFile, tables: Tables, *, seq_length: int, extra_token: bool
+        self, file: TokenFile, tables: IndexTables, *, seq_length: int, extra_token: bool
     ) -> None:
         """Check that the tables are of this corpus, as far as its number of tokens tells.
 
@@ -135,11 +135,11 @@ class McoreDataset:
             np.searchsorted(self.tables.documents, document, side, sorter=order)
             for side in ("left", "right")
         )
-        found = [np.empty(0, dtype=np.int64)]
+        samples = [np.empty(0, dtype=np.int64)]
         for position in order[begin:end].tolist() if length else ():
-            found.append(self._samples_at(position, length))
+            samples.append(self._samples_at(position, length))
         # Twice in one sample if two epochs meet in it.
-        return self._drawn_as[np.unique(np.concatenate(found))].astype(np.int64)
+        return self._drawn_as[np.unique(np.concatenate(samples))].astype(np.int64)
 
     def _samples_at(self, position: int, length: int) -> NDArray[np.int64]:
         """Return the samples that read a token of the `length` at a position of document_index."""

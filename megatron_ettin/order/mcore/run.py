@@ -19,7 +19,7 @@ import jsonargparse
 import yaml
 
 from megatron_ettin.config.combine import check_names
-from megatron_ettin.order.mcore.schedule import BatchSchedule, ramp_up, step_sizes
+from megatron_ettin.order.mcore.schedule import BatchSchedule, parse_step_sizes, ramp_up
 from megatron_ettin.order.run_folder import RunFolder
 
 #: Value of the field `order` that marks such a file.
@@ -226,7 +226,7 @@ def _is_count(value: Any) -> bool:
 
 def _schedule(config: McoreConfig) -> BatchSchedule:
     if config.step_batch_size_schedule is not None:
-        return step_sizes(config.step_batch_size_schedule, config.seq_length)
+        return parse_step_sizes(config.step_batch_size_schedule, config.seq_length)
     assert config.global_batch_size is not None
     if config.rampup_batch_size is not None:
         return ramp_up(config.global_batch_size, config.rampup_batch_size)

@@ -46,7 +46,7 @@ def ramp_up(global_batch_size: int, ramp: Sequence[int]) -> BatchSchedule:
     return BatchSchedule(sizes)
 
 
-def step_sizes(text: str, seq_length: int) -> BatchSchedule:
+def parse_step_sizes(text: str, seq_length: int) -> BatchSchedule:
     """Return the schedule of `--step-batch-size-schedule`, such as "0:768 250B:1536" in tokens.
 
     Source: StepBatchsizeNumMicroBatchesCalculator of megatron-core 0.19.2.
