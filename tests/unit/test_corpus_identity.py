@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from megatron_ettin.indexed import IndexedWriter
-from megatron_ettin.order import identify_corpus as module
+from megatron_ettin.order import corpus_identity as module
 from megatron_ettin.order.corpus_identity import CorpusIdentity, identify_corpus
 
 ROOT = Path(__file__).parents[2]
