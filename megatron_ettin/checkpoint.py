@@ -25,7 +25,7 @@ from megatron_ettin.checkpoint_files import (
     REMEDY,
     CheckpointError,
     check_sizes,
-    not_as_saved,
+    describe_damage,
     read_json,
 )
 from megatron_ettin.config import ModelConfig, RunConfig
@@ -33,7 +33,7 @@ from megatron_ettin.file_digests import FileDigest, FileList
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
-from megatron_ettin.shards import ShardsError, in_one_line, read_shards, write_shards
+from megatron_ettin.shards import ShardsError, describe_error, read_shards, write_shards
 
 #: Packages whose versions a checkpoint records.
 PACKAGES = (
@@ -219,7 +219,7 @@ def _write(
         # there, and hash what this module has not hashed while writing.
         others = [path for path in unfinished.iterdir() if path.name not in every]
         every |= {path.name: FileDigest.of_file(path) for path in others}
-    return FileList(distributed.from_main_rank(every))
+    return FileList(distributed.broadcast(every))
 
 
 def load(
@@ -238,7 +238,7 @@ def load(
     try:
         loaded = read_shards(folder, stage, optimizer)
     except ShardsError as error:
-        raise CheckpointError(f"{error}{not_as_saved(folder)}; {REMEDY}") from error
+        raise CheckpointError(f"{error}{describe_damage(folder)}; {REMEDY}") from error
     stage.load_state_dict(loaded["model"])
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
@@ -271,7 +271,7 @@ def read_state(folder: Path) -> RunState:
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder / STATE_FILE}: not the state of a run of this version: "
-            f"{in_one_line(error)}; {REMEDY}"
+            f"{describe_error(error)}; {REMEDY}"
         ) from error
 
 
@@ -284,7 +284,7 @@ def read_model(folder: Path) -> SavedModel:
         return SavedModel(**{**document, "model": ModelConfig(**document["model"])})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / MODEL_FILE}: not a saved model: {in_one_line(error)}; {REMEDY}"
+            f"{folder / MODEL_FILE}: not a saved model: {describe_error(error)}; {REMEDY}"
         ) from error
 
 

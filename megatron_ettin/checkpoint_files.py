@@ -9,7 +9,7 @@ from typing import Any
 from megatron_ettin import distributed
 from megatron_ettin.file_digests import FileList, differences, unlisted
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
-from megatron_ettin.shards import in_one_line
+from megatron_ettin.shards import describe_error
 
 #: Description of the weights in a checkpoint.
 MODEL_FILE = "model.json"
@@ -81,7 +81,8 @@ def check_sizes(folder: Path) -> None:
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder / STATE_FILE}: its list of files is damaged: {in_one_line(error)}; {REMEDY}"
+            f"{folder / STATE_FILE}: its list of files is damaged: {describe_error(error)}; "
+            f"{REMEDY}"
         ) from error
     for name, size in sizes.items():
         if not name.isprintable() or "/" in name:
@@ -96,7 +97,7 @@ def check_sizes(folder: Path) -> None:
             raise CheckpointError(f"{path}: is {state}, but {size} bytes were written; {REMEDY}")
 
 
-def not_as_saved(folder: Path) -> str:
+def describe_damage(folder: Path) -> str:
     """Return the damaged files after a load has failed, if the state has their digests."""
     try:
         listed = read_files(folder)
@@ -114,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: unreadable: {in_one_line(error)}; {REMEDY}") from error
+        raise CheckpointError(f"{path}: unreadable: {describe_error(error)}; {REMEDY}") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{path}: unreadable: it holds no JSON object; {REMEDY}")
     return document

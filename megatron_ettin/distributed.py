@@ -246,7 +246,7 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def from_main_rank(value: T) -> T:
+def broadcast(value: T) -> T:
     """Return rank 0's value on all ranks; it is pickled."""
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0)

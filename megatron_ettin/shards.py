@@ -99,7 +99,7 @@ def read_shards(
     except CheckpointException as error:
         raise ShardsError(f"{folder}: {DAMAGED}: {_cause(error)}") from error
     except Exception as error:  # what damaged bytes are unpickled to can raise anything
-        raise ShardsError(f"{folder}: {DAMAGED}: {in_one_line(error)}") from error
+        raise ShardsError(f"{folder}: {DAMAGED}: {describe_error(error)}") from error
     return loaded
 
 
@@ -240,16 +240,18 @@ def _read_small_files(folder: Path) -> None:
         try:
             read()
         except Exception as error:  # what damaged bytes are unpickled to can raise anything
-            raise ShardsError(f"{folder / name}: cannot be read: {in_one_line(error)}") from error
+            raise ShardsError(
+                f"{folder / name}: cannot be read: {describe_error(error)}"
+            ) from error
 
 
 def _cause(error: CheckpointException) -> str:
     """Return the message of the first rank that failed."""
     causes = [cause for cause, _ in error.failures.values()]
-    return in_one_line(causes[0] if causes else error)
+    return describe_error(causes[0] if causes else error)
 
 
-def in_one_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error's message without control characters and advice, cut to 300 characters."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(error))
     for advice in ADVICE:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-from megatron_ettin.config.checks import positive
+from megatron_ettin.config.checks import require_positive
 from megatron_ettin.rows import Specials
 
 Packing = Literal["bfd", "concat", "none"]
@@ -74,9 +74,9 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         """Refuse phases that cannot be run."""
         for name in ("train_tokens", "seq_length", "global_batch_size"):
-            positive(f"phase {self.name!r}", name, getattr(self, name))
+            require_positive(f"phase {self.name!r}", name, getattr(self, name))
         if self.train_rows is not None:
-            positive(f"phase {self.name!r}", "train_rows", self.train_rows)
+            require_positive(f"phase {self.name!r}", "train_rows", self.train_rows)
         self._check_ramp()
         if self.pack != "bfd" and self.max_segments_per_row is not None:
             raise ValueError(
@@ -98,7 +98,7 @@ class PhaseConfig:
             raise ValueError(
                 f"phase {self.name!r}: batch_ramp_start and batch_ramp_tokens go together"
             )
-        positive(f"phase {self.name!r}", "batch_ramp_tokens", tokens)
+        require_positive(f"phase {self.name!r}", "batch_ramp_tokens", tokens)
         if not 1 <= start <= self.global_batch_size:
             raise ValueError(
                 f"phase {self.name!r}: batch_ramp_start {start} is not between 1 and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_ettin.config.checks import positive
+from megatron_ettin.config.checks import require_positive
 from megatron_ettin.config.model import ModelConfig
 
 #: Transformer Engine's fp8 matmuls take sizes that are multiples of this.
@@ -55,7 +55,7 @@ class HardwareConfig:
             "context_parallel_size",
             "micro_batch_tokens",
         ):
-            positive("hardware", name, getattr(self, name))
+            require_positive("hardware", name, getattr(self, name))
         if self.sequence_parallel and self.tensor_parallel_size == 1:
             raise ValueError(
                 "hardware.sequence_parallel: shares slots among tensor-parallel ranks, but "

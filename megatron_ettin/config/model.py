@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_ettin.config.checks import positive
+from megatron_ettin.config.checks import require_positive
 
 #: The vocabulary is padded to a multiple of this. A multiple that followed the number of
 #: tensor-parallel ranks would give other shapes to each layout, and so other checkpoints.
@@ -48,14 +48,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse shapes that no model can have."""
         for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads"):
-            positive("model", name, getattr(self, name))
+            require_positive("model", name, getattr(self, name))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"model.hidden_size: {self.hidden_size} is not divisible by "
                 f"model.num_attention_heads: {self.num_attention_heads}"
             )
-        positive("model", "sliding_window", self.sliding_window)
-        positive("model", "global_attention_every", self.global_attention_every)
+        require_positive("model", "sliding_window", self.sliding_window)
+        require_positive("model", "global_attention_every", self.global_attention_every)
         if not 0.0 <= self.attention_output_dropout < 1.0:
             raise ValueError(
                 f"model.attention_output_dropout: {self.attention_output_dropout} is not in [0, 1)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megatron_ettin.config.checks import positive
+from megatron_ettin.config.checks import require_positive
 from megatron_ettin.config.data import DataConfig, PhaseConfig
 from megatron_ettin.config.hardware import HardwareConfig, check_fp8, check_layout
 from megatron_ettin.config.model import ModelConfig
@@ -39,7 +39,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse a learning rate that is not positive."""
-        positive("optimizer", "lr", self.lr)
+        require_positive("optimizer", "lr", self.lr)
 
 
 @dataclass(frozen=True, kw_only=True)

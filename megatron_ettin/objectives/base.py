@@ -68,7 +68,7 @@ class MaskingObjective(Objective):
             if not 0.0 < rate < 1.0:
                 raise ValueError(f"objective.{name}: {rate} is not a share between 0 and 1")
 
-    def mask(
+    def mask_tokens(
         self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return (inputs with replacements [t], selection [t]); selected tokens are predicted."""

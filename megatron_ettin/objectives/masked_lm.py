@@ -23,7 +23,7 @@ class MaskedLM(MaskingObjective):
 
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
         """Mask by counters of (mask_seed, g, position); labels are the original tokens."""
-        tokens, selected = self.mask(rows, phase=phase, mask_seed=mask_seed, ids=ids)
+        tokens, selected = self.mask_tokens(rows, phase=phase, mask_seed=mask_seed, ids=ids)
         return Batch(rows=rows, tokens=tokens, labels=rows.tokens, loss_mask=selected)
 
     def original_tokens(self, batch: Batch) -> NDArray[np.int64]:

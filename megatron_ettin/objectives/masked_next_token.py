@@ -29,7 +29,7 @@ class MaskedNextToken(MaskingObjective):
 
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
         """Mask by counters of (mask_seed, g, position); labels[p] is the original of slot p + 1."""
-        tokens, selected = self.mask(rows, phase=phase, mask_seed=mask_seed, ids=ids)
+        tokens, selected = self.mask_tokens(rows, phase=phase, mask_seed=mask_seed, ids=ids)
         firsts = rows.cu_seqlens[:-1][np.diff(rows.cu_seqlens) > 0]
         tokens[firsts] = rows.tokens[firsts]
         selected[firsts] = False

@@ -54,11 +54,11 @@ class CudaCapture:
         ):
             report = function()
 
-        def again() -> Report:
+        def replay() -> Report:
             graph.replay()
             return report
 
-        return again
+        return replay
 
 
 class GraphedForwardBackward:
@@ -95,7 +95,7 @@ class GraphedForwardBackward:
         if self._rotary is not self._stage.rotary:
             self._forget()
 
-        def passes(batch: MicroBatch) -> Report:
+        def run_passes(batch: MicroBatch) -> Report:
             (report,) = get_forward_backward_func()(
                 forward_step_func=forward_step_func,
                 data_iterator=iter([batch]),
@@ -110,7 +110,7 @@ class GraphedForwardBackward:
         for batch in itertools.islice(data_iterator, num_microbatches):
             batch.wait()
             total += batch.total
-            reports.append(self._of_shape(batch).run(batch, passes))
+            reports.append(self._of_shape(batch).run(batch, run_passes))
         finalize_model_grads([model], total)
         return reports
 
@@ -131,16 +131,16 @@ class _ShapeGraph:
         self._left_to_warm_up = WARM_UP
         self._captured: tuple[MicroBatch, Callable[[], Report]] | None = None
 
-    def run(self, batch: MicroBatch, passes: Callable[[MicroBatch], Report]) -> Report:
+    def run(self, batch: MicroBatch, run_passes: Callable[[MicroBatch], Report]) -> Report:
         """Run the passes of `batch` once its copy has been waited for; return its report."""
         if self._capture is None or self._left_to_warm_up:
             self._left_to_warm_up = max(self._left_to_warm_up - 1, 0)
-            return passes(batch)
+            return run_passes(batch)
         if self._captured is None:
             own = batch.clone()
-            self._captured = own, self._capture(partial(passes, own))
+            self._captured = own, self._capture(partial(run_passes, own))
             logger.info("a CUDA graph for micro-batches of shapes %s", batch.shapes)
-        own, again = self._captured
-        own.take(batch)
+        own, replay = self._captured
+        own.copy_values(batch)
         # Cloned, because the next replay writes its report to the same memory.
-        return {name: value.clone() for name, value in again().items()}
+        return {name: value.clone() for name, value in replay().items()}

@@ -116,7 +116,7 @@ def train_step(
 
     On a GPU the call returns while the GPU still computes: the step reads nothing back.
     """
-    interval.begin(step)
+    interval.begin_step(step)
     run.ddp.zero_grad_buffer()
     run.optimizer.zero_grad()
     reports = run.forward_backward(
@@ -131,7 +131,7 @@ def train_step(
     run.optimizer.set_lr(lr)
     with interval.optimizer.measure():
         run.optimizer.step()
-    interval.add(reports)
+    interval.add_losses(reports)
     run.reporter.advance_bar(step.tokens)
     return dataclasses.replace(
         state,

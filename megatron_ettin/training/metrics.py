@@ -29,7 +29,7 @@ from megatron_ettin.model.counts import mfu
 from megatron_ettin.order.digest import add_digests, format_digest
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text
-from megatron_ettin.training.micro_batch import MicroBatch
+from megatron_ettin.training.micro_batch import MicroBatch, Report
 from megatron_ettin.training.preparation import LANES, ORDER_LANES, TOKEN_LANES, Prepared, StepRange
 from megatron_ettin.training.recorder import Recorder
 from megatron_ettin.training.validation import HeldOutLoss
@@ -101,7 +101,7 @@ class Interval:
         self._flops = 0.0
         self._losses = torch.zeros(2, dtype=torch.float64, device=distributed.device())
 
-    def begin(self, step: StepRange) -> None:
+    def begin_step(self, step: StepRange) -> None:
         """Begin a step: micro-batches that are consumed from here on belong to it."""
         self._steps.append(step)
         self._lanes.append(np.zeros(LANES, dtype=np.uint64))
@@ -113,13 +113,13 @@ class Interval:
             self._flops += batch.flops
             yield batch.micro_batch
 
-    def add(self, reports: list[dict[str, torch.Tensor]]) -> None:
+    def add_losses(self, reports: list[Report]) -> None:
         """Add a step's losses, without waiting for the device; only the last stage has any."""
         for report in reports:
             self._losses[0] += report["loss_sums"].sum()
             self._losses[1] += report["counts"].sum()
 
-    def summed(self) -> Summary:
+    def sum_over_ranks(self) -> Summary:
         """Sum over all ranks; all of them call this and get the same result.
 
         One all-reduce of float64 carries everything (`_slices` names its parts). A digest lane goes
@@ -229,7 +229,7 @@ class Reporter:
         Raises:
             DivergedError: the loss is not finite. Nothing was recorded or written then.
         """
-        summary = interval.summed()
+        summary = interval.sum_over_ranks()
         if not math.isfinite(summary.loss):
             raise DivergedError(
                 f"the loss is {summary.loss} at step {state.step} (rows up to {state.g}): resume "

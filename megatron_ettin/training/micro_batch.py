@@ -73,7 +73,7 @@ class MicroBatch:
         """Return a copy with memory of its own, on the same device."""
         memory = self.memory.clone()
 
-        def there(x: torch.Tensor) -> torch.Tensor:
+        def view_of_copy(x: torch.Tensor) -> torch.Tensor:
             # The offset counts elements of x's own dtype, but the buffer is of bytes.
             begin = x.storage_offset() * x.element_size()
             return memory[begin : begin + x.nbytes].view(x.dtype).view(x.shape)
@@ -82,23 +82,23 @@ class MicroBatch:
         assert packed.position_ids is not None
         return dataclasses.replace(
             self,
-            tokens=there(self.tokens),
+            tokens=view_of_copy(self.tokens),
             packed=PackedRows.of(
-                there(packed.cu_seqlens_q),
+                view_of_copy(packed.cu_seqlens_q),
                 packed.max_seqlen_q,
-                there(packed.position_ids),
-                there(packed.g),
+                view_of_copy(packed.position_ids),
+                view_of_copy(packed.g),
                 first_slot=packed.first_slot,
             ),
-            scored=there(self.scored),
-            labels=there(self.labels),
-            counts=there(self.counts),
-            total=there(self.total),
+            scored=view_of_copy(self.scored),
+            labels=view_of_copy(self.labels),
+            counts=view_of_copy(self.counts),
+            total=view_of_copy(self.total),
             memory=memory,
             copied=None,
         )
 
-    def take(self, other: MicroBatch) -> None:
+    def copy_values(self, other: MicroBatch) -> None:
         """Take the values of a micro-batch of the same shapes, once its copy has been waited for.
 
         A graph reads the same memory at each replay, so values come here in one copy.

@@ -49,10 +49,10 @@ def resolve(config: RunConfig) -> RunConfig:
     path = verdict_file(key)
     # Rank 0's verdict counts everywhere: machines may have other caches, but all ranks must train
     # in one precision.
-    seconds = distributed.from_main_rank(read_verdict(path, key))
+    seconds = distributed.broadcast(read_verdict(path, key))
     if seconds is None:
         measured = {name: layer_seconds(candidate) for name, candidate in candidates.items()}
-        seconds = distributed.from_main_rank(measured)
+        seconds = distributed.broadcast(measured)
         if distributed.is_main_rank():
             write_verdict(path, key, seconds)
     name = fastest(seconds)

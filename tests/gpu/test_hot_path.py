@@ -63,7 +63,7 @@ def test_a_step_waits_for_nothing(tiny_corpus: TinyCorpus, tmp_path: Path, objec
                     for step, batches in itertools.islice(steps, 3):
                         state = train_step(run, step, batches, state, 1e-3, interval)
             assert state.step == 5
-            assert interval.summed().loss > 0.0
+            assert interval.sum_over_ranks().loss > 0.0
         run.recorder.record_end(state)
 
 

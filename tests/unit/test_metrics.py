@@ -32,12 +32,12 @@ def test_an_interval_is_the_sum_of_what_was_consumed(
     prepared = list(phase_micro_batches(config, loader, start(loader), end))
     interval = Interval()
     for number, step in enumerate(steps, start=1):
-        interval.begin(step)
+        interval.begin_step(step)
         mine = [item for item in prepared if item.step == step]
         assert len(list(interval.consume(iter(mine)))) == len(mine) > 1
         sums, counts = torch.tensor([1.5, number]), torch.tensor([2, 1])
-        interval.add([{"loss_sums": sums.double(), "counts": counts}] * 2)
-    summary = interval.summed()
+        interval.add_losses([{"loss_sums": sums.double(), "counts": counts}] * 2)
+    summary = interval.sum_over_ranks()
     assert summary.steps == steps
     assert summary.tokens == sum(step.tokens for step in steps)
     assert summary.loss == pytest.approx(2 * (3 * 1.5 + 1 + 2 + 3) / 18)

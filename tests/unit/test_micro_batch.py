@@ -151,7 +151,7 @@ def test_a_clone_takes_the_values_of_another(tiny_corpus: TinyCorpus) -> None:
     same_shapes = [n for n, one in enumerate(prepared) if one.shapes == own.shapes]
     assert len(same_shapes) > 1
     for n in same_shapes:
-        own.take(prepared[n])
+        own.copy_values(prepared[n])
         assert_equal(own, batches[n], slots)
         assert own.memory.data_ptr() != prepared[n].memory.data_ptr()
     assert_equal(prepared[0], batches[0], slots)
