@@ -1,4 +1,4 @@
-"""What one of four ranks of the optimizer test runs: every layout, against whole float64 tensors.
+"""Program of each of four ranks of the optimizer test: every layout, against whole float64 tensors.
 
 Megatron-Core's gradient buffers are filled with gradients that are a function of (logical name,
 step, element); after every step this rank's weights are compared with its shards of a reference

@@ -95,7 +95,7 @@ def test_a_corpus_of_another_tokenizer(run: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_configuration_that_differs_between_ranks(run: Any, tmp_path: Path) -> None:
-    """As when a file is edited while a run starts; ranks would silently train different models."""
+    """A file is edited while a run starts; ranks would silently train different models."""
     program = tmp_path / "start.py"
     program.write_text(
         "import os, sys\n"

@@ -1,4 +1,4 @@
-"""What we rely on in Megatron-Core: an upgrade that breaks it fails here, in one readable place."""
+"""Parts of Megatron-Core that we rely on: an upgrade that breaks one fails here, in one place."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""What whole runs leave behind: twins that prove each other, ledgers that survive what runs do."""
+"""Records of whole runs: twins that prove each other, ledgers that survive restarts."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says of itself, and what is said of one that is none."""
+"""Descriptions in a checkpoint folder, and errors about folders that are no checkpoint."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the steps of an interval add up to, and what is said of the GPU."""
+"""Sums over the steps of an interval, and the share of the GPU's peak."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a step consumes equals the batch it is prepared from, in shapes that stay on a GPU."""
+"""A micro-batch equals the batch that it is made from, in shapes that are constant on a GPU."""
 
 import math
 from collections.abc import Iterator
@@ -196,7 +196,7 @@ def test_losses_are_reported_by_row(tiny_corpus: TinyCorpus, objective: Objectiv
             output, loss_of = forward_step(iter([prepared]), Losses())
             assert isinstance(output, SummedLoss)
             _, total, report = loss_of(output)
-            # As it was summed before: losses one by one into the row that they lie in.
+            # Losses one by one into the row that they lie in; on a CPU the order is fixed.
             scored = np.flatnonzero(batch.loss_mask)
             row_of = torch.from_numpy(scored // batch.rows.seq_length)
             expected = torch.zeros(ROWS, dtype=torch.float64)

@@ -83,7 +83,7 @@ def test_both_are_measured_once_and_the_verdict_is_kept(cache: Path) -> None:
     assert set(document["seconds"]) == {"fp32", "bf16"}
     assert all(seconds > 0 for seconds in document["seconds"].values())
     assert chosen == precision.fastest(document["seconds"])
-    # What is kept decides, not a second measurement.
+    # The kept verdict decides, not a second measurement.
     for seconds in ({"fp32": 1.0, "bf16": 0.5}, {"fp32": 1.0, "bf16": 1.5}):
         precision.write_verdict(path, document["key"], seconds)
         expected = "bf16" if seconds["bf16"] < 1 else "fp32"

@@ -20,7 +20,7 @@ from tests.conftest import TinyCorpus
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "megatron_ettin"
 START = "pretrain.py"
-#: What assembles a step; its own functions run before the first one.
+#: Files that assemble a step; their functions run before the first one.
 ASSEMBLY = {START, "training/set_up.py"}
 SECTION = "## A step, for a reader"
 PATH, CALLED, BEFORE, CHOSEN = "opens", "calls", "before", "chosen"
