@@ -1,4 +1,4 @@
-"""The orders of a run, from its configuration: of the training rows, and of the held-out ones."""
+"""The two orders of a run, made from its configuration: of training rows and of held-out rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_order(config: RunConfig) -> SampleOrder:
 
 
 def open_held_out_order(config: RunConfig) -> SampleOrder:
-    """Fix the held-out rows: an order of its own over `data.validation`, in equal shares."""
+    """Return the order of the held-out rows: `data.validation` in equal shares, as one phase."""
     settings = config.validation
     phase = PhaseConfig(
         name="validation",
@@ -42,8 +42,8 @@ def open_held_out_order(config: RunConfig) -> SampleOrder:
         seq_length=settings.seq_length,
         global_batch_size=settings.num_rows,
     )
-    # A source's name decides its rows: by place in the list, so that they do not depend on where
-    # the files lie.
+    # A source's name is a key of its permutation. Named by place in the list, held-out rows do
+    # not depend on the folder of the files.
     sources = {
         f"validation_{place}": SourceConfig(prefix=prefix)
         for place, prefix in enumerate(config.data.validation)

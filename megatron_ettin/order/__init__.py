@@ -1,4 +1,4 @@
-"""The global sample order: what row g is, and which tokens it holds."""
+"""The global sample order: the source, the documents and the tokens of each row g."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # With SampleOrder comes the parser of configurations, which takes longer to import than a
-    # question about a ledger takes to answer.
+    # SampleOrder imports the configuration parser. That takes longer than a question about a ledger
+    # takes to answer, so it is imported when it is first used.
     if name == "SampleOrder":
         from megatron_ettin.order.sample_order import SampleOrder
 

@@ -12,7 +12,7 @@ def blend_quotas(weights: Sequence[float], period: int = BLEND_PERIOD) -> list[i
     Exact rational arithmetic; equal remainders go to the lower index. Raises ValueError naming the
     weight that is not a finite number > 0 or whose share is below 1 / period.
     """
-    # With its decimals it takes longer to import than a question about a ledger to answer.
+    # `fractions` imports `decimal`, which takes longer than a question about a ledger.
     from fractions import Fraction
 
     if not weights:
@@ -28,6 +28,7 @@ def blend_quotas(weights: Sequence[float], period: int = BLEND_PERIOD) -> list[i
                 f"weights[{i}] = {weights[i]} is {float(share / period):.3g} of the blend, less "
                 f"than the smallest share 1/{period}; raise it or drop the source"
             )
+    # Largest remainder: round down, then give what is left to the largest fractions.
     quotas = [share.numerator // share.denominator for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda i: (quotas[i] - shares[i], i))
     for i in by_remainder[: period - sum(quotas)]:

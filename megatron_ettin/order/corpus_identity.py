@@ -1,8 +1,8 @@
-"""What a tokenised corpus holds, as two hashes that are computed once and kept beside it.
+"""Identity of a tokenised corpus: two hashes of its content, computed once and kept beside it.
 
-`PREFIX.identity.json` carries the sizes and times of the .bin and .idx that were hashed. While
-those agree, the hashes stand and opening a corpus of any size takes no time; else they are computed
-anew.
+`PREFIX.identity.json` holds the sizes and modification times of the .bin and .idx that were hashed.
+While these match, the hashes are valid, and a corpus of any size opens at once. Otherwise the files
+are hashed again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STAMPS = ("idx_bytes", "idx_mtime_ns", "bin_bytes", "bin_mtime_ns")
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusIdentity:
-    """The content of a .bin/.idx pair, and which files it was read from."""
+    """Hashes of the content of a .bin/.idx pair, with size and time stamp of the files."""
 
     idx_bytes: int
     idx_mtime_ns: int
@@ -50,12 +50,12 @@ class CorpusIdentity:
 
 
 def identify_corpus(prefix: str, *, folder: Path | None = None) -> CorpusIdentity:
-    """Return the identity of PREFIX.bin and PREFIX.idx, hashing them only where nobody has yet.
+    """Return the identity of PREFIX.bin and PREFIX.idx; hash the files only if none is stored.
 
-    An identity found beside the corpus or in `folder` is taken if the sizes and times of both
-    files are still those that it names. Else the pair is opened with all checks and hashed, with a
-    bar on a terminal, and the identity is published in `folder`, by default beside the corpus.
-    Of processes that do so at the same time one hashes and the others wait for it.
+    A stored identity, beside the corpus or in `folder`, is valid while it has the sizes and times
+    of both files. Otherwise the pair is opened with all checks and hashed, with a progress bar on a
+    terminal, and the identity is published in `folder`, by default beside the corpus. If several
+    processes need it at the same time, one hashes and the others wait.
 
     Raises:
         FileNotFoundError: if the pair is not there.
@@ -85,7 +85,7 @@ def _known(prefix: str, places: Sequence[Path]) -> CorpusIdentity | None:
 
 
 def hash_corpus(prefix: str) -> CorpusIdentity:
-    """Return the identity of PREFIX.bin and PREFIX.idx as they are now, whatever is kept of them.
+    """Return the identity of PREFIX.bin and PREFIX.idx as they are now, ignoring stored ones.
 
     Reads all of both, with a bar on a terminal, and writes nothing.
 
@@ -148,7 +148,7 @@ def _seal(content: dict[str, object]) -> str:
 
 
 def _read(path: Path) -> CorpusIdentity | None:
-    """Return an identity that is whole, None where there is none that can be trusted."""
+    """Return the stored identity, None if there is none or its seal does not match."""
     try:
         content = json.loads(path.read_bytes())
         seal = content.pop("sha256")
@@ -162,7 +162,7 @@ def _read(path: Path) -> CorpusIdentity | None:
 def _require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Leaves no name behind, whatever happens.
+        # The file has no name, so a kill leaves nothing behind.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -1,4 +1,8 @@
-"""Additive digests of the rows that were consumed: equal for any batch size and any layout."""
+"""Digests of consumed rows. They add up, so batch size and parallel layout do not matter.
+
+A row's digest is an XXH3-128 hash of bytes that begin with its number g: two u64 lanes, low lane
+first (docs/order.md, section 10). Sums run modulo 2^64 in each lane, without a carry between them.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +31,8 @@ def token_digest(rows: Rows, tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
 def mask_digest(batch: Batch) -> NDArray[np.uint64]:
     """Return [1] uint64, the sum of the rows' mask digests modulo 2^64.
 
-    An array, because arrays wrap around without a warning. Idle rows and padding contribute
-    nothing.
+    Only the low lane is recorded. The sum stays an array: NumPy arrays wrap around in silence,
+    scalars with a warning. Idle rows and padding contribute nothing.
     """
     rows = batch.rows
     values = native.mask_digests(

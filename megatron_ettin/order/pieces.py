@@ -34,7 +34,7 @@ class Pieces(NamedTuple):
     slots: NDArray[np.int32]
     """Slots of the row: `length` and the special tokens that were added."""
     ends_document: NDArray[np.bool_]
-    """Whether the document ends here."""
+    """True at the last piece of a document."""
 
     def row_splits(self, begin: int, end: int) -> NDArray[np.int64]:
         """Return [end - begin + 1]: the pieces of row begin + i are splits[i] : splits[i + 1]."""

@@ -1,7 +1,7 @@
-"""Row plans on disk: keyed by content, built once, whoever asks first.
+"""Row plans on disk: named by a hash of all their inputs, and built by the first process that asks.
 
-A plan says which documents make up each row of a pool. Its key is a digest of everything that
-decides it, so no path, no training length and no time stamp can make it stale.
+A plan lists the documents of each row of a pool. Its key hashes everything that the packing depends
+on and nothing else: no path, no time stamp, no training length. So a plan never becomes stale.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FORMAT = "plan/1"
 
 @dataclass(frozen=True, kw_only=True)
 class PlanKey:
-    """Everything that decides which documents make up each row."""
+    """All inputs of the packing, which decide the documents of each row."""
 
     lengths_sha256: str
     first_document: int
@@ -54,10 +54,11 @@ def plan_path(key: PlanKey, folder: Path, kind: Literal["stored", "recomputed"])
 def open_plan(
     file: native.TokenFile, key: PlanKey, folder: Path, kind: Literal["stored", "recomputed"]
 ) -> native.RowPlan:
-    """Open the plan with this key, building it first where there is none.
+    """Open the plan with this key; build it first if there is none.
 
-    Of several processes one builds and the others wait. That only saves work: a plan is the same
-    bytes whoever builds it, appears under its name when it is complete, and is never replaced.
+    If several processes ask, one builds and the others wait. That only saves work: every process
+    would write the same bytes. A plan appears under its name when it is complete, and is never
+    replaced.
 
     Raises:
         OSError: the folder cannot be written to.

@@ -1,4 +1,4 @@
-"""Pools: ranges of documents of a source, packed into rows, that phases draw from."""
+"""Pools: the document ranges of sources, packed into rows, from which phases draw."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class Pool:
 
     @cached_property  # every batch asks for it, for its digests
     def source_id(self) -> int:
-        """Key of the pool's permutation: stable when sources are added, moved or dropped."""
+        """Key of the pool's permutation; it holds no position in a list, and no path.
+
+        So it stays the same when other sources are added or dropped, or files are moved.
+        """
         text = (
             f"{self.source}:{self.first_document}:{self.end_document}"
             f":{self.pack}:{self.seq_length}:{self.max_segments_per_row}"
@@ -64,21 +67,22 @@ class Pools:
         folder = None if data.plan_dir is None else Path(data.plan_dir)
         for name, source in data.sources.items():
             self.identities[name] = identify_corpus(source.prefix, folder=folder)
-            # The identity stands for a file that was checked whole; not again at every start.
+            # The identity was computed from a fully checked file, so no start checks it again.
             self.files[name] = native.TokenFile(source.prefix, check=False)
         if not data.allow_duplicates:
             _refuse_duplicates(self.identities)
 
     def add(self, phase: PhaseConfig, name: str) -> Pool:
-        """Pack a source for a phase, unless a phase before has packed it in the same way.
+        """Return the pool of a source for a phase; pack it unless an earlier phase did.
 
         Raises:
-            ValueError: an empty pool, or one whose documents another packing has used.
+            ValueError: the pool is empty, or an earlier phase packed its documents differently.
         """
         documents = self.files[name].num_documents
         share = self.data.pools.get(phase.name, (0.0, 1.0))
         pool = Pool(
             source=name,
+            # Exact, because a float's product can fall below a whole number: int(0.29 * 100) is 28.
             first_document=int(Fraction(str(share[0])) * documents),
             end_document=int(Fraction(str(share[1])) * documents),
             seq_length=phase.seq_length,
@@ -97,7 +101,7 @@ class Pools:
         return pool
 
     def describe(self, pool: Pool, quota: int, drawn: int) -> PoolSpec:
-        """Return what order.json says of a pool in a phase."""
+        """Return the entry of a pool for a phase in order.json."""
         identity, source = self.identities[pool.source], self.data.sources[pool.source]
         plan = self.plans[pool]
         return PoolSpec(

@@ -1,4 +1,8 @@
-"""The order at work: from a row number g to its source, its documents and its tokens, and back."""
+"""Lookups in the sample order: from a row number g to source, documents and tokens, and back.
+
+The number decides the source (blend table) and the draw in it; the draw decides epoch and row of
+the source's pool (keyed permutation); the pool's plan lists the documents of that row.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ from megatron_ettin.rows import Rows, Specials, TokenIds
 
 
 class SampleOrder:
-    """Rows by number: a pure function of the specification, whatever the world looks like."""
+    """Rows by number g: a pure function of the specification, independent of ranks and batches."""
 
     def __init__(
         self,
@@ -36,9 +40,9 @@ class SampleOrder:
 
         Raises:
             OSError: a corpus or a plan that cannot be read or written.
-            ValueError: naming the phase and source when a pool is empty, when a source is drawn
-                more often than its max_epochs, or when a phase would silently repeat another's
-                documents.
+            ValueError: a pool is empty, a source is drawn more often than its max_epochs, or a
+                phase would silently repeat documents of another; the message names phase and
+                source.
         """
         self.ids = ids
         self._pools = Pools(data)
@@ -120,7 +124,7 @@ class SampleOrder:
         return set(self._pools.plan_paths.values())
 
     def rows(self, phase_index: int, g: NDArray[np.int64]) -> Rows:
-        """Return the rows `g` [m] of one phase, with -1 for idle slots."""
+        """Return the rows `g` [m] of one phase; `-1` marks an idle row."""
         phase = self.spec.phases[phase_index]
         pools = self._phase_pools[phase_index]
         source_index, _, rows = self._locate(phase_index, g)
@@ -148,7 +152,7 @@ class SampleOrder:
         )
 
     def row_tokens(self, begin: int, end: int) -> NDArray[np.int64]:
-        """Return the tokens of each of the rows [begin, end), padding left out, from the plans."""
+        """Return the number of tokens of each of the rows [begin, end), read from the plans."""
         counts = np.zeros(end - begin, dtype=np.int64)
         for phase_index, g in self._by_phase(begin, end):
             source_index, _, rows = self._locate(phase_index, g)
@@ -263,6 +267,7 @@ class SampleOrder:
     def _locate(
         self, phase_index: int, g: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+        """Return (index of the pool, epoch, row of the pool) of the rows `g` [m]; -1 where idle."""
         phase = self.spec.phases[phase_index]
         used = g >= 0
         if np.any(used & ((g < phase.start_g) | (g >= phase.end_g))):
@@ -283,6 +288,9 @@ class SampleOrder:
         order, phase = self._phase_orders[phase_index], self.spec.phases[phase_index]
         pool = phase.pools[index]
         end = int(order.drawn_after(phase.num_rows)[index])
+        # A pool's row comes once in each epoch. The phase enters the first epoch where earlier
+        # phases left the pool, and may leave the last one early: `find` gives all draws, of which
+        # those outside the phase are dropped.
         epochs = np.arange(pool.drawn // pool.rows, -(-end // pool.rows), dtype=np.int64)
         every_row = np.tile(rows, len(epochs))
         source_index = np.full(len(every_row), index, dtype=np.int32)
@@ -298,6 +306,7 @@ class SampleOrder:
         tokens: NDArray[np.int64],
     ) -> None:
         """Raise ValueError naming the corpus and the document that hold an unknown token id."""
+        # `tokens` are the rows end to end, so the position tells the row.
         position = int(np.argmax(tokens >= self.ids.vocab_size))
         row_in_batch = position // phase.seq_length
         pool = pools[source_index[row_in_batch]]
@@ -339,6 +348,7 @@ class SampleOrder:
             self._pools.describe(pool, quota, count)
             for pool, quota, count in zip(pools, quotas, drawn, strict=True)
         )
+        # Rows of a source differ in fill, so the length follows from the blend's mean row.
         num_rows = phase.train_rows or -(-phase.train_tokens // _mean_row_tokens(specs))
         drawn_after = order.drawn_after(num_rows).tolist()
         for pool, spec, count in zip(pools, specs, drawn_after, strict=True):

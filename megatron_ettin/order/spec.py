@@ -1,8 +1,8 @@
 """`order.json`: the identity of a sample order, phase by phase.
 
-It knows no objective, no mask seed and no code version: twins share it. `order_id` chains over the
-phases. A phase's id covers its rule and where it starts, not where it ends: appending a phase and
-training a longer last one keep the ids of what came before.
+It holds no objective, mask seed or code version, so twins share it. Each phase's id also hashes the
+id before it; `order_id` is the last one. A phase's id covers its rule and its first row, not its
+end. So ids stay valid if a phase is appended or the last one is trained longer.
 """
 
 from __future__ import annotations
@@ -65,18 +65,19 @@ class PhaseSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderSpec:
-    """A whole order: header and phases."""
+    """All fields of an order: seed, tokenizer and phases."""
 
     seed: int
     tokenizer_sha256: str
     phases: tuple[PhaseSpec, ...]
 
     def phase_ids(self) -> list[str]:
-        """Return each phase's chained id, of its rule and of all rows before it."""
+        """Return the chained id of each phase: a hash of the previous id and of its rule."""
         link = _sha256({"format": FORMAT, "seed": self.seed, "tokenizer": self.tokenizer_sha256})
         ids = []
         for phase in self.phases:
             rule = dataclasses.asdict(phase)
+            # A phase may still be trained longer. Its end counts only as the next one's start_g.
             del rule["num_rows"]
             link = _sha256({"previous": link, "phase": rule})
             ids.append(link)

@@ -1,6 +1,6 @@
-"""How a phase's rows are cut into optimizer steps: the only place that knows batch sizes.
+"""Cutting a phase's rows into optimizer steps; no other module of the order knows batch sizes.
 
-The order does not depend on it: another batch size moves the cuts, never the rows.
+Another batch size moves the cuts between steps, never the rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from megatron_ettin.order.spec import PhaseSpec
 
 
 def pass_skipped_rows(phase: PhaseSpec, skip_rows: Sequence[tuple[int, int]], g: int) -> int:
-    """Return the first row from `g` on that is not skipped; the phase's end if there is none.
+    """Return the first row at or after `g` that is not skipped; the phase's end if there is none.
 
     `skip_rows` are ranges [first, end) in ascending order.
     """
@@ -60,6 +60,7 @@ def plan_steps(
         while g < phase.end_g:
             end = find_step_end(phase, settings, skip_rows, g=g, phase_tokens=phase_tokens)
             yield g, end
+            # Only a ramp depends on tokens; beyond it no plan has to be asked for counts.
             if settings.batch_ramp_tokens is not None and phase_tokens < settings.batch_ramp_tokens:
                 phase_tokens += int(order.row_tokens(g, end).sum())
             g = pass_skipped_rows(phase, skip_rows, end)

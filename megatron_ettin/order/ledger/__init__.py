@@ -1,4 +1,4 @@
-"""The ledger: what every optimizer step was fed, in chained records (docs/ledger.md)."""
+"""The ledger: a chained record of the rows of every optimizer step (docs/ledger.md)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Who only reads does without logging, sockets and locks.
+    # Readers do without logging, sockets and locks, which only the writer imports.
     if name == "LedgerWriter":
         from megatron_ettin.order.ledger.writer import LedgerWriter
 

@@ -1,6 +1,7 @@
-"""Move the end of a ledger to forks/; what a crash interrupts is finished by the next open.
+"""Moving the end of a ledger to forks/, in a way that survives a crash at any point.
 
-The move is decided by publishing `forks/pending.json`; from then on it is carried out, not undone.
+`forks/pending.json` decides the move when it appears. A crash before that leaves the ledger as it
+was; a crash after it is finished by the next open, never undone.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _SUFFIXES = (".led", ".jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A move that was decided: the FORK record's payload and time, the bytes both files keep."""
+    """A decided move: payload and time of its FORK record, and the bytes that both files keep."""
 
     payload: dict[str, Any]
     record_bytes: int
@@ -46,7 +47,7 @@ class Cut:
 
 
 def decide_cut(folder: Path, scanned: Scan, keep: int, content: bytes, lines: bytes) -> Cut:
-    """Copy all that follows the first `keep` records, torn bytes included, and publish the plan."""
+    """Copy everything after the first `keep` records, torn bytes too, and publish the move."""
     parent = scanned.head(keep)
     record_bytes, event_bytes = keep * RECORD_BYTES, scanned.event_bytes(keep)
     parts = (content[record_bytes:], lines[event_bytes:])
@@ -75,7 +76,7 @@ def decide_cut(folder: Path, scanned: Scan, keep: int, content: bytes, lines: by
 
 
 def read_pending_cut(folder: Path) -> Cut | None:
-    """Return the move that a crash interrupted; without one, remove what it had not decided."""
+    """Return the move that a crash interrupted; if none was decided, remove unfinished files."""
     forks = folder / FORKS_FOLDER
     path = forks / _PENDING
     try:
@@ -91,7 +92,7 @@ def read_pending_cut(folder: Path) -> Cut | None:
 
 
 def publish_fork(folder: Path, cut: Cut) -> None:
-    """Give the copies their names; those that a crash left with their names keep them."""
+    """Rename the copies to their final names, unless an interrupted call did so already."""
     forks = folder / FORKS_FOLDER
     for suffix in _SUFFIXES:
         copy, name = forks / f"{_COPY}{suffix}", forks / f"{cut.payload['file']}{suffix}"
@@ -110,8 +111,10 @@ def end_cut(folder: Path) -> None:
 def find_fork(folder: Path, head: Head) -> str | None:
     """Return the name of the fork in which `head` is a record."""
     for path in sorted((folder / FORKS_FOLDER).glob("fork_*.led")):
+        # The name says the first record that was cut: fork_SEQ_DIGEST.
         index = head.seq - int(path.stem.split("_")[1])
         end = (index + 1) * RECORD_BYTES
+        # The chain is the last 32 bytes of a record.
         if index >= 0 and path.read_bytes()[end - 32 : end].hex() == head.chain:
             return path.stem
     return None

@@ -1,6 +1,6 @@
-"""The ledger's bytes: records of 128, chained by SHA-256, and the JSON lines bound to them.
+"""Format of the ledger: records of 128 bytes, chained by SHA-256, and JSON lines bound to them.
 
-docs/ledger.md specifies the format; a ledger is verified with that page and SHA-256 alone.
+docs/ledger.md specifies the format. That page and SHA-256 are enough to verify a ledger.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 VERSION = 1
 
-#: The chain before record 0.
+#: The chain before record 0. Its text keeps a ledger apart from any other chain of SHA-256.
 GENESIS = hashlib.sha256(b"megatron-ettin-ledger/1\0").digest()
 
 #: One record. `chain` is SHA-256 of the previous record's chain and this record's bytes 0..96.
@@ -40,6 +40,8 @@ RECORD = np.dtype(
     ]
 )
 RECORD_BYTES = RECORD.itemsize
+#: Bytes of a record before its chain. The chain of one record and the body of the next are
+#: neighbours in the file, so each chain is the hash of 128 bytes in one piece.
 BODY_BYTES = 96
 
 RECORDS_FILE = "records.led"
@@ -49,7 +51,7 @@ LOCK_FILE = "lock"
 
 
 class Kind(IntEnum):
-    """What a record is; 0 is no kind, so that a page of zeros is never a record."""
+    """Kind of a record; 0 is none, so a page of zeros that a crash left is never a record."""
 
     START = 1
     STEP = 2
@@ -63,7 +65,7 @@ class Kind(IntEnum):
 
 
 class Head(NamedTuple):
-    """The last record of a ledger, or of its part that a checkpoint refers to."""
+    """Number and chain of a record; a checkpoint holds the one that was last when it was saved."""
 
     seq: int
     chain: str
@@ -74,7 +76,7 @@ EMPTY = Head(-1, GENESIS.hex())
 
 
 class LedgerError(ValueError):
-    """A ledger that is damaged, behind its checkpoint or in use, or an append that breaks it."""
+    """The ledger is damaged, in use or behind its checkpoint, or an append would break it."""
 
 
 def seal(content: bytearray, chain: bytes) -> bytes:

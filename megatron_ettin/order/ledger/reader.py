@@ -1,4 +1,4 @@
-"""Read a run's ledger: what each optimizer step was fed, with proof that nothing was changed."""
+"""Reading a run's ledger, with proof that no record was changed, moved or removed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from megatron_ettin.order.ledger.scan import Scan, scan
 
 
 class Checkpoint(NamedTuple):
-    """A CHECKPOINT record: the head that its checkpoint holds, where the run was, its payload."""
+    """A CHECKPOINT record: its head, the step and row g at which it was saved, its payload."""
 
     head: Head
     step: int
@@ -34,8 +34,8 @@ class Checkpoint(NamedTuple):
 class Fork(NamedTuple):
     """A FORK record: what was cut after record `parent_seq` when the run went back to it.
 
-    `file` is the name in forks/ without `.led` and `.jsonl`; `records` and `steps` count the valid
-    records that were cut, the torn bytes followed them.
+    `file` is the name in forks/ without `.led` and `.jsonl`. `records` and `steps` count the valid
+    records that were cut; the torn bytes came after them.
     """
 
     seq: int
@@ -50,21 +50,21 @@ class Fork(NamedTuple):
 
 
 def find_description(events: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-    """Return what the last START or RESUME of some payloads by seq says; {} if there is none."""
+    """Return the payload of the last START or RESUME in `events` (by seq); {} if there is none."""
     told = [payload for payload in events.values() if "objective" in payload]
     return told[-1] if told else {}
 
 
 class Ledger:
-    """A read-only view of the ledger's state when it was read.
+    """A ledger as it was when it was read.
 
-    `records` is a structured array [n] of dtype RECORD, `events` the payloads of the records that
-    are not STEP by seq, `head` the last record. `torn_bytes` and `torn_event_bytes` follow the
-    last whole record and its line: a writer is at work, or was ended by force.
+    `records` [n] is a structured array of dtype RECORD; `events` holds, by seq, the payloads of the
+    records that are not STEP; `head` is the last record. `torn_bytes` and `torn_event_bytes` count
+    the bytes after the last whole record and line: a writer is at work, or was killed.
     """
 
     def __init__(self, folder: Path, content: Scan) -> None:
-        """Take what was read from `folder`, the ledger's."""
+        """Take the content of the ledger in `folder`."""
         self.folder = folder
         self.records = content.records
         self.events = content.payloads
@@ -76,7 +76,7 @@ class Ledger:
 
     @classmethod
     def read(cls, folder: Path, verify: bool = True) -> Self:
-        """Read RUN/ledger; a writer may be at work on it.
+        """Read RUN/ledger, also while a writer appends to it.
 
         Raises:
             FileNotFoundError: there is no ledger in `folder`.
@@ -95,7 +95,7 @@ class Ledger:
         return cls(folder, scan(b"", b""))
 
     def read_fork(self, fork: Fork) -> Self:
-        """Read and verify the records that were cut to `fork`; theirs is a Ledger of its own.
+        """Read and verify the records that were cut to `fork`, as a Ledger of their own.
 
         Raises:
             LedgerError: naming file, record and byte of the first fault.
@@ -136,7 +136,8 @@ class Ledger:
         return self._sums[field]
 
     def holds(self, head: Head) -> bool:
-        """Tell whether `head` is one of these records: no other run, fork or shorter ledger."""
+        """Tell whether `head` is one of these records, with the same chain."""
+        # A fork's records may begin above seq 0. Equal chains mean equal records up to there.
         index = head.seq - (int(self.records["seq"][0]) if len(self.records) else 0)
         return (
             0 <= index < len(self.records)

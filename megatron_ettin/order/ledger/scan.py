@@ -1,4 +1,4 @@
-"""Find the first fault of a ledger: its chain, what its records count, the lines bound to them."""
+"""Checking a ledger up to its first fault: the chain, the counters, and the lines of events."""
 
 from __future__ import annotations
 
@@ -41,11 +41,10 @@ class LedgerFault:
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """The valid records [n] of a ledger, from its first on, and what follows them.
+    """Valid records [n] of a ledger, from its first record on, and the torn bytes after them.
 
-    `line_ends` [e] are the bytes of events.jsonl at which the lines of the e valid events end.
-    The torn bytes follow the last valid record and line; `fault` is None when all that is torn is
-    a record or line that was never finished.
+    `line_ends` [e] are the byte offsets in events.jsonl at which the lines of the e valid events
+    end. `fault` is None if the torn bytes are just a record or line that was never finished.
     """
 
     records: NDArray[np.void]
@@ -64,9 +63,10 @@ class Scan:
         return Head(self.first_seq + count - 1, chain.hex())
 
     def past_end(self, at: Head) -> Head:
-        """Return the END record that follows `at` at once, or else `at`.
+        """Return the END record directly after `at`, or `at` if there is none.
 
-        Going on after it undoes nothing, and its head may have been published.
+        A run that continues keeps its END record: it undoes nothing, and its head may have been
+        published.
         """
         end = at.seq + 1 - self.first_seq
         is_end = end < len(self.records) and self.records["kind"][end] == Kind.END
@@ -88,7 +88,8 @@ def scan(
 ) -> Scan:
     """Read records and lines up to the first fault; a fork's follow record `first_seq - 1`.
 
-    With `verify=False` nothing is hashed; lines are still matched with their records.
+    With `verify=False` nothing is hashed; lines are still matched with their records. A fault
+    counts where it shows first: everything after it is torn.
     """
     whole = len(content) // RECORD_BYTES
     records = np.frombuffer(content, RECORD, count=whole)
@@ -121,7 +122,7 @@ def scan(
 def _first_broken(content: bytes, records: NDArray[np.void], parent_chain: bytes) -> int:
     """Return the first record whose chain is wrong, or the number of records.
 
-    The chain before and a record's body are neighbours in the file, so each is hashed in place.
+    The chain before a record and its body are neighbours in the file, so they are hashed in place.
     """
     count = len(records)
     if count == 0:
@@ -143,12 +144,13 @@ def _first_broken(content: bytes, records: NDArray[np.void], parent_chain: bytes
 
 
 def _miscounted(records: NDArray[np.void], first_seq: int) -> list[tuple[int, str]]:
-    """Return for every rule the first record that breaks it, with what is wrong."""
+    """Return, for each rule that is broken, the first record that breaks it and a message."""
     if len(records) == 0:
         return []
     kind, step = records["kind"], records["step"]
     begin, end = records["g_begin"], records["g_end"]
     seq = np.arange(first_seq, first_seq + len(records), dtype=np.uint64)
+    # Each rule compares whole columns, not record by record: ledgers have a record a step.
     moves = (kind == Kind.STEP) | (kind == Kind.SKIP)
     step_due, begin_due = step.copy(), begin.copy()  # the first record has nothing before it
     step_due[1:] = step[:-1] + (kind[1:] == Kind.STEP)
@@ -179,7 +181,7 @@ def _miscounted(records: NDArray[np.void], first_seq: int) -> list[tuple[int, st
 def _bind(
     records: NDArray[np.void], lines: bytes, first_seq: int, verify: bool
 ) -> tuple[dict[int, dict[str, Any]], list[int], LedgerFault | None]:
-    """Return the payloads by seq, where their lines end, and the first event without its line."""
+    """Return the payloads by seq, the ends of their lines, and the first event without a line."""
     payloads: dict[int, dict[str, Any]] = {}
     ends: list[int] = []
     begin = 0
@@ -199,9 +201,10 @@ def _bind(
 
 
 def _payload(record: np.void, seq: int, line: bytes, verify: bool) -> tuple[str, dict[str, Any]]:
-    """Return what is wrong with an event's line, or "", and its payload."""
+    """Return a message if an event's line is wrong, else "", and its payload."""
     if verify:
         digest = hashlib.sha256(line).digest()
+        # Bytes 48..88 are the digest fields of a STEP; in an event they bind its line.
         if record.tobytes()[48:88] != digest + digest[:8]:
             return "its line is not the one whose SHA-256 the record holds", {}
     try:

@@ -1,4 +1,4 @@
-"""Append to a run's ledger: one writer at a time, and no kill loses what was synced."""
+"""Appending to a run's ledger: one writer at a time, and no kill loses synced records."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ _logger = logging.getLogger(__name__)
 
 
 class LedgerWriter:
-    """The one writer of RUN/ledger; `open` makes it, `close` or the end of a with block ends it."""
+    """The only writer of RUN/ledger; `open` makes it, `close` or a with block ends it."""
 
     def __init__(self, folder: Path) -> None:
-        """Lock the folder and open its files; call `open` instead, which verifies them."""
+        """Lock the folder and open its files. Call `open` instead, which also verifies them."""
         self.folder = folder
         self._paths = {name: folder / name for name in (RECORDS_FILE, EVENTS_FILE)}
         self._lock = self._records = self._events = -1
         self._seq, self._step, self._g, self._chain = 0, 0, 0, GENESIS
         self._record_bytes = self._event_bytes = 0
         self._owed: Cut | None = None
-        #: Payloads of the records that `open` has found and goes on after, by seq.
+        #: Payloads, by seq, of the records that `open` kept.
         self.events: dict[int, dict[str, Any]] = {}
         try:
             (folder / FORKS_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -79,11 +79,11 @@ class LedgerWriter:
     def open(
         cls, folder: Path, at: Head | None = None, *, holding: Mapping[str, Any] | None = None
     ) -> Self:
-        """Verify the ledger and continue it after record `at`, the head a checkpoint refers to.
+        """Verify the ledger and continue it after record `at`, the head that a checkpoint holds.
 
-        None means from the beginning. What follows `at` is moved to forks/ and a FORK record says
-        so, but for an END record directly after it, which stays; see docs/ledger.md. `holding` are
-        fields that the payload of `at` must have.
+        None means from the beginning. Records after `at` move to forks/, and a FORK record says
+        so. An END record directly after `at` stays (docs/ledger.md). `holding` are fields that the
+        payload of `at` must have.
 
         Raises:
             LedgerError: another process writes this ledger; a record up to `at` is damaged; the
@@ -176,6 +176,7 @@ class LedgerWriter:
 
     def sync(self) -> Head:
         """Make all that was appended durable and return the head for a checkpoint to hold."""
+        # Lines first, so that this call never makes a record durable before its line.
         os.fdatasync(self._events)
         os.fdatasync(self._records)
         return self.head
@@ -206,7 +207,7 @@ class LedgerWriter:
         self._append(record, line + b"\n", unix_ns)
 
     def _append(self, records: NDArray[np.void], line: bytes, unix_ns: int | None = None) -> None:
-        """Chain and write records [n]; `line` first, so that no record is ever without its own."""
+        """Chain and write records [n], after `line`: no record is ever written without its line."""
         self._refuse_gaps(records)
         records["version"] = VERSION
         records["seq"] = np.arange(self._seq, self._seq + len(records), dtype=np.uint64)
@@ -218,13 +219,14 @@ class LedgerWriter:
                 _write_all(self._events, line, self._paths[EVENTS_FILE])
             _write_all(self._records, content, self._paths[RECORDS_FILE])
         except BaseException:
+            # Both files go back to the last whole append, so the ledger stays readable.
             os.ftruncate(self._records, self._record_bytes)
             os.ftruncate(self._events, self._event_bytes)
             raise
         self._follow(records[-1], chain, self._event_bytes + len(line))
 
     def _follow(self, last: np.void, chain: bytes, event_bytes: int) -> None:
-        """Go on after a record that was written or read."""
+        """Take `last` as the record that the next append follows."""
         self._chain = chain
         self._seq, self._step, self._g = int(last["seq"]) + 1, int(last["step"]), int(last["g_end"])
         self._record_bytes, self._event_bytes = self._seq * RECORD_BYTES, event_bytes
@@ -257,7 +259,7 @@ class LedgerWriter:
             )
 
     def _continue_after(self, at: Head, holding: Mapping[str, Any]) -> None:
-        """Verify the ledger, move what follows `at` to forks/ and go on after it."""
+        """Verify the ledger, move the records after `at` to forks/ and continue after `at`."""
         content = self._paths[RECORDS_FILE].read_bytes()
         lines = self._paths[EVENTS_FILE].read_bytes()
         scanned = scan(content, lines)
@@ -327,7 +329,7 @@ class LedgerWriter:
         )
 
     def _carry_out(self, cut: Cut) -> None:
-        """Do or finish a fork that was decided; nothing but it was written since."""
+        """Do or finish a decided fork; nothing else was written since the decision."""
         publish_fork(self.folder, cut)
         os.ftruncate(self._records, cut.record_bytes)
         os.ftruncate(self._events, cut.event_bytes)
@@ -349,7 +351,7 @@ class LedgerWriter:
             self.sync()
             end_cut(self.folder)
         except BaseException:
-            self.close()  # whatever is written without this record is cut by the next open
+            self.close()  # the next open cuts whatever was written without this record
             raise
         self._owed = None
 

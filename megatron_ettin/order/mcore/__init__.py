@@ -1,4 +1,4 @@
-"""The order of runs that Megatron-LM trained, read from their index caches."""
+"""The order of runs that Megatron-LM trained, read from the index caches it left."""
 
 from megatron_ettin.order.mcore.run import McoreRun
 from megatron_ettin.order.mcore.sample_order import McoreOrder

@@ -1,9 +1,9 @@
-"""The index caches of Megatron-Core's GPTDataset and BlendedDataset: found, opened, checked.
+"""Index caches of Megatron-Core's GPTDataset and BlendedDataset: choosing, opening, checking.
 
 A cache is a description (JSON whose MD5 is part of every file name) and two or three `.npy` tables.
 Layout: megatron/core/datasets/{gpt_dataset,blended_dataset,megatron_dataset}.py of megatron-core
-0.16.1, which 0.19.2 has kept. Megatron saves the tables in place and takes whatever is there for
-complete, so nothing here is believed unchecked.
+0.16.1, unchanged in 0.19.2. Megatron writes the tables in place and takes any file for complete,
+so every table is checked here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REBUILD = (
 
 @dataclass(frozen=True)
 class Description:
-    """What Megatron wrote down of one dataset: its key and what the key stands for."""
+    """Description file of one dataset: its key, and the settings whose MD5 the key is."""
 
     folder: Path
     key: str
@@ -53,11 +53,11 @@ class Description:
         return f"{self.key} ({of_kind} {self.identifiers.get(of_kind)}, seed {min(seeds, key=str)})"
 
     def open(self, table: str, dtypes: tuple[str, ...], ndim: int = 1) -> NDArray[Any]:
-        """Map a table read-only.
+        """Map a table into memory, read-only.
 
         Raises:
-            FileNotFoundError: it is not there.
-            ValueError: it is truncated, or not what Megatron saves.
+            FileNotFoundError: the file is missing.
+            ValueError: the table is truncated, or its type or shape is not Megatron's.
         """
         path = self.path(table)
         if not path.exists():
@@ -103,7 +103,10 @@ class IndexTables:
 
 @dataclass(frozen=True)
 class Blend:
-    """Which corpus each row is drawn from, and how many were drawn from it before."""
+    """Tables of a blend, [rows]: the corpus of each row, and the sample of it that is drawn.
+
+    Samples of a corpus are drawn in order, so `sample` counts the earlier rows of the corpus.
+    """
 
     description: Description
     dataset: NDArray[np.int16]
@@ -112,7 +115,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class Cache:
-    """All that a run drew from; no blend where Megatron was given a single corpus."""
+    """All tables of a run; `blend` is None if Megatron was given a single corpus."""
 
     blend: Blend | None
     tables: tuple[IndexTables, ...]
@@ -176,7 +179,7 @@ def _choose(
             reasons.append(f"  {description.summary}: {'; '.join(differences)}")
         else:
             fitting.append(description)
-    # Of a blend of one corpus, its part fits too, but is no run of its own.
+    # For a one-corpus blend both the blend and its member match; drop the member.
     parts_of_blends = [part for d in fitting for part in d.identifiers.get("datasets", [])]
     fitting = [d for d in fitting if d.identifiers not in parts_of_blends]
     if not fitting:
@@ -207,7 +210,7 @@ def _choose(
 
 
 def _differences(run: McoreRun, description: Description) -> list[str]:
-    """Say what of a cache is not as the run has it."""
+    """List the settings of a cache that differ from the run's."""
     if run.cache_key not in (None, description.key):
         return [f"not cache_key {run.cache_key}"]
     datasets = description.identifiers.get("datasets", [description.identifiers])
@@ -234,7 +237,7 @@ def _differences(run: McoreRun, description: Description) -> list[str]:
 
 
 def _open_tables(description: Description, num_documents: int) -> IndexTables:
-    """Open one corpus's tables and check what can be checked without reading them through."""
+    """Open the tables of one corpus; check their shapes, without reading them whole."""
     tables = IndexTables(
         description=description,
         documents=description.open("document_index", ("int32",)),

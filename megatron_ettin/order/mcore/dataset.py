@@ -1,4 +1,8 @@
-"""One corpus of a Megatron run: from a sample to the documents it reads, and back."""
+"""One corpus of a Megatron run: from a sample to its documents, and back.
+
+Megatron lays the shuffled documents of all epochs end to end (document_index) and cuts this stream
+every seq_length tokens (sample_index). A row is one such sample, in shuffled order (shuffle_index).
+"""
 
 from __future__ import annotations
 
@@ -63,10 +67,10 @@ class McoreDataset:
         raise ValueError(f"{path}: {what}: the cache is of another corpus, or damaged")
 
     def stretches(self, drawn: NDArray[np.int64]) -> Stretches:
-        """Return what the drawn samples [m], numbered as Megatron's dataset is indexed, read.
+        """Return the stretches that the samples `drawn` [m] read; `drawn` indexes the dataset.
 
-        With the extra token a sample is seq_length + 1 tokens, the last of which the next sample
-        (before the shuffle) begins with. Documents without tokens are left out.
+        With the extra token a sample has seq_length + 1 tokens. The next sample (before the
+        shuffle) begins with the last of them. Documents without tokens are left out.
         """
         tables = self.tables
         sample = tables.shuffle[drawn].astype(np.int64)
@@ -79,6 +83,8 @@ class McoreDataset:
             first.min() < 0 or last.max() >= len(tables.documents) or counts.min() < 1
         ):
             self._refuse("sample_index", "positions outside document_index or out of order")
+        # One entry per document that a sample touches: `of` is its sample, `position` its place
+        # in document_index.
         of = np.repeat(np.arange(len(sample)), counts)
         position = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(len(of))
         document = tables.documents[position].astype(np.int64)
@@ -90,6 +96,7 @@ class McoreDataset:
                 f"{tables.end_document}) of {self.file.prefix}",
             )
         tokens = self.file.lengths[document].astype(np.int64)
+        # A sample may begin and end inside a document; those between are read whole.
         offset = np.where(position == first[of], begin[of], 0)
         stop = np.where(position == last[of], end[of] + self._extra, tokens)
         self._check_lengths(sample, of, offset, stop, tokens)
@@ -138,7 +145,7 @@ class McoreDataset:
         samples = [np.empty(0, dtype=np.int64)]
         for position in order[begin:end].tolist() if length else ():
             samples.append(self._samples_at(position, length))
-        # Twice in one sample if two epochs meet in it.
+        # A sample in which two epochs meet may hold the document twice.
         return self._drawn_as[np.unique(np.concatenate(samples))].astype(np.int64)
 
     def _samples_at(self, position: int, length: int) -> NDArray[np.int64]:
@@ -161,7 +168,7 @@ class McoreDataset:
 
     @cached_property
     def _drawn_as(self) -> NDArray[Any]:
-        """The inverse of the shuffle: at which index each sample is drawn."""
+        """Inverse of the shuffle: the index at which each sample is drawn."""
         shuffle = self.tables.shuffle
         if len(shuffle) and not 0 <= shuffle.min() <= shuffle.max() < len(shuffle):
             self._refuse("shuffle_index", f"{shuffle.max()} is not below {len(shuffle)}")

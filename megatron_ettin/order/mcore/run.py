@@ -54,7 +54,7 @@ class McoreConfig:
     checkpoint_dir: str | None = None
     """Folder of Megatron's iter_0000000 folders, instead of `checkpoints`."""
     add_extra_token: bool = True
-    """Whether rows are read with one token more, as Megatron does unless told otherwise."""
+    """Read rows with one more token, the last label, as Megatron does by default."""
     split: Literal["train", "valid", "test"] = "train"
     """Split of the corpora that the rows are drawn from."""
     seed: int | None = None
@@ -124,7 +124,7 @@ class McoreRun:
     checkpoints: tuple[int, ...] = ()
     """Iterations with a checkpoint, ascending."""
     add_extra_token: bool = True
-    """Whether rows are read with one token more, as Megatron does unless told otherwise."""
+    """Rows have one more token, the last label, as Megatron's do by default."""
     split: str = "train"
     """Split of the corpora: one of SPLITS."""
     seed: int | None = None

@@ -1,12 +1,12 @@
-"""The order of a run that Megatron-LM trained, read back from its index caches.
+"""Lookups in the order of a run that Megatron-LM trained, from its index caches.
 
 `epoch` and `row` are Megatron's: a document's position in document_index divided by the documents
 of the split, and the number of the sample before the shuffle. Megatron shuffles several epochs
 together, so a document may come twice in one "epoch" and not at all in the next.
 
-A row is what Megatron reads for it: seq_length + 1 tokens, of which the first seq_length are the
-input and the last seq_length the labels (seq_length with `add_extra_token: false`). Rows that
-follow each other before the shuffle share that token; it is counted in both.
+A row has the tokens that Megatron reads for it: seq_length + 1, of which the first seq_length are
+the input and the last seq_length the labels (with `add_extra_token: false` only seq_length).
+Neighbours before the shuffle share one token, which counts in both.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class McoreOrder:
         """Open the corpora and the caches.
 
         Raises:
-            OSError: a corpus or a cache that is missing.
-            ValueError: a damaged file, no fitting cache or several, or too few rows for the run.
+            OSError: a corpus or a cache is missing.
+            ValueError: a file is damaged, no cache or several fit, or the cache has too few rows.
         """
         self.run = run
         files = {name: TokenFile(prefix) for name, prefix in run.prefixes.items()}
