@@ -1,6 +1,7 @@
 """Rules for every test (no network, skips where a mark cannot be honoured) and a tiny corpus."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,25 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
             builder.add(ids)
         builder.commit()
     return TinyCorpus(folder=folder, vocab_size=tokenizer.ids.vocab_size)
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """Give a test the process groups of a single rank."""
+    from megatron_ettin import distributed
+    from megatron_ettin.config import HardwareConfig
+
+    with distributed.process_groups(HardwareConfig()):
+        yield
+
+
+@pytest.fixture(scope="module")
+def megatron_rank() -> Iterator[None]:
+    """Give Megatron the process group that its BlendedDataset asks for its rank."""
+    import torch
+
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()

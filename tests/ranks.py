@@ -1,4 +1,4 @@
-"""Start a program as gloo processes of this machine, and let none of them outlive the test."""
+"""Ranks: gloo processes of this machine, none of which outlives its test, and a single one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from megatron_ettin.evaluation.layouts import Layout
 
@@ -119,3 +121,8 @@ def free_ports(count: int) -> list[int]:
         if len(ports) == count:
             return ports
     raise OSError(f"fewer than {count} ports are free")
+
+
+def lone_rank() -> Any:
+    """Return the process groups of a single rank, as far as the attention asks for them."""
+    return SimpleNamespace(cp=SimpleNamespace(size=lambda: 1))

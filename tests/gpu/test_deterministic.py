@@ -16,8 +16,8 @@ from megatron_ettin.evaluation.layouts import (
     read_curve,
 )
 from tests.gpu.conftest import BACKENDS, skip_without
-from tests.integration.test_run import RESUME, cut_off
 from tests.ranks import run_layouts
+from tests.training import RESUME, cut_off
 
 pytestmark = pytest.mark.gpu
 

@@ -24,8 +24,8 @@ from megatron_ettin.training.micro_batch import (
 )
 from megatron_ettin.training.preparation import phase_micro_batches, prefetch
 from tests.conftest import TinyCorpus
+from tests.orders import FIRST, make_loader, make_order
 from tests.runs import tiny_config
-from tests.unit.test_micro_batch import make_loader
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,7 +69,8 @@ def test_a_step_waits_for_nothing(tiny_corpus: TinyCorpus, tmp_path: Path, objec
 
 def test_what_is_sent_stays_until_it_has_been_read(tiny_corpus: TinyCorpus) -> None:
     with distributed.process_groups(HardwareConfig()):
-        loader, stream = make_loader(tiny_corpus, MaskedLM()), make_copy_stream()
+        order, stream = make_order(tiny_corpus, FIRST), make_copy_stream()
+        loader = make_loader(order, MaskedLM(), micro_batch_tokens=2 * FIRST.seq_length)
         batches = list(loader.micro_batches(0, 200))
         sums = []
         for batch in batches:

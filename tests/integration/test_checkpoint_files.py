@@ -16,11 +16,10 @@ from megatron_ettin.export.huggingface import to_huggingface
 from megatron_ettin.order.ledger import Kind, Ledger, LedgerError
 from megatron_ettin.queries.verify import Verification, verify
 from tests.conftest import TinyCorpus
-from tests.training import train_here
+from tests.training import RESUME, train_here
 from tools import convert
 
 PHASES = [{"name": "short", "train_tokens": 6_000, "seq_length": 128, "global_batch_size": 8}]
-RESUME = "--checkpoint.resume=true"
 UNCHECKED = "--checkpoint.check_files=false"
 
 

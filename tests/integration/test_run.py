@@ -25,10 +25,9 @@ from megatron_ettin.order.ledger import RECORD, Ledger
 from megatron_ettin.order.run_folder import RunFolder
 from tests.conftest import TinyCorpus
 from tests.ranks import run_layouts
-from tests.training import train_here
+from tests.training import RESUME, cut_off, steps_saved, train_here
 
 SAVE_EVERY = "--checkpoint.save_every_tokens=8000"
-RESUME = "--checkpoint.resume=true"
 
 
 @pytest.fixture(scope="module")
@@ -42,23 +41,10 @@ def whole_run(
     return config, folder / "run", curve
 
 
-def steps_saved(run_dir: Path) -> list[int]:
-    names = [path.name for path in (run_dir / "checkpoints").iterdir()]
-    return sorted(int(name.removeprefix("step_")) for name in names)
-
-
 def steps_of(ledger: Ledger) -> list[tuple[object, ...]]:
     """Return what a ledger says of each step, without the times and what follows from them."""
     columns = [name for name in RECORD.names or () if name not in ("seq", "unix_ns", "chain")]
     return [tuple(np.asarray(step[c]).tolist() for c in columns) for step in ledger.steps]
-
-
-def cut_off(run_dir: Path, copy: Path, keep: int) -> Path:
-    """Copy a run as if it had been cut off some steps after its `keep`-th checkpoint."""
-    subprocess.run(["cp", "-r", run_dir, copy], check=True)
-    for step in steps_saved(run_dir)[keep:]:
-        subprocess.run(["rm", "-r", copy / "checkpoints" / f"step_{step:08d}"], check=True)
-    return copy
 
 
 @pytest.mark.slow

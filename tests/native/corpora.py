@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from megatron_ettin import native
 from tests.native import reference
 
+SEED = 77
+#: Slots and segments of the short rows.
+SEQ_LENGTH, SEGMENTS = 24, 3
+
 Lengths = Sequence[int] | NDArray[np.int32] | NDArray[np.int64]
 
 
@@ -77,6 +81,23 @@ def plan_briefly(lengths: Lengths, seq_length: int, **rules: Any) -> native.RowP
     """Plan documents as plan_lengths() does; the names of the files are gone afterwards."""
     with TemporaryDirectory() as folder:
         return plan_lengths(Path(folder), lengths, seq_length, **rules)
+
+
+def plan_short_rows(lengths: list[int], specials: str, pack: str = "bfd") -> native.RowPlan:
+    """Plan rows of SEQ_LENGTH slots with at most SEGMENTS segments, one where it is not bfd."""
+    segments = SEGMENTS if pack == "bfd" else 1
+    return plan_briefly(lengths, SEQ_LENGTH, pack=pack, specials=specials, max_segments=segments)
+
+
+def make_order(sources: list[reference.Source]) -> native.PhaseOrder:
+    """Return the order of a phase with the seed SEED."""
+    return native.PhaseOrder(
+        seed=SEED,
+        source_ids=[source.id for source in sources],
+        quotas=[source.quota for source in sources],
+        rows=[source.rows for source in sources],
+        drawn=[source.drawn for source in sources],
+    )
 
 
 def pieces_of(plan: native.RowPlan) -> list[list[reference.Piece]]:

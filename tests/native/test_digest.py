@@ -8,14 +8,7 @@ import pytest
 
 from megatron_ettin import native
 from tests.native import reference
-from tests.native.corpora import plan_briefly
-
-SEQ_LENGTH, SEGMENTS = 24, 3
-
-
-def make_plan(lengths: list[int], specials: str, pack: str = "bfd") -> native.RowPlan:
-    segments = SEGMENTS if pack == "bfd" else 1
-    return plan_briefly(lengths, SEQ_LENGTH, pack=pack, specials=specials, max_segments=segments)
+from tests.native.corpora import SEGMENTS, SEQ_LENGTH, plan_short_rows
 
 
 def reference_rows(lengths: list[int], specials: str, pack: str) -> list[list[reference.Piece]]:
@@ -37,7 +30,7 @@ def test_order_digests_equal_the_reference(pack: str) -> None:
     ids = [2**64 - 1, 12345]
     rules = ["add", "present"]
     corpora = [[chance.randrange(60) for _ in range(200)] for _ in ids]
-    plans = [make_plan(*each, pack) for each in zip(corpora, rules, strict=True)]
+    plans = [plan_short_rows(*each, pack) for each in zip(corpora, rules, strict=True)]
     rows = [reference_rows(*each, pack) for each in zip(corpora, rules, strict=True)]
     picks = [(s, e, r) for s in (0, 1) for e in (0, 2**40) for r in range(plans[s].num_rows)]
     chance.shuffle(picks)
@@ -205,7 +198,7 @@ def test_a_bad_origin_is_refused(
     origin = {"source_index": np.zeros(1, np.int32), "epoch": np.zeros(1, np.int64)}
     origin["row"] = np.zeros(1, np.int64)
     origin[name][0] = value
-    plan = make_plan([10, 20, 30], "add")
+    plan = plan_short_rows([10, 20, 30], "add")
     with pytest.raises(error, match=message):
         native.order_digests([plan], np.array([5]), np.array([1], np.uint64), **origin)
     if name != "row":
@@ -215,7 +208,7 @@ def test_a_bad_origin_is_refused(
 
 def test_an_idle_row_comes_from_nowhere() -> None:
     nowhere = np.array([-1])
-    plan = make_plan([10, 20, 30], "add")
+    plan = plan_short_rows([10, 20, 30], "add")
     values = native.order_digests(
         [plan], nowhere, np.array([1], np.uint64), nowhere.astype(np.int32), nowhere, nowhere
     )

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from megatron_ettin import native
 from tests.native import reference
+from tests.native.corpora import SEED, make_order, plan_short_rows
 from tests.native.reference import Source
-from tests.native.test_digest import make_plan
-from tests.native.test_phase_order import SEED, make_order
 from tests.properties import cases, check_all
 
 WORDS = st.integers(0, 2**64 - 1)
@@ -327,7 +326,7 @@ def order_total(plan: native.RowPlan, rows: list[int], g: list[int]) -> list[int
 @cases(100)
 def test_swapped_rows_and_documents_change_the_order_digest(count: int) -> None:
     def check(lengths: list[int], specials: str, one: int, two: int) -> None:
-        plan = make_plan(lengths, specials)
+        plan = plan_short_rows(lengths, specials)
         number = plan.num_rows
         rows = list(range(number))
         before = order_total(plan, rows, rows)
@@ -340,7 +339,7 @@ def test_swapped_rows_and_documents_change_the_order_digest(count: int) -> None:
         a, b = one % len(lengths), two % len(lengths)
         other = lengths.copy()
         other[a], other[b] = lengths[b], lengths[a]
-        other_plan = make_plan(other, specials)
+        other_plan = plan_short_rows(other, specials)
         rows = list(range(other_plan.num_rows))
         after = order_total(other_plan, rows, rows)
         assert (after != before) == (lengths[a] != lengths[b])

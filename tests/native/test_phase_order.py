@@ -7,19 +7,7 @@ import pytest
 
 from megatron_ettin import native
 from tests.native import reference
-
-SEED = 77
-
-
-def make_order(sources: list[reference.Source]) -> native.PhaseOrder:
-    return native.PhaseOrder(
-        seed=SEED,
-        source_ids=[source.id for source in sources],
-        quotas=[source.quota for source in sources],
-        rows=[source.rows for source in sources],
-        drawn=[source.drawn for source in sources],
-    )
-
+from tests.native.corpora import SEED, make_order
 
 SOURCES = [
     reference.Source(id=2**64 - 1, quota=20, rows=100, drawn=0),

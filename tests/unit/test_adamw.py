@@ -1,21 +1,12 @@
 """StableAdamW against the published update written out tensor by tensor; AdamW against torch's."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from megatron_ettin import distributed
-from megatron_ettin.config import HardwareConfig
 from megatron_ettin.training.adamw import BLOCK_ELEMENTS, AdamW, StableAdamW, TensorStatistics
 
 LR, DECAY, BETAS, EPS = 0.02, 0.01, (0.9, 0.98), 1e-6
-
-
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[None]:
-    with distributed.process_groups(HardwareConfig()):
-        yield
 
 
 def reference_step(

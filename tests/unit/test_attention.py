@@ -15,6 +15,7 @@ from megatron_ettin.model.attention_gpu import (
     TransformerEngineCoreAttention,
     VarlenCoreAttention,
 )
+from tests.ranks import lone_rank
 
 HEADS, SIZE = 2, 8
 #: Lengths around the window of 16 and its blocks; zeros are the empty segments of a row's tail.
@@ -37,11 +38,6 @@ def dense(
     return torch.einsum("hij,jbhd->ibhd", weights, v).reshape(len(segment), 1, -1)
 
 
-def alone() -> Any:
-    """Return the process groups of a single rank, as far as the attention asks for them."""
-    return SimpleNamespace(cp=SimpleNamespace(size=lambda: 1))
-
-
 def core_attention(
     mask_type: AttnMaskType,
     window: tuple[int, int] | None,
@@ -56,7 +52,7 @@ def core_attention(
         tensor_model_parallel_size=1,
         context_parallel_size=1,
     )
-    return kind(config, 1, mask_type, "self", pg_collection=alone())
+    return kind(config, 1, mask_type, "self", pg_collection=lone_rank())
 
 
 MASKS = pytest.mark.parametrize(

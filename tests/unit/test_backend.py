@@ -1,7 +1,6 @@
 """Which modules a model is built of, by the machine, and that the weights do not depend on it."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from megatron_ettin.model.attention_gpu import VarlenCoreAttention, packed_kerne
 from megatron_ettin.model.backend import choose_backend, core_attention
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_stage, initialize_weights, transformer_config
-from tests.unit.test_attention import alone
+from tests.ranks import lone_rank
 
 TINY = ModelConfig(
     num_layers=3, hidden_size=32, ffn_hidden_size=48, num_attention_heads=2, vocab_size=100
@@ -30,12 +29,6 @@ MARKS = (
     "sequence_parallel",
     "allreduce",
 )
-
-
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[None]:
-    with distributed.process_groups(HardwareConfig()):
-        yield
 
 
 @without_gpu
@@ -161,7 +154,7 @@ def test_a_cpu_and_fp32_attend_by_sdpa() -> None:
 def test_varlen_takes_a_stream_and_returns_its_heads_side_by_side() -> None:
     """By the shapes that torch derives; the values need a GPU."""
     config = transformer_config(TINY, "causal", HardwareConfig(precision="bf16"))
-    core = VarlenCoreAttention(config, 2, AttnMaskType.causal, "self", pg_collection=alone())
+    core = VarlenCoreAttention(config, 2, AttnMaskType.causal, "self", pg_collection=lone_rank())
     with torch.device("meta"):
         q, k, v = (torch.empty(48, 1, 2, 16, dtype=torch.bfloat16) for _ in range(3))
         borders = torch.empty(4, dtype=torch.int32)

@@ -5,7 +5,6 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +24,16 @@ from benchmarks.contenders import (
 from benchmarks.path_cost import PARTS, path_cost
 from benchmarks.plain_model import PlainModel
 from benchmarks.throughput import Measurement, side_by_side
-from megatron_ettin import distributed
-from megatron_ettin.config import HardwareConfig, RunConfig
+from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.training.preparation import micro_batches
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 ROOT = Path(__file__).parents[2]
 OBJECTIVES = ("MaskedLM", "CausalLM")
-
-
-@pytest.fixture(autouse=True)
-def one_process() -> Iterator[None]:
-    with distributed.process_groups(HardwareConfig(threads_per_rank=1)):
-        yield
 
 
 def config_of(corpus: TinyCorpus, folder: Path, objective: str) -> RunConfig:

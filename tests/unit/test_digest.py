@@ -9,7 +9,7 @@ from megatron_ettin import native
 from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective
 from megatron_ettin.order.digest import format_digest, mask_digest, token_digest
 from megatron_ettin.rows import Rows
-from tests.unit.test_objectives import IDS, SEQ_LENGTH, make_rows
+from tests.unit.made_rows import IDS, SEQ_LENGTH, make_rows
 
 
 def make_batch(objective: Objective, rows: Rows) -> Batch:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from megatron_ettin import devices, distributed
+from benchmarks.model_sizes import model_of_size
+from megatron_ettin import devices
 from megatron_ettin.config import HardwareConfig, ModelConfig, PhaseConfig, SeedConfig
 from megatron_ettin.estimate import memory, plan, throughput
 from megatron_ettin.estimate.command_line import parse
@@ -23,7 +23,7 @@ from megatron_ettin.model.linear_cross_entropy import CHUNK_BYTES
 from megatron_ettin.model.provider import build_model, build_stage, transformer_config
 from megatron_ettin.training.adamw import BLOCK_ELEMENTS
 from tests.conftest import TinyCorpus
-from tests.unit.test_model import PUBLISHED, example
+from tests.published import PARAMETERS
 from tools import estimate as tool
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -43,12 +43,6 @@ CPU = devices.Device(
     runtime_bytes=400_000_000,
 )
 BOTH: tuple[Attention, ...] = ("bidirectional", "causal")
-
-
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[None]:
-    with distributed.process_groups(HardwareConfig()):
-        yield
 
 
 def files(model: str, objective: str) -> list[str]:
@@ -77,15 +71,15 @@ def work(attention: Attention = "bidirectional", **changes: Any) -> memory.Work:
     return memory.Work(**{**fields, **changes})
 
 
-@pytest.mark.parametrize("size", sorted(PUBLISHED))
+@pytest.mark.parametrize("size", sorted(PARAMETERS))
 def test_parameters_are_the_published_ones(size: str) -> None:
-    assert counts.parameters(example(size)).total == PUBLISHED[size]
+    assert counts.parameters(model_of_size(size)).total == PARAMETERS[size]
 
 
 def test_backbones_are_the_published_ones() -> None:
     """Ettin paper, Table 11."""
-    assert counts.parameters(example("17m")).backbone == 16_797_440
-    assert counts.parameters(example("1b")).backbone == 1_028_050_688
+    assert counts.parameters(model_of_size("17m")).backbone == 16_797_440
+    assert counts.parameters(model_of_size("1b")).backbone == 1_028_050_688
 
 
 @pytest.mark.parametrize("attention", BOTH)
@@ -122,7 +116,7 @@ def test_flops_of_a_model_counted_by_hand() -> None:
 
 @pytest.mark.parametrize("attention", BOTH)
 def test_flops_of_documents_are_the_sum_of_each(attention: Attention) -> None:
-    model, lengths = example("17m"), [1, 2, 64, 65, 66, 1000, 8192]
+    model, lengths = model_of_size("17m"), [1, 2, 64, 65, 66, 1000, 8192]
     each = [counts.document_flops(model, attention, [length], 0).forward for length in lengths]
     assert counts.document_flops(model, attention, lengths, 0).forward == sum(each)
     assert counts.document_flops(model, attention, [], 0).model == 0.0
@@ -143,7 +137,7 @@ def test_gpus_are_known_by_their_whole_name() -> None:
 @pytest.mark.parametrize("size", ["17m", "400m"])
 @pytest.mark.parametrize("stages", [1, 2, 3, 5])
 def test_layers_are_divided_as_megatron_divides_them(size: str, stages: int) -> None:
-    model = example(size)
+    model = model_of_size(size)
     config = transformer_config(model, "causal", HardwareConfig(pipeline_parallel_size=stages))
     mine = [memory.stage_layers(model.num_layers, stages, stage) for stage in range(stages)]
     assert [layer for layers in mine for layer in layers] == list(range(model.num_layers))
@@ -240,7 +234,7 @@ def test_optimizer_state_is_kept_once_for_each_weight() -> None:
     ],
 )
 def test_sharing_and_recomputing_save_activations(layout: dict[str, Any]) -> None:
-    model = example("150m")
+    model = model_of_size("150m")
     alone = memory.rank_memory(work(model=model), 0)
     shared = memory.rank_memory(
         work(model=model, world_size=2, hardware=HardwareConfig(micro_batch_tokens=512, **layout)),
@@ -271,7 +265,7 @@ def test_the_first_stage_keeps_as_many_micro_batches_as_there_are_stages() -> No
 
 def test_two_files_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
     found = estimated(capsys, *files("17m", "mlm"))
-    assert found["parameters"] == PUBLISHED["17m"]
+    assert found["parameters"] == PARAMETERS["17m"]
     assert found["tokens"] == 2_000_000_000_000
     parts = dict(found["memory_bytes"])
     assert parts.pop("total") == sum(parts.values())
@@ -283,7 +277,7 @@ def test_two_files_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["disk_bytes"] == found["checkpoints"] * found["checkpoint_bytes"]
 
 
-@pytest.mark.parametrize("size", sorted(PUBLISHED))
+@pytest.mark.parametrize("size", sorted(PARAMETERS))
 def test_the_published_sizes_take_the_published_hours(
     size: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -293,7 +287,7 @@ def test_the_published_sizes_take_the_published_hours(
     found = estimated(capsys, *files(size, "mlm"), "--num_devices=4")
     # The decay masks 15 %, which the published share leaves out.
     assert found["hours"] == pytest.approx(hours[size][-1], rel=0.01)
-    model = example(size)
+    model = model_of_size(size)
     assert hours[size][:4] == (
         model.num_layers, model.hidden_size, model.ffn_hidden_size, model.num_attention_heads,
     )  # fmt: skip

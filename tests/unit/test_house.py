@@ -23,6 +23,8 @@ BANNED_PREFIXES = ("do_", "my_", "new_")
 VERSIONED = re.compile(r"_v\d+$")
 
 MACHINE_PATH = re.compile(r"(?<![\w.}~])/(?:home|root|Users|mnt|opt|tmp|work)/[\w.]+")
+#: A test that imports from another module of tests, which pytest would collect twice.
+TEST_IMPORT = re.compile(r"^\s*(?:from|import) tests(?:\.\w+)*\.test_\w+", re.MULTILINE)
 TEXT_SUFFIXES = {
     "", ".cc", ".cfg", ".h", ".json", ".md", ".py", ".pyi", ".sh", ".toml", ".txt", ".yaml", ".yml",
 }  # fmt: skip
@@ -156,6 +158,11 @@ def test_names_say_something(path: Path) -> None:
     assert not bad_module_name(relative(path))
     if path.suffix == ".py":
         assert bad_definitions(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", python_files("tests"), ids=relative)
+def test_what_tests_share_is_in_a_module_of_its_own(path: Path) -> None:
+    assert TEST_IMPORT.findall(path.read_text()) == []
 
 
 def test_no_path_of_a_machine() -> None:

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from megatron_ettin.data.loader import Loader
 from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken, Objective
 from megatron_ettin.order import token_digest
 from tests.conftest import TinyCorpus
-from tests.unit.test_sample_order import FIRST, SECOND, make_order
+from tests.orders import FIRST, SECOND, make_loader, make_order
 
 BEGIN, END = 3, 40
 
@@ -21,15 +20,8 @@ def consumed(
     digest = np.zeros(2, dtype=np.uint64)
     counts = set()
     for rank in range(ranks):
-        loader = Loader(
-            order=order,
-            objective=objective,
-            ids=order.ids,
-            mask_seed=4,
-            micro_batch_tokens=micro_batch_rows * FIRST.seq_length,
-            data_parallel_rank=rank,
-            data_parallel_size=ranks,
-        )
+        slots = micro_batch_rows * FIRST.seq_length
+        loader = make_loader(order, objective, micro_batch_tokens=slots, rank=rank, ranks=ranks)
         batches = list(loader.micro_batches(BEGIN, END))
         counts.add(len(batches))
         assert len(batches) == loader.num_micro_batches(BEGIN, END)
@@ -71,15 +63,7 @@ def test_twins_consume_the_same_tokens(tiny_corpus: TinyCorpus) -> None:
 
 def test_the_micro_batch_keeps_its_slots_when_rows_get_longer(tiny_corpus: TinyCorpus) -> None:
     order = make_order(tiny_corpus, FIRST, SECOND)
-    loader = Loader(
-        order=order,
-        objective=CausalLM(),
-        ids=order.ids,
-        mask_seed=4,
-        micro_batch_tokens=512,
-        data_parallel_rank=0,
-        data_parallel_size=1,
-    )
+    loader = make_loader(order, CausalLM(), micro_batch_tokens=512)
     begin = order.spec.phases[1].start_g
     shapes = [next(loader.micro_batches(g, g + 2)).tokens.shape for g in (0, begin)]
     assert shapes == [(512,), (512,)]

@@ -1,35 +1,26 @@
 """Sums over the steps of an interval, and the share of the GPU's peak."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from megatron_ettin import distributed
-from megatron_ettin.config import HardwareConfig
 from megatron_ettin.devices import GPUS
 from megatron_ettin.training.metrics import Interval, mfu_field
 from megatron_ettin.training.preparation import phase_micro_batches, phase_steps
 from tests.conftest import TinyCorpus
-from tests.unit.test_preparation import make_run, start
-
-
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[None]:
-    with distributed.process_groups(HardwareConfig()):
-        yield
+from tests.training import starting_state, tiny_loader
 
 
 @pytest.mark.usefixtures("one_process")
 def test_an_interval_is_the_sum_of_what_was_consumed(
     tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
-    config, loader = make_run(tiny_corpus, tmp_path, "MaskedLM")
+    config, loader = tiny_loader(tiny_corpus, tmp_path, "MaskedLM")
     end = loader.order.spec.phases[0].end_g
-    steps = list(phase_steps(config, loader.order, start(loader), end))[:3]
-    prepared = list(phase_micro_batches(config, loader, start(loader), end))
+    steps = list(phase_steps(config, loader.order, starting_state(loader), end))[:3]
+    prepared = list(phase_micro_batches(config, loader, starting_state(loader), end))
     interval = Interval()
     for number, step in enumerate(steps, start=1):
         interval.begin_step(step)

@@ -1,14 +1,11 @@
 """A micro-batch equals the batch that it is made from, in shapes that are constant on a GPU."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from megatron_ettin import distributed
-from megatron_ettin.config import HardwareConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.model.linear_cross_entropy import SummedLoss
 from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective
@@ -23,30 +20,18 @@ from megatron_ettin.training.micro_batch import (
 )
 from megatron_ettin.training.preparation import micro_batches
 from tests.conftest import TinyCorpus
-from tests.unit.test_sample_order import FIRST, make_order
+from tests.orders import FIRST, make_loader, make_order
 
 OBJECTIVES = [MaskedLM(), CausalLM(), MaskedNextToken()]
 #: The last micro-batch of these rows has an idle row, and of 2 ranks the second has two.
 BEGIN, END, ROWS = 3, 10, 2
 
 
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[None]:
-    with distributed.process_groups(HardwareConfig()):
-        yield
-
-
-def make_loader(corpus: TinyCorpus, objective: Objective, rank: int = 0, ranks: int = 1) -> Loader:
+def loader_of(corpus: TinyCorpus, objective: Objective, rank: int = 0, ranks: int = 1) -> Loader:
+    """Return a loader whose micro-batches have ROWS rows."""
+    slots = ROWS * FIRST.seq_length
     order = make_order(corpus, FIRST)
-    return Loader(
-        order=order,
-        objective=objective,
-        ids=order.ids,
-        mask_seed=4,
-        micro_batch_tokens=ROWS * FIRST.seq_length,
-        data_parallel_rank=rank,
-        data_parallel_size=ranks,
-    )
+    return make_loader(order, objective, micro_batch_tokens=slots, rank=rank, ranks=ranks)
 
 
 def assert_equal(prepared: MicroBatch, batch: Batch, slots: slice) -> None:
@@ -83,7 +68,7 @@ def assert_equal(prepared: MicroBatch, batch: Batch, slots: slice) -> None:
 def test_prepared_is_what_was_loaded(
     tiny_corpus: TinyCorpus, objective: Objective, rank: int, ranks: int
 ) -> None:
-    loader = make_loader(tiny_corpus, objective, rank, ranks)
+    loader = loader_of(tiny_corpus, objective, rank, ranks)
     batches = list(loader.micro_batches(BEGIN, END))
     prepared = list(micro_batches(loader, BEGIN, END))
     assert len(prepared) == len(batches)
@@ -98,7 +83,7 @@ def test_prepared_is_what_was_loaded(
 def test_ranks_that_share_slots_hold_all_of_them(
     tiny_corpus: TinyCorpus, objective: Objective, capacity: int
 ) -> None:
-    batch = next(make_loader(tiny_corpus, objective).micro_batches(BEGIN, END))
+    batch = next(loader_of(tiny_corpus, objective).micro_batches(BEGIN, END))
     slots = len(batch.tokens)
     shares = [slice(i * slots // 4, (i + 1) * slots // 4) for i in range(4)]
     prepared = [make_micro_batch(batch, slots=s, capacity=capacity, stream=None) for s in shares]
@@ -110,7 +95,7 @@ def test_ranks_that_share_slots_hold_all_of_them(
 def test_what_fills_up_points_nowhere_and_overflow_takes_another_capacity(
     tiny_corpus: TinyCorpus,
 ) -> None:
-    batch = next(make_loader(tiny_corpus, CausalLM()).micro_batches(BEGIN, END))
+    batch = next(loader_of(tiny_corpus, CausalLM()).micro_batches(BEGIN, END))
     slots = slice(0, len(batch.tokens))
     n = int(batch.loss_mask.sum())
     assert 128 < n < 256
@@ -141,7 +126,7 @@ def test_few_counts_of_boundaries_come_up() -> None:
 
 
 def test_a_clone_takes_the_values_of_another(tiny_corpus: TinyCorpus) -> None:
-    loader = make_loader(tiny_corpus, CausalLM())
+    loader = loader_of(tiny_corpus, CausalLM())
     batches = list(loader.micro_batches(0, 40))
     slots = slice(0, len(batches[0].tokens))
     prepared = [
@@ -188,7 +173,7 @@ class Losses(torch.nn.Module):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_losses_are_reported_by_row(tiny_corpus: TinyCorpus, objective: Objective) -> None:
-    loader = make_loader(tiny_corpus, objective)
+    loader = loader_of(tiny_corpus, objective)
     for batch in loader.micro_batches(BEGIN, END):
         slots = slice(0, len(batch.tokens))
         for capacity in (1, 128):

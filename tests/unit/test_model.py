@@ -1,13 +1,9 @@
 """The model: published parameter counts, layout of layers, initial weights."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
 
-from megatron_ettin import distributed
+from benchmarks.model_sizes import model_of_size
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model import weight_map
 from megatron_ettin.model.initialize import initial_tensor, local_shard
@@ -19,49 +15,30 @@ from megatron_ettin.model.provider import (
     logical_parameters,
     transformer_config,
 )
+from tests.published import PARAMETERS
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "model"
-#: Paper Table 1, with the head: encoder and decoder alike.
-PUBLISHED = {
-    "17m": 16_913_600,
-    "32m": 32_081_344,
-    "68m": 68_457_664,
-    "150m": 149_655_232,
-    "400m": 395_881_664,
-    "1b": 1_031_314_112,
-}
 TINY = ModelConfig(
     num_layers=3, hidden_size=32, ffn_hidden_size=48, num_attention_heads=2, vocab_size=100
 )
 
 
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[None]:
-    with distributed.process_groups(HardwareConfig()):
-        yield
-
-
-def example(size: str) -> ModelConfig:
-    return ModelConfig(**yaml.safe_load((EXAMPLES / f"{size}.yaml").read_text())["model"])
-
-
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
-@pytest.mark.parametrize("size", sorted(PUBLISHED))
+@pytest.mark.parametrize("size", sorted(PARAMETERS))
 @pytest.mark.usefixtures("one_process")
 def test_published_sizes_have_the_published_parameters(size: str, attention: Attention) -> None:
     with torch.device("meta"):
-        stage = build_stage(example(size), attention, HardwareConfig(), SeedConfig())
-    assert sum(parameter.numel() for parameter in stage.parameters()) == PUBLISHED[size]
+        stage = build_stage(model_of_size(size), attention, HardwareConfig(), SeedConfig())
+    assert sum(parameter.numel() for parameter in stage.parameters()) == PARAMETERS[size]
 
 
-@pytest.mark.parametrize("size", sorted(PUBLISHED))
+@pytest.mark.parametrize("size", sorted(PARAMETERS))
 def test_the_weight_map_has_the_published_parameters(size: str) -> None:
-    model = example(size)
+    model = model_of_size(size)
     shapes = [
         weight_map.huggingface_shape(entry, model)
         for entry in weight_map.entries(model.num_layers).values()
     ]
-    assert sum(torch.Size(shape).numel() for shape in shapes) == PUBLISHED[size]
+    assert sum(torch.Size(shape).numel() for shape in shapes) == PARAMETERS[size]
 
 
 @pytest.mark.usefixtures("one_process")
@@ -76,7 +53,7 @@ def test_every_parameter_has_one_entry_and_its_shape() -> None:
 
 @pytest.mark.usefixtures("one_process")
 def test_layers_0_3_6_are_global_and_windows_follow_the_objective() -> None:
-    model = example("17m")
+    model = model_of_size("17m")
     for attention, window in (("bidirectional", (64, 64)), ("causal", (64, 0))):
         stage = build_stage(model, attention, HardwareConfig(), SeedConfig())  # type: ignore[arg-type]
         cores = [layer.self_attention.core_attention for layer in stage.decoder.layers]
@@ -113,7 +90,7 @@ def test_twins_start_from_the_same_weights() -> None:
 
 
 def test_initial_weights_have_the_published_spread() -> None:
-    model = example("17m")
+    model = model_of_size("17m")
     entries = weight_map.entries(model.num_layers)
     # A normal cut at two standard deviations has 0.8796 of its spread.
     for name, std in (
@@ -157,8 +134,10 @@ def test_unknown_megatron_overrides_are_named() -> None:
 
 
 def test_uneven_pipeline_stages_hold_all_layers() -> None:
-    model = example("17m")
+    model = model_of_size("17m")
     config = transformer_config(model, "causal", HardwareConfig(pipeline_parallel_size=2))
     assert config.num_layers_in_last_pipeline_stage == 3
-    config = transformer_config(example("400m"), "causal", HardwareConfig(pipeline_parallel_size=8))
+    config = transformer_config(
+        model_of_size("400m"), "causal", HardwareConfig(pipeline_parallel_size=8)
+    )
     assert config.num_layers_in_last_pipeline_stage == 7

@@ -12,8 +12,8 @@ from megatron_ettin import order as order_package
 from megatron_ettin.order import NotRecordedError, Order
 from megatron_ettin.order.mcore import McoreOrder
 from tests.conftest import TinyCorpus
-from tests.unit.test_mcore_order import train
-from tests.unit.test_sample_order import FIRST, SECOND, make_order
+from tests.orders import FIRST, SECOND, make_order
+from tests.unit.mcore_runs import train
 
 QUERIES = Path(order_package.__file__).parents[1] / "queries"
 #: Places where a missing configuration or ledger may be asked for: where a run is opened.

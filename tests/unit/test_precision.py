@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,6 @@ CONFIG = RunConfig(
     hardware=HardwareConfig(precision="auto", micro_batch_tokens=64),
 )
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="measures a CPU")
-
-
-@pytest.fixture
-def one_process() -> Iterator[None]:
-    with distributed.process_groups(HardwareConfig()):
-        yield
 
 
 @pytest.fixture

@@ -10,29 +10,16 @@ import traceback
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from megatron_ettin import distributed
-from megatron_ettin.checkpoint import RunState
-from megatron_ettin.config import HardwareConfig, RunConfig
-from megatron_ettin.data.loader import Loader
-from megatron_ettin.data.orders import open_order
 from megatron_ettin.model import counts
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.steps import find_step_end, pass_skipped_rows
-from megatron_ettin.training import set_up
 from megatron_ettin.training.preparation import phase_micro_batches, phase_steps, prefetch
 from tests.conftest import TinyCorpus
-from tests.runs import tiny_config
-
-
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[None]:
-    with distributed.process_groups(HardwareConfig()):
-        yield
+from tests.training import starting_state, tiny_loader
 
 
 def preparing() -> list[threading.Thread]:
@@ -111,26 +98,17 @@ def test_an_interrupt_ends_the_wait_and_the_thread() -> None:
     assert not preparing()
 
 
-def make_run(
-    corpus: TinyCorpus, folder: Path, objective: str, **sections: Any
-) -> tuple[RunConfig, Loader]:
-    config = tiny_config(corpus, folder / "run", objective=objective, **sections)
-    return config, set_up.build_loader(config, open_order(config))
-
-
-def start(loader: Loader) -> RunState:
-    return RunState(tokenizer_sha256=loader.order.spec.tokenizer_sha256)
-
-
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("objective", ["MaskedLM", "CausalLM", "MaskedNextToken"])
 def test_a_phase_is_prepared_step_by_step(
     tiny_corpus: TinyCorpus, tmp_path: Path, objective: str
 ) -> None:
-    config, loader = make_run(tiny_corpus, tmp_path, objective)
+    config, loader = tiny_loader(tiny_corpus, tmp_path, objective)
     order, phase = loader.order, loader.order.spec.phases[0]
     g, flops = 0, 0.0
-    with prefetch(phase_micro_batches(config, loader, start(loader), phase.end_g)) as prepared:
+    with prefetch(
+        phase_micro_batches(config, loader, starting_state(loader), phase.end_g)
+    ) as prepared:
         for number, (step, items) in enumerate(
             itertools.groupby(prepared, key=attrgetter("step")), start=1
         ):
@@ -172,19 +150,19 @@ def test_steps_leave_out_rows_and_go_on_from_any_state(
     tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
     data = {**tiny_corpus.data, "skip_rows": [[5, 9], [40, 44]]}
-    config, loader = make_run(tiny_corpus, tmp_path, "CausalLM", data=data)
+    config, loader = tiny_loader(tiny_corpus, tmp_path, "CausalLM", data=data)
     phase = loader.order.spec.phases[0]
-    steps = list(phase_steps(config, loader.order, start(loader), phase.end_g))
+    steps = list(phase_steps(config, loader.order, starting_state(loader), phase.end_g))
     trained = [g for step in steps for g in range(step.g_begin, step.g_end)]
     skipped = {*range(5, 9), *range(40, 44)}
     assert trained == [g for g in range(phase.end_g) if g not in skipped]
     done = steps[2]
     state = dataclasses.replace(
-        start(loader),
+        starting_state(loader),
         step=done.step,
         g=pass_skipped_rows(phase, config.data.skip_rows, done.g_end),
         phase_tokens=sum(step.tokens for step in steps[:3]),
     )
     assert list(phase_steps(config, loader.order, state, phase.end_g)) == steps[3:]
-    at_end = dataclasses.replace(start(loader), g=phase.end_g)
+    at_end = dataclasses.replace(starting_state(loader), g=phase.end_g)
     assert list(phase_steps(config, loader.order, at_end, phase.end_g)) == []

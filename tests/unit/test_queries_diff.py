@@ -173,7 +173,7 @@ def test_the_command(one: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_runs_that_megatron_trained(one: Path, tmp_path: Path) -> None:
-    from tests.unit.test_mcore_order import train
+    from tests.unit.mcore_runs import train
 
     first = train(tmp_path / "first", samples=60, checkpoints=[3, 6]).folder
     second = train(tmp_path / "second", samples=60, seed=7, checkpoints=[3]).folder

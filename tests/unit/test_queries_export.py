@@ -367,7 +367,7 @@ def test_the_commands(run: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_run_that_megatron_trained(tmp_path: Path) -> None:
-    from tests.unit.test_mcore_order import EMPTY, train
+    from tests.unit.mcore_runs import EMPTY, train
 
     trained = train(tmp_path / "mcore", samples=60, checkpoints=[2, 6])
     run = open_run(trained.folder)

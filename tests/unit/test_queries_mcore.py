@@ -1,11 +1,9 @@
 """The reading queries on a run that Megatron trained."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from megatron_ettin.queries.batch import RankSlice, describe_batch
 from megatron_ettin.queries.docs import write_docs
@@ -15,18 +13,14 @@ from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 from megatron_ettin.queries.sql import run_query
 from megatron_ettin.queries.unseen import draw_unseen
 from megatron_ettin.queries.where import locate
-from tests.unit.test_mcore_order import SEQ_LENGTH, Trained, train
+from tests.unit.mcore_runs import SEQ_LENGTH, Trained, train
 from tools import order
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
+def trained(megatron_rank: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("mcore") / "run"
-    yield train(folder, samples=200, weights=[0.7, 0.3], checkpoints=[5, 12])
-    torch.distributed.destroy_process_group()
+    return train(folder, samples=200, weights=[0.7, 0.3], checkpoints=[5, 12])
 
 
 @pytest.fixture

@@ -8,41 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
+from megatron_ettin.config import SourceConfig
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.native import TokenFile
-from megatron_ettin.order import OrderSpec, SampleOrder
+from megatron_ettin.order import OrderSpec
 from megatron_ettin.rows import TokenIds
 from tests.conftest import TinyCorpus
-
-BLEND = {"alpha": 0.7, "beta": 0.3}
-FIRST = PhaseConfig(name="first", train_tokens=30_000, seq_length=128, global_batch_size=8)
-SECOND = PhaseConfig(name="second", train_tokens=9_000, seq_length=256, global_batch_size=4)
-
-
-def make_order(
-    corpus: TinyCorpus,
-    *phases: PhaseConfig,
-    seed: int = 21,
-    ids: TokenIds | None = None,
-    **data: Any,
-) -> SampleOrder:
-    folder = corpus.folder
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    settings: dict[str, Any] = {
-        "tokenizer": str(folder / "tokenizer"),
-        "sources": {name: SourceConfig(prefix=str(folder / name)) for name in BLEND},
-        "blend": {phase.name: BLEND for phase in phases},
-        "pools": {"second": (0.6, 1.0), "first": (0.0, 0.6)},
-        **data,
-    }
-    return SampleOrder(
-        phases=phases,
-        data=DataConfig(**settings),
-        seed=seed,
-        tokenizer_sha256=tokenizer.digest,
-        ids=ids or tokenizer.ids,
-    )
+from tests.orders import BLEND, FIRST, SECOND, make_order
 
 
 def test_an_epoch_holds_every_token_of_the_pool_once(tiny_corpus: TinyCorpus) -> None:

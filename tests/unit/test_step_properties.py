@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from megatron_ettin.config import PhaseConfig
-from megatron_ettin.data.loader import Loader
 from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective
 from megatron_ettin.order import SampleOrder, mask_digest, token_digest
 from tests.conftest import TinyCorpus
+from tests.orders import BLEND, FIRST, SECOND, make_loader, make_order
 from tests.properties import cases, check_all
-from tests.unit.test_sample_order import BLEND, FIRST, SECOND, make_order
 
 OBJECTIVES: dict[str, Objective] = {
     "masked": MaskedLM(),
@@ -30,20 +29,6 @@ class Row(NamedTuple):
 
     content: bytes
     digests: tuple[int, ...]
-
-
-def make_loader(
-    order: SampleOrder, objective: Objective, *, slots: int, rank: int, size: int
-) -> Loader:
-    return Loader(
-        order=order,
-        objective=objective,
-        ids=order.ids,
-        mask_seed=4,
-        micro_batch_tokens=slots,
-        data_parallel_rank=rank,
-        data_parallel_size=size,
-    )
 
 
 def contents(batch: Batch) -> list[bytes]:
@@ -69,7 +54,7 @@ def digests(objective: Objective, batch: Batch) -> NDArray[np.uint64]:
 def rows_one_by_one(order: SampleOrder, objective: Objective) -> list[Row]:
     rows = []
     for phase in order.spec.phases:
-        loader = make_loader(order, objective, slots=phase.seq_length, rank=0, size=1)
+        loader = make_loader(order, objective, micro_batch_tokens=phase.seq_length)
         for batch in loader.micro_batches(phase.start_g, phase.end_g):
             assert batch.rows.g.tolist() == [len(rows)]
             rows.append(Row(contents(batch)[0], tuple(digests(objective, batch).tolist())))
@@ -107,8 +92,9 @@ def check_steps(run: Run, name: str, size: int, rows: int, cuts: Any) -> None:
     for first, last in parts:
         total, seen = np.zeros(3, np.uint64), []
         for rank in range(size):
+            slots = rows * phase.seq_length
             loader = make_loader(
-                run.order, objective, slots=rows * phase.seq_length, rank=rank, size=size
+                run.order, objective, micro_batch_tokens=slots, rank=rank, ranks=size
             )
             batches = list(loader.micro_batches(first, last))
             assert len(batches) == loader.num_micro_batches(first, last)
