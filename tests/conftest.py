@@ -1,6 +1,8 @@
 """Rules for every test (no network, skips where a mark cannot be honoured) and a tiny corpus."""
 
+import dataclasses
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,11 @@ class TinyCorpus:
             "pools": {"short": [0.0, 0.6], "long": [0.6, 1.0]},
             "validation": [str(self.folder / "held_out")],
         }
+
+    def copy_to(self, folder: Path) -> "TinyCorpus":
+        """Copy the corpora, without plans, to a new folder; make its parents too."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("*.plans"))
+        return dataclasses.replace(self, folder=folder)
 
     def write_config(self, path: Path, **sections: Any) -> Path:
         """Write a run of two short phases over the corpora; `sections` replace or add some."""

@@ -1,6 +1,5 @@
 """A run for the query tests, and a slow list of all that it feeds."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -47,8 +46,7 @@ class Queried:
 
 
 def make_queried(corpus: TinyCorpus, folder: Path) -> Queried:
-    shutil.copytree(corpus.folder, folder / "corpus", ignore=shutil.ignore_patterns("*.plans"))
-    corpus = TinyCorpus(folder=folder / "corpus", vocab_size=corpus.vocab_size)
+    corpus = corpus.copy_to(folder / "corpus")
     add_provenance(corpus.folder / "alpha", load_tokenizer(corpus.folder / "tokenizer").digest)
     sections = {
         "phases": [

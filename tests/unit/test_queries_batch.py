@@ -16,14 +16,9 @@ from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 from tests.conftest import TinyCorpus
 from tests.native import reference
 from tests.runs import record_run, tiny_config
-from tests.unit.queried import STEPS, Queried, make_queried
+from tests.unit.queried import STEPS, Queried
 
 SHORT, LONG = 3, STEPS  # steps of the first phase, and of the one that is packed otherwise
-
-
-@pytest.fixture(scope="module")
-def queried(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Queried:
-    return make_queried(tiny_corpus, tmp_path_factory.mktemp("queried"))
 
 
 @pytest.mark.parametrize("step", [SHORT, LONG, LONG + 2])

@@ -1,8 +1,6 @@
 """diff: how far two runs are the same, and what is where they part."""
 
-import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +115,13 @@ def test_a_longer_phase(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> N
     assert_parts_where_the_rows_do(compare(other, alone), other, alone)
 
 
-def test_another_token(one: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
-    corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
+def test_another_token(one: Path, own_corpus: TinyCorpus, tmp_path: Path) -> None:
     pieces = open_run(one).order.pieces(70, 71)
     source = ["alpha", "beta"][pieces.source[0]]
     change_token(
-        corpus.folder / source, document=int(pieces.document[0]), offset=int(pieces.offset[0])
+        own_corpus.folder / source, document=int(pieces.document[0]), offset=int(pieces.offset[0])
     )
-    other = make(corpus, tmp_path / "other")
+    other = make(own_corpus, tmp_path / "other")
     found = compare(one, other)
     assert_parts_where_the_rows_do(found, one, other)
     assert found.common_rows <= 70
@@ -154,11 +150,9 @@ def test_skipped_rows_and_forks(one: Path, tiny_corpus: TinyCorpus, tmp_path: Pa
     assert found.steps_in_both == 4
 
 
-def test_a_changed_corpus_is_a_note(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
-    corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
-    one, other = (make(corpus, tmp_path / name, steps=2) for name in ("one", "other"))
-    change_token(corpus.folder / "alpha", document=0)
+def test_a_changed_corpus_is_a_note(own_corpus: TinyCorpus, tmp_path: Path) -> None:
+    one, other = (make(own_corpus, tmp_path / name, steps=2) for name in ("one", "other"))
+    change_token(own_corpus.folder / "alpha", document=0)
     found = compare(one, other)
     assert len(found.notes) == 4
     assert "tokens_sha256 was" in found.notes[0]

@@ -16,12 +16,7 @@ from megatron_ettin.queries.recorded_run import RecordedRun
 from megatron_ettin.queries.unseen import SeenByOrder, draw_unseen
 from megatron_ettin.queries.where import locate
 from tests.conftest import TinyCorpus
-from tests.unit.queried import SKIPPED, Queried, make_queried
-
-
-@pytest.fixture(scope="module")
-def queried(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Queried:
-    return make_queried(tiny_corpus, tmp_path_factory.mktemp("queried"))
+from tests.unit.queried import SKIPPED, Queried
 
 
 def every_document(queried: Queried) -> list[tuple[str, int]]:

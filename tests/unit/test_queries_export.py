@@ -1,8 +1,6 @@
 """The published layout: written, continued, refused, read back."""
 
-import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +142,11 @@ def test_files_of_another_run_are_refused(
 
 
 def test_tokens_that_the_ledger_does_not_know_are_not_written(
-    tiny_corpus: TinyCorpus, tmp_path: Path
+    own_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
-    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
-    corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
-    run = make(corpus, tmp_path / "run")
+    run = make(own_corpus, tmp_path / "run")
     pieces = run.order.pieces(50, 51)
-    source = corpus.folder / run.order.source_names[pieces.source[0]]
+    source = own_corpus.folder / run.order.source_names[pieces.source[0]]
     offset = int(pieces.offset[0])
     change_token(source, document=int(pieces.document[0]), offset=offset)
     with pytest.raises(ValueError, match="not those that the ledger has recorded"):
@@ -166,11 +162,9 @@ def test_skipped_rows_are_in_no_file(tiny_corpus: TinyCorpus, tmp_path: Path) ->
     assert [row["g"] for row in read(tmp_path / "out")][15:25] == [*range(15, 20), *range(60, 65)]
 
 
-def test_ids_come_from_the_record_of_the_corpus(tmp_path: Path, tiny_corpus: TinyCorpus) -> None:
-    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
-    corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
-    write_sidecar(corpus.folder / "alpha")
-    run = make(corpus, tmp_path / "run")
+def test_ids_come_from_the_record_of_the_corpus(tmp_path: Path, own_corpus: TinyCorpus) -> None:
+    write_sidecar(own_corpus.folder / "alpha")
+    run = make(own_corpus, tmp_path / "run")
     export(run, tmp_path / "out")
     rows = read(tmp_path / "out")
     assert {row["source"] for row in rows} == {"alpha", "beta"}
@@ -181,15 +175,13 @@ def test_ids_come_from_the_record_of_the_corpus(tmp_path: Path, tiny_corpus: Tin
 
 
 def test_row_groups_are_read_once_for_many_files(
-    tmp_path: Path, tiny_corpus: TinyCorpus, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_corpus: TinyCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not once for each step, nor for each file."""
     from megatron_ettin.data.provenance import Provenance
 
-    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
-    corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
-    write_sidecar(corpus.folder / "alpha", group=50)
-    run = make(corpus, tmp_path / "run")
+    write_sidecar(own_corpus.folder / "alpha", group=50)
+    run = make(own_corpus, tmp_path / "run")
     groups = -(-run.order.file("alpha").num_documents // 50)
     read, found = Provenance._read, []
 

@@ -11,13 +11,7 @@ from megatron_ettin.queries import provenance_of_rows, tables
 from megatron_ettin.queries import sql as sql_module
 from megatron_ettin.queries.docs import write_docs
 from megatron_ettin.queries.sql import run_query
-from tests.conftest import TinyCorpus
-from tests.unit.queried import STEPS, Queried, make_queried
-
-
-@pytest.fixture(scope="module")
-def queried(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Queried:
-    return make_queried(tiny_corpus, tmp_path_factory.mktemp("queried"))
+from tests.unit.queried import STEPS, Queried
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Twins: equal data is proven whatever the batches were, and anything else is named."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -139,15 +138,14 @@ def test_rows_skipped_in_both(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
 
 
 def test_other_tokens_in_the_same_documents(
-    encoder: Path, tiny_corpus: TinyCorpus, tmp_path: Path
+    encoder: Path, own_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
     """The same lengths, but a token is another: only the token digests can tell."""
-    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
-    corpus = dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
     pieces = open_run(encoder).order.pieces(40, 60)
-    source, document = corpus.folder / ["alpha", "beta"][pieces.source[0]], int(pieces.document[0])
+    source = own_corpus.folder / ["alpha", "beta"][pieces.source[0]]
+    document = int(pieces.document[0])
     change_token(source, document=document)
-    decoder = make(corpus, tmp_path / "decoder", objective="CausalLM")
+    decoder = make(own_corpus, tmp_path / "decoder", objective="CausalLM")
     proof = prove_twins(encoder, decoder)
     assert not proof.passed
     assert "tokens_sha256" in proof.reasons[0]

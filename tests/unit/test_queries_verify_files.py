@@ -1,8 +1,6 @@
 """verify --files: what a corpus holds is hashed anew, whatever its time stamps say."""
 
-import dataclasses
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,30 +14,24 @@ from tools import order as order_tool
 
 
 @pytest.fixture
-def corpus(tiny_corpus: TinyCorpus, tmp_path: Path) -> TinyCorpus:
-    shutil.copytree(tiny_corpus.folder, tmp_path / "corpus")
-    return dataclasses.replace(tiny_corpus, folder=tmp_path / "corpus")
-
-
-@pytest.fixture
-def run(corpus: TinyCorpus, tmp_path: Path) -> Path:
-    return record_run(tiny_config(corpus, tmp_path / "run"), steps=2)
+def run(own_corpus: TinyCorpus, tmp_path: Path) -> Path:
+    return record_run(tiny_config(own_corpus, tmp_path / "run"), steps=2)
 
 
 def files(run: Path) -> Verification:
     return verify(run, order=False, tokens=False, files=True)
 
 
-def test_files_that_are_what_they_were(run: Path, corpus: TinyCorpus) -> None:
-    before = {path: path.stat().st_mtime_ns for path in corpus.folder.rglob("*")}
+def test_files_that_are_what_they_were(run: Path, own_corpus: TinyCorpus) -> None:
+    before = {path: path.stat().st_mtime_ns for path in own_corpus.folder.rglob("*")}
     found = files(run)
     assert found.passed, found.faults
     assert found.checks[1].compared == 1 + 2 * 2, "the tokenizer, and two files of two sources"
-    assert before == {path: path.stat().st_mtime_ns for path in corpus.folder.rglob("*")}
+    assert before == {path: path.stat().st_mtime_ns for path in own_corpus.folder.rglob("*")}
 
 
-def test_a_token_behind_the_old_time_stamp(run: Path, corpus: TinyCorpus) -> None:
-    path = corpus.folder / "beta.bin"
+def test_a_token_behind_the_old_time_stamp(run: Path, own_corpus: TinyCorpus) -> None:
+    path = own_corpus.folder / "beta.bin"
     stamps = path.stat().st_atime_ns, path.stat().st_mtime_ns
     known = identify_corpus(str(path.with_suffix("")))
     lengths = verify(run, order=True, tokens=False)
@@ -54,11 +46,11 @@ def test_a_token_behind_the_old_time_stamp(run: Path, corpus: TinyCorpus) -> Non
     assert not found.passed
 
 
-def test_files_that_are_gone_or_cut(run: Path, corpus: TinyCorpus) -> None:
-    (corpus.folder / "alpha.bin").unlink()
-    path = corpus.folder / "beta.idx"
+def test_files_that_are_gone_or_cut(run: Path, own_corpus: TinyCorpus) -> None:
+    (own_corpus.folder / "alpha.bin").unlink()
+    path = own_corpus.folder / "beta.idx"
     path.write_bytes(path.read_bytes()[:-8])
-    tokenizer = corpus.folder / "tokenizer" / "tokenizer.json"
+    tokenizer = own_corpus.folder / "tokenizer" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     found = [fault.what for fault in files(run).faults]
     assert found[0].startswith(f"{tokenizer}: its SHA-256 is ")
@@ -70,9 +62,9 @@ def test_files_that_are_gone_or_cut(run: Path, corpus: TinyCorpus) -> None:
 
 
 def test_the_command_hashes_only_when_asked(
-    run: Path, corpus: TinyCorpus, capsys: pytest.CaptureFixture[str]
+    run: Path, own_corpus: TinyCorpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = corpus.folder / "beta.bin"
+    path = own_corpus.folder / "beta.bin"
     stamps = path.stat().st_atime_ns, path.stat().st_mtime_ns
     change_token(path.with_suffix(""), document=199)
     os.utime(path, ns=stamps)
