@@ -6,7 +6,6 @@ The one way to publish: write under a temporary name, sync the content, rename, 
 
 import glob
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ def publishing(path: Path) -> Iterator[Path]:
     rename wins. OSError where the file system refuses.
     """
     # Random rather than host and process number: containers on a shared file system share both.
-    temporary = path.with_name(f"{path.name}{_TEMPORARY_MARK}{secrets.token_hex(8)}")
+    temporary = path.with_name(f"{path.name}{_TEMPORARY_MARK}{os.urandom(8).hex()}")
     try:
         yield temporary
         sync(temporary)
