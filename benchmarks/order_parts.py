@@ -65,14 +65,14 @@ def measure_locate(_: Bench) -> Measured:
     return {"locate_ns": seconds / sum(map(len, steps)) * 1e9}
 
 
-def measure_segments(bench: Bench) -> Measured:
+def measure_pieces(bench: Bench) -> Measured:
     """List the pieces of the rows of whole steps, from a plan that is in the page cache."""
     ((pool, plan),) = open_order(bench.large, rows=1).plans(0)
     order = native.PhaseOrder(seed=1, source_ids=[11], quotas=[1], rows=[pool.rows], drawn=[0])
     steps = some_steps(pool.rows, 10)
     plan.pieces(np.arange(pool.rows))  # checks every block, which happens once
     seconds = seconds_of(lambda: [plan.pieces(order.locate(step)[2]) for step in steps])
-    return {"segments_us": seconds / sum(map(len, steps)) * 1e6}
+    return {"pieces_us": seconds / sum(map(len, steps)) * 1e6}
 
 
 def measure_where(bench: Bench) -> Measured:
@@ -217,7 +217,7 @@ def measure_mcore(bench: Bench) -> Measured:
 PARTS: list[Callable[[Bench], Measured]] = [
     prepare,
     measure_locate,
-    measure_segments,
+    measure_pieces,
     measure_where,
     measure_plan,
     measure_plan_memory,

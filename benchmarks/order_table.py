@@ -9,7 +9,7 @@ from megatron_ettin.text_table import text_table
 #: Key, what it is, target, unit and factor of the table, the key beside it for megatron-core.
 LINES = (
     ("locate_ns", "locate a row among 1.95 G of 4 sources", "<= 60", "ns", 1, ""),
-    ("segments_us", "locate a row and list its pieces", "<= 1.5", "us", 1, ""),
+    ("pieces_us", "locate a row and list its pieces", "<= 1.5", "us", 1, ""),
     ("where_us", "all rows of a document, in one epoch", "<= 50", "us", 1, ""),
     ("plan_docs_per_s_core", "index build, one thread", ">= 10", "M docs/s", 1e-6, "mcore_rate"),
     ("plan_peak_bytes_per_doc", "its memory per doc in flight", "<= 32", "B", 1, "mcore_peak"),

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 KEYS = {
     "locate_ns",
-    "segments_us",
+    "pieces_us",
     "where_us",
     "plan_docs_per_s_core",
     "plan_peak_bytes_per_doc",

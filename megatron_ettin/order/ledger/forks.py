@@ -32,7 +32,7 @@ from megatron_ettin.publication import (
 )
 
 _PENDING = "pending.json"
-_COPY = "unfinished"  # of what is moved, until the move is decided
+_COPY = "unfinished"  # a copy of the records that move, until the move is decided
 _SUFFIXES = (".led", ".jsonl")
 
 
