@@ -152,9 +152,9 @@ class _Plans:
 
 
 def _pieces(plan: native.RowPlan, row: NDArray[np.int64]) -> list[list[int]]:
-    found = plan.pieces(row)
-    columns = (found.document, found.offset, found.length, found.cls, found.sep)
-    return [column.tolist() for column in (*columns, found.ends_document)]
+    pieces = plan.pieces(row)
+    columns = (pieces.document, pieces.offset, pieces.length, pieces.cls, pieces.sep)
+    return [column.tolist() for column in (*columns, pieces.ends_document)]
 
 
 def sample_steps(ledger: Ledger, share: float, seed: int) -> NDArray[np.int64]:
