@@ -1,4 +1,4 @@
-"""The order of a run's rows, whoever drew them: `SampleOrder` or `McoreOrder`.
+"""The interface of an order, which `SampleOrder` and `McoreOrder` implement.
 
 The first half of the Protocol answers for both. The second half needs the rule by which the rows
 were drawn. A run of Megatron-LM keeps only the outcome, so there those methods raise

@@ -42,6 +42,7 @@ class PlanKey:
     @property
     def name(self) -> str:
         """File name without suffix: 32 hexadecimal digits."""
+        # Sorted, so that the order of the fields above does not rename every plan on disk.
         text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

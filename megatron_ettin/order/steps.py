@@ -33,7 +33,7 @@ def find_step_end(
 ) -> int:
     """Return the end of the step that begins at row `g`, `phase_tokens` tokens into the phase.
 
-    A step never crosses a phase or a range that is skipped; the one before it is short.
+    A step never crosses the end of a phase or a skipped range; there it is cut short.
     """
     end = min(g + settings.batch_rows(phase_tokens), phase.end_g)
     return min([end, *(first for first, _ in skip_rows if g < first)])

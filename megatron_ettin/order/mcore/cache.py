@@ -198,6 +198,7 @@ def _choose(
         )
     top = fitting[0]
     wanted = top.identifiers.get("datasets", [top.identifiers])
+    # A blend holds the settings of its members, not their keys; JSON makes them comparable.
     by_identifiers = {json.dumps(d.identifiers): d for d in descriptions}
     parts = [by_identifiers.get(json.dumps(identifiers)) for identifiers in wanted]
     for name, part in zip(run.prefixes, parts, strict=True):

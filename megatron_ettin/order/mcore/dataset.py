@@ -38,10 +38,10 @@ class McoreDataset:
     def __init__(
         self, file: TokenFile, tables: IndexTables, *, seq_length: int, extra_token: bool
     ) -> None:
-        """Check that the tables are of this corpus, as far as its number of tokens tells.
+        """Check that the tables fit the number of documents and tokens of the corpus.
 
         Raises:
-            ValueError: they are not, or the corpus has documents of several sequences.
+            ValueError: they do not fit, or the corpus has documents of several sequences.
         """
         self.file = file
         self.tables = tables
@@ -152,6 +152,7 @@ class McoreDataset:
         """Return the samples that read a token of the `length` at a position of document_index."""
         samples = self.tables.samples
         starts = samples[:, 0]
+        # bisect reads a few entries of the mapped table; np.searchsorted would copy the column.
         first = max(bisect_left(starts, position) - 1, 0)
         end = min(bisect_right(starts, position), self.tables.num_samples)
         at, offset = samples[first:end].astype(np.int64).T

@@ -107,7 +107,7 @@ class McoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class McoreRun:
-    """A run of Megatron, as far as its data go; paths are those that can be opened."""
+    """The data of a run of Megatron: files, steps and checkpoints; paths can be opened as given."""
 
     folder: Path
     """Folder of the file; messages name it."""
