@@ -336,7 +336,7 @@ class SampleOrder:
             )
         pools = [self._pools.add(phase, name) for name in weights]
         quotas = blend_quotas(list(weights.values()))
-        # A phase goes on in each pool where earlier phases left it, so no row comes too early again.
+        # A phase goes on in each pool where earlier phases left it: no row repeats too early.
         drawn = [self._drawn.get(pool, 0) for pool in pools]
         order = native.PhaseOrder(
             seed=seed,
