@@ -31,7 +31,7 @@ from megatron_ettin.text_table import text_table
 from megatron_ettin.training.layer_times import median_seconds
 from megatron_ettin.training.micro_batch import segment_boundaries
 
-#: The kinds of three layers that follow each other (ModelConfig.global_attention_every).
+#: Kinds of three consecutive layers: every third is global (ModelConfig.global_attention_every).
 LAYERS = ("global", "local", "local")
 WARM_UP = 3
 #: Slots of a micro-batch by device, unless others are asked for.

@@ -17,7 +17,7 @@ TOKEN_BYTES = {"uint16": 2, "int32": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class ColdReads:
-    """Bytes that some rows needed and took."""
+    """Bytes that rows needed, and bytes that were read for them."""
 
     wanted_bytes: int
     """Bytes of the rows' tokens in the .bin, special tokens counted."""
@@ -51,6 +51,7 @@ def drop_from_memory(paths: Iterable[Path]) -> None:
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
+            # Dirty pages are not dropped, so they are written first.
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:

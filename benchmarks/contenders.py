@@ -45,14 +45,14 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a step has learned from."""
+    """Work of one step."""
 
     tokens: int
     """Tokens, special tokens counted, padding not."""
     slots: int
     """Positions that went through the model, padding counted."""
     flops: float | None = None
-    """Operations that the model needed for its documents, where they are known."""
+    """Operations that the model needs for its documents; None where they are not counted."""
 
 
 class Contender(ABC):
@@ -61,14 +61,14 @@ class Contender(ABC):
     def __init__(self) -> None:
         """Start with nothing open."""
         self.opened = ExitStack()
-        """What runs beside the steps."""
+        """Threads and files that live beside the steps."""
 
     @abstractmethod
     def step(self) -> Step:
         """Take one optimizer step; on a GPU, return without waiting for it."""
 
     def close(self) -> None:
-        """End what runs beside the steps; no step comes after that."""
+        """Close `opened`; take no step afterwards."""
         self.opened.close()
 
 
@@ -126,7 +126,8 @@ class Ours(Contender):
     ) -> Iterator[tuple[StepRange, Iterator[Prepared]]]:
         while True:
             for each in prepared:
-                # The first layer makes them for each micro-batch; on a GPU there are none.
+                # The first layer builds the masks of each micro-batch and the others reuse them.
+                # Reused over steps they would hide that cost; on a GPU there are none.
                 each.micro_batch.packed.masks.clear()
             yield prepared[0].step, iter(prepared)
 
@@ -236,7 +237,7 @@ def packed_batches(config: RunConfig, order: SampleOrder) -> Iterator[Inputs]:
 def _whole_rows(batch: Batch, *, causal: bool) -> Inputs:
     length = batch.rows.seq_length
     tokens = batch.tokens.reshape(-1, length)
-    # For a decoder the module shifts by itself.
+    # transformers' decoder shifts its labels itself, ours are shifted by the objective.
     labels = batch.rows.tokens if causal else np.where(batch.loss_mask, batch.labels, IGNORED)
     segments = np.diff(batch.rows.cu_seqlens)
     real = int(segments[batch.rows.segment_kind != PADDING].sum())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+#: Shortest time over which a function is repeated.
 REPEAT_SECONDS = 1
 
 
@@ -27,7 +28,7 @@ def rise_of(run: Callable[[], Any]) -> tuple[Any, float, int]:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
-    # Sets VmHWM back to what is resident now, which the imports have exceeded.
+    # Writing 5 resets VmHWM to the current resident set; imports have peaked above it.
     Path("/proc/self/clear_refs").write_text("5")
     before, begin = peak(), time.perf_counter()
     result = run()

@@ -19,7 +19,7 @@ LOADED_DOCUMENTS = 400_000
 
 
 class Bench(NamedTuple):
-    """What every part is given: the size, and prefixes of corpora without and with real tokens."""
+    """Size of the benchmark, and prefixes of its corpora without and with real tokens."""
 
     folder: Path
     large: str
@@ -31,7 +31,7 @@ class Bench(NamedTuple):
 def prepare(bench: Bench) -> dict[str, float]:
     """Write a corpus to plan, all tokens 0 and none on disk, and one to load batches from."""
     lengths = draw_lengths(bench.documents, seed=1)
-    # By hand, because no writer of the format can leave the tokens out.
+    # No writer of the format can leave the tokens out: a .bin of holes costs no disk.
     bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     with open(f"{bench.large}.idx", "wb") as index:
         index.write(b"MMIDIDX\x00\x00" + (1).to_bytes(8, "little") + b"\x08")

@@ -125,7 +125,8 @@ def measure_plan_memory(bench: Bench) -> Measured:
 
 def measure_first_batch(bench: Bench) -> Measured:
     """Open an order of 1.66 G rows, many epochs of the corpus, and make the first batch."""
-    # As after a boot. Also, of files just written the kernel maps pieces of up to 2 MB at a time.
+    # As after a boot. Files just written are in the page cache, of which the kernel maps up to
+    # 2 MB at a touch: that would count as our resident memory.
     drop_from_memory(files_of(bench.large))
     _, seconds, rise = rise_of(lambda: make_batch(open_order(bench.large, VIRTUAL_ROWS), 0))
     return {"first_batch_s": seconds, "first_batch_rss_mb": rise / 1e6}
@@ -202,7 +203,7 @@ def measure_mcore(bench: Bench) -> Measured:
     index = McoreIndex(bench.large, bench.documents, cache, vocab_size=VOCAB_SIZE)
     samples, _, rise = rise_of(lambda: index.build(SEQ_LENGTH))
     seconds = seconds_of(lambda: index.build(SEQ_LENGTH))
-    # A blend adds two tables with one entry per sample each.
+    # GPTDataset is one corpus: a blend adds two tables, of 2 and 8 bytes per sample.
     tables = blend(samples, SHARES)
     blending = seconds_of(lambda: blend(samples, SHARES))
     saved = sum(path.stat().st_size for path in cache.glob("*.npy"))

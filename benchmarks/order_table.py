@@ -1,4 +1,4 @@
-"""What the benchmark of the sample order measured, beside its targets and Megatron-Core's."""
+"""Figures of the sample order's benchmark, beside their targets and Megatron-Core's figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from benchmarks.order_corpora import SEQ_LENGTH
 from benchmarks.order_parts import FULL_DOCUMENTS, FULL_ROWS, MICRO_BATCH_ROWS, Measured
 from megatron_ettin.text_table import text_table
 
-#: Key, what it is, target, unit and factor of the table, the key beside it for megatron-core.
+#: Key, description, target, unit, factor to that unit, and key of megatron-core's figure if any.
 LINES = (
     ("locate_ns", "locate a row among 1.95 G of 4 sources", "<= 60", "ns", 1, ""),
     ("pieces_us", "locate a row and list its pieces", "<= 1.5", "us", 1, ""),
@@ -28,12 +28,12 @@ MCORE_KEYS = [
 
 
 def figures(measured: Measured) -> Measured:
-    """Return what the JSON object of the benchmark holds."""
+    """Return the fields of the benchmark's JSON object."""
     return {key: measured[key] for key in (*(line[0] for line in LINES), *MCORE_KEYS)}
 
 
 def as_text(measured: Measured, *, documents: int, threads: int) -> str:
-    """Return what was measured beside its target, then what it means for 2 T tokens."""
+    """Return the table of figures and targets, then their extrapolation to 2 T tokens."""
     theirs = {
         "mcore_rate": 1e3 / measured["mcore_build_ns_per_doc"],
         "mcore_peak": measured["mcore_peak_bytes_per_doc"],

@@ -1,4 +1,4 @@
-"""What Megatron-Core's path costs over plain PyTorch, part by part of a step."""
+"""Cost of Megatron-Core's path over plain PyTorch, part by part of a step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from megatron_ettin.training.adamw import StableAdamW, TensorStatistics
 from megatron_ettin.training.micro_batch import MicroBatch
 from megatron_ettin.training.preparation import micro_batches
 
-#: Parts of a step, in its order; "step" is all of it, with what lies between the parts.
+#: Parts of a step, in order; "step" is the whole step, with the code between the parts.
 PARTS = ("layers", "loss", "optimizer", "step")
 
 
@@ -32,7 +32,7 @@ class Seconds:
 
     @property
     def share(self) -> float:
-        """What the path costs more than plain PyTorch, as a share of the latter."""
+        """Cost of the path beyond plain PyTorch, as a share of plain PyTorch's time."""
         return self.megatron / self.plain - 1.0
 
 
@@ -134,7 +134,7 @@ def path_cost(config: RunConfig, *, rounds: int) -> dict[str, Seconds]:
     Attention, loss, dropout and update are the same functions both ways, so that what is left is
     Megatron-Core's: layers, schedule, gradient buffers, optimizer.
     """
-    # Gradients here mean nothing: the weights stay where they are.
+    # Gradients of random hidden states mean nothing, so the weights must not move.
     still = dataclasses.replace(config.optimizer, lr=1e-12)
     path = _Path(dataclasses.replace(config, optimizer=still))
     taken: dict[str, list[list[float]]] = {part: [[], []] for part in PARTS}

@@ -67,7 +67,7 @@ class PlainModel(torch.nn.Module):
             hidden = self._norm(hidden, f"{prefix}.input_layernorm.weight")
         projected = F.linear(hidden, self._weight(f"{prefix}.self_attention.linear_qkv.weight"))
         heads, size = self.config.num_attention_heads, self.config.head_size
-        # Megatron-Core keeps query, key and value of a head together.
+        # Megatron-Core's fused layout is [heads, (q, k, v), size], not [(q, k, v), heads, size].
         q, k, v = projected.view(len(hidden), heads, 3, size).unbind(dim=2)
         q, k, v = (x[:, None] for x in (_rotated(q, *rotation), _rotated(k, *rotation), v))
         attended = self.attend[layer](q, k, v, None, packed_seq_params=packed)[:, 0]

@@ -22,7 +22,7 @@ from megatron_ettin.training.optimizer import build_optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class SaveTimes:
-    """Medians over the rounds; a save ends when the device has the bytes."""
+    """Medians over the rounds; a save ends when the bytes are on the device."""
 
     gigabytes: float
     """Weights and optimizer state, 10^9 bytes."""
@@ -42,6 +42,7 @@ def save_times(model: ModelConfig, folder: Path, *, rounds: int) -> SaveTimes:
     stage, optimizer = _model_and_optimizer(model)
     plain, hashing, checks = [], [], []
     listed = FileList({})
+    # In turns, so that a busy disk slows both kinds alike.
     for _ in range(rounds):
         plain.append(_save(folder, stage, optimizer, FileSystem()))
         files = HashingFiles()

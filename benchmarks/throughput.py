@@ -16,9 +16,10 @@ from megatron_ettin import distributed
 
 Builder = Callable[[int], Contender]
 """Makes a contender whose micro-batches have at most so many slots."""
+#: The first step compiles kernels, picks algorithms and fills the allocator.
 WARM_UP_STEPS = 1
 SMALLEST_SLOTS = 1024
-"""Of a micro-batch: one row."""
+"""Slots of the smallest micro-batch: one row."""
 
 
 @dataclass(kw_only=True)
@@ -27,7 +28,7 @@ class Measurement:
 
     micro_batch_slots: int
     peak_memory_bytes: int | None = None
-    """Of the device, on a GPU, where contenders run one after the other."""
+    """Peak memory of a GPU, where contenders run one after the other; None on a CPU."""
     steps: list[Step] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
@@ -114,6 +115,7 @@ def one_by_one(
 def _largest_that_fits(build: Builder, slots: int) -> tuple[int, Contender]:
     """Build with `slots`, halved until the first steps run; take those steps."""
     while True:
+        # The peak is that of the attempt that fits, building included.
         torch.cuda.reset_peak_memory_stats()
         contender: Contender | None = None
         try:
@@ -127,6 +129,7 @@ def _largest_that_fits(build: Builder, slots: int) -> tuple[int, Contender]:
                 contender.close()
             if not isinstance(error, torch.OutOfMemoryError) or slots // 2 < SMALLEST_SLOTS:
                 raise
+        # The name must go before the memory can; half the slots may then fit.
         del contender
         _free()
         slots //= 2

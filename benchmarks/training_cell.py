@@ -1,4 +1,4 @@
-"""What a process of the training benchmark does: it times ours and transformers' module."""
+"""Work of one process of the training benchmark: time our loop and transformers' module."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SEQ_LENGTH = 1024
 STEP_SLOTS = {"cpu": 4096, "cuda": 2**19}
 #: Documents of a padded batch on a CPU; on a GPU as many as a packed one has rows.
 PADDED_DOCUMENTS = 16
-#: More than any measurement takes: the corpus is gone through again and again.
+#: More than any measurement takes, so that no benchmark reaches the end of its phase.
 TRAIN_TOKENS = 2**30
 
 Configured = Callable[[int], RunConfig]
@@ -78,7 +78,7 @@ def _configuration(cell: Cell, folder: Path, slots: int) -> RunConfig:
 
 
 def _contenders(cell: Cell, configured: Configured) -> dict[str, Builder]:
-    """Return what the cell compares, by name; ours is first."""
+    """Return the contenders of the cell by name; ours is first."""
 
     def packed(slots: int, sparse: bool = False) -> Transformers:
         config = configured(slots)
@@ -100,6 +100,7 @@ def _contenders(cell: Cell, configured: Configured) -> dict[str, Builder]:
     builders: dict[str, Builder] = {"ours": lambda slots: Ours(configured(slots))}
     if cell.device == "cuda":
         builders["ours_data_on_gpu"] = lambda slots: Ours(configured(slots), data_stays=True)
+    # transformers' module has no fp8.
     if not cell.peers or cell.precision == "fp8":
         return builders
     builders["peer_packed"] = packed
@@ -141,6 +142,7 @@ def _figures(measured: Mapping[str, Measurement]) -> Figures:
             figures[f"{name}_peak_memory_bytes"] = measurement.peak_memory_bytes
             figures[f"{name}_micro_batch_slots"] = measurement.micro_batch_slots
         if gpu is not None and measurement.flops_per_s is not None:
+            # A share of the bf16 peak in every precision.
             peak = gpu.peak_flops["bf16"]
             figures[f"{name}_mfu"] = mfu(measurement.flops_per_s, peak, gpu.name)
     return figures

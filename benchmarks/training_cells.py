@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MICRO_BATCH_SLOTS = {"cpu": 4096, "cuda": 2**16}
-#: So that freed memory is kept: what is measured is not the system's handing out of pages.
+#: Makes glibc keep freed memory; else a step would measure how fast the kernel clears pages.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 Figures = dict[str, Any]
@@ -25,7 +25,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What one process measures."""
+    """Settings of one process of the benchmark."""
 
     model: str
     objective: str

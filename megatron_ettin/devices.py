@@ -16,7 +16,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What one rank runs on."""
+    """Device of one rank."""
 
     name: str
     kind: Literal["cpu", "cuda"]
@@ -25,12 +25,12 @@ class Device:
     peak_flops: dict[str, float]
     """Dense matrix products by precision, FLOP/s; on a CPU, of all cores together."""
     runtime_bytes: int
-    """What a rank needs before it holds a tensor: libraries, on a GPU the CUDA context."""
+    """Memory of a rank that holds no tensor yet: libraries, on a GPU the CUDA context."""
     cuda_name: str | None = None
-    """What CUDA calls it; None for a CPU."""
+    """Name that CUDA reports; None for a CPU."""
 
 
-#: Libraries on a GPU: the context of CUDA and its handles. Not measured here.
+#: Libraries on a GPU: the CUDA context and its handles. An assumption, never measured by us.
 CUDA_RUNTIME_BYTES = GIB
 
 
@@ -58,7 +58,7 @@ DEVICES = ("cpu", *GPUS)
 
 
 def gpu_called(cuda_name: str) -> Device | None:
-    """Return the GPU that CUDA calls `cuda_name`; None if the table has none, as for other forms.
+    """Return the GPU with the CUDA name `cuda_name`; None if the table lacks it.
 
     The whole name counts: of an H100, the PCIe form has three quarters of the SXM form's peak.
     """
@@ -86,6 +86,7 @@ def measured_peak_flops(seconds: float = 1.0) -> float:
     """Return the FLOP/s of float32 products of [2048, 2048] on all cores, the best of a second."""
     left = np.random.default_rng(0).random((2048, 2048), dtype=np.float32)
     right = left.T.copy()
+    # The best of many repetitions: other work on the machine only ever slows one down.
     best = 0.0
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or not best:
@@ -97,6 +98,7 @@ def measured_peak_flops(seconds: float = 1.0) -> float:
 
 def measured_runtime_bytes() -> int:
     """Return the resident set of a process that has imported what training imports."""
+    # A process of its own: this one has already imported other things, and no torch.
     program = (
         "import megatron_ettin.training.set_up, pathlib\n"
         "print(pathlib.Path('/proc/self/statm').read_text().split()[1])"

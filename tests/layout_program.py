@@ -1,4 +1,4 @@
-"""What one of several ranks runs: the same runs in many layouts, one after the other.
+"""Program of one of several ranks: the same runs in many layouts, one after the other.
 
 Arguments: a JSON list of cases {"processes", "port", "arguments"}, in a file. A case is a run of
 pretrain over the first `processes` ranks, which meet at `port`. One start for all of them, because

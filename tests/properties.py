@@ -1,4 +1,4 @@
-"""How properties are checked: the same random cases in every run, few of them or ten thousand."""
+"""Checks of properties: the same random cases in every run, few of them or ten thousand."""
 
 from collections.abc import Callable
 from typing import Any

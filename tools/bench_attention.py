@@ -36,9 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--models", nargs="+", choices=SIZES, default=["17m", "150m", "1b"], metavar="SIZE")
-    add("--slots", type=int, help="of a micro-batch (CPU 4096, GPU 65536)")
+    add("--slots", type=int, help="slots of a micro-batch (CPU 4096, GPU 65536)")
     add("--seq-length", type=int, default=1024, help="slots of a row (1024)")
-    add("--document-tokens", type=int, default=200, help="of a document, on average (200)")
+    add("--document-tokens", type=int, default=200, help="mean tokens of a document (200)")
     add("--rounds", type=int, default=20, help="timed passes (20)")
     add("--json", action="store_true", help="end with one JSON object: model, mask, kernel, ms")
     return parser.parse_args()

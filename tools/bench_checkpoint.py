@@ -1,4 +1,4 @@
-"""Measure what the SHA-256 of its files costs a checkpoint, saved and checked by one process.
+"""Measure the cost of SHA-256 for a checkpoint, saved and checked by one process.
 
 python tools/bench_checkpoint.py --models 17m 150m --work-dir FOLDER
 """
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--models", nargs="+", choices=SIZES, default=["17m", "150m"], metavar="SIZE")
     add("--rounds", type=int, default=5, help="saves of each kind (5)")
-    add("--work-dir", type=Path, help="where a temporary folder is made and removed")
+    add("--work-dir", type=Path, help="folder for temporary files, which are removed")
     add("--json", action="store_true", help="end with one JSON object: model, seconds")
     return parser.parse_args()
 

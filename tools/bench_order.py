@@ -36,9 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--documents", type=int, default=4_000_000, help="of the corpus that is planned (4 M)")
-    add("--threads", type=int, default=os.cpu_count(), help="of the build whose memory is taken")
-    add("--work-dir", type=Path, help="where a temporary folder is made and removed")
+    add("--documents", type=int, default=4_000_000, help="documents of the planned corpus (4 M)")
+    add("--threads", type=int, default=os.cpu_count(), help="threads of the parallel index build")
+    add("--work-dir", type=Path, help="folder for temporary files, which are removed")
     add("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args()
     if args.documents < 1 or args.threads < 1:

@@ -31,21 +31,22 @@ def main() -> None:
 
 
 def parse_arguments() -> tuple[list[Cell], bool]:
-    """Return what is measured, and whether a JSON object follows."""
+    """Return the cells to measure, and whether to print a JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--models", nargs="+", choices=SIZES, default=["nano", "17m"], metavar="SIZE")
     add("--objectives", nargs="+", choices=["mlm", "clm"], default=["mlm", "clm"])
-    add("--precisions", nargs="+", choices=["fp32", "bf16", "fp8"], help="fp32, on a GPU bf16")
-    add("--device", choices=["cpu", "cuda"], help="a GPU if there is one")
-    add("--data", type=Path, default=Path("examples/data/quickstart.yaml"), help="its `data`")
+    add("--precisions", nargs="+", choices=["fp32", "bf16", "fp8"], help="fp32; on a GPU bf16")
+    add("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
+    data = Path("examples/data/quickstart.yaml")
+    add("--data", type=Path, default=data, help=f"YAML with a `data` section ({data})")
     add("--rounds", type=int, default=7, help="timed steps of each contender (7)")
     add("--micro-batch-tokens", type=int, help="slots of a micro-batch (CPU 4096, GPU 65536)")
     add("--cuda-graphs", action="store_true", help="ours with hardware.cuda_graphs")
     add("--no-peers", action="store_true", help="measure this project alone")
     add("--path-cost", action="store_true", help="also the cost over plain PyTorch by part (CPU)")
     add("--profile", type=Path, help="keep a trace of each cell below this folder")
-    add("--threads", type=int, default=os.cpu_count(), help="of the process, on a CPU")
+    add("--threads", type=int, default=os.cpu_count(), help="threads of the process, on a CPU")
     add("--json", action="store_true", help="end with one JSON object: model, objective, figures")
     options = vars(parser.parse_args())
     as_json = options.pop("json")

@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--config", action="append", required=True, help="YAML of the run, as for pretrain; repeat")
     add("--output", type=Path, required=True, help="folder for the runs")
-    layouts = "of megatron_ettin/evaluation/layouts.py; default: tp1 tp2 pp2 dp2"
+    layouts = "names in megatron_ettin/evaluation/layouts.py; default: tp1 tp2 pp2 dp2"
     add("--layouts", nargs="+", default=["tp1", "tp2", "pp2", "dp2"], help=layouts)
     add("--tolerance", type=float, default=1e-5, help="largest relative difference allowed")
     return parser.parse_args()

@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, convert, print one line."""
     args = vars(parse(arguments))
     if not sys.warnoptions:
-        # What Megatron-Core says while it is imported would bury a one-line error.
+        # Warnings of Megatron-Core's import would bury a one-line error.
         warnings.filterwarnings("ignore", module=r"megatron\.")
     from megatron_ettin.export.card import CardMetadata
     from megatron_ettin.export.composer import from_composer

@@ -11,7 +11,7 @@ from megatron_ettin.queries.command_line import parse
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, ask, print."""
     if not sys.warnoptions:
-        # What Megatron-Core says while it is imported would bury a one-line answer.
+        # Warnings of Megatron-Core's import would bury a one-line answer.
         warnings.filterwarnings("ignore", module=r"megatron\.")
     command, args = parse(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -1,1 +1,1 @@
-"""What a run will need, before it is started: memory, time, steps, disk. Imports no torch."""
+"""Estimate of memory, time, steps and disk of a run before it starts; imports no torch."""

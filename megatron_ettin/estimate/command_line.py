@@ -65,7 +65,7 @@ class EstimateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is to be estimated, on what."""
+    """Question of a command line: a run, a device, and what is known of its rate."""
 
     config: RunConfig
     choose_micro_batch: bool
@@ -110,11 +110,21 @@ def _parser() -> jsonargparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", action=ConfigFile, sections=EstimateConfig, help=CONFIG_HELP)
-    add("--device", choices=DEVICES, default="h100", help="what a rank has; cpu is this machine")
+    add(
+        "--device", choices=DEVICES, default="h100", help="device of each rank; cpu is this machine"
+    )
     add("--num_devices", type=int, default=1, help="ranks; on a CPU, processes")
-    add("--device_memory_gib", type=float, help="in place of the device's memory")
-    add("--tokens", type=float, help="budget in place of the phases' tokens, shared as they share")
-    add("--tokens_per_s", type=float, help="a measured rate of all devices, in place of a guess")
+    add(
+        "--device_memory_gib",
+        type=float,
+        help="memory of a device, in place of the one in the table",
+    )
+    add("--tokens", type=float, help="budget in tokens; the phases keep their shares of it")
+    add(
+        "--tokens_per_s",
+        type=float,
+        help="measured rate of all devices together; default: estimated",
+    )
     add("--fill", type=float, default=USUAL_FILL, help="share of the slots that hold tokens")
     add("--json", dest="as_json", action="store_true", help="end with one JSON object")
     parser.add_class_arguments(EstimateConfig)

@@ -32,7 +32,7 @@ CPU_KERNELS_BYTES = 200_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is laid out, and what a rank is given at a time."""
+    """Model, layout and micro-batch whose memory is estimated."""
 
     model: ModelConfig
     attention: Attention

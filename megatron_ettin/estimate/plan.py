@@ -35,14 +35,14 @@ class PhaseEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run will need."""
+    """Memory, time, steps and disk of a run."""
 
     parameters: Parameters
     hardware: HardwareConfig
     device: Device
     num_devices: int
     memory_bytes: dict[str, int]
-    """By part, on the rank that needs most, in its most demanding phase."""
+    """Bytes by part, on the rank that needs most, in its most demanding phase."""
     phases: list[PhaseEstimate]
     checkpoints: int
     checkpoint_bytes: int

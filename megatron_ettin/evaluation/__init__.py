@@ -1,1 +1,1 @@
-"""What a trained pair of twins can do, measured through plain `transformers`, and the report."""
+"""The study of a trained pair of twins, measured through plain `transformers`, and its report."""

@@ -45,7 +45,7 @@ DARK = Theme(
 )
 MARKERS = {"encoder": "o", "decoder": "s"}
 LINES = {"encoder": "-", "decoder": "--"}
-"""Of the learning rates, which mostly lie on each other."""
+"""Line styles of the learning rates, which coincide where the twins share a schedule."""
 
 
 def png(comparison: Comparison) -> bytes:

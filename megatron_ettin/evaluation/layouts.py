@@ -21,7 +21,7 @@ from megatron_ettin.text_table import text_table
 
 @dataclass(frozen=True)
 class Layout:
-    """Processes, and the fields of the `hardware` section that say how they share the work."""
+    """Processes and the fields of `hardware` by which they share the work."""
 
     processes: int
     hardware: Mapping[str, bool | int | str] = field(default_factory=dict)
@@ -51,7 +51,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """What a run reported."""
+    """Losses and token digest that a run reported."""
 
     losses: list[float]
     token_digest: str

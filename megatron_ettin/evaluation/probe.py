@@ -32,11 +32,11 @@ from megatron_ettin.export.weights import huggingface_tensors
 from megatron_ettin.model.provider import build_model
 
 TEST_SHARE = 0.5
-"""Of the documents, by hash of their text; the linear models are fitted on the others."""
+"""Share of the documents that test, by hash of their text; the linear models fit the others."""
 INVERSE_REGULARISATION = 1.0
 """scikit-learn's default for LogisticRegression, fixed: nothing is tuned on these labels."""
 MAX_TOKENS = 256
-"""Of a text, special tokens counted; the rest is cut. Halves the time that whole reviews take."""
+"""Tokens kept of a text, special tokens counted. Whole reviews take twice the time."""
 BATCH_TOKENS = 2048
 """Positions of a batch, padding counted: few enough for a processor's cache."""
 
@@ -52,7 +52,7 @@ class LabelledTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Which test documents a classifier got right, in the order of the documents."""
+    """Test documents that a classifier got right, in the order of the documents."""
 
     correct: NDArray[np.bool_]
 

@@ -1,4 +1,4 @@
-"""What the exported models write, through pipelines of `transformers`."""
+"""Texts that the exported models write, through pipelines of `transformers`."""
 
 from __future__ import annotations
 

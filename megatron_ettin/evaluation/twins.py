@@ -39,7 +39,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run left in its folder."""
+    """Content of a run folder."""
 
     config: RunConfig
     model: SavedModel

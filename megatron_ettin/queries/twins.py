@@ -79,7 +79,7 @@ class TwinsProof:
     last_shared_g: int
     """Last such row: rows [0, last_shared_g) were compared."""
     reasons: list[str]
-    """Why the comparison failed; empty on PASS."""
+    """Reasons of a FAIL; empty on PASS."""
     disagreement: list[Disagreement]
     """First disagreement, with one entry per run; empty if the sums agree."""
     runs: list[TwinRun]

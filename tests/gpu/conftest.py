@@ -1,4 +1,4 @@
-"""What the tests on a GPU share: a run of twenty steps, and processes that see no GPU."""
+"""Fixtures of the tests on a GPU: a run of twenty steps, and processes that see no GPU."""
 
 from __future__ import annotations
 

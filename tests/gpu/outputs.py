@@ -1,4 +1,4 @@
-"""What a model computes from one packed stream, on this rank's device: logits and gradients.
+"""Outputs of a model for one packed stream, on this rank's device: logits and gradients.
 
 Run as a program, `python -m tests.gpu.outputs SIZE FILE`, it leaves in FILE the random weights of a
 size of examples/model/ and what its two objectives make of them in fp32. Without a visible GPU that
@@ -39,7 +39,7 @@ class Outputs:
     logits: torch.Tensor
     """[t, vocab], without dropout."""
     gradients: dict[str, torch.Tensor]
-    """Of the summed loss, with dropout, by parameter."""
+    """Gradients of the summed loss, with dropout, by parameter."""
 
 
 def example(size: str) -> ModelConfig:

@@ -66,7 +66,7 @@ class Stage:
 
     name: str
     command: tuple[str, ...]
-    """What Python is told; PROFILES stands for the folder of traces."""
+    """Arguments of Python; PROFILES stands for the folder of traces."""
     most_seconds: int
     least_seconds: int = 20
     """With less than that left it is not started."""

@@ -28,7 +28,7 @@ def rewrite_until_killed(options: list[PreprocessOptions], ready: int) -> None:
 
 
 def check(prefix: Path) -> None:
-    """Where there is an index, the sidecar and the tokens are those of the same input."""
+    """Check that an index has the sidecar and the tokens of the same input."""
     if not Path(f"{prefix}.idx").exists():
         return
     file = TokenFile(prefix)

@@ -35,7 +35,7 @@ class Queried:
     run: RecordedRun
     whole: RecordedRun
     pieces: list[Piece]
-    """Of all steps, those to come included; skipped rows are not among them."""
+    """Pieces of all steps, future ones included, without skipped rows."""
 
     @property
     def done(self) -> int:

@@ -1,4 +1,4 @@
-"""Which modules a model is built of, by the machine, and that the weights do not depend on it."""
+"""Modules of a model depend on the machine, its weights do not."""
 
 import dataclasses
 from typing import Any

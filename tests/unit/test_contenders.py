@@ -1,4 +1,4 @@
-"""What is compared does the same work: steps of every contender, and the plain model's numbers."""
+"""Contenders do the same work: their steps, and the numbers of the plain model."""
 
 import dataclasses
 import itertools
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,12 +156,21 @@ def test_contenders_take_turns() -> None:
     assert {name: len(measurement.steps) for name, measurement in found.items()} == {"a": 2, "b": 2}
 
 
-def test_every_part_of_the_path_is_measured(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+def test_every_part_of_the_path_is_measured(
+    tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of(tiny_corpus, tmp_path, "MaskedLM")
     phase = dataclasses.replace(config.phases[0], global_batch_size=4)
-    found = path_cost(dataclasses.replace(config, phases=[phase]), rounds=1)
-    assert tuple(found) == PARTS
-    assert all(each.megatron > 0.0 and each.plain > 0.0 for each in found.values())
+    # A clock that ticks once a reading: the untimed first round reads it once, timed ones twice.
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr("benchmarks.path_cost.time", clock)
+    seconds = path_cost(dataclasses.replace(config, phases=[phase]), rounds=2)
+    assert tuple(seconds) == PARTS
+    assert all(
+        (each.megatron, each.plain, each.share) == (1.0, 1.0, 0.0) for each in seconds.values()
+    )
+    assert next(ticks) == len(PARTS) * 2 * (1 + 2 * 2)
 
 
 @pytest.mark.slow

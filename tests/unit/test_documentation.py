@@ -1,4 +1,4 @@
-"""What the documents say exists: commands with their options, files, links; and `--help` answers.
+"""Commands, options, files and links in the documents exist; `--help` answers.
 
 In README.md, CONTRIBUTING.md and docs/, a ```bash block is a promise and is checked command by
 command; text that is not to be checked goes into another kind of block. UPPER_CASE words and

@@ -22,6 +22,7 @@ BANNED_WORDS = {"common", "handler", "handlers", "helper", "helpers", "manager",
 BANNED_PREFIXES = ("do_", "my_", "new_")
 VERSIONED = re.compile(r"_v\d+$")
 
+HEADLESS = re.compile(r"(?:Of|What|That|Whether|How|Which|Where|When|Why|As)\b")
 MACHINE_PATH = re.compile(r"(?<![\w.}~])/(?:home|root|Users|mnt|opt|tmp|work)/[\w.]+")
 #: A test that imports from another module of tests, which pytest would collect twice.
 TEST_IMPORT = re.compile(r"^\s*(?:from|import) tests(?:\.\w+)*\.test_\w+", re.MULTILINE)
@@ -126,6 +127,22 @@ def bad_definitions(source: str) -> list[str]:
     ]
 
 
+def headless_docstrings(source: str) -> list[str]:
+    """List docstrings, of attributes too, that begin with a word of HEADLESS."""
+    strings = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | FunctionNode):
+            # The statement before a string: none for a module, class or function.
+            for before, statement in zip([None, *node.body], node.body, strict=False):
+                match statement:
+                    case ast.Expr(value=ast.Constant(value=str(text))):
+                        if before is None or isinstance(before, ast.Assign | ast.AnnAssign):
+                            strings.append((statement.lineno, text))
+    return [
+        f"line {line}: {text.splitlines()[0]}" for line, text in strings if HEADLESS.match(text)
+    ]
+
+
 def machine_paths(text: str) -> list[str]:
     return MACHINE_PATH.findall(text)
 
@@ -163,6 +180,38 @@ def test_names_say_something(path: Path) -> None:
 @pytest.mark.parametrize("path", python_files("tests"), ids=relative)
 def test_what_tests_share_is_in_a_module_of_its_own(path: Path) -> None:
     assert TEST_IMPORT.findall(path.read_text()) == []
+
+
+def test_class_names_are_unique() -> None:
+    places: dict[str, list[str]] = {}
+    for path in python_files("benchmarks", "megatron_ettin", "tools"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(relative(path))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_docstrings_begin_with_a_noun_or_a_verb(path: Path) -> None:
+    assert headless_docstrings(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""Of the masks."""',
+        'class A:\n    """What a step learns from."""',
+        'def f():\n    """Whether it fits."""',
+        'LIMIT = 3\n"""How many."""',
+        'class A:\n    x: int\n    """As saved."""',
+    ],
+)
+def test_headless_docstring_is_found(source: str) -> None:
+    assert len(headless_docstrings(source)) == 1
+
+
+def test_plain_docstring_is_not_found() -> None:
+    assert headless_docstrings('"""Seed of the masks."""\nprint("What")\n"Of no assignment"') == []
 
 
 def test_no_path_of_a_machine() -> None:

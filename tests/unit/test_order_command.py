@@ -147,7 +147,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_reader_may_stop_early(queried: Queried) -> None:
-    """As in `order.py batch … | head -1`."""
+    """Read one line and leave, as `order.py batch … | head -1` does."""
     command = [sys.executable, "tools/order.py", "sql", "from range(300000)"]
     process = subprocess.Popen(
         [*command, "--run", str(queried.folder)],

@@ -1,4 +1,4 @@
-"""What is published is on the device before it has its name; what is not leaves nothing."""
+"""A published file is on the device before it has its name; a failed one leaves nothing."""
 
 import os
 from pathlib import Path

@@ -25,7 +25,7 @@ DATA_PARALLEL_SIZES = (1, 2, 3, 8, 48)
 
 
 class Row(NamedTuple):
-    """What a model sees of a row, and the row's own digests (token low, token high, mask)."""
+    """Inputs of a model for one row, and the row's digests (token low, token high, mask)."""
 
     content: bytes
     digests: tuple[int, ...]
