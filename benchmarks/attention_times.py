@@ -85,12 +85,12 @@ def documents(slots: int, seq_length: int, mean: int) -> NDArray[np.int32]:
     """
     draw = np.random.default_rng(0)
     room = seq_length // SLOTS_PER_SEGMENT + 1
-    found = [0]
+    boundaries = [0]
     for begin in range(0, slots, seq_length):
         lengths = np.maximum(draw.lognormal(np.log(mean) - 0.5, 1.0, room).astype(int), 1)
-        found += (begin + np.minimum(np.cumsum(lengths), seq_length)).tolist()
-        found[-1] = begin + seq_length
-    return np.array(found, dtype=np.int32)
+        boundaries += (begin + np.minimum(np.cumsum(lengths), seq_length)).tolist()
+        boundaries[-1] = begin + seq_length
+    return np.array(boundaries, dtype=np.int32)
 
 
 def _layers(
@@ -103,7 +103,7 @@ def _layers(
     mask = ATTENTION_MASKS[attention]
     groups = ProcessGroupCollection.use_mpu_process_groups(["cp"])
     streams = {"": segment_boundaries(cu_seqlens), " with empty segments": cu_seqlens}
-    found: dict[str, dict[str, Step]] = {}
+    layers_by_kernel: dict[str, dict[str, Step]] = {}
     for (label, ends), (name, kind) in itertools.product(streams.items(), _kernels().items()):
         packed = PackedRows.of(
             torch.from_numpy(ends).to(device),
@@ -116,18 +116,18 @@ def _layers(
             core = kind(config, number, mask, "self", pg_collection=groups)
             if _serves(core):
                 layers[layer] = _passes(core, packed, int(ends[-1]), config)
-        found[name + label] = layers
-    return found
+        layers_by_kernel[name + label] = layers
+    return layers_by_kernel
 
 
 def _kernels() -> dict[str, type[CoreAttention]]:
     """Return the attentions that this machine can have, by name."""
     if distributed.device().type == "cpu":
         return {"sdpa": SdpaCoreAttention}
-    found: dict[str, type[CoreAttention]] = {"varlen": VarlenCoreAttention}
+    kernels: dict[str, type[CoreAttention]] = {"varlen": VarlenCoreAttention}
     if transformer_engine_lack() is None:
-        found["transformer_engine"] = TransformerEngineCoreAttention
-    return found
+        kernels["transformer_engine"] = TransformerEngineCoreAttention
+    return kernels
 
 
 def _serves(core: CoreAttention) -> bool:
@@ -157,13 +157,13 @@ def _passes(core: CoreAttention, packed: PackedRows, slots: int, config: Transfo
 
 def _measured(layers: dict[str, Step], rounds: int) -> Times:
     """Return milliseconds of each kind of layer, and on a GPU of starting a layer's passes."""
-    found = {
+    milliseconds = {
         f"{kind}_ms": 1e3 * median_seconds(step, untimed=WARM_UP, timed=rounds)
         for kind, step in layers.items()
     }
     if torch.cuda.is_available() and len(layers) == len(set(LAYERS)):
-        found["host_ms"] = _started_ms([layers[kind] for kind in LAYERS], rounds)
-    return found
+        milliseconds["host_ms"] = _started_ms([layers[kind] for kind in LAYERS], rounds)
+    return milliseconds
 
 
 def _started_ms(steps: Sequence[Step], rounds: int) -> float:

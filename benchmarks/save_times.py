@@ -70,8 +70,8 @@ def _save(
 
 def _check(folder: Path, listed: FileList) -> float:
     begin = time.perf_counter()
-    if found := differences(folder, listed, listed.files):
-        raise ValueError(f"what was just written is not there: {found[0]}")
+    if changed := differences(folder, listed, listed.files):
+        raise ValueError(f"what was just written is not there: {changed[0]}")
     return time.perf_counter() - begin
 
 

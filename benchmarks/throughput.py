@@ -76,7 +76,7 @@ def side_by_side(
     builders: Mapping[str, Builder], *, micro_batch_slots: int, rounds: int
 ) -> dict[str, Measurement]:
     """Measure contenders in turns, a step each, so that a busy machine slows all of them alike."""
-    found = {name: Measurement(micro_batch_slots=micro_batch_slots) for name in builders}
+    measured = {name: Measurement(micro_batch_slots=micro_batch_slots) for name in builders}
     with ExitStack() as opened:
         contenders = {
             name: opened.enter_context(closing(build(micro_batch_slots)))
@@ -87,8 +87,8 @@ def side_by_side(
                 contender.step()
         for _ in range(rounds):
             for name, contender in contenders.items():
-                found[name].time(contender)
-    return found
+                measured[name].time(contender)
+    return measured
 
 
 def one_by_one(
@@ -98,7 +98,7 @@ def one_by_one(
 
     A contender that does not fit runs with half the slots in a micro-batch, and so on.
     """
-    found = {}
+    measured = {}
     for name, build in builders.items():
         slots, contender = _largest_that_fits(build, micro_batch_slots)
         measurement = Measurement(micro_batch_slots=slots)
@@ -106,10 +106,10 @@ def one_by_one(
             for _ in range(rounds):
                 measurement.time(contender)
         measurement.peak_memory_bytes = int(torch.cuda.max_memory_allocated())
-        found[name] = measurement
+        measured[name] = measurement
         del contender
         _free()
-    return found
+    return measured
 
 
 def _largest_that_fits(build: Builder, slots: int) -> tuple[int, Contender]:
