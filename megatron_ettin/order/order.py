@@ -152,6 +152,8 @@ class Order(Protocol):
         """Return [m, 2]: the order digests of the rows `g` [m] of one phase, 0 where idle."""
         ...
 
-    def token_digests(self, begin: int, end: int) -> NDArray[np.uint64]:
-        """Return [m, 2]: the token digest of each of the rows [begin, end), read from disk."""
+    def digested_tokens(
+        self, begin: int, end: int
+    ) -> tuple[list[NDArray[np.int64]], NDArray[np.uint64]]:
+        """Return the tokens of the rows [begin, end), and [m, 2] the digest of those tokens."""
         ...

@@ -169,14 +169,11 @@ class SampleOrder:
 
     def tokens(self, begin: int, end: int) -> list[NDArray[np.int64]]:
         """Return the unmasked tokens of each of the rows [begin, end), padding left out."""
-        tokens = []
-        for phase_index, g in self._by_phase(begin, end):
-            rows = self.rows(phase_index, g)
-            for row, count in zip(
-                rows.tokens.reshape(len(g), rows.seq_length), rows.num_tokens, strict=True
-            ):
-                tokens.append(row[:count])
-        return tokens
+        return [
+            row
+            for phase_index, g in self._by_phase(begin, end)
+            for row in _without_padding(self.rows(phase_index, g))
+        ]
 
     def where(self, source: str, document: int) -> NDArray[np.int64]:
         """Return every row of the run, ascending, that holds a part of a document.
@@ -224,17 +221,23 @@ class SampleOrder:
             rows,
         )
 
-    def token_digests(self, begin: int, end: int) -> NDArray[np.uint64]:
-        """Return [m, 2]: the token digest of each of the rows [begin, end), read from disk."""
-        parts = []
+    def digested_tokens(
+        self, begin: int, end: int
+    ) -> tuple[list[NDArray[np.int64]], NDArray[np.uint64]]:
+        """Return the tokens of the rows [begin, end), and [m, 2] the digest of those tokens.
+
+        Both come from one read of the corpora, so that the digest speaks of what is returned.
+        """
+        tokens, digests = [], []
         for phase_index, g in self._by_phase(begin, end):
             rows = self.rows(phase_index, g)
-            parts.append(
+            tokens += _without_padding(rows)
+            digests.append(
                 native.token_digests(
                     g, rows.tokens, rows.cu_seqlens, rows.num_tokens, rows.seq_length
                 )
             )
-        return np.concatenate(parts)
+        return tokens, np.concatenate(digests)
 
     def _by_phase(self, begin: int, end: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
         if not 0 <= begin < end <= self.num_rows:
@@ -375,6 +378,11 @@ def _check_epochs(phase: str, pool: PoolSpec, drawn: int, max_epochs: float | No
             f"({drawn} rows of {pool.rows}), more than its max_epochs {max_epochs}: train on fewer "
             f"tokens, lower its weight, or add documents"
         )
+
+
+def _without_padding(rows: Rows) -> list[NDArray[np.int64]]:
+    by_row = rows.tokens.reshape(len(rows.g), rows.seq_length)
+    return [row[:count] for row, count in zip(by_row, rows.num_tokens, strict=True)]
 
 
 def _mean_row_tokens(pools: Sequence[PoolSpec]) -> Fraction:

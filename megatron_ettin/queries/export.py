@@ -191,12 +191,14 @@ class _ExportWriter:
         with publishing(path) as temporary:
             with self._parquet(temporary) as file:
                 for begin, end in self._stretches(first, last):
-                    table = self._table(begin, end)
-                    file.write_table(table)
-                    rows += len(table)
-                    tokens += len(table["input_ids"].combine_chunks().flatten())
-                    if recorded is not None:
-                        digest += self.order.token_digests(begin, end).sum(axis=0, dtype=np.uint64)
+                    if recorded is None:
+                        ids = self.order.tokens(begin, end)
+                    else:
+                        ids, digests = self.order.digested_tokens(begin, end)
+                        digest += digests.sum(axis=0, dtype=np.uint64)
+                    file.write_table(self._table(begin, end, ids))
+                    rows += len(ids)
+                    tokens += sum(map(len, ids))
                 file.add_key_value_metadata({**metadata, f"{METADATA}.tokens": str(tokens)})
             # Raised within `publishing`, so that a file with other tokens never appears.
             if recorded is not None and recorded != digest_hex(digest):
@@ -229,10 +231,9 @@ class _ExportWriter:
             yield from _batches(begin, end, max(1, _SLOTS // phase.seq_length))
             begin, end = following
 
-    def _table(self, begin: int, end: int) -> pa.Table:
-        """Return rows [begin, end), none of them skipped."""
+    def _table(self, begin: int, end: int, tokens: list[NDArray[np.int64]]) -> pa.Table:
+        """Return rows [begin, end), none of them skipped, with these tokens."""
         pieces = self.order.pieces(begin, end)
-        tokens = self.order.tokens(begin, end)
         g = np.arange(begin, end, dtype=np.int64)
         # Pieces are sorted by g: row g has pieces splits[g - begin] to splits[g - begin + 1].
         splits = pieces.row_splits(begin, end).astype(np.int32)

@@ -151,7 +151,7 @@ RULE: dict[str, Callable[[Order], object]] = {
         order.order_digests(0, 2),
         order.order_digests_of(0, np.arange(2)),
     ),
-    "token digests": lambda order: order.token_digests(0, 2),
+    "token digests": lambda order: order.digested_tokens(0, 2),
 }
 
 

@@ -232,7 +232,9 @@ class McoreOrder:
         """Raise NotRecordedError."""
         raise NotRecordedError(self.run.folder, "order digests")
 
-    def token_digests(self, begin: int, end: int) -> NDArray[np.uint64]:
+    def digested_tokens(
+        self, begin: int, end: int
+    ) -> tuple[list[NDArray[np.int64]], NDArray[np.uint64]]:
         """Raise NotRecordedError."""
         raise NotRecordedError(self.run.folder, "token digests")
 
