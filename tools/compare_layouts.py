@@ -26,10 +26,10 @@ def main() -> None:
             curves[name] = run_layout(LAYOUTS[name], arguments, run_dir)
         except RuntimeError as error:
             raise SystemExit(f"error: {error}") from None
-    found = distances(run_dirs, curves)
-    print(*distance_table(curves, found), sep="\n")
-    worst = max(max(distance.loss, distance.weight) for distance in found.values())
-    if worst > args.tolerance or not all(each.has_same_tokens for each in found.values()):
+    by_layout = distances(run_dirs, curves)
+    print(*distance_table(curves, by_layout), sep="\n")
+    worst = max(max(distance.loss, distance.weight) for distance in by_layout.values())
+    if worst > args.tolerance or not all(each.has_same_tokens for each in by_layout.values()):
         sys.exit(f"error: layouts differ by more than {args.tolerance:.0e}")
 
 

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if question.device_memory_gib is not None:
             memory = int(question.device_memory_gib * GIB)
             used = dataclasses.replace(used, memory_bytes=memory)
-        found = estimate(
+        estimated = estimate(
             question.config,
             used,
             num_devices=question.num_devices,
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         source = "this machine's matrix products x the share that was reached elsewhere"
     else:
         source = "from the share of the peak that the published runs reached on H100"
-    print(as_text(found, source))
+    print(as_text(estimated, source))
     if question.as_json:
-        print(json.dumps(as_json(found)))
+        print(json.dumps(as_json(estimated)))
 
 
 if __name__ == "__main__":

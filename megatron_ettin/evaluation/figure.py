@@ -53,6 +53,7 @@ def png(comparison: Comparison) -> bytes:
     with matplotlib.rc_context(_style(LIGHT)):
         output = io.BytesIO()
         figure = _draw(comparison, LIGHT)
+        # Without matplotlib's version in it, the same comparison gives the same bytes.
         figure.savefig(output, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return output.getvalue()
 
@@ -134,6 +135,7 @@ def _draw_losses(axes: Any, name: str, twin: Twin, colour: str) -> list[Any]:
         capsize=2.5,
         label="held-out ± standard error",
         zorder=3,
+        # The last point lies on the right edge of the axes and would be cut in half.
         clip_on=False,
     )
     unigram = axes.axhline(
@@ -147,6 +149,7 @@ def _draw_losses(axes: Any, name: str, twin: Twin, colour: str) -> list[Any]:
 
 
 def _shade_phases(losses: Any, rates: Any, twin: Twin, theme: Theme) -> None:
+    # A report names the phase that it ends in, so a phase reaches to its last report.
     begin = 0.0
     for index, (name, records) in enumerate(groupby(twin.run.training, lambda r: r["phase"])):
         end = _tokens(list(records))[-1]

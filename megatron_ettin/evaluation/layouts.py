@@ -139,7 +139,7 @@ def distances(run_dirs: Mapping[str, Path], curves: Mapping[str, Curve]) -> dict
     }
 
 
-def distance_table(curves: Mapping[str, Curve], found: Mapping[str, Distance]) -> Iterator[str]:
+def distance_table(curves: Mapping[str, Curve], by_layout: Mapping[str, Distance]) -> Iterator[str]:
     """Yield the lines of a table of layouts; differences are the largest relative ones."""
     numbers = ("processes", "steps", "last loss", "loss differs by", "a tensor at the end by")
     rows = [
@@ -148,9 +148,9 @@ def distance_table(curves: Mapping[str, Curve], found: Mapping[str, Distance]) -
             str(LAYOUTS[name].processes),
             str(len(curve.losses)),
             f"{curve.losses[-1]:.6f}",
-            f"{found[name].loss:.1e}",
-            f"{found[name].weight:.1e}",
-            "same" if found[name].has_same_tokens else "DIFFERENT",
+            f"{by_layout[name].loss:.1e}",
+            f"{by_layout[name].weight:.1e}",
+            "same" if by_layout[name].has_same_tokens else "DIFFERENT",
         )
         for name, curve in curves.items()
     ]
@@ -158,13 +158,14 @@ def distance_table(curves: Mapping[str, Curve], found: Mapping[str, Distance]) -
 
 
 def largest_weight_difference(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
 ) -> tuple[float, str]:
     """Return the largest relative L2 distance of a tensor, |a - b| / |b|, and its name."""
-    if set(found) != set(expected):
-        raise ValueError(f"not the same tensors: {sorted(set(found) ^ set(expected))}")
+    if set(tensors) != set(expected):
+        raise ValueError(f"not the same tensors: {sorted(set(tensors) ^ set(expected))}")
+    # In float64: the sum of squares of a large tensor would lose the digits that are compared.
     distances = (
-        (float((found[name].double() - weight.double()).norm() / weight.double().norm()), name)
+        (float((tensors[name].double() - weight.double()).norm() / weight.double().norm()), name)
         for name, weight in expected.items()
     )
     return max(distances)

@@ -86,12 +86,15 @@ def read_labelled_texts(path: Path) -> LabelledTexts:
     records = [r.texts for r in read_files(expand_inputs([str(path)]), ["text", "label"])]
     texts = [text for text, _ in records]
     labels = np.array([label for _, label in records])
+    # By hash of the text, so that copies are on one side; the prefix makes the choice independent of
+    # the corpus' own validation share, which hashes the bare text.
     is_test = np.array([in_validation(f"test\n{text}", TEST_SHARE) for text in texts])
-    found = sorted(set(labels[~is_test].tolist()))
-    if len(found) < 2 or not is_test.any():
+    fitted_labels = sorted(set(labels[~is_test].tolist()))
+    if len(fitted_labels) < 2 or not is_test.any():
         raise ValueError(
             f"{path}: {len(texts)} documents, {int(is_test.sum())} of them for the test, the "
-            f"others with labels {found}: a probe needs test documents and two labels beside them"
+            f"others with labels {fitted_labels}: a probe needs test documents, and two labels "
+            f"beside them"
         )
     return LabelledTexts(texts=texts, labels=labels, is_test=is_test)
 
@@ -120,6 +123,7 @@ def mean_hidden_states(model: Any, tokenizer: Any, texts: Sequence[str]) -> NDAr
         for batch in _batches(lengths):
             padded = tokenizer.pad({name: [encoded[name][i] for i in batch] for name in encoded})
             inputs = {name: torch.tensor(padded[name]) for name in ("input_ids", "attention_mask")}
+            # 1 at the text's own tokens: neither padding nor special tokens.
             averaged = inputs["attention_mask"] * (1 - torch.tensor(padded["special_tokens_mask"]))
             hidden = model(**inputs).last_hidden_state
             total = averaged.sum(dim=1, keepdim=True).clamp(min=1)
@@ -130,6 +134,7 @@ def mean_hidden_states(model: Any, tokenizer: Any, texts: Sequence[str]) -> NDAr
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Yield indices of texts of like length, so that little of a batch is padding."""
+    # Longest first: the first index of a batch has its length.
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         size = max(1, BATCH_TOKENS // lengths[order[0]])

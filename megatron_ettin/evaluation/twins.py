@@ -169,10 +169,10 @@ def check_exported(folder: Path, attention: Attention) -> None:
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: {name} is missing; write it with tools/convert.py to-hf")
     expected = kind_of(attention).config_class.model_type
-    found = json.loads((folder / "config.json").read_text()).get("model_type")
-    if found != expected:
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type != expected:
         raise ValueError(
-            f"{folder / 'config.json'}: model_type is {found!r}, expected {expected!r}"
+            f"{folder / 'config.json'}: model_type is {model_type!r}, expected {expected!r}"
         )
 
 

@@ -69,19 +69,19 @@ def find_tensors(folder: Path, model: ModelConfig, architecture: Architecture) -
     return files
 
 
-def check_names(where: Path, expected: Set[str], found: Set[str]) -> None:
+def check_names(where: Path, expected: Set[str], present: Set[str]) -> None:
     """Raise ValueError for missing or unexpected tensors; the tied output is optional."""
-    if missing := sorted(expected - found):
+    if missing := sorted(expected - present):
         raise ValueError(f"{where}: missing {_listing(missing)}")
-    if unexpected := sorted(found - expected - {TIED}):
+    if unexpected := sorted(present - expected - {TIED}):
         raise ValueError(f"{where}: unexpected {_listing(unexpected)}")
 
 
-def _check_head(folder: Path, expected: Set[str], found: Set[str]) -> None:
+def _check_head(folder: Path, expected: Set[str], present: Set[str]) -> None:
     """Raise ValueError for a backbone or a classifier, which has no output layer of its own."""
     # A backbone that was saved by itself names its tensors without the prefix.
-    prefix = "" if TIED_TO in found else "model."
-    missing = expected - {prefix + name for name in found}
+    prefix = "" if TIED_TO in present else "model."
+    missing = expected - {prefix + name for name in present}
     if missing and all(name.startswith(HEAD) for name in missing):
         raise ValueError(
             f"{folder}: has no language-model head: missing {_listing(sorted(missing))}. Convert "

@@ -24,7 +24,7 @@ IGNORED = -100
 
 @dataclass
 class PlainRun:
-    """What a run has come to."""
+    """State of a run after its last step."""
 
     losses: list[float] = field(default_factory=list)
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What one of four ranks of the parity tests runs: jobs from standard input, one JSON a line.
+"""Program of one of the four ranks of the parity tests: jobs from standard input, one JSON a line.
 
 A job names a checkpoint, the logits that are expected of it, and a folder OUTPUT. The four ranks
 load the checkpoint as TP=2 x PP=2; then the first two as TP=2, while the others do so as PP=2. Each

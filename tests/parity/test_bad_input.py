@@ -1,4 +1,4 @@
-"""What does not convert says which file, field or tensor it is, and leaves nothing behind."""
+"""Errors of conversion name the file, field or tensor, and leave nothing behind."""
 
 import json
 import shutil

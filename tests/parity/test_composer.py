@@ -143,7 +143,7 @@ def test_a_composer_checkpoint_computes_the_same(
 
 
 def test_weights_alone_need_the_training_file(models: dict[str, Any], tmp_path: Path) -> None:
-    """As `pytorch_model.bin`, with local layers that take the global base."""
+    """Convert a `pytorch_model.bin` whose local layers take the global base."""
     torch.save(original_weights("encoder", models["encoder"]), tmp_path / "pytorch_model.bin")
     config = settings("encoder")
     del config["local_attn_rotary_emb_base"]

@@ -1,4 +1,4 @@
-"""What is written in either direction, and that nothing is lost (of weights: test_sizes)."""
+"""Files that a conversion writes in either direction; nothing is lost (weights: test_sizes)."""
 
 import dataclasses
 from pathlib import Path
@@ -199,7 +199,7 @@ def test_bf16_run_is_written_as_float32(tmp_path: Path) -> None:
 
 
 def test_sharded_folder_with_the_tied_output_written_out(nano: Case, tmp_path: Path) -> None:
-    """As older releases saved large models: several files, and the output beside the embedding."""
+    """Convert the form of older releases: several files, and the output beside the embedding."""
     weights = tensors(nano.huggingface)
     weights["decoder.weight"] = weights["model.embeddings.tok_embeddings.weight"].clone()
     folder = tmp_path / "hf"

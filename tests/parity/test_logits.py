@@ -1,4 +1,4 @@
-"""What test_sizes.py does not say: other windows show, and shapes that no size has fit too."""
+"""Logits beyond test_sizes.py: other windows show, and shapes that no size has fit too."""
 
 from pathlib import Path
 

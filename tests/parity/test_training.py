@@ -47,7 +47,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Ours:
-    """What a run here has come to, by Megatron-Core's names."""
+    """State of a run here after its last step, by Megatron-Core's names."""
 
     model: ModelConfig
     losses: list[float]
