@@ -86,8 +86,8 @@ def read_labelled_texts(path: Path) -> LabelledTexts:
     records = [r.texts for r in read_files(expand_inputs([str(path)]), ["text", "label"])]
     texts = [text for text, _ in records]
     labels = np.array([label for _, label in records])
-    # By hash of the text, so that copies are on one side; the prefix makes the choice independent of
-    # the corpus' own validation share, which hashes the bare text.
+    # By hash of the text, so that copies are on one side; the prefix makes the choice independent
+    # of the corpus' own validation share, which hashes the bare text.
     is_test = np.array([in_validation(f"test\n{text}", TEST_SHARE) for text in texts])
     fitted_labels = sorted(set(labels[~is_test].tolist()))
     if len(fitted_labels) < 2 or not is_test.any():
