@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder for the runs")
     layouts = "names in megatron_ettin/evaluation/layouts.py; default: tp1 tp2 pp2 dp2"
     add("--layouts", nargs="+", default=["tp1", "tp2", "pp2", "dp2"], help=layouts)
-    add("--tolerance", type=float, default=1e-5, help="largest relative difference allowed")
+    add("--tolerance", type=float, default=1e-5, help="largest relative difference allowed (1e-5)")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Turn raw text into a tokenised corpus, Megatron's PREFIX_text_document.bin and .idx.
 
-PREFIX_text_document.docs.parquet beside them says where each document came from.
+PREFIX_text_document.docs.parquet beside them holds the provenance of each document.
 """
 
 import argparse
@@ -35,16 +35,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     formats = ", ".join(READERS)
     add("--input", nargs="+", required=True, metavar="FILE", help=f"files or globs: {formats}")
-    add("--output-prefix", type=Path, required=True, metavar="PREFIX")
-    add("--tokenizer", type=Path, required=True, metavar="FOLDER", help="has tokenizer.json")
+    add("--output-prefix", type=Path, required=True, metavar="PREFIX", help="start of output paths")
+    add("--tokenizer", type=Path, required=True, metavar="FOLDER", help="holds tokenizer.json")
     keys_help = "fields to tokenise, each into a corpus of its own; default: text"
     add("--json-keys", nargs="+", default=("text",), metavar="FIELD", help=keys_help)
-    add("--id-key", metavar="FIELD", help="has a document's id; default: id, where there is one")
-    add("--url-key", metavar="FIELD", help="has its address; default: url, where there is one")
-    workers_help = "processes that tokenise; 1 (default): this one, with the library's own threads"
+    add("--id-key", metavar="FIELD", help="field with the id of a document; default: id, if any")
+    add("--url-key", metavar="FIELD", help="field with its address; default: url, if any")
+    workers_help = "processes that tokenise; default: 1, this process with the library's threads"
     add("--workers", type=int, default=1, metavar="N", help=workers_help)
     add("--append-eod", action="store_true", help="append [SEP] to each document; default: off")
-    share_help = "documents, chosen by hash of their text, that go to PREFIX_FIELD_validation"
+    share_help = "share of documents, chosen by hash of text, for PREFIX_FIELD_validation"
     add("--validation-share", type=float, default=0.0, metavar="SHARE", help=share_help)
     args = parser.parse_args(arguments)
     args.json_keys = tuple(args.json_keys)

@@ -27,10 +27,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     folders = {"nargs": 2, "type": Path, "required": True, "metavar": ("RUN_DIR", "MODEL_DIR")}
     for twin in ("encoder", "decoder"):
-        add(f"--{twin}", **folders, help=f"the {twin}'s finished run, and what to-hf made of it")
-    probe = "documents with fields text and label that no run was trained on (any raw format)"
+        add(f"--{twin}", **folders, help=f"finished run of the {twin}, and its to-hf folder")
+    probe = "documents with fields text and label (any raw format); no run may have seen them"
     add("--probe", type=Path, required=True, metavar="FILE", help=probe)
-    add("--output", type=Path, required=True, metavar="DIR", help="folder of the three files")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the report")
     return parser.parse_args(arguments)
 
 

@@ -27,9 +27,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     formats = ", ".join(READERS)
     add("--input", nargs="+", required=True, metavar="FILE", help=f"files or globs: {formats}")
-    add("--output", type=Path, required=True, metavar="FOLDER")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the tokenizer")
     add("--json-keys", nargs="+", default=["text"], metavar="FIELD", help="default: text")
-    size_help = "tokens, with the five special ones; default: 8192"
+    size_help = "tokens of the vocabulary, the five special ones included; default: 8192"
     add("--vocab-size", type=int, default=8192, metavar="N", help=size_help)
     return parser.parse_args(arguments)
 

@@ -16,8 +16,8 @@ from megatron_ettin.config.run import RunConfig
 from megatron_ettin.objectives import Objective
 
 CONFIG_HELP = (
-    "YAML file; repeat it: later files win, field by field and, in data.sources, data.blend, "
-    "data.pools and model.megatron_overrides, entry by entry."
+    "YAML file; repeat the option for more files. A later file overrides the fields that it names; "
+    "data.sources, data.blend, data.pools and model.megatron_overrides are merged by entry."
 )
 
 

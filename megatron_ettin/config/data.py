@@ -47,8 +47,8 @@ class PhaseConfig:
     batch_ramp_tokens: int | None = None
     """Tokens of the phase over which the batch grows linearly to global_batch_size."""
     train_rows: int | None = None
-    """Length in rows, which replaces the length that follows from train_tokens. It can end a phase
-    at the row that a checkpoint has reached. train_tokens still sets the learning rate."""
+    """Length of the phase in rows, in place of that which follows from train_tokens. It can end a
+    phase at the row that a checkpoint has reached. train_tokens still sets the learning rate."""
     pack: Packing = "bfd"
     """Packing of documents into rows. bfd: best-fit decreasing. concat: one stream, cut into rows
     as Megatron does. none: one piece in each row."""
@@ -61,13 +61,13 @@ class PhaseConfig:
     lr_decay: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
     """Shape of the curve from lr_start to lr_end."""
     lr_decay_tokens: int | None = None
-    """Length of that curve, at the end of the phase; the whole phase if not given."""
+    """Length of that curve in tokens, at the end of the phase; the whole phase if not given."""
     rotary_base_global: float | None = None
     """RoPE base of the global layers. If not given, the phase keeps the base of the weights that it
     starts from: of the phase before, or of `checkpoint.initialize_from`; new weights have 10,000.
     """
     rotary_base_local: float | None = None
-    """RoPE base of the local layers; the same default."""
+    """RoPE base of the local layers, with the same default."""
     allow_repeats: bool = False
     """Let the phase draw documents that a phase with another row length draws too."""
 
@@ -162,12 +162,12 @@ class SourceConfig:
     prefix: str
     """Path of the `.bin` and `.idx` without the suffix."""
     specials: Specials = "add"
-    """add: each piece gets [CLS] and [SEP]. present: the files hold them already."""
+    """Special tokens. add: each piece gets [CLS] and [SEP]. present: the corpus holds them."""
     min_doc_tokens: int = 1
     """Shortest document that is kept; shorter ones are dropped and counted."""
     max_epochs: float | None = None
-    """Largest number of times that each packing's rows are drawn over the whole run; no limit if
-    not given. A run that would draw more is refused before it starts."""
+    """Largest number of epochs over the rows of each pool of this source in the whole run; no limit
+    if not given. A run that would draw more is refused before it starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,13 +181,14 @@ class DataConfig:
     blend: dict[str, dict[str, float]]
     """Share of the rows that each source gives, by phase."""
     pools: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Range [from, to) of every source's documents, as shares of 1, that a phase draws from, by
-    phase; all documents if not given."""
+    """Documents that a phase may draw: a range [from, to) of every source, as shares of 1, by phase
+    name. A phase without an entry draws from all documents."""
     validation: list[str] = field(default_factory=list)
-    """Prefixes of held-out corpora, drawn from equally."""
+    """Prefixes of held-out corpora; the held-out rows are drawn equally from each."""
     plans: Literal["stored", "recomputed"] = "stored"
-    """stored: keep on disk which documents make up each row (about 4 bytes a row). recomputed: keep
-    a table of blocks of 65,536 documents, and pack a block again when it is needed."""
+    """Storage of row plans. stored: keep on disk which documents make up each row (about 4 bytes a
+    row). recomputed: keep a table of blocks of 65,536 documents, and pack a block again when it is
+    needed."""
     plan_dir: str | None = None
     """Folder of the plans and of the corpora's identities; beside each corpus if not given."""
     skip_rows: list[tuple[int, int]] = field(default_factory=list)

@@ -17,33 +17,34 @@ class HardwareConfig:
     """Layout of the work over the machine; it never changes the result, but for rounding."""
 
     tensor_parallel_size: int = 1
-    """Ranks that share each layer."""
+    """Ranks over which each layer is sharded."""
     pipeline_parallel_size: int = 1
-    """Ranks that share the layers; the rest of the world is data-parallel."""
+    """Ranks over which the layers are divided. All ranks beyond one replica are data-parallel."""
     context_parallel_size: int = 1
     """Ranks that share the slots of a micro-batch; inside the attention they share its heads."""
     sequence_parallel: bool = False
     """Let tensor-parallel ranks share the slots between the layers' matmuls."""
     recompute: Literal["none", "full"] = "none"
-    """none keeps all activations for the backward pass. full keeps each layer's input only: less
-    memory, a third more work."""
+    """Activations that the backward pass computes again. none: keep all. full: keep each layer's
+    input only, for less memory and a third more work."""
     micro_batch_tokens: int = 8192
     """Upper bound of a micro-batch's slots; it takes as many whole rows as fit."""
     precision: Literal["fp32", "bf16", "fp8", "auto"] = "fp32"
     """Precision of the forward and backward pass; the optimizer always keeps fp32 weights. fp8:
-    Transformer Engine runs the layers' linears in fp8, the rest and the weights are bf16. auto: a
-    short measurement on this machine takes the fastest; the verdict is kept (docs/gpu.md)."""
+    Transformer Engine runs the layers' linears in fp8; weights and all else are bf16. auto: the
+    fastest by a short measurement on this machine, whose result is kept (docs/gpu.md)."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = "tensorwise"
-    """Scale of fp8 tensors: by the maximum of the tensor, of its blocks, or (delayed) of past
-    steps. No checkpoint holds that history, so with delayed a resumed run starts without it."""
+    """Scaling of fp8 tensors. tensorwise: by the maximum of the tensor. blockwise: by that of each
+    block. delayed: by the maxima of past steps; no checkpoint holds these, so a resumed run starts
+    without them."""
     deterministic: bool = False
-    """Take only GPU algorithms that repeat a run bit by bit; slower. A CPU always does."""
+    """Use only GPU algorithms that repeat a run bit by bit (slower). A CPU repeats it anyway."""
     cuda_graphs: bool = False
     """Launch the forward and backward pass of a micro-batch as one CUDA graph, so that a small
     model does not wait for its kernel launches. Every rank must hold the whole model."""
     use_distributed_optimizer: bool = True
     """Shard fp32 weights and moments over the data-parallel ranks; false: each rank holds all of
-    them. The update is the same, and a checkpoint of one resumes with the other."""
+    them. Both compute the same update, and each resumes from the other's checkpoints."""
     threads_per_rank: int | None = None
     """CPU threads of a rank; torch chooses if not given."""
 

@@ -24,7 +24,7 @@ class ModelConfig:
     ffn_hidden_size: int
     """Width of one half of the gated MLP."""
     num_attention_heads: int
-    """Heads of width hidden_size / num_attention_heads; no grouped queries."""
+    """Number of heads, each hidden_size / num_attention_heads wide; no grouped queries."""
     vocab_size: int = 50368
     """Rows of the embedding that are real tokens or published padding."""
     sliding_window: int = 64
@@ -37,13 +37,13 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of the input-side weights (the released code's `full_megatron`)."""
     attention_output_dropout: float = 0.1
-    """Dropout rate of attention outputs in training, the released recipe's; there is no other."""
+    """Dropout rate of attention outputs in training, as released; there is no other dropout."""
     backend: Literal["auto", "local", "transformer_engine"] = field(default="auto", compare=False)
     """Library of the linears and the attention. local: Megatron-Core and torch. auto: Transformer
     Engine in bf16 and fp8 if it is installed and there is a GPU, else local. Weights, their names
     and checkpoints are the same with each."""
     megatron_overrides: dict[str, Any] = field(default_factory=dict)
-    """Fields that are set in Megatron-Core's TransformerConfig unchanged: the one escape hatch."""
+    """Fields of Megatron-Core's TransformerConfig, set as they are given: the one escape hatch."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that no model can have."""

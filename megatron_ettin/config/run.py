@@ -17,15 +17,18 @@ class OptimizerConfig:
     """The update (Ettin's settings as defaults). Norms and biases are never decayed."""
 
     lr: float
-    """Peak learning rate; phases give shares of it. With muon it applies to all parameters."""
+    """Peak learning rate; lr_start and lr_end of a phase are shares of it. With muon it applies to
+    all parameters."""
     weight_decay: float
-    """stable_adamw decays fully decoupled: a step shrinks weights by weight_decay * (current lr of
-    the tensor / peak lr). adamw and muon decay as torch's AdamW, by weight_decay * current lr. So
-    adamw with weight_decay / lr decays like stable_adamw as long as no update is damped."""
+    """Weight decay. With stable_adamw a step shrinks weights by weight_decay * (current lr of the
+    tensor / peak lr). With adamw and muon it shrinks them by weight_decay * current lr, as torch's
+    AdamW does. So adamw with weight_decay / lr decays like stable_adamw while the RMS below stays
+    at most 1."""
     name: Literal["stable_adamw", "adamw", "muon"] = "stable_adamw"
-    """stable_adamw, the recipe's: AdamW with each tensor's update damped by its RMS. adamw:
-    torch's. muon: Megatron-Core's Muon for matrices and AdamW for embedding, norms and biases; it
-    needs the package emerging-optimizers and hardware.use_distributed_optimizer false."""
+    """Algorithm. stable_adamw (the recipe's): AdamW that divides each tensor's learning rate by
+    max(1, RMS of g / sqrt(v)). adamw: torch's. muon: Megatron-Core's Muon for matrices and AdamW
+    for embedding, norms and biases; it needs the package emerging-optimizers and
+    hardware.use_distributed_optimizer false."""
     warmup_tokens: int = 0
     """Length of the linear warm-up from zero, counted from a fresh optimizer's first token."""
     beta1: float = 0.9
@@ -52,8 +55,8 @@ class CheckpointConfig:
     resume: bool = False
     """Resume from the newest checkpoint of run_dir; without one, start from the beginning."""
     amend_order: bool = False
-    """Let a resumed run train on other future rows than the checkpoint's run had planned, for
-    instance after phases were added, cut or re-weighted. The ledger records the change."""
+    """Let a resumed run change the rows that are still to come, for instance by phases that were
+    added, cut or re-weighted. The ledger records the change."""
     initialize_from: str | None = None
     """Checkpoint folder whose weights a new run starts from, with a fresh optimizer and order."""
     check_files: bool = True
@@ -79,9 +82,9 @@ class ValidationConfig:
     """Measure each time that this many more tokens have been consumed; the end of a run always
     measures."""
     num_rows: int = 64
-    """Rows of the fixed set."""
+    """Number of rows of the fixed set."""
     seq_length: int = 256
-    """Slots of each of these rows, in all phases."""
+    """Row length of the fixed set in slots, the same in all phases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +115,11 @@ class RunConfig:
     data: DataConfig
     """Corpora and blend."""
     optimizer: OptimizerConfig
-    """The update and its settings."""
+    """Optimizer."""
     run_dir: str
     """Folder of checkpoints, metrics, order.json and config.yaml."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    """Parallel layout."""
+    """Parallel layout, precision, micro-batches."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving, resuming, initialising."""
     logging: LoggingConfig = LoggingConfig()
@@ -124,10 +127,10 @@ class RunConfig:
     validation: ValidationConfig = ValidationConfig()
     """Held-out loss."""
     seeds: SeedConfig = SeedConfig()
-    """Counter seeds."""
+    """Seeds of the sample order, masks, initial weights and dropout."""
     profile: bool = False
-    """Trace steps six to eight of the main rank: the trace goes to run_dir/profile.json, the
-    longest kernels or operations to the log."""
+    """Trace steps six to eight on the main rank. The trace goes to run_dir/profile.json; the log
+    names the longest kernels or operations."""
 
     def __post_init__(self) -> None:
         """Refuse sections that contradict each other."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 DESCRIPTION = (
     "Convert checkpoints to Hugging Face folders and back, and from Composer (docs/conversion.md)."
@@ -15,36 +16,49 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command and its options."""
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("to-hf", help="checkpoint to ModernBERT folder").add_argument
+    add = _command(commands, "to-hf", "convert a checkpoint to a ModernBERT folder")
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run_dir/checkpoints/step_N")
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")
-    check = "compare each file's SHA-256 with what was saved, before it is loaded"
+    check = "compare the SHA-256 of each file with the saved one before loading"
     add("--check-files", action=argparse.BooleanOptionalAction, default=True, help=check)
-    add("--license", metavar="ID", help="for the model card: apache-2.0, for example")
-    add("--language", action="append", default=[], metavar="CODE", help="for the card; repeat")
-    add("--base-model", metavar="REPO", help="for the card: whose weights the run started from")
-    add("--dataset", action="append", default=[], metavar="REPO", help="for the card; repeat")
-    add = commands.add_parser("from-hf", help="ModernBERT folder to checkpoint").add_argument
-    add("--input", type=Path, required=True, metavar="DIR", help="has config.json, safetensors")
+    add("--license", metavar="ID", help="licence for the model card, such as apache-2.0")
+    language = "language for the card; repeat"
+    add("--language", action="append", default=[], metavar="CODE", help=language)
+    add("--base-model", metavar="REPO", help="for the card: model whose weights began the run")
+    dataset = "data set for the card; repeat"
+    add("--dataset", action="append", default=[], metavar="REPO", help=dataset)
+    add = _command(commands, "from-hf", "convert a ModernBERT folder to a checkpoint")
+    folder = "folder with config.json and safetensors"
+    add("--input", type=Path, required=True, metavar="DIR", help=folder)
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")
-    layout = "checked and written to config.yaml; the tensors fit any layout; default: 1"
+    layout = "size to check and write to config.yaml; tensors fit any layout; default: 1"
     add("--tensor-parallel-size", type=int, default=1, metavar="N", help=layout)
     add("--pipeline-parallel-size", type=int, default=1, metavar="N", help=layout)
-    window = "keys a local layer sees on each side (decoder: to the left); default: as transformers"
-    add("--sliding-window", type=int, metavar="N", help=window + " computes (decoder: 128 is 63)")
-    shift = "1: a [MASK] is predicted from the position before it (MNTP); 0: in place; default: "
+    window = (
+        "keys that a local layer sees on each side (decoder: to the left); default: as "
+        "transformers reads config.json (decoder: 128 means 63)"
+    )
+    add("--sliding-window", type=int, metavar="N", help=window)
+    shift = "distance from a [MASK] back to the position that predicts it (MNTP: 1); default: "
     add("--prediction-shift", type=int, choices=(0, 1), help=shift + "as config.json says, or 0")
-    add = commands.add_parser(
-        "from-composer", help="raw checkpoint of the original code to checkpoint"
-    ).add_argument
-    add("--input", type=Path, required=True, metavar="FILE", help="saved by Composer (.pt)")
+    raw = "convert a raw checkpoint of the original code to a checkpoint"
+    add = _command(commands, "from-composer", raw)
+    add("--input", type=Path, required=True, metavar="FILE", help="checkpoint of Composer (.pt)")
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")
-    add("--config", type=Path, metavar="YAML", help="its training file; where the input has none")
-    length = "longest rows the model was trained on; default: max_seq_len of --config"
+    add("--config", type=Path, metavar="YAML", help="file of its training, if the input has none")
+    length = "tokens of the longest rows in training; default: max_seq_len of --config"
     add("--max-seq-length", type=int, metavar="N", help=length)
     add("--prediction-shift", type=int, choices=(0, 1), help=shift + "0")
-    add("--tokenizer", type=Path, metavar="DIR", help="its tokenizer; default: none")
-    pack = "tiny models and expected outputs, for ports of the architecture to other libraries"
-    add = commands.add_parser("conformance", help=pack).add_argument
+    add("--tokenizer", type=Path, metavar="DIR", help="folder of its tokenizer; default: none")
+    pack = "write tiny models and expected outputs, for ports of the architecture elsewhere"
+    add = _command(commands, "conformance", pack)
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")
     return parser.parse_args(arguments)
+
+
+def _command(commands: Any, name: str, summary: str) -> Callable[..., Any]:
+    """Add a command; return the `add_argument` of its parser."""
+    description = f"{summary[0].upper()}{summary[1:]}."
+    parser = commands.add_parser(name, help=summary, description=description)
+    add: Callable[..., Any] = parser.add_argument
+    return add

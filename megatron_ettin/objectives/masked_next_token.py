@@ -14,7 +14,7 @@ from megatron_ettin.rows import Rows, TokenIds
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedNextToken(MaskingObjective):
-    """Masked tokens as in MaskedLM, each predicted from the position before it, as a decoder does.
+    """Prediction of masked tokens, each from the position before it, as a decoder predicts.
 
     This is MNTP of LLM2Vec (arXiv 2404.05961, section 2.2) at the mask rate of Ettin's
     cross-objective runs. The first token of a segment has no predecessor and is never masked, so

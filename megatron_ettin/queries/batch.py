@@ -1,4 +1,4 @@
-"""Show every row that a step was or will be fed, token by token; of all ranks or of one."""
+"""Show, token by token, every row that a step was or will be fed, of all ranks or of one."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank",
         type=int,
         metavar="R",
-        help="only the rows of this data-parallel rank, counted from 0",
+        help="show only the rows of this data-parallel rank, counted from 0",
     )
     add("--data-parallel-size", type=int, metavar="N", help="number of data-parallel ranks")
     micro = "slots of a micro-batch; default: the run's own"

@@ -24,7 +24,7 @@ COMMANDS = {
     "twins": "prove that an encoder and a decoder saw the same tokens: PASS or FAIL",
     "verify": "verify that the record is true and the files are unchanged: PASS or FAIL",
     "export": "write what a run was fed as parquet in the published Ettin layout",
-    "import-ettin": "make a corpus of a record in that layout",
+    "import-ettin": "make a corpus from a record in that layout",
     "sql": "query the rows, steps and documents with SQL",
 }
 

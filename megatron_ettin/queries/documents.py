@@ -48,10 +48,10 @@ class DocumentName:
 def add_document_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a document."""
     name = parser.add_mutually_exclusive_group(required=True).add_argument
-    name("--doc", metavar="SOURCE:ORDINAL", help="its source, and its number from 0")
-    name("--id", metavar="ID", help="its id in the raw file")
-    name("--sha", metavar="HASH", help="SHA-256 of its text, hexadecimal")
-    name("--text-file", type=Path, metavar="FILE", help="file that holds its exact text")
+    name("--doc", metavar="SOURCE:ORDINAL", help="source and number (from 0) of the document")
+    name("--id", metavar="ID", help="id of the document in the raw file")
+    name("--sha", metavar="HASH", help="SHA-256 of the document's text, hexadecimal")
+    name("--text-file", type=Path, metavar="FILE", help="file with the document's exact text")
     parser.add_argument("--source", metavar="NAME", help="look only in this source")
 
 

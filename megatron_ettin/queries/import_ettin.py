@@ -1,7 +1,8 @@
-"""Make a corpus of a record in the layout of the published Ettin order: one document per row.
+"""Make a corpus from a record in the layout of the published Ettin order: one document per row.
 
-Documents keep the order of the record: folders of the first phase, then ext, then decay; in each by
-checkpoint, file, step and row. PREFIX.steps.parquet holds the checkpoint and step of each document.
+Documents keep the order of the record: folders of the first phase, then of ext, then of decay; in
+each by checkpoint, file, step and row. PREFIX.steps.parquet holds the checkpoint and step of each
+document.
 """
 
 from __future__ import annotations
@@ -306,7 +307,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         type=Path,
         metavar="DIR",
-        help="refuse ids beyond its vocabulary, and choose the dtype by it",
+        help="tokenizer whose vocabulary bounds the ids and sets the dtype",
     )
     add("--json", action="store_true", help="print one JSON object")
 

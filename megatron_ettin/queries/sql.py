@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared_arguments(
         parser, 'sql --run runs/encoder "select source, sum(num_tokens) from rows group by source"'
     )
-    start = "only rows, segments and steps after this checkpoint; default: 0, the start"
+    start = "show rows, segments and steps after this checkpoint; default: 0, the start"
     add("--from", dest="begin", default="0", metavar="CKPT", help=start)
-    end = "only rows, segments and steps up to this one; default: the last step taken"
+    end = "show rows, segments and steps up to this checkpoint; default: the last step"
     add("--to", dest="end", metavar="CKPT", help=end)
 
 

@@ -188,24 +188,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--chain",
         action="store_true",
-        help="only the ledger, its forks and the files of the run folder",
+        help="check the ledger, its forks and the files of the run folder only",
     )
-    add("--order", action="store_true", help="the pieces of every row, without reading tokens")
-    add("--tokens", action="store_true", help="the tokens and masks of every step")
-    add("--weights", action="store_true", help="every file of every checkpoint, by its SHA-256")
+    add("--order", action="store_true", help="check the pieces of every row, without tokens")
+    add("--tokens", action="store_true", help="check the tokens and masks of every step")
+    add("--weights", action="store_true", help="check every file of every checkpoint by SHA-256")
     add(
         "--files",
         action="store_true",
-        help="all corpora, hashed anew even if their time stamps are unchanged",
+        help="hash all corpora anew, even if their time stamps are unchanged",
     )
     sample = (
-        f"with --tokens: share of the steps; default: all, or {SMALL_SAMPLE} if no check is named"
+        f"share of steps that --tokens checks; default: 1 ({SMALL_SAMPLE} if no check is named)"
     )
     add("--sample", type=float, metavar="SHARE", help=sample)
     add("--seed", type=int, default=0, metavar="N", help="seed that chooses the steps; default: 0")
     head = (
-        f"also look for the record with this published chain hash, or with its first {SHORTEST} or "
-        f"more digits, and count what happened since"
+        f"find the record with this published chain hash ({SHORTEST} digits or more), and count "
+        f"what happened since"
     )
     add("--head", metavar="HEX", help=head)
 
