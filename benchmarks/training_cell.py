@@ -9,6 +9,7 @@ from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,13 +17,16 @@ from benchmarks import throughput
 from benchmarks.contenders import Ours, Transformers, packed_batches, padded_batches
 from benchmarks.path_cost import path_cost
 from benchmarks.throughput import Builder, Measurement
-from benchmarks.training_cells import Cell, Figures
 from megatron_ettin import distributed
 from megatron_ettin.config import RunConfig, parse_args
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.devices import gpu_called
 from megatron_ettin.model.counts import mfu
 from megatron_ettin.training.profile import TRACE_FILE, idle_share, kernel_intervals, trace_steps
+
+if TYPE_CHECKING:
+    # Not at run time: training_cells starts the process that imports this module.
+    from benchmarks.training_cells import Cell, Figures
 
 SEQ_LENGTH = 1024
 #: Slots of a step: on a CPU one micro-batch, on a GPU several.
