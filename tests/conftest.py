@@ -15,6 +15,8 @@ import yaml
 # Set before the libraries that read them are imported; processes started by a test inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+# Idle OpenMP threads sleep instead of spinning: tests run several processes on each core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 DEVICES_NEEDED = {"gpu": 1, "multi_gpu": 2}
 
