@@ -1,1 +1,1 @@
-"""Measurements of this project, and of others beside it; no part of the installed package."""
+"""Measurements of this project, and of others beside it; not part of the installed package."""

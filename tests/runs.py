@@ -72,7 +72,7 @@ def _record(
     state = RunState(phase_ids=tuple(spec.phase_ids()), phase_ends=tuple(spec.phase_ends()))
     description = describe_run(config, spec, state, order.ids, data_parallel_size=1)
     recorder = Recorder(writer, description, spec, state, is_amended=False)
-    loader = _loader(config, order)
+    loader = Loader.of_run(config, order)
     for index, phase in enumerate(spec.phases):
         state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
         recorder.record_phase(state, index, phase)
@@ -89,18 +89,6 @@ def _record(
                 files = FileList({}).sha256
                 state = recorder.record_checkpoint(state, f"step_{state.step:08d}", files)
     recorder.record_end(state)
-
-
-def _loader(config: RunConfig, order: SampleOrder) -> Loader:
-    return Loader(
-        order=order,
-        objective=config.objective,
-        ids=order.ids,
-        mask_seed=config.seeds.mask,
-        micro_batch_tokens=config.hardware.micro_batch_tokens,
-        data_parallel_rank=0,
-        data_parallel_size=1,
-    )
 
 
 def _skip(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
+from megatron_ettin.config import RunConfig
 from megatron_ettin.objectives import Batch, Objective
 from megatron_ettin.order import Order
 from megatron_ettin.rows import TokenIds
@@ -24,6 +26,26 @@ class Loader:
     """Largest number of slots of a micro-batch, which holds as many whole rows as fit."""
     data_parallel_rank: int
     data_parallel_size: int
+
+    @classmethod
+    def of_run(
+        cls,
+        config: RunConfig,
+        order: Order,
+        *,
+        data_parallel_rank: int = 0,
+        data_parallel_size: int = 1,
+    ) -> Self:
+        """Return the loader of a rank of a run, by default of the only one."""
+        return cls(
+            order=order,
+            objective=config.objective,
+            ids=order.ids,
+            mask_seed=config.seeds.mask,
+            micro_batch_tokens=config.hardware.micro_batch_tokens,
+            data_parallel_rank=data_parallel_rank,
+            data_parallel_size=data_parallel_size,
+        )
 
     def num_micro_batches(self, begin: int, end: int) -> int:
         """Return how many micro-batches each rank runs for rows [begin, end)."""

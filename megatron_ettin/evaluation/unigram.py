@@ -27,15 +27,7 @@ def unigram_loss(config: RunConfig) -> HeldOutLoss:
     order = open_held_out_order(config)
     counts = token_counts(config.data.sources, order.ids) + 1
     nats = np.log(counts.sum()) - np.log(counts)
-    loader = Loader(
-        order=order,
-        objective=config.objective,
-        ids=order.ids,
-        mask_seed=config.seeds.mask,
-        micro_batch_tokens=config.hardware.micro_batch_tokens,
-        data_parallel_rank=0,
-        data_parallel_size=1,
-    )
+    loader = Loader.of_run(config, order)
     num_rows = config.validation.num_rows
     rows = torch.zeros(num_rows, 2, dtype=torch.float64)
     for batch in loader.micro_batches(0, num_rows):

@@ -15,7 +15,7 @@ from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.order import NotRecordedError, Order
 from megatron_ettin.order.ledger import Ledger
-from megatron_ettin.order.mcore import McoreOrder, McoreRun
+from megatron_ettin.order.mcore import FORMAT, McoreOrder, McoreRun
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.steps import plan_steps
 from megatron_ettin.queries.record import spec_differences
@@ -162,7 +162,7 @@ def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --run takes the run_dir of a run")
     document = yaml.safe_load(path.read_text())
-    if isinstance(document, dict) and document.get("order") == "mcore":
+    if isinstance(document, dict) and document.get("order") == FORMAT:
         return _open_mcore(folder)
     run = _open_own(RunFolder(folder))
     if must_match and run.changes:

@@ -150,15 +150,7 @@ def restore(run: Training, state: RunState) -> RunState:
 def build_loader(config: RunConfig, order: SampleOrder) -> Loader:
     """Return this rank's loader of the order's rows."""
     rank, size = distributed.data_parallel()
-    return Loader(
-        order=order,
-        objective=config.objective,
-        ids=order.ids,
-        mask_seed=config.seeds.mask,
-        micro_batch_tokens=config.hardware.micro_batch_tokens,
-        data_parallel_rank=rank,
-        data_parallel_size=size,
-    )
+    return Loader.of_run(config, order, data_parallel_rank=rank, data_parallel_size=size)
 
 
 def _build_validation(config: RunConfig) -> Validation | None:

@@ -167,15 +167,7 @@ def train_here(config: RunConfig) -> Ours:
 def batches(config: RunConfig) -> Iterator[list[Batch]]:
     """Yield the micro-batches of each step."""
     order = open_order(config)
-    loader = Loader(
-        order=order,
-        objective=config.objective,
-        ids=order.ids,
-        mask_seed=config.seeds.mask,
-        micro_batch_tokens=config.hardware.micro_batch_tokens,
-        data_parallel_rank=0,
-        data_parallel_size=1,
-    )
+    loader = Loader.of_run(config, order)
     for step in range(STEPS):
         yield list(loader.micro_batches(step * ROWS, (step + 1) * ROWS))
 

@@ -14,7 +14,7 @@ import pytest
 
 from megatron_ettin import native
 from megatron_ettin.file_digests import FileList
-from megatron_ettin.order.ledger import RECORD, Kind, Ledger, LedgerWriter
+from megatron_ettin.order.ledger import RECORD, Head, Kind, Ledger, LedgerWriter
 from megatron_ettin.order.ledger.format import GENESIS, seal
 from megatron_ettin.queries.answer import FAULTS_KEPT
 from megatron_ettin.queries.recorded_run import open_run
@@ -313,6 +313,26 @@ def test_a_checkpoint_of_this_ledger(run: Run) -> None:
     found = verify(run.folder, order=False, tokens=False)
     assert found.passed, found.faults
     assert found.checks[0].compared == len(run.ledger.records) + 1
+
+
+def test_a_checkpoint_that_an_earlier_version_saved(run: Run) -> None:
+    """Neither its record nor its state has digests of files; only a note says so."""
+    point = run.ledger.checkpoints()[0]
+    before = Head(
+        point.head.seq - 1, run.ledger.records["chain"][point.head.seq - 1].tobytes().hex()
+    )
+    payload = {name: value for name, value in point.payload.items() if name != "files_sha256"}
+    with LedgerWriter.open(run.folder / "ledger", before) as writer:
+        where = {"step": point.step, "g_begin": point.g, "g_end": point.g, "phase": 0}
+        writer.append(Kind.CHECKPOINT, **where, payload=payload)
+    earlier = dataclasses.replace(run, ledger=Ledger.read(run.folder / "ledger"))
+    path = write_state(earlier)
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in state.items() if not k.startswith("files")}))
+    found = verify(run.folder, order=False, tokens=False)
+    assert found.passed, found.faults
+    note = f"{payload['name']} is of an earlier version: nothing was recorded of its files"
+    assert note in found.notes
 
 
 @pytest.mark.parametrize(
