@@ -28,7 +28,7 @@ $(BIN)/python:
 # environment: what compiles the extension is then what constraints.txt says.
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(CPP) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools pybind11
-	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[dev,eval]'
 	@touch $@
 
 test: venv
