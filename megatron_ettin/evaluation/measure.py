@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 import torch
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from megatron_ettin.evaluation.model import Model
 from megatron_ettin.evaluation.results import Result, ResultStore, result_key
@@ -44,6 +45,15 @@ class Outcome:
     failure: str | None = None
     """Message of the error that ended the measurement."""
 
+    def __str__(self) -> str:
+        """Say it in one line."""
+        if self.result is None:
+            what = f"FAILED: {self.failure}" if self.failure else f"left out: {self.refusal}"
+            return f"{self.unit}: {what}"
+        place = "on disk" if self.was_on_disk else f"{self.result.seconds:.0f} s"
+        name, score = next(iter(self.result.scores.items()))
+        return f"{self.unit}: {name} {score.value:.4f} ({place})"
+
 
 def units(models: Sequence[Model], tasks: Mapping[str, Task]) -> list[Unit]:
     """Return all measurements, task by task: models of one task follow each other."""
@@ -57,6 +67,9 @@ def units(models: Sequence[Model], tasks: Mapping[str, Task]) -> list[Unit]:
 
 def measure_all(chosen: Sequence[Unit], store: ResultStore) -> Iterator[Outcome]:
     """Yield the outcome of each unit; a failure does not keep the others from being measured."""
+    # Of weights that a model without its output layer leaves in the folder, at every load.
+    set_verbosity_error()
+    disable_progress_bar()
     for unit in chosen:
         if reason := unit.task.refusal(unit.model):
             yield Outcome(unit=unit, refusal=reason)

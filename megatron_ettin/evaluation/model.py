@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,22 @@ def open_model(path_or_name: str, name: str | None = None) -> Model:
         prediction_shift=1 if attention == "causal" else config.get("prediction_shift", 0),
         max_tokens=config.get("max_position_embeddings", 512),
     )
+
+
+def open_models(arguments: Sequence[str]) -> list[Model]:
+    """Open models given as FOLDER, as a repository's name, or as NAME=FOLDER.
+
+    Raises:
+        ValueError: as `open_model`; or two models have one name.
+    """
+    models = []
+    for argument in arguments:
+        name, separator, path = argument.partition("=")
+        models.append(open_model(path, name) if separator else open_model(argument))
+    names = [model.name for model in models]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several models are called {', '.join(repeated)}; give NAME=FOLDER")
+    return models
 
 
 def _local_folder(path_or_name: str) -> Path:
