@@ -48,7 +48,7 @@ def result_key(model: Model, task: Task, seed: int) -> str:
         "files": {str(path): FileDigest.of_file(path).sha256 for path in sorted(task.files())},
         "seed": seed,
     }
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), default=str)
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

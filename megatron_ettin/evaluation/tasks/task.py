@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,8 @@ class Task(ABC):
         """
 
     def settings(self) -> dict[str, Any]:
-        """Return the class and the fields but seeds: all settings that a result depends on."""
+        """Return the class and the fields but seeds, as JSON: what a result depends on."""
         fields = {**dataclasses.asdict(self), "class": type(self).__name__}
         del fields["seeds"]
-        return fields
+        settings: dict[str, Any] = json.loads(json.dumps(fields, default=str))
+        return settings
