@@ -21,18 +21,27 @@ def end_with_launcher() -> None:
     """Let the kernel kill this process when torchrun ends, however that happens.
 
     Without torchrun it does nothing: a run that was started in a shell may outlive it (`nohup`).
-    The kernel watches the thread that started this process; torchrun's is its main thread.
 
     Raises:
         OSError: the kernel refuses.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return
-    launcher = os.getppid()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(os.getppid())
+
+
+def end_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when the process `parent`, which started it, ends.
+
+    The kernel watches the thread that started this process; torchrun's is its main thread. A
+    program that this process becomes by exec is killed too.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     system = ctypes.CDLL(None, use_errno=True)
     if system.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != launcher:  # it ended before prctl, and the kernel will send nothing
+    if os.getppid() != parent:  # it ended before prctl, and the kernel will send nothing
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -112,6 +112,15 @@ class PhaseConfig:
             return self.global_batch_size
         return start + (self.global_batch_size - start) * phase_tokens // tokens
 
+    def scaled(self, factor: float) -> PhaseConfig:
+        """Return the phase with all counts of tokens and rows times `factor`, but at least 1."""
+        counts = {
+            name: max(1, round(count * factor))
+            for name in ("train_tokens", "train_rows", "lr_decay_tokens", "batch_ramp_tokens")
+            if (count := getattr(self, name)) is not None
+        }
+        return replace(self, **counts)
+
     @property
     def rotary_bases(self) -> RotaryBases:
         """RoPE bases of a phase that names both; every phase of a run that has started does.

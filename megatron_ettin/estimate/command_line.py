@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jsonargparse
@@ -139,7 +139,8 @@ def _question(options: dict[str, Any]) -> Question:
         if sections["checkpoint"] == CheckpointConfig():
             sections["checkpoint"] = CheckpointConfig(save_every_tokens=PUBLISHED_SAVE_EVERY_TOKENS)
     if options["tokens"] is not None:
-        phases = _scaled(phases, int(options["tokens"]))
+        factor = options["tokens"] / sum(phase.train_tokens for phase in phases)
+        phases = [phase.scaled(factor) for phase in phases]
     on_gpu = options["device"] != "cpu"
     choose = sections["hardware"] == HardwareConfig()
     if choose:
@@ -160,21 +161,3 @@ def _question(options: dict[str, Any]) -> Question:
         choose_micro_batch=choose,
         **{name: options[name] for name in names},
     )
-
-
-def _scaled(phases: list[PhaseConfig], tokens: int) -> list[PhaseConfig]:
-    """Return phases of `tokens` together, each with the share it has now."""
-    whole = sum(phase.train_tokens for phase in phases)
-
-    def scaled(count: int) -> int:
-        return max(1, round(count * tokens / whole))
-
-    scaled_phases = []
-    for phase in phases:
-        optional: dict[str, Any] = {
-            name: scaled(count)
-            for name in ("train_rows", "lr_decay_tokens", "batch_ramp_tokens")
-            if (count := getattr(phase, name)) is not None
-        }
-        scaled_phases.append(replace(phase, train_tokens=scaled(phase.train_tokens), **optional))
-    return scaled_phases

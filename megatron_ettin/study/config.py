@@ -82,13 +82,17 @@ class StudyConfig:
                 self._check_start(name, arm.starts_from)
             if arm.objective is not None and not self.sizes:
                 raise ValueError(f"arms.{name}: is trained, but sizes names no model size")
+        self._check_values()
+
+    def _check_values(self) -> None:
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"seeds: {self.seeds}; give different ones, of 0 or more")
-        for field_name in ("checkpoints", "num_devices"):
-            if getattr(self, field_name) < 1:
-                raise ValueError(f"{field_name}: {getattr(self, field_name)} is not positive")
-        if self.train_tokens is not None and self.train_tokens < 1:
-            raise ValueError(f"train_tokens: {self.train_tokens} is not positive")
+        for name in ("checkpoints", "num_devices", "train_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} is not positive")
+        if not self.launch:
+            raise ValueError("launch: is empty; [torchrun, --standalone] starts one process")
         if self.device not in DEVICES:
             raise ValueError(f"device: {self.device!r}; there are {', '.join(DEVICES)}")
 
