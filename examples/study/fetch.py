@@ -72,12 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def provide(output: Path, text: Path, blimp: Path | None, winogender: Path | None) -> Iterator[str]:
     """Make the parts that are not there yet; yield a line on each folder."""
-    parts = [
-        Part(folders=("lm_eval", "glue"), make=lambda: (harness_sets.fetch(), "fetched")),
-        Part(folders=("reviews",), make=partial(make_reviews, text, output)),
-        Part(folders=("wikipedia-retrieval",), make=partial(make_retrieval, text)),
-    ]
     expected = read_digests()
+    parts = []  # the user's folders first: a wrong name is found before the download
     for name, source in (("blimp", blimp), ("winogender", winogender)):
         files = select(expected, (name,))
         if source is not None or is_current(output, files):
@@ -85,6 +81,11 @@ def provide(output: Path, text: Path, blimp: Path | None, winogender: Path | Non
             parts.append(Part(folders=(name,), make=make))
         else:
             yield f"{output / name}: left out; --{name} FOLDER copies it (see docs/evaluation.md)"
+    parts += [
+        Part(folders=("lm_eval", "glue"), make=lambda: (harness_sets.fetch(), "fetched")),
+        Part(folders=("reviews",), make=partial(make_reviews, text, output)),
+        Part(folders=("wikipedia-retrieval",), make=partial(make_retrieval, text)),
+    ]
     for part in parts:
         wanted = select(expected, part.folders)
         action = "up to date" if is_current(output, wanted) else publish(part, output, wanted)

@@ -51,7 +51,7 @@ def split(articles: Iterable[Record]) -> tuple[dict[str, list[Record]], str]:
         raise ValueError(f"{len(usable)} usable articles: more than {TEST_ARTICLES} are needed")
     test, rest = usable[:TEST_ARTICLES], usable[TEST_ARTICLES:]
     identified = [(f"{number:04}", article) for number, article in enumerate(test)]
-    sets = {
+    sets: dict[str, list[Record]] = {
         "corpus": [{"_id": f"d{n}", "title": a.title, "text": a.text} for n, a in identified],
         "queries": [{"_id": f"q{n}", "text": a.query} for n, a in identified],
         "qrels": [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1} for n, _ in identified],
