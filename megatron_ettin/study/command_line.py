@@ -7,12 +7,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-#: What the quickstart found for two cores (examples/quickstart.sh): glibc keeps large blocks, and
-#: threads that wait for each other sleep. Processes that a study starts inherit it.
+#: Inherited by the processes that a study starts. glibc keeps large blocks, and threads that wait
+#: for each other sleep: examples/quickstart.sh says why. Megatron-Core warns of missing packages.
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "OMP_WAIT_POLICY": "passive",
+    "PYTHONWARNINGS": "ignore",
 }
 
 

@@ -120,7 +120,6 @@ def train(study: Study, model: StudyModel) -> None:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONWARNINGS": "ignore",
     }
     child = [sys.executable, "-m", "megatron_ettin.study.child", str(os.getpid())]
     process = subprocess.Popen(
