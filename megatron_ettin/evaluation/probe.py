@@ -122,12 +122,16 @@ def mean_hidden_states(model: Any, tokenizer: Any, texts: Sequence[str]) -> NDAr
     ):
         for batch in _batches(lengths):
             padded = tokenizer.pad({name: [encoded[name][i] for i in batch] for name in encoded})
-            inputs = {name: torch.tensor(padded[name]) for name in ("input_ids", "attention_mask")}
+            inputs = {
+                name: torch.tensor(padded[name], device=model.device)
+                for name in ("input_ids", "attention_mask")
+            }
             # 1 at the text's own tokens: neither padding nor special tokens.
-            averaged = inputs["attention_mask"] * (1 - torch.tensor(padded["special_tokens_mask"]))
+            special = torch.tensor(padded["special_tokens_mask"], device=model.device)
+            averaged = inputs["attention_mask"] * (1 - special)
             hidden = model(**inputs).last_hidden_state
             total = averaged.sum(dim=1, keepdim=True).clamp(min=1)
-            features[batch] = ((hidden * averaged[..., None]).sum(dim=1) / total).numpy()
+            features[batch] = ((hidden * averaged[..., None]).sum(dim=1) / total).cpu().numpy()
             bar.update(sum(lengths[i] for i in batch))
     return features
 
