@@ -92,6 +92,11 @@ class Training(Stage):
         return _training_name(self.model)
 
     @property
+    def kind(self) -> str:
+        """Trainings of all arms take alike many times their estimates."""
+        return "training"
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """Training of the arm that it starts from."""
         return () if self.model.start is None else (_training_name(self.model.start),)
