@@ -5,7 +5,8 @@
 #   make test-long     what `make test` leaves out: ten thousand random cases or more, the largest models
 #   make test-next     the whole suite under Python 3.12 or newer, with the newer Megatron-Core that
 #                      constraints.txt names for it; its CUDA build of torch is a large download
-#   make check         format, lint, types, layers and the fast tests: what every commit must pass
+#   make check         `make lint` and the fast tests: what every commit must pass
+#   make lint          format, lint, types, stub, layers and C++ format
 #   make stub          megatron_ettin/_native.pyi, from the docstrings and signatures in csrc/bindings_*.cc
 #   make quickstart    from text to a trained pair of models (QUICKSTART_SHORT=1: fewer steps)
 
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CPP := $(wildcard csrc/*.h csrc/*.cc)
 
-.PHONY: venv test test-long test-next check stub quickstart
+.PHONY: venv test test-long test-next check lint stub quickstart
 
 venv: $(INSTALLED)
 
@@ -42,14 +43,16 @@ test-next:
 	@$(NEXT_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "error: Python 3.12 or newer is needed; make test-next NEXT_PYTHON=/path/to/python3 names one")'
 	$(MAKE) test PYTHON="$(NEXT_PYTHON)" VENV=.venv-next
 
-check: venv
+check: lint
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow and not long" tests/unit tests/native
+
+lint: venv
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/python csrc/stub.py --check
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow and not long" tests/unit tests/native
 
 stub: venv
 	$(BIN)/python csrc/stub.py
