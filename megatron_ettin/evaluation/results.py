@@ -114,6 +114,7 @@ def _to_document(result: Result) -> dict[str, Any]:
                 "items": score.items,
                 "predictions": score.predictions.tolist(),
                 "references": None if score.references is None else score.references.tolist(),
+                "groups": score.groups,
             }
             for name, score in result.scores.items()
         },
@@ -130,5 +131,6 @@ def _score(fields: dict[str, Any]) -> Score:
         items=tuple(fields["items"]),
         predictions=np.array(fields["predictions"], dtype=np.float64),
         references=None if references is None else np.array(references, dtype=np.float64),
+        groups=None if fields["groups"] is None else tuple(fields["groups"]),
         chance=fields["chance"],
     )

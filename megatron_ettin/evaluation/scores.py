@@ -68,6 +68,9 @@ class Score:
     """Shape [seeds, n]."""
     references: Values | None = None
     """Shape [n]; None where the metric is a mean of the predictions."""
+    groups: tuple[str, ...] | None = None
+    """Group of each item, such as its data set, where the value is the mean over groups of their
+    means. Items are then resampled within their groups."""
     chance: float | None = None
     """Value that a guess reaches, where that is known."""
 
@@ -81,6 +84,8 @@ class Score:
             raise ValueError(f"{self.metric}: no items were scored")
         if (self.metric in CORPUS_METRICS) != (self.references is not None):
             raise ValueError(f"{self.metric}: references belong to {', '.join(CORPUS_METRICS)}")
+        if self.groups and (self.references is not None or len(self.groups) != len(self.items)):
+            raise ValueError(f"{self.metric}: groups belong to means, one to each item")
 
     @property
     def seed_values(self) -> Values:
@@ -94,7 +99,7 @@ class Score:
 
     @functools.cached_property
     def _resampled(self) -> Any:
-        return bootstrap_over_items(len(self.items), self._on)
+        return bootstrap_over_items(self._strata, self._on)
 
     @property
     def standard_error(self) -> float:
@@ -125,20 +130,37 @@ class Score:
         if (self.metric, self.items) != (other.metric, other.items):
             raise ValueError(f"{self.metric} and {other.metric}: not of the same items")
         resampled = bootstrap_over_items(
-            len(self.items), lambda chosen: self._on(chosen) - other._on(chosen)
+            self._strata, lambda chosen: self._on(chosen) - other._on(chosen)
         )
         interval = Interval(*map(float, resampled.confidence_interval))
         return Difference(self.value - other.value, interval)
 
+    @property
+    def _strata(self) -> list[NDArray[np.int64]]:
+        """Return the indices of the items of each group."""
+        if self.groups is None:
+            return [np.arange(len(self.items))]
+        groups = np.array(self.groups)
+        return [np.flatnonzero(groups == name) for name in dict.fromkeys(self.groups)]
+
+    @functools.cached_property
+    def _weights(self) -> Values:
+        """Return the weight [n] of each item in a mean; all are 1 where there are no groups."""
+        weights = np.zeros(len(self.items))
+        strata = self._strata
+        for members in strata:
+            weights[members] = len(self.items) / len(strata) / len(members)
+        return weights
+
     def _metric(self, predictions: Values, references: Values | None) -> float:
         if references is None:
-            return float(predictions.mean())
+            return float((predictions * self._weights).mean())
         return float(CORPUS_METRICS[self.metric](predictions, references))
 
     def _on(self, chosen: NDArray[np.int64]) -> Values:
         """Return the value on items `chosen` [resamples, n]."""
         if self.references is None:
-            return self.predictions.mean(axis=0)[chosen].mean(axis=-1)
+            return (self.predictions.mean(axis=0) * self._weights)[chosen].mean(axis=-1)
         return np.array(
             [
                 np.mean([self._metric(row[one], self.references[one]) for row in self.predictions])
@@ -147,18 +169,24 @@ class Score:
         )
 
 
-def bootstrap_over_items(num_items: int, statistic: Callable[[NDArray[np.int64]], Values]) -> Any:
-    """Return scipy's bootstrap result of a statistic of item indices [resamples, num_items]."""
+def bootstrap_over_items(
+    strata: Sequence[NDArray[np.int64]], statistic: Callable[[NDArray[np.int64]], Values]
+) -> Any:
+    """Return scipy's bootstrap result of a statistic of item indices [resamples, n].
 
-    def on_resamples(chosen: NDArray[np.int64], axis: int) -> Values:
-        return statistic(np.atleast_2d(chosen)).reshape(chosen.shape[:-1])
+    Each of the strata, arrays of item indices, is resampled on its own.
+    """
+
+    def on_resamples(*chosen: NDArray[np.int64], axis: int) -> Values:
+        together = np.concatenate(chosen, axis=-1)
+        return statistic(np.atleast_2d(together)).reshape(together.shape[:-1])
 
     return bootstrap(
-        (np.arange(num_items),),
+        tuple(strata),
         on_resamples,
         vectorized=True,
         n_resamples=NUM_RESAMPLES,
-        batch=max(1, BATCH_NUMBERS // num_items),
+        batch=max(1, BATCH_NUMBERS // sum(map(len, strata))),
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(RESAMPLING_SEED),
@@ -179,5 +207,6 @@ def over_seeds(scores: Sequence[Score]) -> Score:
         items=first.items,
         predictions=np.concatenate([score.predictions for score in scores]),
         references=first.references,
+        groups=first.groups,
         chance=first.chance,
     )

@@ -81,6 +81,18 @@ def test_a_correlation_is_computed_anew_on_every_resample() -> None:
     assert measured.interval == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.03)
 
 
+def test_groups_count_alike_and_are_resampled_one_by_one() -> None:
+    rows = [answers(80, 100) + answers(10, 40)]
+    groups = (*100 * ["easy"], *40 * ["hard"])
+    measured = score(rows, groups=groups)
+    assert measured.value == pytest.approx((0.8 + 0.25) / 2)
+    errors = [0.8 * 0.2 / 100, 0.25 * 0.75 / 40]
+    assert measured.standard_error == pytest.approx(math.sqrt(sum(errors)) / 2, rel=0.05)
+    other = score([answers(70, 100) + answers(10, 40)], groups=groups)
+    assert measured.minus(other).value == pytest.approx(0.05)
+    assert over_seeds([measured, other]).groups == groups
+
+
 def test_the_same_score_has_the_same_interval_again() -> None:
     assert score([answers(5, 9)]).interval == score([answers(5, 9)]).interval
 
@@ -98,6 +110,7 @@ def test_other_items_are_not_compared() -> None:
         ([[]], {}, "no items"),
         ([[1.0]], {"references": np.ones(1)}, "references belong to"),
         ([[1.0]], {"metric": "F1"}, "references belong to"),
+        ([[1.0]], {"groups": ("a", "b")}, "groups belong to"),
     ],
 )
 def test_what_is_no_score(rows: list[list[float]], fields: dict[str, object], message: str) -> None:
