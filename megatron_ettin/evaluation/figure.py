@@ -2,101 +2,43 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
+from megatron_ettin.evaluation.theme import MARKERS, Theme, as_png, as_svg
 from megatron_ettin.evaluation.twins import Comparison, Record, Twin
 
-WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 9.0, 6.0, 160
+WIDTH_INCHES, HEIGHT_INCHES = 9.0, 6.0
 MILLION = 1e6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Theme:
-    """Colours that are readable on one background."""
-
-    background: str
-    text: str
-    grid: str
-    phase: str
-    """Background of every other phase."""
-    twins: dict[str, str]
-    """Colour of each twin."""
-
-
-LIGHT = Theme(
-    background="#ffffff",
-    text="#24292f",
-    grid="#d8dee4",
-    phase="#f3f5f8",
-    twins={"encoder": "#0a6ebd", "decoder": "#c4500f"},
-)
-DARK = Theme(
-    background="#15191f",
-    text="#d5dbe3",
-    grid="#363e49",
-    phase="#1e242c",
-    twins={"encoder": "#62b5f5", "decoder": "#f59a5a"},
-)
-MARKERS = {"encoder": "o", "decoder": "s"}
 LINES = {"encoder": "-", "decoder": "--"}
 """Line styles of the learning rates, which coincide where the twins share a schedule."""
 
 
 def png(comparison: Comparison) -> bytes:
     """Return the figure as a PNG of 1440 x 960 pixels, on a light background."""
-    with matplotlib.rc_context(_style(LIGHT)):
-        output = io.BytesIO()
-        figure = _draw(comparison, LIGHT)
-        # Without matplotlib's version in it, the same comparison gives the same bytes.
-        figure.savefig(output, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return output.getvalue()
+    return as_png(partial(_draw, comparison))
 
 
 def svg(comparison: Comparison, theme: Theme) -> bytes:
     """Return the figure as SVG; the same comparison gives the same bytes."""
-    with matplotlib.rc_context({**_style(theme), "svg.hashsalt": "report", "svg.fonttype": "path"}):
-        output = io.BytesIO()
-        figure = _draw(comparison, theme)
-        figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
-    return output.getvalue()
-
-
-def _style(theme: Theme) -> Any:
-    return {
-        "figure.facecolor": theme.background,
-        "savefig.facecolor": theme.background,
-        "axes.facecolor": theme.background,
-        "axes.edgecolor": theme.grid,
-        "axes.labelcolor": theme.text,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlecolor": theme.text,
-        "font.size": 9.5,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "text.color": theme.text,
-        "xtick.color": theme.text,
-        "ytick.color": theme.text,
-    }
+    return as_svg(partial(_draw, comparison), theme)
 
 
 def _draw(comparison: Comparison, theme: Theme) -> Figure:
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1.0))
     handles = []
-    for name, twin in comparison.twins.items():
-        handles += _draw_losses(losses, name, twin, theme.twins[name])
+    for (name, twin), colour, marker in zip(
+        comparison.twins.items(), theme.series, MARKERS, strict=False
+    ):
+        handles += _draw_losses(losses, name, twin, colour, marker)
         rates.plot(
             _tokens(twin.run.training),
             [record["lr"] for record in twin.run.training],
-            color=theme.twins[name],
+            color=colour,
             linestyle=LINES[name],
         )
     _shade_phases(losses, rates, comparison.encoder, theme)
@@ -113,7 +55,7 @@ def _draw(comparison: Comparison, theme: Theme) -> Figure:
     return figure
 
 
-def _draw_losses(axes: Any, name: str, twin: Twin, colour: str) -> list[Any]:
+def _draw_losses(axes: Any, name: str, twin: Twin, colour: str, marker: str) -> list[Any]:
     """Draw a twin's curve, held-out points and unigram loss; return what the legend shows."""
     training, validation = twin.run.training, twin.run.validation
     (curve,) = axes.plot(
@@ -130,7 +72,7 @@ def _draw_losses(axes: Any, name: str, twin: Twin, colour: str) -> list[Any]:
         yerr=[record["heldout_standard_error"] for record in validation],
         color=colour,
         linestyle="none",
-        marker=MARKERS[name],
+        marker=marker,
         markersize=4.5,
         capsize=2.5,
         label="held-out ± standard error",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 from pathlib import Path
 
 from megatron_ettin.evaluation import figure, table
+from megatron_ettin.evaluation.theme import DARK, LIGHT, as_data_url
 from megatron_ettin.evaluation.twins import Comparison, Twin
 from megatron_ettin.publication import publish_bytes, publish_text
 
@@ -88,10 +88,7 @@ def _lead(comparison: Comparison) -> str:
 
 
 def _figure(comparison: Comparison) -> str:
-    light, dark = (
-        "data:image/svg+xml;base64," + base64.b64encode(figure.svg(comparison, theme)).decode()
-        for theme in (figure.LIGHT, figure.DARK)
-    )
+    light, dark = (as_data_url(figure.svg(comparison, theme)) for theme in (LIGHT, DARK))
     return f"""<figure>
 <picture>
 <source media="(prefers-color-scheme: dark)" srcset="{dark}">

@@ -114,12 +114,7 @@ class Score:
     @property
     def seed_interval(self) -> Interval | None:
         """Interval of the mean over seeds (Student's t); None for a single seed."""
-        values = self.seed_values
-        if len(values) < 2:
-            return None
-        quantile = students_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-        half = float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
-        return Interval(self.value - half, self.value + half)
+        return interval_over_seeds(self.seed_values)
 
     def minus(self, other: Score) -> Difference:
         """Return the difference to another score, with its interval by paired bootstrap over items.
@@ -127,13 +122,16 @@ class Score:
         Raises:
             ValueError: the two are of different metrics or items.
         """
-        if (self.metric, self.items) != (other.metric, other.items):
+        mine, theirs = ((s.metric, s.items, s.groups) for s in (self, other))
+        if mine != theirs:
             raise ValueError(f"{self.metric} and {other.metric}: not of the same items")
-        resampled = bootstrap_over_items(
-            self._strata, lambda chosen: self._on(chosen) - other._on(chosen)
+        # Both were resampled with the same seed: resample k took the same items from either.
+        differences = (
+            self._resampled.bootstrap_distribution - other._resampled.bootstrap_distribution
         )
-        interval = Interval(*map(float, resampled.confidence_interval))
-        return Difference(self.value - other.value, interval)
+        tail = (1 - CONFIDENCE) / 2
+        low, high = np.quantile(differences, (tail, 1 - tail))
+        return Difference(self.value - other.value, Interval(float(low), float(high)))
 
     @property
     def _strata(self) -> list[NDArray[np.int64]]:
@@ -191,6 +189,15 @@ def bootstrap_over_items(
         method="percentile",
         rng=np.random.default_rng(RESAMPLING_SEED),
     )
+
+
+def interval_over_seeds(values: Values) -> Interval | None:
+    """Return the interval of a mean of seeds' values (Student's t); None for fewer than two."""
+    if len(values) < 2:
+        return None
+    quantile = students_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    half = float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
+    return Interval(float(values.mean()) - half, float(values.mean()) + half)
 
 
 def over_seeds(scores: Sequence[Score]) -> Score:
