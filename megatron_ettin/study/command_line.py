@@ -44,13 +44,15 @@ def study_command(options: argparse.Namespace) -> int:
     from megatron_ettin.evaluation.task_file import read_tasks
     from megatron_ettin.study.arms import Study
     from megatron_ettin.study.config import load_study
+    from megatron_ettin.study.page import write_page
     from megatron_ettin.study.plan import all_stages, as_text, check_inputs, choose, make_plan
     from megatron_ettin.study.runner import Runner
 
     changes = {"train_tokens": options.budget, "output": options.output}
     config = load_study(options.config, **{k: v for k, v in changes.items() if v is not None})
     study = Study(config)
-    every = all_stages(study, read_tasks(Path(config.evaluation)))
+    tasks = read_tasks(Path(config.evaluation))
+    every = all_stages(study, tasks)
     stages = choose(every, options.only)
     if options.list:
         print(*(stage.name for stage in stages), sep="\n")
@@ -67,4 +69,8 @@ def study_command(options: argparse.Namespace) -> int:
     )
     runner.run(stages)
     print(*runner.report.as_text(), sep="\n")
+    # Jobs of an array run some stages each; the command without --only draws what all have left.
+    if not options.only:
+        write_page(study, tasks, options.config)
+        print(f"{study.page / 'page.html'} shows all results")
     return 1 if runner.report.failed or runner.report.skipped else 0

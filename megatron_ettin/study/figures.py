@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from megatron_ettin.evaluation.scores import Score
 from megatron_ettin.evaluation.theme import MARKERS, Theme
 from megatron_ettin.study.comparison import Number, Quantity, StudyComparison
-from megatron_ettin.study.history import Checkpoint, History
+from megatron_ettin.study.history import CheckpointScore, History
 
 WIDTH_INCHES, PANEL_INCHES = 10.5, 3.1
 MAX_COLUMNS = 3
@@ -234,7 +234,7 @@ def _draw_history(axes: Any, history: History, palette: Palette) -> None:
 
 
 def draw_checkpoints(
-    checkpoints: Sequence[Checkpoint], arms: Sequence[str], theme: Theme
+    checkpoints: Sequence[CheckpointScore], arms: Sequence[str], theme: Theme
 ) -> Figure:
     """Draw the scores of checkpoints over tokens, with intervals over items."""
     palette = Palette(theme, arms)

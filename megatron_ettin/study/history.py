@@ -41,7 +41,7 @@ class History:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class CheckpointScore:
     """A task's first score at one checkpoint of a run."""
 
     size: str
@@ -78,7 +78,7 @@ def read_histories(models: Sequence[StudyModel]) -> list[History]:
     return list(histories.values())
 
 
-def read_checkpoints(study: Study, tasks: Mapping[str, Task]) -> list[Checkpoint]:
+def read_checkpoints(study: Study, tasks: Mapping[str, Task]) -> list[CheckpointScore]:
     """Read the scores of all checkpoints that the study's series list.
 
     Raises:
@@ -97,7 +97,7 @@ def read_checkpoints(study: Study, tasks: Mapping[str, Task]) -> list[Checkpoint
                 if not results:
                     continue
                 checkpoints.append(
-                    Checkpoint(
+                    CheckpointScore(
                         size=model.size,
                         arm=model.arm,
                         training_seed=model.seed,

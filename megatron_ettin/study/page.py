@@ -25,7 +25,7 @@ from megatron_ettin.study.comparison import (
     versions_of,
 )
 from megatron_ettin.study.figures import draw_checkpoints, draw_losses, draw_scores
-from megatron_ettin.study.history import Checkpoint, History, read_checkpoints, read_histories
+from megatron_ettin.study.history import CheckpointScore, History, read_checkpoints, read_histories
 
 TEMPLATE = "page.html.j2"
 
@@ -104,7 +104,9 @@ def _summary(comparison: StudyComparison, family: str) -> list[tuple[Any, list[N
 
 
 def _over_tokens(
-    comparison: StudyComparison, histories: Sequence[History], checkpoints: Sequence[Checkpoint]
+    comparison: StudyComparison,
+    histories: Sequence[History],
+    checkpoints: Sequence[CheckpointScore],
 ) -> dict[str, Any]:
     arms = comparison.arms
     return {

@@ -137,7 +137,7 @@ def test_a_browser_shows_it(study: Study, tmp_path: Path) -> None:
     probe.write_text(
         f"""<body><iframe id=f style="width:1000px;height:2000px" src="file://{study.page}/page.html">
 </iframe><pre id=out></pre><script>f.onload = () => {{ const d = f.contentDocument;
-out.textContent = JSON.stringify({{title: d.title, 
+out.textContent = JSON.stringify({{title: d.title,
 hidden: d.documentElement.scrollWidth - d.documentElement.clientWidth,
 images: [...d.images].map(i => i.naturalWidth)}}); }}</script>"""
     )
