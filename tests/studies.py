@@ -13,7 +13,7 @@ from megatron_ettin.config import parse_args, to_yaml
 from megatron_ettin.evaluation.model import Model
 from megatron_ettin.evaluation.results import Result
 from megatron_ettin.evaluation.scores import Score
-from megatron_ettin.evaluation.tasks.task import Family, Measurement, Task, Work
+from megatron_ettin.evaluation.tasks.task import Family, Task, TaskScores, TaskWork
 from megatron_ettin.queries.twins import TwinRun, TwinsProof
 from megatron_ettin.study.arms import Study, StudyModel
 from megatron_ettin.study.config import ArmConfig, SizeConfig, StudyConfig
@@ -49,10 +49,10 @@ class MadeTask(Task):
     def check(self) -> None:
         return
 
-    def work(self, model: Model) -> Work:
-        return Work()
+    def work(self, model: Model) -> TaskWork:
+        return TaskWork()
 
-    def measure(self, model: Model, *, seed: int, scratch: Path) -> Measurement:
+    def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
         raise NotImplementedError
 
     def made_scores(self, model: StudyModel, seed: int, share: float = 1.0) -> dict[str, Score]:

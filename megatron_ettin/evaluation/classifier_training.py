@@ -27,7 +27,7 @@ EVALUATION_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class FineTuningRecipe:
     """Settings of a training; the defaults are those of ModernBERT's evaluation code.
 
     The optimizer is AdamW with betas 0.9 and 0.98 and epsilon 1e-6, without gradient clipping. The
@@ -63,7 +63,7 @@ class TrainedClassifier:
 
 def train(
     classifier: Classifier,
-    recipe: Recipe,
+    recipe: FineTuningRecipe,
     *,
     train_features: Sequence[dict[str, Any]],
     validation_features: Sequence[dict[str, Any]],
@@ -99,7 +99,7 @@ def train(
     return best.finish(trainer.state.global_step)
 
 
-def _arguments(recipe: Recipe, *, seed: int, folder: str, on_gpu: bool) -> Any:
+def _arguments(recipe: FineTuningRecipe, *, seed: int, folder: str, on_gpu: bool) -> Any:
     arguments = TrainingArguments(
         output_dir=folder,
         seed=seed,
@@ -137,7 +137,7 @@ class _BestWeights(TrainerCallback):  # type: ignore[misc]
         self,
         classifier: Classifier,
         evaluate: Callable[[], tuple[float, Outputs]],
-        recipe: Recipe,
+        recipe: FineTuningRecipe,
     ) -> None:
         self._module = classifier.module
         self._evaluate = evaluate

@@ -20,7 +20,7 @@ MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ContrastiveRecipe:
     """Settings of a training run that do not depend on the model."""
 
     epochs: int
@@ -52,7 +52,7 @@ def run_trials(
     pairs: Any,
     dev: Collection,
     *,
-    recipe: Recipe,
+    recipe: ContrastiveRecipe,
     learning_rates: Sequence[float],
     seed: int,
     scratch: Path,
@@ -89,7 +89,12 @@ def run_trials(
 
 
 def train(
-    encoder: Any, pairs: Any, recipe: Recipe, learning_rate: float, seed: int, scratch: Path
+    encoder: Any,
+    pairs: Any,
+    recipe: ContrastiveRecipe,
+    learning_rate: float,
+    seed: int,
+    scratch: Path,
 ) -> float:
     """Train an encoder with the negatives of the batch; return the mean loss.
 
@@ -131,7 +136,7 @@ def _trainer_classes(encoder: Any) -> tuple[Any, Any]:
     return library.SentenceTransformerTrainer, library.SentenceTransformerTrainingArguments
 
 
-def _loss(encoder: Any, recipe: Recipe) -> Any:
+def _loss(encoder: Any, recipe: ContrastiveRecipe) -> Any:
     """Return the loss; GradCache computes every text twice, so only batches over a chunk use it."""
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.multi_vector_encoder import losses as multi_vector

@@ -35,7 +35,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a unit: a result, or why there is none."""
+    """Outcome of a unit: a result, or the reason that there is none."""
 
     unit: Unit
     result: Result | None = None

@@ -34,7 +34,7 @@ CORPUS_METRICS: Mapping[str, Callable[[Values, Values], float]] = {
 }
 
 
-class Interval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """Bounds of a confidence interval of 95 %."""
 
     low: float
@@ -46,11 +46,11 @@ class Interval(NamedTuple):
         return self.low > 0.0 or self.high < 0.0
 
 
-class Difference(NamedTuple):
+class ScoreDifference(NamedTuple):
     """Difference of two scores on the same items."""
 
     value: float
-    interval: Interval
+    interval: ConfidenceInterval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +107,16 @@ class Score:
         return float(self._resampled.standard_error)
 
     @property
-    def interval(self) -> Interval:
+    def interval(self) -> ConfidenceInterval:
         """Interval over items, by percentile bootstrap."""
-        return Interval(*map(float, self._resampled.confidence_interval))
+        return ConfidenceInterval(*map(float, self._resampled.confidence_interval))
 
     @property
-    def seed_interval(self) -> Interval | None:
+    def seed_interval(self) -> ConfidenceInterval | None:
         """Interval of the mean over seeds (Student's t); None for a single seed."""
         return interval_over_seeds(self.seed_values)
 
-    def minus(self, other: Score) -> Difference:
+    def minus(self, other: Score) -> ScoreDifference:
         """Return the difference to another score, with its interval by paired bootstrap over items.
 
         Raises:
@@ -131,7 +131,9 @@ class Score:
         )
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(differences, (tail, 1 - tail))
-        return Difference(self.value - other.value, Interval(float(low), float(high)))
+        return ScoreDifference(
+            self.value - other.value, ConfidenceInterval(float(low), float(high))
+        )
 
     @property
     def _strata(self) -> list[NDArray[np.int64]]:
@@ -191,13 +193,13 @@ def bootstrap_over_items(
     )
 
 
-def interval_over_seeds(values: Values) -> Interval | None:
+def interval_over_seeds(values: Values) -> ConfidenceInterval | None:
     """Return the interval of a mean of seeds' values (Student's t); None for fewer than two."""
     if len(values) < 2:
         return None
     quantile = students_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
     half = float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
-    return Interval(float(values.mean()) - half, float(values.mean()) + half)
+    return ConfidenceInterval(float(values.mean()) - half, float(values.mean()) + half)
 
 
 def over_seeds(scores: Sequence[Score]) -> Score:

@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_ettin.evaluation.results import Result, ResultStore, read_result
 from megatron_ettin.evaluation.scores import (
-    Interval,
+    ConfidenceInterval,
     Score,
     Values,
     interval_over_seeds,
@@ -27,7 +27,7 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """What is measured: one score of one task at one size."""
+    """Score of a task at one size: what numbers of arms are compared in."""
 
     size: str
     family: Family
@@ -62,7 +62,7 @@ class Number:
         return {seed: float(np.mean(found)) for seed, found in values.items()}
 
     @property
-    def seed_interval(self) -> Interval | None:
+    def seed_interval(self) -> ConfidenceInterval | None:
         """Interval of the mean over these seeds (Student's t); None for a single one."""
         return interval_over_seeds(np.array(list(self.by_seed.values())))
 
@@ -81,9 +81,9 @@ class Contrast:
     first: str
     second: str
     value: float
-    interval: Interval
+    interval: ConfidenceInterval
     """Interval over items, by paired bootstrap."""
-    seed_interval: Interval | None
+    seed_interval: ConfidenceInterval | None
     """Interval over seeds that both arms have, paired by seed; None for fewer than two."""
 
     @property

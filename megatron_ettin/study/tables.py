@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
-from megatron_ettin.evaluation.scores import Interval
+from megatron_ettin.evaluation.scores import ConfidenceInterval
 from megatron_ettin.study.comparison import Contrast, Number, Quantity, StudyComparison
 from megatron_ettin.study.history import History
 
@@ -41,7 +41,7 @@ def show_difference(value: float) -> str:
     return f"{value:+.3f}"
 
 
-def show_interval(interval: Interval | None) -> str:
+def show_interval(interval: ConfidenceInterval | None) -> str:
     """Return an interval in brackets; nothing for none."""
     return "" if interval is None else f"[{interval.low:.3f}, {interval.high:.3f}]"
 
@@ -150,7 +150,7 @@ def _ahead(contrast: Contrast) -> str:
         first, second, sign, low, high = second, first, -1.0, -high, -low
     return (
         f"{first} {relation} {second}: {show_difference(sign * contrast.value)} "
-        f"{show_interval(Interval(low, high))}"
+        f"{show_interval(ConfidenceInterval(low, high))}"
     )
 
 

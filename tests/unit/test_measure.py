@@ -15,7 +15,7 @@ from megatron_ettin.evaluation.model import Model, open_model, open_models
 from megatron_ettin.evaluation.results import ResultStore, read_result, result_key
 from megatron_ettin.evaluation.score_table import score_table
 from megatron_ettin.evaluation.scores import Score
-from megatron_ettin.evaluation.tasks.task import Family, Measurement, Task, Work
+from megatron_ettin.evaluation.tasks.task import Family, Task, TaskScores, TaskWork
 from tests.conftest import TinyCorpus
 from tests.models import CLASSES, Kind, write_random_model
 
@@ -39,10 +39,10 @@ class TokenLoss(Task):
     def refusal(self, model: Model) -> str | None:
         return None if model.attention == "causal" else "predicts no next token"
 
-    def work(self, model: Model) -> Work:
-        return Work(forward_tokens=self.path.stat().st_size // 4)
+    def work(self, model: Model) -> TaskWork:
+        return TaskWork(forward_tokens=self.path.stat().st_size // 4)
 
-    def measure(self, model: Model, *, seed: int, scratch: Path) -> Measurement:
+    def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
         self.measured.append(f"{model.name} {seed}")
         if self.raises == "memory":
             raise torch.OutOfMemoryError
@@ -56,7 +56,7 @@ class TokenLoss(Task):
                 losses.append(float(language_model(input_ids=ids, labels=ids).loss))
         items = tuple(map(str, range(len(losses))))
         score = Score(metric="loss", items=items, predictions=np.array([losses]))
-        return Measurement(scores={"loss": score}, notes={"<b>": "lines"})
+        return TaskScores(scores={"loss": score}, notes={"<b>": "lines"})
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 
 from megatron_ettin.evaluation import contrastive
 from megatron_ettin.evaluation.beir import Collection, ranking_scores, read_collection
-from megatron_ettin.evaluation.contrastive import Recipe, train
+from megatron_ettin.evaluation.contrastive import ContrastiveRecipe, train
 from megatron_ettin.evaluation.model import Model, open_model
 from megatron_ettin.evaluation.randomness import seeded
 from megatron_ettin.evaluation.search import search
@@ -236,7 +236,9 @@ def test_gradcache_gives_the_loss_of_the_whole_batch(
     pairs = read_pairs(str(data / "train.jsonl"), None, "train").select(range(0, 48))
     losses = []
     for chunk_size in (64, 7):
-        recipe = Recipe(epochs=1, batch_size=24, chunk_size=chunk_size, warmup=0.0, scale=5.0)
+        recipe = ContrastiveRecipe(
+            epochs=1, batch_size=24, chunk_size=chunk_size, warmup=0.0, scale=5.0
+        )
         with seeded(0):
             encoder = task_class(**settings(data)).encoder(models["encoder"])
             losses.append(train(encoder, pairs, recipe, 1e-3, 0, tmp_path))

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as students_t
 from sklearn.metrics import matthews_corrcoef
 
-from megatron_ettin.evaluation.scores import NUM_RESAMPLES, Interval, Score, over_seeds
+from megatron_ettin.evaluation.scores import NUM_RESAMPLES, ConfidenceInterval, Score, over_seeds
 
 
 def score(rows: list[list[float]], metric: str = "accuracy", **fields: object) -> Score:
@@ -54,7 +54,7 @@ def test_a_difference_is_paired() -> None:
 
 def test_equal_answers_differ_by_nothing() -> None:
     measured = score([answers(60, 100)])
-    assert measured.minus(measured) == (0.0, Interval(0.0, 0.0))
+    assert measured.minus(measured) == (0.0, ConfidenceInterval(0.0, 0.0))
     assert not measured.minus(measured).interval.excludes_zero
 
 

@@ -25,7 +25,7 @@ from megatron_ettin.evaluation.classifier import (
     save_weights,
     with_labels,
 )
-from megatron_ettin.evaluation.classifier_training import Recipe, TrainedClassifier, train
+from megatron_ettin.evaluation.classifier_training import FineTuningRecipe, TrainedClassifier, train
 from megatron_ettin.evaluation.labelled_data import (
     Example,
     LabelledData,
@@ -35,7 +35,7 @@ from megatron_ettin.evaluation.labelled_data import (
 )
 from megatron_ettin.evaluation.model import Model
 from megatron_ettin.evaluation.scores import Score
-from megatron_ettin.evaluation.tasks.task import Family, Measurement, Task, Work
+from megatron_ettin.evaluation.tasks.task import Family, Task, TaskScores, TaskWork
 from megatron_ettin.publication import publish_text
 
 Metric = Literal["accuracy", "F1", "Matthews correlation", "Spearman correlation"]
@@ -114,11 +114,11 @@ class FineTuning(Task):
         return REGRESSION in self.metrics
 
     @property
-    def recipes(self) -> list[Recipe]:
+    def recipes(self) -> list[FineTuningRecipe]:
         """Return the trials of the grid."""
         grid = itertools.product(self.learning_rates, self.weight_decays, self.num_epochs)
         return [
-            Recipe(
+            FineTuningRecipe(
                 learning_rate=rate,
                 weight_decay=decay,
                 num_epochs=epochs,
@@ -145,7 +145,7 @@ class FineTuning(Task):
         if self.starts_from:
             _Targets.read(self.starts_from.data, is_regression=False)
 
-    def work(self, model: Model) -> Work:
+    def work(self, model: Model) -> TaskWork:
         """Estimate the tokens of all trials, none of them ended early."""
         train_tokens, validation_tokens, *test_tokens = self._tokens(model, self.data)
         epochs = sum(recipe.num_epochs for recipe in self.recipes)
@@ -155,9 +155,9 @@ class FineTuning(Task):
         if self.starts_from:
             trained += self.starts_from.num_epochs * self._tokens(model, self.starts_from.data)[0]
         forward = evaluations * validation_tokens + len(self.recipes) * sum(test_tokens)
-        return Work(forward_tokens=forward, trained_tokens=trained)
+        return TaskWork(forward_tokens=forward, trained_tokens=trained)
 
-    def measure(self, model: Model, *, seed: int, scratch: Path) -> Measurement:
+    def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
         """Train the trials that `scratch` does not hold yet, and score the best one."""
         targets = _Targets.read(self.data, is_regression=self.is_regression)
         max_tokens = min(self.max_length, model.max_tokens)
@@ -191,12 +191,12 @@ class FineTuning(Task):
         if self.data.test is None:
             notes["optimistic"] = "chosen and reported on the same documents"
         scores = targets.scores(self.metrics, self.data.reported, np.array(best["outputs"]))
-        return Measurement(scores=scores, notes=notes)
+        return TaskScores(scores=scores, notes=notes)
 
     def _trial(
         self,
         classifier: Classifier,
-        recipe: Recipe,
+        recipe: FineTuningRecipe,
         targets: _Targets,
         encoded: Mapping[str, EncodedTexts],
         *,
@@ -220,7 +220,7 @@ class FineTuning(Task):
     def _train(
         self,
         classifier: Classifier,
-        recipe: Recipe,
+        recipe: FineTuningRecipe,
         data: LabelledData,
         targets: _Targets,
         encoded: Mapping[str, EncodedTexts],
@@ -268,7 +268,7 @@ class FineTuning(Task):
         classifier = open_classifier(
             model, num_outputs=targets.num_outputs, is_regression=False, seed=seed
         )
-        recipe = Recipe(
+        recipe = FineTuningRecipe(
             learning_rate=intermediate.learning_rate,
             weight_decay=intermediate.weight_decay,
             num_epochs=intermediate.num_epochs,

@@ -28,7 +28,7 @@ from megatron_ettin.evaluation.scoring import (
     refusal,
     resolve,
 )
-from megatron_ettin.evaluation.tasks.task import Family, Measurement, Task, Work
+from megatron_ettin.evaluation.tasks.task import Family, Task, TaskScores, TaskWork
 
 #: The Ettin paper's ten tasks by their names in lm-eval, in the order of its table 4.
 PAPER_TASKS = (
@@ -99,7 +99,7 @@ class Harness(Task):
         """Return why the rule does not suit the model, or None."""
         return refusal(self.rule, model)
 
-    def work(self, model: Model) -> Work:
+    def work(self, model: Model) -> TaskWork:
         """Estimate tokens from the local text of four choices a question; 200 tokens without it."""
         rule = resolve(self.rule, model, masked="mask_filling")
         tokens = 0
@@ -108,9 +108,9 @@ class Harness(Task):
                 4 * forward_tokens(rule, n // 2, max(1, n // 8), self.bound_samples)
                 for n in lengths
             )
-        return Work(forward_tokens=tokens, fixed_seconds=IMPORT_SECONDS)
+        return TaskWork(forward_tokens=tokens, fixed_seconds=IMPORT_SECONDS)
 
-    def measure(self, model: Model, *, seed: int, scratch: Path) -> Measurement:
+    def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
         """Ask all questions in one call of lm-eval; the bound alone depends on the seed."""
         loaded = load(model)
         with _quiet():
@@ -134,7 +134,7 @@ class Harness(Task):
         notes = {"rule": resolve(self.rule, model, masked="mask_filling")}
         if hasattr(language_model, "num_cut_contexts"):
             notes["contexts cut to fit the model"] = language_model.num_cut_contexts
-        return Measurement(scores={"average": _average(scores), **scores}, notes=notes)
+        return TaskScores(scores={"average": _average(scores), **scores}, notes=notes)
 
     def _local(self, name: str) -> Path:
         folder = Path(self.data_folder or "") / name

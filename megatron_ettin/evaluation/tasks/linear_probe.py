@@ -20,7 +20,7 @@ from megatron_ettin.evaluation.labelled_data import (
 )
 from megatron_ettin.evaluation.model import Model
 from megatron_ettin.evaluation.scores import Score
-from megatron_ettin.evaluation.tasks.task import Family, Measurement, Task, Work
+from megatron_ettin.evaluation.tasks.task import Family, Task, TaskScores, TaskWork
 
 #: Texts whose tokens are counted to estimate those of all.
 NUM_SAMPLED = 200
@@ -53,14 +53,14 @@ class LinearProbe(Task):
             )
         self._read()
 
-    def work(self, model: Model) -> Work:
+    def work(self, model: Model) -> TaskWork:
         """Estimate the tokens of one pass over all texts."""
         texts = [example.texts[0] for example in self._read()]
         sample = texts[:: math.ceil(len(texts) / NUM_SAMPLED)]
         lengths = [min(length, self._max_tokens(model)) for length in _lengths(model, sample)]
-        return Work(forward_tokens=round(sum(lengths) / len(sample) * len(texts)))
+        return TaskWork(forward_tokens=round(sum(lengths) / len(sample) * len(texts)))
 
-    def measure(self, model: Model, *, seed: int, scratch: Path) -> Measurement:
+    def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
         """Fit the probe and score its answers; the seed changes nothing."""
         examples = self._read()
         is_test = np.array([self._is_reported(example) for example in examples])
@@ -88,7 +88,7 @@ class LinearProbe(Task):
             "texts cut": sum(length > self._max_tokens(model) for length in lengths),
             "texts": {"fitted": int((~is_test).sum()), "scored": int(is_test.sum())},
         }
-        return Measurement(scores={"accuracy": score}, notes=notes)
+        return TaskScores(scores={"accuracy": score}, notes=notes)
 
     def _read(self) -> list[Example]:
         """Return the examples that are fitted, then those that are scored."""

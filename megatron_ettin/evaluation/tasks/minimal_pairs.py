@@ -25,7 +25,7 @@ from megatron_ettin.evaluation.scoring import (
     refusal,
     resolve,
 )
-from megatron_ettin.evaluation.tasks.task import Family, Measurement, Task, Work
+from megatron_ettin.evaluation.tasks.task import Family, Task, TaskScores, TaskWork
 
 
 class Pair(NamedTuple):
@@ -70,14 +70,14 @@ class MinimalPairs(Task):
         """Return why the rule does not suit the model, or None."""
         return refusal(self.rule, model)
 
-    def work(self, model: Model) -> Work:
+    def work(self, model: Model) -> TaskWork:
         """Count the tokens of the forward passes."""
         rule = resolve(self.rule, model, masked="pseudo_log_likelihood")
         lengths = [estimated_tokens(text) for pair in self._pairs() for text in pair[1:3]]
         tokens = sum(forward_tokens(rule, 0, length, self.bound_samples) for length in lengths)
-        return Work(forward_tokens=tokens)
+        return TaskWork(forward_tokens=tokens)
 
-    def measure(self, model: Model, *, seed: int, scratch: Path) -> Measurement:
+    def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
         """Score both sentences of each pair; the bound alone depends on the seed."""
         pairs = self._pairs()
         loaded = load(model)
@@ -94,7 +94,7 @@ class MinimalPairs(Task):
         for phenomenon in sorted({pair.phenomenon for pair in pairs}):
             chosen = [i for i, pair in enumerate(pairs) if pair.phenomenon == phenomenon]
             scores[phenomenon] = _score([pairs[i] for i in chosen], right[chosen])
-        return Measurement(
+        return TaskScores(
             scores=scores, notes={"rule": rule, "ties": int(np.count_nonzero(right == 0.5))}
         )
 

@@ -14,13 +14,13 @@ from megatron_ettin.evaluation.beir import (
     ranking_scores,
     read_collection,
 )
-from megatron_ettin.evaluation.contrastive import Recipe, Trial, run_trials
+from megatron_ettin.evaluation.contrastive import ContrastiveRecipe, Trial, run_trials
 from megatron_ettin.evaluation.model import Model
 from megatron_ettin.evaluation.mteb_tasks import mteb_scores, mteb_task
 from megatron_ettin.evaluation.randomness import seeded
 from megatron_ettin.evaluation.scores import Score
 from megatron_ettin.evaluation.search import search
-from megatron_ettin.evaluation.tasks.task import Family, Measurement, Task, Work
+from megatron_ettin.evaluation.tasks.task import Family, Task, TaskScores, TaskWork
 from megatron_ettin.evaluation.text_encoders import (
     Pooling,
     multi_vector_encoder,
@@ -113,7 +113,7 @@ class Retrieval(Task):
         for name in self.mteb_tasks:
             mteb_task(name)
 
-    def work(self, model: Model) -> Work:
+    def work(self, model: Model) -> TaskWork:
         """Estimate tokens from the first texts of each kind; tasks of mteb are not counted."""
         pairs, dev = self._data()
         texts = [text for row in pairs.select(range(min(len(pairs), 100))) for text in row.values()]
@@ -123,20 +123,20 @@ class Retrieval(Task):
         cached = trained if self.batch_size > self.chunk_size else 0
         num_rates = len(self.learning_rates)
         tests = sum(self._collection_tokens(model, read_collection(folder)) for folder in self.test)
-        return Work(
+        return TaskWork(
             trained_tokens=int(num_rates * trained),
             forward_tokens=int(num_rates * (cached + searched) + tests),
             fixed_seconds=FIXED_SECONDS + num_rates * TRIAL_SECONDS,
         )
 
-    def measure(self, model: Model, *, seed: int, scratch: Path) -> Measurement:
+    def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
         """Train with each learning rate, search the test collections with the best encoder."""
         pairs, dev = self._data()
         best, trials = run_trials(
             lambda: self.encoder(model),
             pairs,
             dev,
-            recipe=Recipe(
+            recipe=ContrastiveRecipe(
                 epochs=self.epochs,
                 batch_size=self.batch_size,
                 chunk_size=self.chunk_size,
@@ -151,7 +151,7 @@ class Retrieval(Task):
             encoder = read_encoder(self.library_class, best.folder, model)
             scores, cut = self._scores(encoder)
         notes = {**_notes(best, trials), "pairs": len(pairs), "texts cut": cut}
-        return Measurement(scores=scores, notes=notes)
+        return TaskScores(scores=scores, notes=notes)
 
     def _data(self) -> tuple[Any, Collection]:
         """Return the rows to train on, and the collection that chooses the learning rate."""

@@ -17,7 +17,7 @@ Family = Literal["classification", "retrieval", "generation", "minimal pairs", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class TaskWork:
     """Tokens that a measurement takes a model through, and time that does not depend on a model."""
 
     forward_tokens: int = 0
@@ -29,7 +29,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class TaskScores:
     """Scores of a model, and what was chosen or noticed while they were measured."""
 
     scores: Mapping[str, Score]
@@ -63,11 +63,11 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def work(self, model: Model) -> Work:
+    def work(self, model: Model) -> TaskWork:
         """Estimate the work of `measure` for one seed; the data has been checked."""
 
     @abstractmethod
-    def measure(self, model: Model, *, seed: int, scratch: Path) -> Measurement:
+    def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
         """Measure a model.
 
         `scratch` is a folder that survives an interruption: a task may keep finished parts there

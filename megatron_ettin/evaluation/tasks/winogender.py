@@ -20,7 +20,7 @@ from megatron_ettin.evaluation.scoring import (
     forward_tokens,
     log_likelihoods,
 )
-from megatron_ettin.evaluation.tasks.task import Family, Measurement, Task, Work
+from megatron_ettin.evaluation.tasks.task import Family, Task, TaskScores, TaskWork
 
 SENTENCES = "all_sentences.tsv"
 OCCUPATIONS = "occupations-stats.tsv"
@@ -72,12 +72,12 @@ class Winogender(Task):
         """Read all sentences."""
         self._schemas()
 
-    def work(self, model: Model) -> Work:
+    def work(self, model: Model) -> TaskWork:
         """Count the tokens of three versions of each sentence."""
         lengths = [estimated_tokens(text) for one in self._schemas() for text in one.versions]
-        return Work(forward_tokens=sum(forward_tokens("causal", 0, n) for n in lengths))
+        return TaskWork(forward_tokens=sum(forward_tokens("causal", 0, n) for n in lengths))
 
-    def measure(self, model: Model, *, seed: int, scratch: Path) -> Measurement:
+    def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
         """Find the preferred pronoun of each schema."""
         schemas = self._schemas()
         loaded = load(model)
@@ -111,7 +111,7 @@ class Winogender(Task):
                 len(_span(loaded, one, gender)[1]) for one in schemas for gender in range(3)
             ),
         }
-        return Measurement(scores=scores, notes=notes)
+        return TaskScores(scores=scores, notes=notes)
 
     def _schemas(self) -> list[Schema]:
         sentences, occupations = self.files()
