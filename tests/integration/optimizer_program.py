@@ -3,12 +3,11 @@
 Megatron-Core's gradient buffers are filled with gradients that are a function of (logical name,
 step, element); after every step this rank's weights are compared with its shards of a reference
 that holds whole tensors and knows of no layout. Ends with an AssertionError that names case, step
-and tensor at the first difference. Argument: a folder for checkpoints.
+and tensor at the first difference.
 """
 
 import functools
 import math
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,14 +98,13 @@ RESUMED = [
 ]
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def main(checkpoints: Path) -> None:
     # One world for all layouts: a second one would need another port, which may be taken by then.
     with distributed.process_groups(HardwareConfig()):
         for case in CASES:
             report(str(case), Rank(case).take_steps(range(1, STEPS + 1)))
         for number, (case, other) in enumerate(RESUMED):
-            folder = Path(sys.argv[1]) / str(number)
+            folder = checkpoints / str(number)
             first = Rank(case)
             first.take_steps(range(1, STEPS // 2))
             first.save(folder)
@@ -325,7 +323,3 @@ def adamw(weights: Tensors) -> Iterator[Tensors]:
 
 def is_padded(name: str) -> bool:
     return name in ("embedding.word_embeddings.weight", "output_layer.bias")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,23 @@ import pytest
 import yaml
 
 from tests.conftest import TinyCorpus
+from tests.ranks import run_job
+from tests.training import train_here
 
 #: Far above what a failing start takes, far below the collectives' timeout.
 SECONDS = 240
 
 
 def fail(config: Path, *overrides: str) -> list[str]:
-    """Run on two ranks, expect a failure, and return the error lines."""
+    """Run on two ranks as torchrun would, expect a failure, and return the error lines."""
+    code, output = run_job(
+        [f"--config={config}", *overrides], ranks=2, logs=config.parent, deadline_seconds=SECONDS
+    )
+    return error_lines(code, output)
+
+
+def fail_under_torchrun(config: Path, *overrides: str) -> list[str]:
+    """Run under torchrun itself, expect a failure, and return the error lines."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -29,9 +40,13 @@ def fail(config: Path, *overrides: str) -> list[str]:
         check=False,
         timeout=SECONDS,
     )
-    assert done.returncode != 0
-    lines = done.stderr.splitlines()
-    assert not any(line.startswith("[rank") for line in lines), done.stderr
+    return error_lines(done.returncode, done.stderr)
+
+
+def error_lines(code: int, output: str) -> list[str]:
+    assert code != 0
+    lines = output.splitlines()
+    assert not any(line.startswith("[rank") for line in lines), output
     return [line for line in lines if line.startswith("error: ")]
 
 
@@ -47,14 +62,16 @@ def run(tiny_corpus: TinyCorpus, tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("override", "named"),
+    ("start", "override", "named"),
     [
-        ("--model.hiden_size=3", "hiden_size"),
-        ("--hardware.tensor_parallel_size=4", "hardware.tensor_parallel_size: 4"),
+        (fail_under_torchrun, "--model.hiden_size=3", "hiden_size"),
+        (fail, "--hardware.tensor_parallel_size=4", "hardware.tensor_parallel_size: 4"),
     ],
 )
-def test_a_configuration_error(run: Any, override: str, named: str, tmp_path: Path) -> None:
-    (message,) = fail(run[1], override)
+def test_a_configuration_error(
+    run: Any, start: Callable[..., list[str]], override: str, named: str, tmp_path: Path
+) -> None:
+    (message,) = start(run[1], override)
     assert named in message
     assert not (tmp_path / "run").exists()
 
@@ -96,25 +113,8 @@ def test_a_corpus_of_another_tokenizer(run: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_configuration_that_differs_between_ranks(run: Any, tmp_path: Path) -> None:
     """A file is edited while a run starts; ranks would silently train different models."""
-    program = tmp_path / "start.py"
-    program.write_text(
-        "import os, sys\n"
-        "from megatron_ettin.pretrain import main\n"
-        "sys.argv.append(f'--optimizer.lr=0.00{1 + int(os.environ[\"RANK\"])}')\n"
-        "main()\n"
-    )
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", str(program), f"--config={run[1]}"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=SECONDS,
-    )
-    assert done.returncode != 0
-    assert "error: the configuration differs between rank 0 and ranks [1]" in done.stderr
+    (message,) = fail(run[1], "--optimizer.lr=0.00{RANK}1")
+    assert message.startswith("error: the configuration differs between rank 0 and ranks [1]")
     assert not (tmp_path / "run").exists()
 
 
@@ -129,13 +129,8 @@ def test_a_checkpoint_of_another_architecture(run: Any, tmp_path: Path) -> None:
     _, config = run
     phases = [{"name": "short", "train_tokens": 500, "seq_length": 128, "global_batch_size": 2}]
     first = yaml.safe_load(config.read_text()) | {"phases": phases}
-    first["run_dir"] = str(tmp_path / "first")
     (tmp_path / "first.yaml").write_text(yaml.safe_dump(first))
-    subprocess.run(
-        [sys.executable, "-m", "megatron_ettin.pretrain", f"--config={tmp_path / 'first.yaml'}"],
-        check=True,
-        capture_output=True,
-    )
+    train_here([f"--config={tmp_path / 'first.yaml'}"], tmp_path / "first")
     (saved,) = (tmp_path / "first" / "checkpoints").iterdir()
     (message,) = fail(
         config, f"--checkpoint.initialize_from={saved}", "--model.ffn_hidden_size=128"

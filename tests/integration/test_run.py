@@ -1,9 +1,8 @@
 """Whole runs: resuming, killing, initialising, reporting."""
 
 import json
+import signal
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from megatron_ettin.evaluation.layouts import (
 from megatron_ettin.order.ledger import RECORD, Ledger
 from megatron_ettin.order.run_folder import RunFolder
 from tests.conftest import TinyCorpus
-from tests.ranks import run_layouts
+from tests.ranks import pretrain_main, run_layouts, started_ranks
 from tests.training import RESUME, cut_off, steps_saved, train_here
 
 SAVE_EVERY = "--checkpoint.save_every_tokens=8000"
@@ -132,21 +131,17 @@ def test_a_killed_run_goes_on(whole_run: tuple[Path, Path, Curve], tmp_path: Pat
     config, run_dir, expected = whole_run
     whole = Ledger.read(run_dir / "ledger")
     arguments = [f"--config={config}", SAVE_EVERY]
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "megatron_ettin.pretrain", *arguments),
-            f"--run_dir={tmp_path / 'run'}",
-        ],
-        stderr=subprocess.DEVNULL,
-    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 240
-    while not metrics.exists() or metrics.read_text().count("\n") < 7:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "the run never got to its seventh step"
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    run = [*arguments, f"--run_dir={tmp_path / 'run'}"]
+    with started_ranks(pretrain_main, [run], ranks=1, logs=tmp_path) as (process,):
+        while not metrics.exists() or metrics.read_text().count("\n") < 7:
+            assert process.is_alive(), "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "the run never got to its seventh step"
+            time.sleep(0.02)
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     curve = train_here([*arguments, RESUME], tmp_path / "run")
     assert curve == expected
     assert steps_of(Ledger.read(tmp_path / "run" / "ledger")) == steps_of(whole)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from megatron_ettin.export.huggingface import to_huggingface
 from tests.parity.conftest import Case
-from tests.parity.ranks import LAYOUTS, Ranks
+from tests.parity.ranks import LAYOUTS, compare_layouts
 from tests.parity.references import KINDS, SIZES, TOLERANCE, difference
 from tests.parity.stages import checkpoint_logits
 
@@ -30,7 +30,7 @@ NOISE_FACTOR = 3.0
 class Measured(Case):
     """A reference, the checkpoints that four layouts made of it, and their distances from it."""
 
-    def __init__(self, folder: Path, name: str, ranks: Ranks) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         is_long = name.startswith(LONG)
         super().__init__(folder, name, with_noise=is_long)
         self.expected, self.tolerance = self.logits, TOLERANCE
@@ -44,7 +44,7 @@ class Measured(Case):
         }
         torch.save(self.expected, folder / "expected.pt")
         saving = list(LAYOUTS) if name.startswith(SAVED_BY_ALL) else ["tp2pp2"]
-        self.differences |= ranks.run(
+        self.differences |= compare_layouts(
             self.checkpoint,
             folder / "expected.pt",
             folder,
@@ -52,12 +52,6 @@ class Measured(Case):
             deadline=3600 if is_long else 600,
         )
         self.saved = {layout: folder / layout for layout in saving}
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    with Ranks.started(tmp_path_factory.mktemp("ranks")) as started:
-        yield started
 
 
 @pytest.fixture(
@@ -69,10 +63,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     ],
 )
 def case(
-    request: pytest.FixtureRequest, ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Measured]:
     folder = tmp_path_factory.mktemp(request.param)
-    yield Measured(folder, request.param, ranks)
+    yield Measured(folder, request.param)
     shutil.rmtree(folder)
 
 
