@@ -32,8 +32,9 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py $(CPP) | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[dev,eval]'
 	@touch $@
 
+# A worker takes a file at a time, in the order of tests/conftest.py.
 test: venv
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # glibc keeps what was freed in pieces of up to 32 MB, which the layers of large models are.
 test-long: venv

@@ -1,6 +1,7 @@
 """Rules for every test (no network, skips where a mark cannot be honoured) and a tiny corpus."""
 
 import dataclasses
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,18 +30,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests that need more CUDA devices than there are; torch is imported only for them.
 
-    Long ones run only where `-m` asks for them.
+    Long ones run only where `-m` asks for them. Files with slow ones come first: workers that take
+    a file at a time would otherwise end with one of them waiting for another's slow file.
     """
     if "long" not in config.option.markexpr:
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for mark, needed in DEVICES_NEEDED.items():
         marked = [item for item in items if item.get_closest_marker(mark)]
         if marked and count_devices() < needed:
             skip = pytest.mark.skip(reason=f"{mark}: needs CUDA devices: {needed}")
             for item in marked:
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Spare later garbage collections the modules that the tests have imported."""
+    gc.freeze()
 
 
 def count_devices() -> int:
