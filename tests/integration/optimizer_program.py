@@ -7,6 +7,7 @@ and tensor at the first difference.
 """
 
 import functools
+import gc
 import math
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from torch.distributed import distributed_c10d
 
 from megatron_ettin import checkpoint, distributed, native
 from megatron_ettin.checkpoint import RunState
@@ -113,6 +115,15 @@ def main(checkpoints: Path) -> None:
             report(f"{case} -> {other}", second.take_steps(range(STEPS // 2, STEPS + 1)))
 
 
+def end_groups() -> None:
+    """End a layout's groups: each has threads, one of which wakes a hundred times a second."""
+    parallel_state.destroy_model_parallel()
+    for group in list(distributed_c10d._world.pg_map):
+        if group is not torch.distributed.group.WORLD:
+            torch.distributed.destroy_process_group(group)
+    gc.collect()
+
+
 def report(what: str, worst: float) -> None:
     print(f"rank{distributed.rank()}: {what}: {worst:.1e}", flush=True)
 
@@ -123,7 +134,7 @@ class Rank:
     def __init__(self, case: Case) -> None:
         self.case = case
         if layout() != (case.tensor, case.pipeline):
-            parallel_state.destroy_model_parallel()
+            end_groups()
             parallel_state.initialize_model_parallel(case.tensor, case.pipeline)
         self.stage = build_model(MODEL, "causal", case.hardware, SeedConfig(init=INIT_SEED))
         self.ddp = DistributedDataParallel(
