@@ -22,9 +22,9 @@ class Rates:
     """Tokens a second."""
 
     forward: float
-    """Of forward passes."""
+    """Rate of forward passes."""
     training: float
-    """Of forward and backward passes."""
+    """Rate of forward and backward passes."""
 
 
 def measure_rates(model: Model, *, with_output_layer: bool) -> Rates:

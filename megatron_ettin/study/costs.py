@@ -56,7 +56,7 @@ class Cost:
 
 
 class Costs:
-    """What trainings and evaluations of a study cost."""
+    """Estimates of a study's trainings and evaluations."""
 
     def __init__(self, study: Study, scratch: Path) -> None:
         """Take an empty folder for descriptions of models that are not trained yet."""

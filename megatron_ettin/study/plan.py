@@ -14,13 +14,19 @@ from megatron_ettin.devices import GIB
 from megatron_ettin.evaluation.tasks.task import Task
 from megatron_ettin.study.arms import Study
 from megatron_ettin.study.costs import Cost, Costs
-from megatron_ettin.study.proof import Proof
-from megatron_ettin.study.stages import Evaluation, Export, Series, Stage, Training
+from megatron_ettin.study.proof import ProofStage
+from megatron_ettin.study.stages import (
+    EvaluationStage,
+    ExportStage,
+    SeriesStage,
+    Stage,
+    TrainingStage,
+)
 from megatron_ettin.text_table import text_facts, text_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class PlannedStage:
     """Line of a plan."""
 
     stage: Stage
@@ -33,16 +39,16 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StudyPlan:
     """Lines of all chosen stages, and how their times were found."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[PlannedStage]
     ratios: Mapping[str, float]
     """Time that stages of a kind took over their estimates, by kind."""
     is_measured: bool
 
     @property
-    def to_do(self) -> dict[str, Entry]:
+    def to_do(self) -> dict[str, PlannedStage]:
         """Return the lines of stages that are neither done nor refused, by name."""
         return {
             entry.stage.name: entry
@@ -69,18 +75,18 @@ def all_stages(study: Study, tasks: Mapping[str, Task]) -> list[Stage]:
     trained = [model for model in models if model.run is not None]
     # Evaluations go task by task: what compares the arms is complete as early as can be.
     return [
-        *(Training(study=study, model=model) for model in trained if model.start is None),
-        *(Training(study=study, model=model) for model in trained if model.start is not None),
-        *([Proof(study=study)] if trained else []),
-        *(Export(study=study, model=model) for model in trained),
+        *(TrainingStage(study=study, model=model) for model in trained if model.start is None),
+        *(TrainingStage(study=study, model=model) for model in trained if model.start is not None),
+        *([ProofStage(study=study)] if trained else []),
+        *(ExportStage(study=study, model=model) for model in trained),
         *(
-            Evaluation(study=study, model=model, task_name=name, task=task, seed=seed)
+            EvaluationStage(study=study, model=model, task_name=name, task=task, seed=seed)
             for name, task in tasks.items()
             for model in models
             for seed in task.seeds
         ),
         *(
-            Series(study=study, model=model, tasks=series)
+            SeriesStage(study=study, model=model, tasks=series)
             for model in trained
             if model.is_series and series
         ),
@@ -123,22 +129,22 @@ def check_inputs(stages: Sequence[Stage]) -> None:
             raise ValueError(f"task {name}: {error}") from error
 
 
-def make_plan(study: Study, stages: Sequence[Stage]) -> Plan:
+def make_plan(study: Study, stages: Sequence[Stage]) -> StudyPlan:
     """Find out what is done, and estimate the rest; the stages' inputs have been checked."""
     ratios = _ratios(study, stages)
     with tempfile.TemporaryDirectory(prefix="study.") as scratch:
         costs = Costs(study, Path(scratch))
         entries = [_entry(stage, costs, ratios) for stage in stages]
-        return Plan(entries=entries, ratios=ratios, is_measured=costs.is_measured)
+        return StudyPlan(entries=entries, ratios=ratios, is_measured=costs.is_measured)
 
 
-def _entry(stage: Stage, costs: Costs, ratios: Mapping[str, float]) -> Entry:
+def _entry(stage: Stage, costs: Costs, ratios: Mapping[str, float]) -> PlannedStage:
     refusal = stage.refusal()
     is_done = refusal is None and stage.is_done()
     if refusal is not None or is_done:
         recorded = _record(stage)
         seconds = recorded["seconds"] if is_done and recorded is not None else 0.0
-        return Entry(
+        return PlannedStage(
             stage=stage,
             is_done=is_done,
             refusal=refusal,
@@ -147,7 +153,7 @@ def _entry(stage: Stage, costs: Costs, ratios: Mapping[str, float]) -> Entry:
         )
     estimated = stage.cost(costs)
     ratio = ratios.get(stage.kind, 1.0)
-    return Entry(
+    return PlannedStage(
         stage=stage,
         is_done=False,
         refusal=None,
@@ -176,7 +182,7 @@ def _ratios(study: Study, stages: Sequence[Stage]) -> dict[str, float]:
     return {kind: taken[kind] / estimated[kind] for kind in taken}
 
 
-def as_text(plan: Plan) -> Iterator[str]:
+def as_text(plan: StudyPlan) -> Iterator[str]:
     """Yield the lines of a plan."""
     names = ("stage", "state", "minutes", "GiB")
     rows = [
@@ -205,7 +211,7 @@ def as_text(plan: Plan) -> Iterator[str]:
             yield f"refused: {entry.stage.name}: {entry.refusal}"
 
 
-def _source(plan: Plan) -> str:
+def _source(plan: StudyPlan) -> str:
     timed = "a model with random weights of the same shape was timed on this machine"
     computed = "operations of an fp32 model over the device's peak and the share usually reached"
     training = "operations over the device's peak and the share usually reached"

@@ -23,7 +23,7 @@ from megatron_ettin.study.stages import Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Proof(Stage):
+class ProofStage(Stage):
     """Proof for all arms that have been trained, complete or not."""
 
     @property

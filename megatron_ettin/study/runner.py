@@ -35,8 +35,8 @@ BAR = "{percentage:3.0f}% |{bar:20}| {elapsed}, about {remaining} left, {desc}"
 
 
 @dataclass
-class Report:
-    """What became of the stages."""
+class Failures:
+    """Stages that failed, and those that were skipped because of them."""
 
     failed: dict[str, str] = field(default_factory=dict)
     """Message by stage."""
@@ -62,7 +62,7 @@ class Runner:
     """Seconds by name of the stages that are to run."""
     estimated_seconds: Mapping[str, float]
     """The same before they were corrected by what earlier stages took; a stage's record has it."""
-    report: Report = field(default_factory=Report)
+    report: Failures = field(default_factory=Failures)
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Run the stages in order, but those that are done."""

@@ -81,7 +81,7 @@ class Stage(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Stage):
+class TrainingStage(Stage):
     """A run of `megatron_ettin.pretrain`."""
 
     model: StudyModel
@@ -131,7 +131,7 @@ class Training(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Stage):
+class ExportStage(Stage):
     """Conversion of a run's last checkpoint to a Hugging Face folder."""
 
     model: StudyModel
@@ -182,7 +182,7 @@ class Export(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Stage):
+class EvaluationStage(Stage):
     """Measurement of one model in one task with one seed."""
 
     model: StudyModel
@@ -244,7 +244,7 @@ class Evaluation(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series(Stage):
+class SeriesStage(Stage):
     """Measurement of a run's checkpoints in some tasks."""
 
     model: StudyModel
