@@ -26,4 +26,7 @@ done
 python examples/study/fetch.py --output study/data \
   ${BLIMP:+--blimp "$BLIMP"} ${WINOGENDER:+--winogender "$WINOGENDER"}
 
-exec python tools/study.py --config examples/study/nano.yaml "$@"
+without=()
+[ -d study/data/blimp ] || without+=(blimp)
+[ -d study/data/winogender ] || without+=(winogender)
+exec python tools/study.py --config examples/study/nano.yaml ${without:+--without "${without[@]}"} "$@"

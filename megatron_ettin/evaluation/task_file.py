@@ -13,12 +13,14 @@ from megatron_ettin.evaluation import tasks
 from megatron_ettin.evaluation.tasks.task import Task
 
 
-def read_tasks(path: Path, only: Collection[str] = ()) -> dict[str, Task]:
-    """Read the tasks that a YAML file names below `tasks:`, or some of them.
+def read_tasks(
+    path: Path, only: Collection[str] = (), *, without: Collection[str] = ()
+) -> dict[str, Task]:
+    """Read the tasks that a YAML file names below `tasks:`: those of `only`, or all but `without`.
 
     Raises:
         ValueError: the file is no such YAML, a task's class or field is unknown, or a name of
-            `only` is not in the file.
+            `only` or `without` is not in the file.
     """
     # A class can be named in YAML once its module is imported. The modules import the heavy
     # libraries of their tasks only when they measure.
@@ -35,6 +37,10 @@ def read_tasks(path: Path, only: Collection[str] = ()) -> dict[str, Task]:
         named: dict[str, Task] = parser.instantiate(parser.parse_path(str(path))).tasks
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    if unknown := sorted(set(only) - set(named)):
+    if unknown := sorted({*only, *without} - set(named)):
         raise ValueError(f"{path}: no task {', '.join(unknown)}; it has {', '.join(named)}")
-    return {name: task for name, task in named.items() if not only or name in only}
+    return {
+        name: task
+        for name, task in named.items()
+        if (not only or name in only) and name not in without
+    }

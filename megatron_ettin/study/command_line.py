@@ -28,6 +28,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--list", action="store_true", help="print the names of the stages, one a line, and stop")
     only = "run these stages alone: patterns of a shell, such as 'evaluate/*/reviews/*'"
     add("--only", nargs="+", default=[], metavar="PATTERN", help=only)
+    without = "leave these tasks out, for example because their data is not at hand"
+    add("--without", nargs="+", default=[], metavar="TASK", help=without)
     budget = "training tokens of each arm with new weights, in place of train_tokens"
     add("--budget", type=int, metavar="TOKENS", help=budget)
     add("--output", metavar="DIR", help="folder of the study, in place of the one in FILE")
@@ -44,15 +46,14 @@ def study_command(options: argparse.Namespace) -> int:
     from megatron_ettin.evaluation.task_file import read_tasks
     from megatron_ettin.study.arms import Study
     from megatron_ettin.study.config import load_study
-    from megatron_ettin.study.page import write_page
     from megatron_ettin.study.plan import all_stages, as_text, check_inputs, choose, make_plan
     from megatron_ettin.study.runner import Runner
 
     changes = {"train_tokens": options.budget, "output": options.output}
     config = load_study(options.config, **{k: v for k, v in changes.items() if v is not None})
     study = Study(config)
-    tasks = read_tasks(Path(config.evaluation))
-    every = all_stages(study, tasks)
+    tasks = read_tasks(Path(config.evaluation), without=options.without)
+    every = all_stages(study, tasks, options.config)
     stages = choose(every, options.only)
     if options.list:
         print(*(stage.name for stage in stages), sep="\n")
@@ -69,8 +70,4 @@ def study_command(options: argparse.Namespace) -> int:
     )
     runner.run(stages)
     print(*runner.report.as_text(), sep="\n")
-    # Jobs of an array run some stages each; the command without --only draws what all have left.
-    if not options.only:
-        write_page(study, tasks, options.config)
-        print(f"{study.page / 'page.html'} shows all results")
     return 1 if runner.report.failed or runner.report.skipped else 0

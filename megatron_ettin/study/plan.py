@@ -14,6 +14,7 @@ from megatron_ettin.devices import GIB
 from megatron_ettin.evaluation.tasks.task import Task
 from megatron_ettin.study.arms import Study
 from megatron_ettin.study.costs import Cost, Costs
+from megatron_ettin.study.page_stage import PageStage
 from megatron_ettin.study.proof import ProofStage
 from megatron_ettin.study.stages import (
     EvaluationStage,
@@ -62,7 +63,7 @@ class StudyPlan:
         return sum(entry.seconds for entry in self.to_do.values())
 
 
-def all_stages(study: Study, tasks: Mapping[str, Task]) -> list[Stage]:
+def all_stages(study: Study, tasks: Mapping[str, Task], config_file: Path) -> list[Stage]:
     """Return all stages of a study in the order in which they run.
 
     Raises:
@@ -90,6 +91,7 @@ def all_stages(study: Study, tasks: Mapping[str, Task]) -> list[Stage]:
             for model in trained
             if model.is_series and series
         ),
+        PageStage(study=study, tasks=tasks, config_file=config_file),
     ]
 
 
