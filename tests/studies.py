@@ -53,7 +53,7 @@ class MadeTask(Task):
         return TaskWork()
 
     def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
-        raise NotImplementedError
+        raise AssertionError("the results of this task are made up, never measured")
 
     def made_scores(self, model: StudyModel, seed: int, share: float = 1.0) -> dict[str, Score]:
         """Draw the answers; items are of one difficulty for all arms. `share` moves to chance."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
 )
-from transformers.utils import logging
 
-from megatron_ettin.evaluation.model import Model
+from megatron_ettin.evaluation.model import Model, quiet_transformers
 from megatron_ettin.publication import publishing
 
 #: transformers calls a decoder's head `lm_head` in a language model and `head` in a classifier,
@@ -182,18 +180,3 @@ def outputs(
         inputs = classifier.collator([features[n] for n in batch]).to(classifier.module.device)
         found[batch] = classifier.module(**inputs).logits.double().cpu().numpy()
     return found
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' reports of fresh tensors and long texts: notes of results hold both."""
-    verbosity = logging.get_verbosity()
-    has_bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()

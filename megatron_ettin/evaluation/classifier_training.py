@@ -19,7 +19,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from megatron_ettin.evaluation.classifier import Classifier, outputs, quiet_transformers
+from megatron_ettin.evaluation.classifier import Classifier, outputs
+from megatron_ettin.evaluation.model import quiet_transformers
 
 Outputs = NDArray[np.float64]
 #: Evaluations take batches of this many times the training's: they keep no activations.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from megatron_ettin.data.lines import read_lines
 from megatron_ettin.data.readers import MAX_CSV_FIELD_CHARACTERS
+from megatron_ettin.evaluation.json_lines import read_json_lines
 
 #: Number of classes that a message lists.
 MAX_NAMES = 20
@@ -174,17 +174,8 @@ def _split_file(folder: Path, split: str) -> Path:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in read_lines(path, file):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: a JSON object is needed, found {line[:40]!r}")
-            yield f"{path}:{number}", row
+    for line in read_json_lines(path):
+        yield line.where, line.fields
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

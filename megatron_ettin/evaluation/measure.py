@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 
 import torch
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from megatron_ettin.evaluation.model import Model
+from megatron_ettin.evaluation.model import Model, quiet_transformers
 from megatron_ettin.evaluation.results import Result, ResultStore, result_key
 from megatron_ettin.evaluation.tasks.task import Task
 
@@ -67,9 +66,6 @@ def units(models: Sequence[Model], tasks: Mapping[str, Task]) -> list[Unit]:
 
 def measure_all(chosen: Sequence[Unit], store: ResultStore) -> Iterator[Outcome]:
     """Yield the outcome of each unit; a failure does not keep the others from being measured."""
-    # Of weights that a model without its output layer leaves in the folder, at every load.
-    set_verbosity_error()
-    disable_progress_bar()
     for unit in chosen:
         if reason := unit.task.refusal(unit.model):
             yield Outcome(unit=unit, refusal=reason)
@@ -77,9 +73,9 @@ def measure_all(chosen: Sequence[Unit], store: ResultStore) -> Iterator[Outcome]
         try:
             yield measure(unit, store)
         except torch.OutOfMemoryError:
-            yield Outcome(unit=unit, failure="out of GPU memory; lower the task's batch size")
+            yield Outcome(unit=unit, failure="out of GPU memory: lower batch sizes")
         except MemoryError:
-            yield Outcome(unit=unit, failure="out of memory; lower the task's batch size")
+            yield Outcome(unit=unit, failure="out of memory: lower batch sizes")
         except (ValueError, OSError, RuntimeError) as error:
             yield Outcome(unit=unit, failure=str(error))
 
@@ -93,7 +89,8 @@ def measure(unit: Unit, store: ResultStore) -> Outcome:
     scratch = store.scratch(*place, key)
     scratch.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
-    measurement = unit.task.measure(unit.model, seed=unit.seed, scratch=scratch)
+    with quiet_transformers():
+        measurement = unit.task.measure(unit.model, seed=unit.seed, scratch=scratch)
     result = Result(
         model=unit.model.name,
         task=unit.task_name,

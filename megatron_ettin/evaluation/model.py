@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils import logging
 
 from megatron_ettin.file_digests import FileDigest, FileList
 from megatron_ettin.model.counts import Attention
@@ -65,13 +67,6 @@ class Model:
         """Load the model without its head and output layer, in fp32, in evaluation mode."""
         model = AutoModel.from_pretrained(self.folder, dtype=torch.float32)
         return model.to(self.device).eval()
-
-    def aligned(self, logits: torch.Tensor) -> torch.Tensor:
-        """Shift logits [batch, positions, vocab] so that row p predicts the token at position p.
-
-        Row 0 of a shifted model predicts nothing: it holds the logits of the last position.
-        """
-        return logits.roll(self.prediction_shift, dims=1)
 
 
 def open_model(path_or_name: str, name: str | None = None) -> Model:
@@ -150,3 +145,18 @@ def _attention(path: Path, config: dict[str, Any]) -> Attention:
         f"{path}: architectures is {architectures}; expected a class that ends with "
         f"{' or '.join(HEADS)}: only language models are evaluated"
     )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' bars, and its reports of fresh, unused and cut: results note them."""
+    verbosity = logging.get_verbosity()
+    has_bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()

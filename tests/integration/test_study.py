@@ -192,7 +192,7 @@ def test_missing_data_is_named_before_anything_runs(study: WrittenStudy) -> None
     code, printed = study.run()
     assert code == 1
     assert "error: task fills: " in printed
-    assert "order.jsonl, line 1" in printed
+    assert "order.jsonl:1: " in printed
     assert not study.output.exists()
 
 

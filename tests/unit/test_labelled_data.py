@@ -53,7 +53,7 @@ def test_formats_hold_the_same(split: str, tmp_path: Path) -> None:
         ("x.jsonl", '{"sentence": "a", "label": 1}\n{"sentence": "b"}\n', r"x\.jsonl:2: no field"),
         ("x.jsonl", '\n{"sentence": "", "label": 1}\n', r"x\.jsonl:2: field sentence is ''"),
         ("x.jsonl", '{"sentence": "a", "label": null}\n', r"x\.jsonl:1: field label is None"),
-        ("x.jsonl", "{\n", r"x\.jsonl:1: not JSON"),
+        ("x.jsonl", "{\n", r"x\.jsonl:1: invalid JSON"),
         ("x.jsonl", "[1]\n", r"x\.jsonl:1: a JSON object"),
         ("x.csv", 'sentence,label\n"a\nb",1\nc\n', r"x\.csv:4: 1 columns where the header has 2"),
         ("x.csv", 'sentence,label\n"a"b,1\n', r"x\.csv:2: invalid table"),

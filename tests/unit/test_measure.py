@@ -141,16 +141,13 @@ def test_a_damaged_result_names_its_file(
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_aligned_logits_predict_their_own_position(
+def test_the_shift_of_a_masked_model_is_read(
     shift: int, tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
     folder = write_random_model(
         tmp_path / "m", "encoder", tiny_corpus.folder / "tokenizer", prediction_shift=shift
     )
-    model = open_model(str(folder))
-    assert model.prediction_shift == shift
-    logits = torch.arange(12.0).reshape(1, 4, 3)
-    assert model.aligned(logits)[0, 2].tolist() == logits[0, 2 - shift].tolist()
+    assert open_model(str(folder)).prediction_shift == shift
 
 
 def test_a_decoder_predicts_the_next_position(models: dict[Kind, Path]) -> None:
@@ -159,7 +156,7 @@ def test_a_decoder_predicts_the_next_position(models: dict[Kind, Path]) -> None:
     ids = torch.tensor([AutoTokenizer.from_pretrained(model.folder)("abc def ghi")["input_ids"]])
     with torch.inference_mode():
         output = model.language_model()(input_ids=ids, labels=ids)
-    logits = model.aligned(output.logits)[0, 1:].log_softmax(-1)
+    logits = output.logits[0, : -model.prediction_shift].log_softmax(-1)
     loss = -logits.gather(1, ids[0, 1:, None]).mean()
     assert float(loss) == pytest.approx(float(output.loss), rel=1e-6)
 

@@ -102,10 +102,10 @@ def test_work_grows_with_the_square_of_the_length_for_encoders(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"first\.jsonl, line 2: not JSON"),
-        ("[1]", r"first\.jsonl, line 2: expected a JSON object"),
-        ('{"sentence_good": "a"}', r"first\.jsonl, line 2: sentence_bad is None"),
-        ('{"sentence_good": " ", "sentence_bad": "b"}', r"line 2: sentence_good is ' '"),
+        ("{", r"first\.jsonl:2: invalid JSON"),
+        ("[1]", r"first\.jsonl:2: a JSON object is needed"),
+        ('{"sentence_good": "a"}', r'first\.jsonl:2: no field "sentence_bad"'),
+        ('{"sentence_good": " ", "sentence_bad": "b"}', r"first\.jsonl:2: sentence_good is ' '"),
     ],
 )
 def test_faults_name_file_and_line(line: str, message: str, tmp_path: Path) -> None:

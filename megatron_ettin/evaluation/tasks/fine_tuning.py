@@ -160,12 +160,7 @@ class FineTuning(Task):
     def measure(self, model: Model, *, seed: int, scratch: Path) -> TaskScores:
         """Train the trials that `scratch` does not hold yet, and score the best one."""
         targets = _Targets.read(self.data, is_regression=self.is_regression)
-        max_tokens = min(self.max_length, model.max_tokens)
-        encoded = {
-            split: encode(model, [example.texts for example in examples], max_tokens=max_tokens)
-            for split, examples in targets.examples.items()
-        }
-        fresh: list[str] = []
+        encoded = targets.encoded(model, self._max_tokens(model))
         trials = []
         for number, recipe in enumerate(self.recipes):
             path = scratch / f"trial_{number}.json"
@@ -175,7 +170,6 @@ class FineTuning(Task):
                 publish_text(path, json.dumps({**trial, "fresh": classifier.fresh}))
             trials.append(json.loads(path.read_text(encoding="utf-8")))
         best = max(trials, key=lambda trial: trial["value"])
-        fresh = best["fresh"]
         notes = {
             "chosen": best["recipe"],
             "chosen by": f"{self.metrics[0]} on {self.data.validation}",
@@ -183,8 +177,8 @@ class FineTuning(Task):
                 {name: trial[name] for name in ("recipe", "value", "best_step", "num_steps")}
                 for trial in trials
             ],
-            "tensors not pre-trained": fresh,
-            "tokens kept": max_tokens,
+            "tensors not pre-trained": best["fresh"],
+            "tokens kept": self._max_tokens(model),
             "texts cut": {split: encoded[split].num_cut for split in encoded},
             "texts": {split: len(encoded[split].features) for split in encoded},
         }
@@ -260,11 +254,7 @@ class FineTuning(Task):
     ) -> None:
         data = intermediate.data
         targets = _Targets.read(data, is_regression=False)
-        max_tokens = min(self.max_length, model.max_tokens)
-        encoded = {
-            split: encode(model, [example.texts for example in examples], max_tokens=max_tokens)
-            for split, examples in targets.examples.items()
-        }
+        encoded = targets.encoded(model, self._max_tokens(model))
         classifier = open_classifier(
             model, num_outputs=targets.num_outputs, is_regression=False, seed=seed
         )
@@ -280,14 +270,16 @@ class FineTuning(Task):
         self._train(classifier, recipe, data, targets, encoded, "accuracy", seed=seed)
         save_weights(classifier, path)
 
+    def _max_tokens(self, model: Model) -> int:
+        return min(self.max_length, model.max_tokens)
+
     def _tokens(self, model: Model, data: LabelledData) -> list[int]:
         """Estimate the tokens of each split by those of a sample."""
-        max_tokens = min(self.max_length, model.max_tokens)
         counts = []
         for split in data.splits:
             texts = [example.texts for example in data.read(split)]
             sample = texts[:: math.ceil(len(texts) / NUM_SAMPLED)]
-            features = encode(model, sample, max_tokens=max_tokens).features
+            features = encode(model, sample, max_tokens=self._max_tokens(model)).features
             mean = sum(len(feature["input_ids"]) for feature in features) / len(sample)
             counts.append(round(mean * len(texts)))
         return counts
@@ -319,6 +311,13 @@ class _Targets:
     @property
     def num_outputs(self) -> int:
         return len(self.names) or 1
+
+    def encoded(self, model: Model, max_tokens: int) -> dict[str, EncodedTexts]:
+        """Return the texts of all splits as the model reads them."""
+        return {
+            split: encode(model, [example.texts for example in found], max_tokens=max_tokens)
+            for split, found in self.examples.items()
+        }
 
     def scores(
         self, metrics: Sequence[Metric], split: str, found: NDArray[np.float64]

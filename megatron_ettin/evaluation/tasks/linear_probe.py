@@ -11,14 +11,13 @@ from typing import ClassVar
 import numpy as np
 
 from megatron_ettin.evaluation import probe
-from megatron_ettin.evaluation.classifier import quiet_transformers
 from megatron_ettin.evaluation.labelled_data import (
     Example,
     LabelledData,
     class_names,
     class_numbers,
 )
-from megatron_ettin.evaluation.model import Model
+from megatron_ettin.evaluation.model import Model, quiet_transformers
 from megatron_ettin.evaluation.scores import Score
 from megatron_ettin.evaluation.tasks.task import Family, Task, TaskScores, TaskWork
 
@@ -69,9 +68,7 @@ class LinearProbe(Task):
             labels=np.array([example.label for example in examples]),
             is_test=is_test,
         )
-        with quiet_transformers():
-            tokenizer, base_model = model.tokenizer(), model.base_model()
-            features = probe.mean_hidden_states(base_model, tokenizer, texts.texts)
+        features = probe.mean_hidden_states(model.base_model(), model.tokenizer(), texts.texts)
         correct = probe.linear_probe(features, texts).correct
         most_frequent = probe.majority_label(texts).value
         score = Score(

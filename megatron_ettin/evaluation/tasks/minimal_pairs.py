@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from megatron_ettin.evaluation.json_lines import JsonLine, read_json_lines
 from megatron_ettin.evaluation.model import Model
 from megatron_ettin.evaluation.readings import load
 from megatron_ettin.evaluation.scores import Score
@@ -120,24 +120,14 @@ def _score(pairs: list[Pair], right: np.ndarray) -> Score:
 
 
 def _read(path: Path) -> Iterator[Pair]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                fields = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{place}: not JSON: {error}") from error
-            if not isinstance(fields, dict):
-                raise ValueError(f"{place}: expected a JSON object with sentence_good")
-            good, bad = (_sentence(fields, name, place) for name in ("good", "bad"))
-            phenomenon = str(fields.get("linguistics_term") or path.stem)
-            yield Pair(f"{path.stem}:{number}", good, bad, phenomenon)
+    for number, line in enumerate(read_json_lines(path), start=1):
+        good, bad = (_sentence(line, name) for name in ("sentence_good", "sentence_bad"))
+        phenomenon = str(line.fields.get("linguistics_term") or path.stem)
+        yield Pair(f"{path.stem}:{number}", good, bad, phenomenon)
 
 
-def _sentence(fields: dict[str, object], name: str, place: str) -> str:
-    sentence = fields.get(f"sentence_{name}")
-    if not isinstance(sentence, str) or not sentence.strip():
-        raise ValueError(f"{place}: sentence_{name} is {sentence!r}; expected a sentence")
+def _sentence(line: JsonLine, name: str) -> str:
+    sentence = line.text(name)
+    if not sentence.strip():
+        raise ValueError(f"{line.where}: {name} is {sentence!r}; expected a sentence")
     return sentence
