@@ -2,12 +2,18 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from megatron_ettin.study.costs import Cost, Costs
 from megatron_ettin.study.stages import Stage
+
+#: Far above the start of a process.
+MEETING_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +22,10 @@ class Deed(Stage):
 
     title: str
     after: tuple[str, ...] = ()
-    ending: Literal["good", "nothing", "error", "fault", "memory", "killed"] = "good"
+    ending: Literal["good", "meets", "nothing", "error", "fault", "memory", "killed"] = "good"
+    meets: str = ""
+    """Stage whose file must appear while this one runs, for the ending of that name."""
+    alone: bool = False
 
     @property
     def name(self) -> str:
@@ -25,6 +34,10 @@ class Deed(Stage):
     @property
     def needs(self) -> tuple[str, ...]:
         return tuple(f"deed/{title}" for title in self.after)
+
+    @property
+    def runs_alone(self) -> bool:
+        return self.alone
 
     @property
     def _file(self) -> Path:
@@ -39,8 +52,17 @@ class Deed(Stage):
     def run(self) -> None:
         print(f"{self.title} in process {os.getpid()}")
         match self.ending:
+            case "good" if self.alone:
+                self._file.write_text(str(len(list(self.study.output.glob("* has met")))))
             case "good":
                 self._file.write_text(str(os.getpid()))
+            case "meets":
+                self._file.write_text(f"{os.getpid()} {torch.get_num_threads()}")
+                deadline = time.monotonic() + MEETING_SECONDS
+                while not (self.study.output / f"{self.meets}.txt").is_file():
+                    assert time.monotonic() < deadline, f"{self.meets} does not run beside this"
+                    time.sleep(0.05)
+                (self.study.output / f"{self.title} has met").touch()
             case "error":
                 raise ValueError("data.txt:3: no number")
             case "fault":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,6 @@ def study_command(options: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: an input cannot be used; nothing has run yet.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     from megatron_ettin.evaluation.task_file import read_tasks
     from megatron_ettin.study.arms import Study
     from megatron_ettin.study.config import load_study
@@ -63,11 +63,15 @@ def study_command(options: argparse.Namespace) -> int:
     print(*as_text(plan), sep="\n", flush=True)
     if options.plan:
         return 0
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    began = time.monotonic()
     runner = Runner(
         every=every,
+        num_devices=config.num_devices,
         planned_seconds={name: entry.seconds for name, entry in plan.to_do.items()},
         estimated_seconds={name: e.estimated.seconds for name, e in plan.to_do.items()},
     )
     runner.run(stages)
+    print(f"took {(time.monotonic() - began) / 60:.1f} minutes (planned {plan.seconds / 60:.1f})")
     print(*runner.report.as_text(), sep="\n")
     return 1 if runner.report.failed or runner.report.skipped else 0

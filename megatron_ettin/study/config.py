@@ -70,7 +70,8 @@ class StudyConfig:
     device: str = "cpu"
     """Device of each rank, for the plan: cpu (this machine) or a GPU of tools/estimate.py."""
     num_devices: int = 1
-    """Ranks that `launch` starts, for the plan."""
+    """Ranks that `launch` starts, one a device. As many evaluations run side by side on this
+    machine, as far as it has the devices: GPUs, or without any, cores."""
 
     def __post_init__(self) -> None:
         """Refuse names that are not there, and values that cannot be."""

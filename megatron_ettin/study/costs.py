@@ -36,6 +36,7 @@ from megatron_ettin.export.architecture import (
 )
 from megatron_ettin.export.tokenizer import special_ids, write_tokenizer
 from megatron_ettin.study.arms import Study, StudyModel
+from megatron_ettin.study.machine import threads_of_worker
 from megatron_ettin.study.training import training_config
 
 #: Start of a training's processes, its last held-out loss and save.
@@ -124,11 +125,19 @@ class Costs:
         key = (model.size, described.attention, with_output_layer)
         if key not in self._rates:
             self._rates[key] = (
-                measure_rates(described, with_output_layer=with_output_layer)
+                self._measured_rates(described, with_output_layer)
                 if self.is_measured
                 else self._estimated_rates(described)
             )
         return self._rates[key]
+
+    def _measured_rates(self, described: Model, with_output_layer: bool) -> Rates:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads_of_worker(self._study.config.num_devices))
+        try:
+            return measure_rates(described, with_output_layer=with_output_layer)
+        finally:
+            torch.set_num_threads(before)
 
     def _estimated_rates(self, described: Model) -> Rates:
         """Return the rates that training would reach on the device, on one of its ranks."""

@@ -34,6 +34,11 @@ class PageStage(Stage):
     def _inputs(self) -> Path:
         return self.study.page / "inputs.sha256"
 
+    @property
+    def runs_alone(self) -> bool:
+        """True: it reads all results."""
+        return True
+
     def cost(self, costs: Costs) -> Cost:
         """Return a constant: how long it takes depends little on a study."""
         return Cost(seconds=PAGE_SECONDS)

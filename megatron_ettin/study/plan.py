@@ -14,6 +14,7 @@ from megatron_ettin.devices import GIB
 from megatron_ettin.evaluation.tasks.task import Task
 from megatron_ettin.study.arms import Study
 from megatron_ettin.study.costs import Cost, Costs
+from megatron_ettin.study.machine import num_workers
 from megatron_ettin.study.page_stage import PageStage
 from megatron_ettin.study.proof import ProofStage
 from megatron_ettin.study.stages import (
@@ -47,6 +48,8 @@ class StudyPlan:
     ratios: Mapping[str, float]
     """Time that stages of a kind took over their estimates, by kind."""
     is_measured: bool
+    num_workers: int
+    """Stages that run side by side, but those that run alone."""
 
     @property
     def to_do(self) -> dict[str, PlannedStage]:
@@ -60,7 +63,10 @@ class StudyPlan:
     @property
     def seconds(self) -> float:
         """Return the time of what is to do."""
-        return sum(entry.seconds for entry in self.to_do.values())
+        return sum(
+            entry.seconds / (1 if entry.stage.runs_alone else self.num_workers)
+            for entry in self.to_do.values()
+        )
 
 
 def all_stages(study: Study, tasks: Mapping[str, Task], config_file: Path) -> list[Stage]:
@@ -137,7 +143,12 @@ def make_plan(study: Study, stages: Sequence[Stage]) -> StudyPlan:
     with tempfile.TemporaryDirectory(prefix="study.") as scratch:
         costs = Costs(study, Path(scratch))
         entries = [_entry(stage, costs, ratios) for stage in stages]
-        return StudyPlan(entries=entries, ratios=ratios, is_measured=costs.is_measured)
+        return StudyPlan(
+            entries=entries,
+            ratios=ratios,
+            is_measured=costs.is_measured,
+            num_workers=num_workers(study.config.num_devices),
+        )
 
 
 def _entry(stage: Stage, costs: Costs, ratios: Mapping[str, float]) -> PlannedStage:
@@ -203,7 +214,7 @@ def as_text(plan: StudyPlan) -> Iterator[str]:
     yield from text_facts(
         [
             ("stages", f"{len(plan.entries)}, of which {len(to_do)} are to do"),
-            ("time", f"{plan.seconds / 60:.0f} minutes for what is to do"),
+            ("time", f"{plan.seconds / 60:.0f} minutes for what is to do{_side_by_side(plan)}"),
             ("disk", f"{disk:.2f} GiB for what is to do"),
             ("times", _source(plan)),
         ]
@@ -211,6 +222,10 @@ def as_text(plan: StudyPlan) -> Iterator[str]:
     for entry in plan.entries:
         if entry.refusal:
             yield f"refused: {entry.stage.name}: {entry.refusal}"
+
+
+def _side_by_side(plan: StudyPlan) -> str:
+    return f", evaluations {plan.num_workers} at a time" if plan.num_workers > 1 else ""
 
 
 def _source(plan: StudyPlan) -> str:

@@ -31,6 +31,11 @@ class ProofStage(Stage):
         """Name."""
         return "proof"
 
+    @property
+    def runs_alone(self) -> bool:
+        """True: it reads the records of all trainings."""
+        return True
+
     def cost(self, costs: Costs) -> Cost:
         """Return the seconds of reading ledgers."""
         return Cost(seconds=2.0)

@@ -1,30 +1,25 @@
-"""Running of stages in order, each in a child process; a failure stops only what depends on it."""
+"""Running of stages in child processes; a failure stops only what depends on it."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
+import math
 import socket
 import sys
 import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
 from tqdm import tqdm
 
-from megatron_ettin.ending import end_with_parent
 from megatron_ettin.publication import publish_text
+from megatron_ettin.study.machine import num_workers
 from megatron_ettin.study.stages import Stage
+from megatron_ettin.study.workers import Worker, Workers
 
 #: Seconds between two looks at a stage that runs, for the progress bar.
 LOOK_SECONDS = 1.0
@@ -53,6 +48,18 @@ class Failures:
             yield "all stages are done"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A stage that runs."""
+
+    stage: Stage
+    worker: Worker
+    ends: Future[str | None]
+    log: Path
+    began: float
+    """Seconds since the epoch."""
+
+
 @dataclass
 class Runner:
     """Runs the chosen stages of a study, prints what became of each, and keeps it in `report`."""
@@ -62,58 +69,54 @@ class Runner:
     """Seconds by name of the stages that are to run."""
     estimated_seconds: Mapping[str, float]
     """The same before they were corrected by what earlier stages took; a stage's record has it."""
+    num_devices: int = 1
+    """Stages that do not run alone run side by side, one a device."""
     report: Failures = field(default_factory=Failures)
 
     def run(self, stages: Sequence[Stage]) -> None:
-        """Run the stages in order, but those that are done."""
-        names = {stage.name for stage in stages}
-        planned = {n: s for n, s in self.planned_seconds.items() if n in names}
-        with (
-            Worker() as worker,
-            tqdm(total=sum(planned.values()), disable=None, bar_format=BAR) as bar,
-        ):
+        """Run the stages, but those that are done; each begins no earlier than those before it."""
+        running: dict[str, Running] = {}
+        with Workers(self.num_devices) as workers, ProgressBar(self._shares(stages)) as bar:
             for stage in stages:
-                bar.set_description(stage.name)
-                progress = Progress(bar=bar, planned=planned.get(stage.name, 0.0), begin=bar.n)
-                if line := self._run_one(stage, worker, progress):
-                    tqdm.write(line)
-                    sys.stdout.flush()
-                progress.end()
+                while not running.keys().isdisjoint(stage.needs):
+                    self._end_some(running, workers, bar)
+                if stage.runs_alone:  # what it reads may be what the others make
+                    while running:
+                        self._end_some(running, workers, bar)
+                if not self._is_to_run(stage):
+                    bar.end(stage.name)
+                    continue
+                while (worker := workers.take(stage)) is None:
+                    self._end_some(running, workers, bar)
+                running[stage.name] = _start(stage, worker)
+            while running:
+                self._end_some(running, workers, bar)
 
-    def _run_one(self, stage: Stage, worker: Worker, progress: Progress) -> str | None:
-        """Run a stage and return the line to print of it; None if it was done already."""
+    def _shares(self, stages: Sequence[Stage]) -> dict[str, Share]:
+        return {
+            stage.name: Share(
+                planned=self.planned_seconds[stage.name],
+                of=1 if stage.runs_alone else num_workers(self.num_devices),
+            )
+            for stage in stages
+            if stage.name in self.planned_seconds
+        }
+
+    def _is_to_run(self, stage: Stage) -> bool:
+        """Tell whether a stage is to run; say so if it cannot."""
         try:
             if lacking := self._lacking(stage):
                 self.report.skipped[stage.name] = lacking
-                return f"{stage.name}: skipped, because {lacking} is not done"
+                _print(f"{stage.name}: skipped, because {lacking} is not done")
+                return False
             if reason := stage.refusal():
-                return f"{stage.name}: refused: {reason}"
-            if stage.is_done():
-                return None
+                _print(f"{stage.name}: refused: {reason}")
+                return False
+            return not stage.is_done()
         except (ValueError, OSError) as error:
             self.report.failed[stage.name] = str(error)
-            return f"{stage.name}: failed: {error}"
-        record = stage.study.stage_file(stage.name)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        log = record.with_suffix(".log")
-        began = time.time()
-        message = worker.run(stage, log, progress)
-        seconds = time.time() - began
-        if message is None and not stage.is_done():
-            message = "it ended, but its content is not there"
-        if message is not None:
-            self.report.failed[stage.name] = message
-            shown = message[:MESSAGE_CHARACTERS]
-            return f"{stage.name}: failed after {seconds:.1f} s: {shown} ({log})"
-        document = {
-            "stage": stage.name,
-            "began": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 3),
-            "estimated_seconds": round(self.estimated_seconds.get(stage.name, 0.0), 3),
-            "host": socket.gethostname(),
-        }
-        publish_text(record, json.dumps(document, indent=1) + "\n")
-        return f"{stage.name}: {seconds:.1f} s (planned {progress.planned:.1f} s)"
+            _print(f"{stage.name}: failed: {error}")
+            return False
 
     def _lacking(self, stage: Stage) -> str | None:
         report, by_name = self.report, {each.name: each for each in self.every}
@@ -122,102 +125,98 @@ class Runner:
                 return name
         return None
 
+    def _end_some(self, running: dict[str, Running], workers: Workers, bar: ProgressBar) -> None:
+        """Wait a while for running stages, and record and take out those that have ended."""
+        wait([each.ends for each in running.values()], LOOK_SECONDS, FIRST_COMPLETED)
+        bar.show(running.values())
+        for name, each in list(running.items()):
+            if each.ends.done():
+                self._record(each)
+                workers.give_back(each.worker)
+                bar.end(name)
+                del running[name]
+
+    def _record(self, ended: Running) -> None:
+        stage, seconds = ended.stage, time.time() - ended.began
+        message = ended.worker.result(ended.ends)
+        if message is None and not stage.is_done():
+            message = "it ended, but its content is not there"
+        if message is not None:
+            self.report.failed[stage.name] = message
+            shown = message[:MESSAGE_CHARACTERS]
+            _print(f"{stage.name}: failed after {seconds:.1f} s: {shown} ({ended.log})")
+            return
+        document = {
+            "stage": stage.name,
+            "began": datetime.fromtimestamp(ended.began, UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            "estimated_seconds": round(self.estimated_seconds.get(stage.name, 0.0), 3),
+            "host": socket.gethostname(),
+        }
+        publish_text(stage.study.stage_file(stage.name), json.dumps(document, indent=1) + "\n")
+        planned = self.planned_seconds.get(stage.name, 0.0)
+        _print(f"{stage.name}: {seconds:.1f} s (planned {planned:.1f} s)")
+
+
+def _start(stage: Stage, worker: Worker) -> Running:
+    log = stage.study.stage_file(stage.name).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    return Running(stage=stage, worker=worker, ends=worker.start(stage, log), log=log, began=began)
+
+
+def _print(line: str) -> None:
+    tqdm.write(line)
+    sys.stdout.flush()
+
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class Share:
     """Part of the bar that a stage has."""
 
-    bar: tqdm[NoReturn]
     planned: float
-    begin: float
-    began: float = field(default_factory=time.monotonic)
+    """Seconds."""
+    of: int
+    """Stages that run side by side in this time."""
 
-    def show(self) -> None:
-        """Move the bar to the seconds that the stage has run, at most to the planned ones."""
-        elapsed = time.monotonic() - self.began
-        self._move(self.begin + min(elapsed, self.planned))
-
-    def end(self) -> None:
-        """Move the bar to the end of the stage's part."""
-        self._move(self.begin + self.planned)
-
-    def _move(self, to: float) -> None:
-        self.bar.update(to - self.bar.n)
-        self.bar.refresh()
+    def seconds(self, elapsed: float) -> float:
+        """Return the seconds of the bar after a stage has run for `elapsed`."""
+        return min(elapsed, self.planned) / self.of
 
 
-class Worker:
-    """A child process that runs stages one after another; a new one follows one that was killed.
+class ProgressBar:
+    """Bar over the planned time of all stages together, for a `with` block."""
 
-    Evaluations so import their libraries once, and a stage that the kernel kills for its memory
-    does not take the study along. The child ends with this process, however that ends.
-    """
+    def __init__(self, shares: Mapping[str, Share]) -> None:
+        """Take the shares of the stages that are to run, by name."""
+        self._shares = shares
+        self._ended = 0.0
+        total = sum(share.seconds(share.planned) for share in shares.values())
+        self._bar: tqdm[NoReturn] = tqdm(total=total, disable=None, bar_format=BAR)
 
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-        self._pid = 0
-
-    def __enter__(self) -> Worker:
-        """Start nothing yet."""
+    def __enter__(self) -> ProgressBar:
+        """Return the bar."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the child; after an error it may still work, and is killed."""
-        if self._pool is not None:
-            if kind is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(self._pid, signal.SIGKILL)
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, *_: object) -> None:
+        """Close the bar."""
+        self._bar.close()
 
-    def run(self, stage: Stage, log: Path, progress: Progress) -> str | None:
-        """Run a stage with its output appended to `log`; return the message of its failure."""
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                max_workers=1,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=end_with_parent,
-                initargs=(os.getpid(),),
-            )
-            self._pid = self._pool.submit(os.getpid).result()
-        running = self._pool.submit(run_logged, stage, log)
-        try:
-            while not wait([running], timeout=LOOK_SECONDS).done:
-                progress.show()
-            return running.result()
-        except BrokenProcessPool:
-            self._pool.shutdown()
-            self._pool = None
-            return (
-                "its process was killed, as the kernel does when memory runs out: lower batch "
-                "sizes, or run it on a machine with more memory"
-            )
+    def show(self, running: Iterable[Running]) -> None:
+        """Move the bar to what the stages have done that have ended and those that run."""
+        now = time.time()
+        names = {each.stage.name: now - each.began for each in running}
+        self._bar.set_description(", ".join(names), refresh=False)
+        self._move(self._ended + sum(self._done(*each) for each in names.items()))
 
+    def end(self, name: str) -> None:
+        """Count a stage's share as done."""
+        self._ended += self._done(name, math.inf)
+        self._move(max(self._ended, self._bar.n))
 
-def run_logged(stage: Stage, log: Path) -> str | None:
-    """Run a stage in this process with all output appended to a file; return why it failed."""
-    import torch
+    def _done(self, name: str, elapsed: float) -> float:
+        return self._shares[name].seconds(elapsed) if name in self._shares else 0.0
 
-    with log.open("a") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(file.fileno(), stream.fileno())
-    try:
-        stage.run()
-    except torch.OutOfMemoryError:
-        return "out of GPU memory: lower batch sizes"
-    except MemoryError:
-        return "out of memory: lower batch sizes"
-    except Exception as error:
-        traceback.print_exc()
-        # Errors of these classes name the input and the remedy; others are faults of a program.
-        is_message = isinstance(error, ValueError | OSError) and str(error)
-        return str(error) if is_message else f"{type(error).__name__}: {error}"
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return None
+    def _move(self, to: float) -> None:
+        self._bar.update(to - self._bar.n)
+        self._bar.refresh()

@@ -51,6 +51,11 @@ class Stage(ABC):
         """Names of the stages without which this one cannot run."""
         return ()
 
+    @property
+    def runs_alone(self) -> bool:
+        """True if the stage takes all devices, or reads what all stages before it make."""
+        return False
+
     def check(self) -> None:
         """Check the inputs that no other stage makes.
 
@@ -95,6 +100,11 @@ class TrainingStage(Stage):
     def kind(self) -> str:
         """Trainings of all arms take alike many times their estimates."""
         return "training"
+
+    @property
+    def runs_alone(self) -> bool:
+        """True: its ranks have all devices."""
+        return True
 
     @property
     def needs(self) -> tuple[str, ...]:

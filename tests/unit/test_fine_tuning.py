@@ -1,6 +1,5 @@
 """Fine-tuning and the linear probe on toy data: what can be learned, resumed, refused."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,8 @@ from megatron_ettin.evaluation.tasks import fine_tuning
 from megatron_ettin.evaluation.tasks.fine_tuning import FineTuning, Intermediate
 from megatron_ettin.evaluation.tasks.linear_probe import LinearProbe
 from tests.conftest import TinyCorpus
+from tests.labelled_texts import write_reviews
 from tests.models import write_random_model
-
-WORDS = ["the", "of", "and", "to", "in", "that", "was", "his", "it", "with", "as", "had"]
-MARKS = {"good": "excellent", "bad": "terrible"}
-
-
-def write_reviews(folder: Path, sizes: dict[str, int], **labels: Any) -> LabelledData:
-    """Write texts of random words, one of which says the label; `labels` renames the labels."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for split, size in sizes.items():
-        rows = []
-        for number in range(size):
-            label = "good" if number % 3 else "bad"
-            words = rng.choice(WORDS, rng.integers(3, 12)).tolist()
-            words.insert(int(rng.integers(0, len(words))), MARKS[label])
-            rows.append({"sentence": " ".join(words), "label": labels.get(label, label)})
-        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return LabelledData(path=str(folder), test="test" if "test" in sizes else None)
 
 
 def tuning(data: LabelledData, **fields: Any) -> FineTuning:

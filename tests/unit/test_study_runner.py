@@ -1,6 +1,7 @@
 """Whatever a stage does, the others go on, what depends on it is skipped, and both are named."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,27 @@ def test_a_failure_stops_what_depends_on_it_alone(
     printed = capsys.readouterr().out
     assert "deed/dependent: skipped, because deed/killed is not done" in printed
     assert printed.count("deed/first") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_stages_run_side_by_side_but_for_those_that_run_alone(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    stages = [
+        Deed(study=study, title="one", ending="meets", meets="two"),
+        Deed(study=study, title="two", ending="meets", meets="one"),
+        Deed(study=study, title="all", alone=True),
+        Deed(study=study, title="last", after=("one",)),
+    ]
+    runner = Runner(every=stages, planned_seconds={}, estimated_seconds={}, num_devices=2)
+    runner.run(stages)
+    assert list(runner.report.as_text()) == ["all stages are done"]
+    meeting = [(tmp_path / f"{title}.txt").read_text().split() for title in ("one", "two")]
+    assert meeting[0][0] != meeting[1][0]
+    # The cores are shared out.
+    threads = str(len(os.sched_getaffinity(0)) // 2)
+    assert [found[1] for found in meeting] == [threads, threads]
+    assert (tmp_path / "all.txt").read_text() == "2"
 
 
 def test_done_stages_are_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
