@@ -29,7 +29,8 @@ from tests.ranks import run_job
 ROOT = Path(__file__).parents[2]
 #: In the environment of all processes of a study, so that they are found whatever they are called.
 MARK = "STUDY_OF_THIS_TEST"
-TASKS = ("reviews", "pairs", "fills")
+#: Tasks of the study, in order.
+TASKS = ("fills", "pairs", "reviews")
 #: Far above what a start takes here, even on a busy machine.
 START_SECONDS = 600
 CROSSING = {
@@ -97,7 +98,7 @@ def study(tiny_corpus: TinyCorpus, tmp_path: Path) -> WrittenStudy:
             "num_epochs": [1],
         },
     }
-    tasks = {"reviews": reviews, "pairs": task("auto"), "fills": task("pseudo_log_likelihood")}
+    tasks = {"fills": task("pseudo_log_likelihood"), "pairs": task("auto"), "reviews": reviews}
     (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
     document = {
         "output": str(tmp_path / "study"),
@@ -235,7 +236,7 @@ def check_fault_in_one_stage(study: WrittenStudy) -> None:
 
 def test_missing_data_is_named_before_anything_runs(study: WrittenStudy) -> None:
     (study.folder / "pairs" / "order.jsonl").write_text('{"sentence_good": "a"}\n')
-    with pytest.raises(ValueError, match=r"task pairs: .*order\.jsonl:1: "):
+    with pytest.raises(ValueError, match=r"task fills: .*order\.jsonl:1: "):
         study_command(parse([study.argument]))
     assert not study.output.exists()
 
