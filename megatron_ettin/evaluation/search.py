@@ -12,9 +12,6 @@ from megatron_ettin.evaluation.beir import DEPTH, Collection
 
 #: Documents whose embeddings are in memory at the same time.
 BLOCK_DOCUMENTS = 10_000
-#: Similarities that are in memory at the same time: late interaction has one for each token of a
-#: query and each token of a document.
-BLOCK_SIMILARITIES = 2**27
 
 
 class TextEncoder(Protocol):
@@ -47,7 +44,7 @@ def search(
         documents = encoder.encode_document(
             [collection.documents[identity] for identity in identities], **options
         )
-        scores = _similarity(encoder, queries, documents)
+        scores = encoder.similarity(queries, documents)
         if not torch.isfinite(scores).all():
             raise FloatingPointError("embeddings are not finite")
         best = scores.topk(min(DEPTH, len(identities)), dim=1)
@@ -58,19 +55,3 @@ def search(
             found |= {identities[place]: value for place, value in zip(places, values, strict=True)}
             ranking[query] = dict(sorted(found.items(), key=lambda item: -item[1])[:DEPTH])
     return ranking
-
-
-def _similarity(encoder: TextEncoder, queries: Any, documents: Any) -> torch.Tensor:
-    """Return the scores [queries, documents], computed for some queries at a time."""
-    each = _num_vectors(queries) * _num_vectors(documents) * len(documents)
-    step = max(1, BLOCK_SIMILARITIES // each)
-    parts = [
-        encoder.similarity(queries[first : first + step], documents)
-        for first in range(0, len(queries), step)
-    ]
-    return torch.cat(parts)
-
-
-def _num_vectors(embeddings: Any) -> int:
-    """Return the most vectors of a text: 1, or that of its tokens."""
-    return max(len(text) if text.ndim > 1 else 1 for text in embeddings)

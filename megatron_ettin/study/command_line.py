@@ -8,11 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-#: Inherited by the processes that a study starts. glibc keeps large blocks, and threads that wait
-#: for each other sleep: examples/quickstart.sh says why. Megatron-Core warns of missing packages.
+#: Inherited by the processes that a study starts. Threads that wait for each other sleep
+#: (examples/quickstart.sh says why), and Megatron-Core's warnings of missing packages are quiet.
 ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "OMP_WAIT_POLICY": "passive",
     "PYTHONWARNINGS": "ignore",
 }

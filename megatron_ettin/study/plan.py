@@ -143,11 +143,13 @@ def make_plan(study: Study, stages: Sequence[Stage]) -> StudyPlan:
     with tempfile.TemporaryDirectory(prefix="study.") as scratch:
         costs = Costs(study, Path(scratch))
         entries = [_entry(stage, costs, ratios) for stage in stages]
+        num_devices = study.config.num_devices
         return StudyPlan(
             entries=entries,
             ratios=ratios,
             is_measured=costs.is_measured,
-            num_workers=num_workers(study.config.num_devices),
+            # A plan for devices that are elsewhere supposes that one machine has them all.
+            num_workers=num_workers(num_devices) if costs.is_measured else num_devices,
         )
 
 

@@ -78,11 +78,8 @@ class Runner:
         running: dict[str, Running] = {}
         with Workers(self.num_devices) as workers, ProgressBar(self._shares(stages)) as bar:
             for stage in stages:
-                while not running.keys().isdisjoint(stage.needs):
+                while any(_waits_for(stage, each.stage) for each in running.values()):
                     self._end_some(running, workers, bar)
-                if stage.runs_alone:  # what it reads may be what the others make
-                    while running:
-                        self._end_some(running, workers, bar)
                 if not self._is_to_run(stage):
                     bar.end(stage.name)
                     continue
@@ -156,6 +153,10 @@ class Runner:
         publish_text(stage.study.stage_file(stage.name), json.dumps(document, indent=1) + "\n")
         planned = self.planned_seconds.get(stage.name, 0.0)
         _print(f"{stage.name}: {seconds:.1f} s (planned {planned:.1f} s)")
+
+
+def _waits_for(stage: Stage, other: Stage) -> bool:
+    return stage.runs_alone or other.runs_alone or other.name in stage.needs
 
 
 def _start(stage: Stage, worker: Worker) -> Running:

@@ -12,7 +12,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -84,16 +83,11 @@ class Workers:
 
     def take(self, stage: Stage) -> Worker | None:
         """Return a worker for a stage, or None while all that it may have are busy."""
-        if stage.runs_alone:
-            free = [] if self._busy else [self._machine]
-        elif self._machine in self._busy:
-            free = []
-        else:
-            free = [worker for worker in self._devices if worker not in self._busy]
-        if not free:
-            return None
-        self._busy.add(free[0])
-        return free[0]
+        suited = [self._machine] if stage.runs_alone else self._devices
+        worker = next((each for each in suited if each not in self._busy), None)
+        if worker is not None:
+            self._busy.add(worker)
+        return worker
 
     def give_back(self, worker: Worker) -> None:
         """Take back a worker whose stage has ended."""
@@ -103,12 +97,7 @@ class Workers:
         """Start nothing yet."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """End the children; after an error they may still work, and are killed."""
         for worker in (self._machine, *self._devices):
             if kind is not None:

@@ -54,18 +54,18 @@ def test_they_are_classified_probed_and_asked_for_minimal_pairs(
     pairs = [{"sentence_good": f"ab cd {n}", "sentence_bad": f"cd {n} ab"} for n in range(6)]
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "order.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
-    tasks: dict[str, Task] = {
-        "accuracy": LinearProbe(data=data),
-        "all pairs": MinimalPairs(folder=str(tmp_path / "pairs")),
-        "tuned": FineTuning(
-            data=data, learning_rates=(3e-3,), weight_decays=(1e-5,), num_epochs=(1,)
-        ),
-    }
-    for name, task in tasks.items():
+    tuning = FineTuning(data=data, learning_rates=(3e-3,), weight_decays=(1e-5,), num_epochs=(1,))
+    tasks: list[Task] = [
+        LinearProbe(data=data),
+        MinimalPairs(folder=str(tmp_path / "pairs")),
+        tuning,
+    ]
+    found = []
+    for task in tasks:
         task.check()
-        found = task.measure(model, seed=0, scratch=tmp_path)
-        score = next(iter(found.scores.values()))
-        assert 0.0 <= score.value <= 1.0, name
-        if isinstance(task, FineTuning):
-            # Only what the family's own classifier adds is fresh.
-            assert found.notes["tensors not pre-trained"]
+        found.append(task.measure(model, seed=0, scratch=tmp_path))
+    scores = [next(iter(each.scores.values())) for each in found]
+    assert [score.metric for score in scores] == ["accuracy"] * 3
+    assert [len(score.items) for score in scores] == [48, 6, 48]
+    # The family's own classifier adds tensors, and the notes name them.
+    assert found[-1].notes["tensors not pre-trained"]
