@@ -28,7 +28,9 @@ def parse_options(description: str, arguments: Sequence[str] | None) -> list[Pre
     parser = _parser(description)
     args = parser.parse_args(arguments)
     given = {name: value for name, value in vars(args).items() if value is not None}
-    everywhere = {name: given.pop(name) for name in ("workers", "encoder") if name in given}
+    everywhere: dict[str, Any] = {
+        name: given.pop(name) for name in ("workers", "encoder") if name in given
+    }
     if args.config is not None:
         others = sorted(given.keys() - {"config"})
         if others:

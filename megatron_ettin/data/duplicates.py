@@ -136,6 +136,6 @@ def _found(options: PreprocessOptions) -> Path:
 
 def _hashes(options: PreprocessOptions, shard: Shard) -> Path:
     """Return the file of a shard's hashes; its name changes with the inputs and the fields."""
-    text = json.dumps([shard.stamps[1:], options.json_keys, options.on_error])
+    text = json.dumps([shard.stamps, options.json_keys, options.on_error])
     name = f"{shard.number:05d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.parquet"
     return _folder(options) / name

@@ -99,8 +99,8 @@ def preprocess(
     tokenizer = load_tokenizer(options.tokenizer)
     _refuse_what_is_in_the_way(options)
     shards = options.outputs()
-    done = {shard: current_summaries(options, shard, tokenizer) for shard in shards}
-    to_do = [shard for shard in shards if done[shard] is None]
+    to_do = [shard for shard in shards if current_summaries(options, shard, tokenizer) is None]
+    tokens = 0
     begin = time.monotonic()
     if to_do:
         encoder, why = _choose(options, to_do[0], tokenizer)
@@ -109,16 +109,14 @@ def preprocess(
             find_duplicates(options)
         raw_bytes = sum(shard.raw_bytes for shard in to_do)
         with Progress(options.output_prefix.name, raw_bytes) as progress:
-            for shard, made in _make(options, to_do, tokenizer, encoder, progress):
-                done[shard] = made
+            for made in _make(options, to_do, tokenizer, encoder, progress):
+                tokens += sum(s.tokens + s.validation_tokens for s in made.values())
     seconds = time.monotonic() - begin if to_do else 0.0
     return PreprocessResult(
         corpora=finish_dataset(options),
         seconds=seconds,
         raw_bytes=sum(shard.raw_bytes for shard in to_do),
-        tokens=sum(
-            s.tokens + s.validation_tokens for shard in to_do for s in (done[shard] or {}).values()
-        ),
+        tokens=tokens,
     )
 
 
@@ -151,7 +149,7 @@ def current_summaries(
             continue
         settings = options.settings(json_key)
         summary.require_settings(prefix, settings, options.tokenizer, tokenizer.digest)
-        if summary.is_of(prefix, shard.inputs, shard.stamps):
+        if summary.is_of(prefix, shard.inputs, [shard.before, shard.stamps]):
             current[json_key] = summary
     return current if len(current) == len(options.json_keys) else None
 
@@ -232,14 +230,14 @@ def _make(
     tokenizer: Tokenizer,
     encoder: TextEncoder,
     progress: Progress,
-) -> Iterator[tuple[Shard, Summaries]]:
-    """Make shards, in as many processes as are asked for and worth their start; yield each."""
+) -> Iterator[Summaries]:
+    """Make shards, in as many processes as are wanted and worth their start; yield summaries."""
     raw_bytes = sum(shard.raw_bytes for shard in shards)
     workers = min(options.workers, len(shards), 1 + raw_bytes // MIN_BYTES_PER_WORKER)
     if workers == 1:
         maker = ShardMaker(options, tokenizer, encoder)
         for shard in shards:
-            yield shard, maker.make(shard, progress)
+            yield maker.make(shard, progress)
         return
     # Not forked: the libraries of the readers have threads, and a fork copies their locks.
     context = multiprocessing.get_context("spawn")
@@ -259,7 +257,7 @@ def _make(
                 progress.advance(0, summary.documents, summary.tokens)
             for file in shard.inputs:
                 progress.finish_file(file.size)
-            yield shard, made
+            yield made
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "a tokenising process died, perhaps for want of memory; try fewer --workers"

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from megatron_ettin.data.encoding import PARTS, SelectionRules
 from megatron_ettin.data.raw_files import OriginFields, RawFile
@@ -22,18 +22,21 @@ class Shard:
     index: int | None
     """Number of the shard and of its input; None if everything is one output."""
     inputs: tuple[RawFile, ...]
+    stamps: list[list[str | int]]
+    """Path, size and time of each input."""
     before: str | None = None
-    """Digest of the inputs before, which decide what is a duplicate; None if nothing is dropped."""
+    """Digest of the stamps of the inputs before, which decide what is a duplicate; None if nothing
+    is dropped for that."""
+
+    @classmethod
+    def of(cls, index: int | None, inputs: tuple[RawFile, ...], before: str | None = None) -> Self:
+        """Return the shard of some inputs as they are now."""
+        return cls(index, inputs, [[file.path, file.size, file.stamp] for file in inputs], before)
 
     @property
     def number(self) -> int:
         """Number of the shard, 0 if everything is one output."""
         return self.index or 0
-
-    @property
-    def stamps(self) -> list[Any]:
-        """Paths, sizes and times of the inputs, and the digest of those before."""
-        return [self.before, *([file.path, file.size, file.stamp] for file in self.inputs)]
 
     @property
     def raw_bytes(self) -> int:
@@ -106,14 +109,14 @@ class PreprocessOptions:
     def outputs(self) -> list[Shard]:
         """Return what is committed at a time: each shard, or everything."""
         if not self.shards:
-            return [Shard(None, self.inputs)]
+            return [Shard.of(None, self.inputs)]
         shards = []
         before = hashlib.sha256() if self.deduplicate else None
         for index, file in enumerate(self.inputs):
-            shard = Shard(index, (file,), before and before.hexdigest())
-            shards.append(shard)
+            digest = None if before is None else before.hexdigest()
+            shards.append(Shard.of(index, (file,), digest))
             if before is not None:
-                before.update(json.dumps(shard.stamps).encode())
+                before.update(json.dumps(shards[-1].stamps).encode())
         return shards
 
     def prefix(self, json_key: str, part: str, shard: Shard) -> Path:

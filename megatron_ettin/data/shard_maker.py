@@ -68,7 +68,7 @@ class ShardMaker:
             counts["bad"] = quarantine.records
             summaries[json_key] = self._summary(shard, json_key, counts)
             prefix = options.prefix(json_key, "document", shard)
-            summaries[json_key].publish(prefix, shard.stamps)
+            summaries[json_key].publish(prefix, [shard.before, shard.stamps])
             for part in options.parts:
                 # Hashed now, while the pages are in memory, and not when a run starts.
                 identify_corpus(str(options.prefix(json_key, part, shard)))

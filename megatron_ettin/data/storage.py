@@ -62,6 +62,15 @@ class RawFile:
             " one JSON object per line must be named .jsonl)"
         )
 
+    @property
+    def stamp(self) -> str:
+        """Time of the last change, or what the store gives in its place: other for other bytes."""
+        if not is_url(self.path):
+            return str(os.stat(self.path).st_mtime_ns)
+        with named_errors(self.path):
+            system, name = file_system(self.path)
+            return str(system.ukey(name))
+
     def open(self) -> "RawStream":
         """Open for one pass from front to back, which also takes the digest."""
         return RawStream(self)
