@@ -10,11 +10,11 @@ import numpy as np
 
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig, load_config, parse_args, to_yaml
+from megatron_ettin.data.batches import TextBatch
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.data.provenance import CorpusWriter
-from megatron_ettin.data.readers import Record
 from megatron_ettin.file_digests import FileList
 from megatron_ettin.native import TokenFile
 from megatron_ettin.order import PhaseSpec, SampleOrder
@@ -127,16 +127,13 @@ def add_provenance(prefix: Path, tokenizer_sha256: str) -> None:
         places=np.arange(file.num_documents),
         sha256=b"".join(hashlib.sha256(f"{prefix.name} {n}".encode()).digest() for n in numbers),
     )
-    records = [
-        Record(
-            texts=(f"{prefix.name} {number}",),
-            id=None if n == 5 else f"{prefix.name}-{number}",
-            url=f"https://{prefix.name}.example/{n}",
-            path=Path("raw.jsonl"),
-            line=n + 1,
-            position=n,
-        )
-        for n, number in enumerate(numbers)
-    ]
+    count = len(numbers)
+    batch = TextBatch(
+        texts=([f"{prefix.name} {number}" for number in numbers],),
+        ids=[None if n == 5 else f"{prefix.name}-{number}" for n, number in enumerate(numbers)],
+        urls=[f"https://{prefix.name}.example/{n}" for n in range(count)],
+        lines=range(1, count + 1),
+        position=0,
+    )
     with CorpusWriter(prefix, file.dtype, tokenizer_sha256=tokenizer_sha256) as writer:
-        writer.add(part, records)
+        writer.add(part, batch, "raw.jsonl")

@@ -38,7 +38,7 @@ class CorpusSummary:
     inputs: list[dict[str, Any]]
     """`path` as it was given, `format`, `bytes` and `sha256` of each input, in order."""
     sizes: dict[str, int]
-    """Bytes of each .bin, .idx and .docs.parquet, by name."""
+    """Bytes of each .bin, .idx and .docs.parquet, by path from the summary's folder."""
 
     def publish(self, prefix: Path, stamps: list[Any]) -> None:
         """Write PREFIX.json, which completes the corpus, and then PREFIX.inputs.json."""

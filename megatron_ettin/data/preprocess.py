@@ -149,6 +149,8 @@ def current_summaries(
             continue
         settings = options.settings(json_key)
         summary.require_settings(prefix, settings, options.tokenizer, tokenizer.digest)
+        if summary.dropped["bad"] and options.on_error == "stop":
+            continue
         if summary.is_of(prefix, shard.inputs, [shard.before, shard.stamps]):
             current[json_key] = summary
     return current if len(current) == len(options.json_keys) else None

@@ -133,7 +133,8 @@ class PreprocessOptions:
     def settings(self, json_key: str) -> dict[str, Any]:
         """Return all that decides the content of a field's corpus, apart from the inputs.
 
-        The number of workers, the encoder and the output's name are no part of it.
+        The number of workers, the encoder and the output's name are no part of it, and where no
+        record was bad, neither is what should have happened then.
         """
         return {
             "version": FORMAT_VERSION,
@@ -142,5 +143,4 @@ class PreprocessOptions:
             "url_key": self.url_key,
             **asdict(self.rules),
             "deduplicate": self.deduplicate,
-            "on_error": self.on_error,
         }

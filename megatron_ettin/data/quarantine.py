@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TextIO
 
 from megatron_ettin.data.raw_files import BadRecord
 from megatron_ettin.publication import rename_durably, sync
@@ -11,19 +12,21 @@ MIN_RECORDS_JUDGED = 1000
 
 
 class Quarantine:
-    """Side file of the records that cannot be read; an empty one is not published."""
+    """Side file of the records that cannot be read; there is none without such records."""
 
     def __init__(self, path: Path, max_share: float) -> None:
-        """Start PATH.tmp; `max_share` is the largest share of bad records that is accepted."""
+        """Begin; `max_share` is the largest share of bad records that is accepted."""
         self._path = path
         self._temporary = Path(f"{path}.tmp")
         self._max_share = max_share
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._temporary.open("w", encoding="utf-8")
+        self._file: TextIO | None = None
         self.records = 0
 
     def add(self, record: BadRecord) -> None:
-        """Write one record."""
+        """Write one record as a JSON line, to PATH.tmp."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("w", encoding="utf-8")
         content = record.content.decode("utf-8", "backslashreplace")
         entry = {"path": record.path, "line": record.line, "reason": record.reason}
         self._file.write(json.dumps({**entry, "content": content}) + "\n")
@@ -39,15 +42,15 @@ class Quarantine:
             )
 
     def publish(self) -> None:
-        """Give the file its name; remove one of an earlier run if there is nothing to write."""
-        self._file.close()
-        if self.records:
-            sync(self._temporary)
-            rename_durably(self._temporary, self._path)
-        else:
-            self._temporary.unlink()
+        """Give the file its name, and remove one of an earlier run if there is none."""
+        if self._file is None:
             self._path.unlink(missing_ok=True)
+            return
+        self.close()
+        sync(self._temporary)
+        rename_durably(self._temporary, self._path)
 
     def close(self) -> None:
-        """Close the file, which stays under its temporary name for the user to read."""
-        self._file.close()
+        """Close the file; unpublished, it stays under its temporary name for the user to read."""
+        if self._file is not None:
+            self._file.close()

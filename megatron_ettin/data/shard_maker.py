@@ -1,5 +1,6 @@
 """One shard, from raw files to its committed corpora: reading, tokenising and writing overlap."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -88,6 +89,7 @@ class ShardMaker:
 
     def _summary(self, shard: Shard, json_key: str, counts: Counter[str]) -> CorpusSummary:
         options = self._options
+        folder = options.prefix(json_key, "document", shard).parent
         files = [
             path
             for part in options.parts
@@ -110,7 +112,7 @@ class ShardMaker:
                 }
                 for file in shard.inputs
             ],
-            sizes={path.name: path.stat().st_size for path in files},
+            sizes={os.path.relpath(path, folder): path.stat().st_size for path in files},
         )
 
 

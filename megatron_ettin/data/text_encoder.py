@@ -4,11 +4,12 @@ gigatoken is about a hundred times faster. It implements Unicode's tables and th
 anew, so it is used only after it was compared with `tokenizers` on the tokenizer and text at hand.
 """
 
+import contextlib
 import functools
 import json
 import random
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -75,7 +76,8 @@ class GigatokenEncoder:
         if self._characters >= RESTART_CHARACTERS:
             self._load()
         self._characters += sum(map(len, texts))
-        ids = self._backend.encode_batch(list(texts)).layout
+        with _errors_of_gigatoken():
+            ids = self._backend.encode_batch(list(texts)).layout
         offsets = np.asarray(ids.offsets.data)
         encoded = EncodedTexts(
             np.asarray(ids.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
@@ -89,13 +91,19 @@ class GigatokenEncoder:
         from gigatoken.gigatoken_rs import load_hf_json
 
         self._characters = 0
-        try:
+        with _errors_of_gigatoken():
             self._backend = load_hf_json(self._json)
-        except BaseException as error:
-            # A panic of the library is no Exception.
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            raise ValueError(f"gigatoken cannot load it: {error}") from error
+
+
+@contextlib.contextmanager
+def _errors_of_gigatoken() -> Iterator[None]:
+    """Raise ValueError for whatever the library raises; a panic of it is no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"gigatoken fails: {error}") from error
 
 
 def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[TextEncoder, str]:
@@ -107,18 +115,26 @@ def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[TextEnc
     library = LibraryEncoder(tokenizer)
     try:
         fast = GigatokenEncoder(tokenizer)
+        texts = _beginning(sample)
+        other = _find_made_difference(tokenizer) or _find_difference(fast, library, texts)
     except (ImportError, ValueError) as error:
         return library, f"tokenising with tokenizers: {error}"
-    texts = [*_made_texts(tokenizer), *_beginning(sample)]
-    try:
-        found = fast.encode(texts)
-    except Exception as error:
-        return library, f"tokenising with tokenizers: gigatoken fails on the self-check: {error}"
-    difference = find_difference(texts, found, library.encode(texts))
-    if difference is not None:
-        text = texts[difference]
-        return library, f"tokenising with tokenizers: gigatoken gives other ids for {text[:60]!a}"
-    return fast, f"tokenising with gigatoken: same ids as tokenizers for {len(texts):,} texts"
+    if other is not None:
+        return library, f"tokenising with tokenizers: gigatoken gives other ids for {other[:60]!a}"
+    count = MADE_TEXTS + len(texts)
+    return fast, f"tokenising with gigatoken: same ids as tokenizers for {count:,} texts"
+
+
+@functools.cache
+def _find_made_difference(tokenizer: Tokenizer) -> str | None:
+    """Return a made text for which gigatoken gives other ids; None if there is none."""
+    fast, library = GigatokenEncoder(tokenizer), LibraryEncoder(tokenizer)
+    return _find_difference(fast, library, _made_texts(tokenizer))
+
+
+def _find_difference(fast: TextEncoder, library: TextEncoder, texts: Sequence[str]) -> str | None:
+    difference = find_difference(texts, fast.encode(texts), library.encode(texts))
+    return None if difference is None else texts[difference]
 
 
 def find_difference(

@@ -12,8 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_ettin.data.preprocess import PreprocessOptions, preprocess
+from megatron_ettin.data.encoding import SelectionRules
+from megatron_ettin.data.preprocess import preprocess
+from megatron_ettin.data.preprocess_options import PreprocessOptions
 from megatron_ettin.data.provenance import Provenance
+from megatron_ettin.data.raw_files import expand_inputs
 from megatron_ettin.native import TokenFile
 
 KILLS = 15
@@ -56,11 +59,14 @@ def main(tokenizer: Path, inputs: list[Path], prefix: Path) -> None:
     chance = random.Random(0)
     options = [
         PreprocessOptions(
-            inputs=(path,), output_prefix=prefix, tokenizer=tokenizer, validation_share=0.2
+            inputs=expand_inputs([str(path)]),
+            output_prefix=prefix,
+            tokenizer=tokenizer,
+            rules=SelectionRules(validation_share=0.2),
         )
         for path in inputs
     ]
-    prefixes = [options[0].prefix("text", part) for part in ("document", "validation")]
+    prefixes = [options[0].corpus("text", part) for part in ("document", "validation")]
     for _ in range(KILLS):
         readable, writable = os.pipe()
         child = in_child(lambda ready=writable: rewrite_until_killed(options, ready))

@@ -16,7 +16,10 @@ from megatron_ettin.data.corpus_tokenizer import (
     require_one_tokenizer,
     require_tokenizer_of_weights,
 )
-from megatron_ettin.data.preprocess import PreprocessOptions, preprocess
+from megatron_ettin.data.encoding import SelectionRules
+from megatron_ettin.data.preprocess import preprocess
+from megatron_ettin.data.preprocess_options import PreprocessOptions
+from megatron_ettin.data.raw_files import expand_inputs
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
 from megatron_ettin.native import TokenFileBuilder
 from megatron_ettin.pretrain import pretrain
@@ -63,10 +66,10 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
         raw.write_text("\n".join(f"{text} {number}" for number, text in enumerate(texts)))
         preprocess(
             PreprocessOptions(
-                inputs=(raw,),
+                inputs=expand_inputs([str(raw)]),
                 output_prefix=folder / name,
                 tokenizer=folder / name,
-                validation_share=0.2,
+                rules=SelectionRules(validation_share=0.2),
             )
         )
     builder = TokenFileBuilder(str(folder / "bare_text_document"), "uint16")

@@ -17,12 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ettin.data import preprocess as preprocess_module
+from megatron_ettin.data import blocks
 from megatron_ettin.data import provenance as module
-from megatron_ettin.data.encoding import EncodedPart
-from megatron_ettin.data.preprocess import PreprocessOptions, preprocess
+from megatron_ettin.data.batches import TextBatch
+from megatron_ettin.data.encoding import EncodedPart, SelectionRules
+from megatron_ettin.data.preprocess import preprocess
+from megatron_ettin.data.preprocess_options import PreprocessOptions
 from megatron_ettin.data.provenance import CorpusWriter, Provenance, sidecar_path
-from megatron_ettin.data.readers import Record
+from megatron_ettin.data.raw_files import expand_inputs
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
 from megatron_ettin.indexed import IndexedWriter
 
@@ -73,10 +75,10 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(tmp_path: Path, tokenizer_folder: Path) -> PreprocessOptions:
     records = write_inputs(tmp_path)
     return PreprocessOptions(
-        inputs=tuple(dict.fromkeys(path for path, *_ in records)),
+        inputs=expand_inputs(list(dict.fromkeys(str(path) for path, *_ in records))),
         output_prefix=tmp_path / "out" / "c",
         tokenizer=tokenizer_folder,
-        validation_share=0.2,
+        rules=SelectionRules(validation_share=0.2),
     )
 
 
@@ -84,9 +86,9 @@ def expected_rows(options: PreprocessOptions, part: str) -> list[dict[str, Any]]
     """Say what the sidecar must hold, from the raw files alone."""
     tokenizer = load_tokenizer(options.tokenizer)
     rows: list[dict[str, Any]] = []
-    for path, line, id_, url, text in write_inputs(options.inputs[0].parent):
+    for path, line, id_, url, text in write_inputs(Path(options.inputs[0].path).parent):
         sha256 = hashlib.sha256(text.encode()).digest()
-        held_out = int.from_bytes(sha256[:8], "big") < options.validation_share * 2**64
+        held_out = int.from_bytes(sha256[:8], "big") < options.rules.validation_share * 2**64
         (ids,) = tokenizer.encode_batch([text])
         if len(ids) and held_out == (part == "validation"):
             values = [len(rows), id_, url, sha256, len(ids), str(path), line]
@@ -99,13 +101,13 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("part", ["document", "validation"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("batch_bytes", [2**22, 500])
 def test_sidecar_says_where_every_document_came_from(
-    options: PreprocessOptions, part: str, workers: int, monkeypatch: pytest.MonkeyPatch
+    options: PreprocessOptions, part: str, batch_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocess_module, "BATCH_DOCUMENTS", 13)
-    preprocess(replace(options, workers=workers))
-    prefix = options.prefix("text", part)
+    monkeypatch.setattr(blocks, "BATCH_BYTES", batch_bytes)
+    preprocess(options)
+    prefix = options.corpus("text", part)
     expected = expected_rows(options, part)
     assert len(expected) > 20
     # Read by the library alone, as another program would.
@@ -122,9 +124,9 @@ def small_groups(
 ) -> Iterator[Provenance]:
     """Make a training corpus in row groups of 7 documents, the last one short."""
     monkeypatch.setattr(module, "GROUP_DOCUMENTS", 7)
-    monkeypatch.setattr(preprocess_module, "BATCH_DOCUMENTS", 10)
+    monkeypatch.setattr(blocks, "BATCH_BYTES", 500)
     preprocess(options)
-    with Provenance.open(options.prefix("text", "document")) as provenance:
+    with Provenance.open(options.corpus("text", "document")) as provenance:
         yield provenance
 
 
@@ -132,7 +134,7 @@ def test_documents_come_in_the_order_asked_for(
     options: PreprocessOptions, small_groups: Provenance
 ) -> None:
     expected = expected_rows(options, "document")
-    metadata = pq.read_metadata(sidecar_path(options.prefix("text", "document")))
+    metadata = pq.read_metadata(sidecar_path(options.corpus("text", "document")))
     sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     assert set(sizes[:-1]) == {7}
     random = np.random.default_rng(0)
@@ -197,7 +199,7 @@ def test_sidecars_without_filters_answer_the_same(
     options: PreprocessOptions, small_groups: Provenance
 ) -> None:
     """Earlier versions wrote such sidecars."""
-    path = sidecar_path(options.prefix("text", "document"))
+    path = sidecar_path(options.corpus("text", "document"))
     expected = expected_rows(options, "document")
     tokens = pq.read_metadata(path).metadata[b"tokens"]
     table = pq.read_table(path).cast(small_groups._file.schema_arrow)
@@ -205,7 +207,7 @@ def test_sidecars_without_filters_answer_the_same(
         writer.write_table(table, row_group_size=7)
         writer.add_key_value_metadata({"tokens": tokens.decode()})
     assert pq.read_metadata(path).row_group(0).column(1).bloom_filter_offset is None
-    with Provenance.open(options.prefix("text", "document")) as provenance:
+    with Provenance.open(options.corpus("text", "document")) as provenance:
         for row in expected:
             if row["id"]:
                 found = provenance.find_id(row["id"]).tolist()
@@ -238,9 +240,9 @@ def test_batches_leave_no_trace_in_the_file(
 ) -> None:
     monkeypatch.setattr(module, "GROUP_DOCUMENTS", 30)
     contents = []
-    for batch in (1, 17, 1000):
-        monkeypatch.setattr(preprocess_module, "BATCH_DOCUMENTS", batch)
-        path = sidecar_path(options.prefix("text", "document"))
+    for size in (1, 2000, 2**22):
+        monkeypatch.setattr(blocks, "BATCH_BYTES", size)
+        path = sidecar_path(options.corpus("text", "document"))
         path.unlink(missing_ok=True)
         preprocess(options)
         contents.append(path.read_bytes())
@@ -267,7 +269,7 @@ def test_a_corpus_of_another_program_is_named(tmp_path: Path) -> None:
 
 def test_a_sidecar_of_another_corpus_is_refused(options: PreprocessOptions) -> None:
     preprocess(options)
-    prefix = options.prefix("text", "document")
+    prefix = options.corpus("text", "document")
     tokenizer = load_tokenizer(options.tokenizer)
     others = {"another count": [[1], [2]], "another length": [[1]] * 5}
     ids = [row.tolist() for row in tokenizer.encode_batch([t for t in texts(1, 100) if t])]
@@ -282,7 +284,7 @@ def test_a_sidecar_of_another_corpus_is_refused(options: PreprocessOptions) -> N
 
 def test_damaged_sidecars_are_refused(options: PreprocessOptions) -> None:
     preprocess(options)
-    prefix = options.prefix("text", "document")
+    prefix = options.corpus("text", "document")
     path = sidecar_path(prefix)
     good = path.read_bytes()
     for data in (b"", good[:-1], good[: len(good) // 2], good[:-9] + b"x" + good[-8:], good + b"x"):
@@ -307,27 +309,28 @@ def test_rows_out_of_order_are_refused(
 ) -> None:
     add = module._SidecarFile.add
 
-    def add_backwards(self: Any, part: EncodedPart, records: list[Record]) -> None:
-        add(self, part, records)
+    def add_backwards(self: Any, part: EncodedPart, batch: TextBatch, shard: str) -> None:
+        add(self, part, batch, shard)
         self._pending[-1] = self._pending[-1].take(np.arange(len(part.lengths))[::-1].copy())
 
     with monkeypatch.context() as patch:
         patch.setattr(module._SidecarFile, "add", add_backwards)
         preprocess(options)
     message = "its rows are not in the order of the documents"
-    prefix = options.prefix("text", "document")
+    prefix = options.corpus("text", "document")
     with Provenance.open(prefix) as provenance, pytest.raises(ValueError, match=message):
         provenance.documents(np.array([0, 5]))
 
 
-def one_part(lengths: list[int]) -> tuple[EncodedPart, list[Record]]:
-    records = [
-        Record((f"{n}",), f"id-{n}", None, Path("a.txt"), n + 1, 0) for n in range(len(lengths))
-    ]
-    hashes = b"".join(hashlib.sha256(record.texts[0].encode()).digest() for record in records)
+def one_part(lengths: list[int]) -> tuple[EncodedPart, TextBatch, str]:
+    """Return what `CorpusWriter.add` takes, for documents of these lengths."""
+    count = len(lengths)
+    texts = [str(n) for n in range(count)]
+    batch = TextBatch((texts,), [f"id-{n}" for n in texts], None, range(1, count + 1), 0)
+    hashes = b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
     tokens = np.ones(sum(lengths), np.int32)
-    places = np.arange(len(lengths))
-    return EncodedPart(tokens, np.array(lengths), places, hashes), records
+    part = EncodedPart(tokens, np.array(lengths), np.arange(count), hashes)
+    return part, batch, "a.txt"
 
 
 def test_an_exception_leaves_what_was_there(tmp_path: Path) -> None:
@@ -365,11 +368,12 @@ from pathlib import Path
 import numpy as np
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.provenance import CorpusWriter
-from megatron_ettin.data.readers import Record
+from megatron_ettin.data.raw_files import TextBatch
 count = 2**15
 hashes = np.random.default_rng(0).bytes(32 * count)
 part = EncodedPart(np.ones(count, np.int32), np.ones(count, np.int64), np.arange(count), hashes)
-records = [Record(("",), f"document-{n:020}", None, Path("a"), n, 0) for n in range(count)]
+ids = [f"document-{n:020}" for n in range(count)]
+batch = TextBatch(([""] * count,), ids, None, range(count), 0)
 """
 
 FULL_DISK = """
@@ -377,7 +381,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
 try:
     with CorpusWriter(Path(sys.argv[1]), "uint16", tokenizer_sha256="0" * 64) as writer:
         for _ in range(int(sys.argv[2])):
-            writer.add(part, records)
+            writer.add(part, batch, "a")
 except OSError as error:
     print(type(error).__name__, error.errno, error.filename)
 """
@@ -397,7 +401,7 @@ def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path, turns: i
 MEMORY = """
 with CorpusWriter(Path(sys.argv[1]), "uint16", tokenizer_sha256="0" * 64) as writer:
     for turn in range(24):
-        writer.add(part, records)
+        writer.add(part, batch, "a")
         if turn == 5:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -438,8 +442,8 @@ def test_sigkill_never_leaves_an_index_with_another_sidecar(
     left = set(done.stdout.splitlines())
     assert len(left) > 1, "every kill came at a quiet moment: the test shows nothing"
     options = PreprocessOptions(
-        inputs=(inputs[0],), output_prefix=tmp_path / "out" / "c", tokenizer=tokenizer_folder,
-        validation_share=0.2,
+        inputs=expand_inputs([str(inputs[0])]), output_prefix=tmp_path / "out" / "c",
+        tokenizer=tokenizer_folder, rules=SelectionRules(validation_share=0.2),
     )  # fmt: skip
     preprocess(options)
     fresh = tmp_path / "fresh" / "c"
