@@ -29,7 +29,7 @@ def parse_options(description: str, arguments: Sequence[str] | None) -> list[Pre
     args = parser.parse_args(arguments)
     given = {name: value for name, value in vars(args).items() if value is not None}
     everywhere: dict[str, Any] = {
-        name: given.pop(name) for name in ("workers", "encoder") if name in given
+        name: given.pop(name) for name in ("workers", "library") if name in given
     }
     if args.config is not None:
         others = sorted(given.keys() - {"config"})
@@ -146,8 +146,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--on-error", choices=["stop", "quarantine"], help=error_help)
     bad_help = "largest share of bad records that quarantine accepts; default: 0.001"
     add("--max-bad-share", type=float, metavar="SHARE", help=bad_help)
-    encoder_help = "auto (default): gigatoken where it gives the ids of tokenizers"
-    add("--encoder", choices=["auto", "tokenizers"], help=encoder_help)
+    library_help = "auto (default): gigatoken where it gives the ids of tokenizers"
+    add("--library", choices=["auto", "tokenizers"], help=library_help)
     return parser
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ettin.data.batch_tokenizer import BatchTokenizer, LibraryTokenizer, TokenizedTexts
 from megatron_ettin.data.raw_files import TextBatch, TokenBatch
-from megatron_ettin.data.text_encoder import EncodedTexts, LibraryEncoder, TextEncoder
 from megatron_ettin.data.tokenize import Tokenizer
 
 #: Reasons why a document is not stored, in the order in which they are tried.
@@ -73,25 +73,23 @@ class SelectionRules:
             )
 
 
-class DocumentEncoder:
-    """Encoder of batches by fixed rules; compares a sample of its ids with `tokenizers`."""
+class DocumentSelector:
+    """Selection of documents by fixed rules; compares a sample of their ids with `tokenizers`."""
 
-    def __init__(self, tokenizer: Tokenizer, encoder: TextEncoder, rules: SelectionRules) -> None:
-        """Take the encoder that `choose_encoder` returned for the tokenizer."""
+    def __init__(
+        self, tokenizer: Tokenizer, library: BatchTokenizer, rules: SelectionRules
+    ) -> None:
+        """Take the library that `choose_library` returned for the tokenizer."""
         self._tokenizer = tokenizer
-        self._encoder = encoder
-        self._library = LibraryEncoder(tokenizer)
+        self._library = library
+        self._reference = LibraryTokenizer(tokenizer)
         self._rules = rules
-
-    def encode_texts(self, batch: TextBatch) -> list[EncodedTexts]:
-        """Return the ids of each field of a batch: the part that uses all cores."""
-        return [self._encoder.encode(texts) for texts in batch.texts]
 
     def select(
         self,
         batch: TextBatch | TokenBatch,
         field: int,
-        encoded: EncodedTexts,
+        encoded: TokenizedTexts,
         duplicate: NDArray[np.bool_] | None,
         name: str,
     ) -> EncodedField:
@@ -101,7 +99,7 @@ class DocumentEncoder:
         messages. ValueError naming the document whose ids are not those of `tokenizers`.
         """
         hashes = hash_documents(batch, field)
-        if isinstance(batch, TextBatch) and not isinstance(self._encoder, LibraryEncoder):
+        if isinstance(batch, TextBatch) and not isinstance(self._library, LibraryTokenizer):
             self._compare(batch.texts[field], batch.lines, encoded, hashes, name)
         kept, dropped = self._kept(encoded.lengths, duplicate)
         chosen = _in_share(hashes[:, :8], self._rules.validation_share)
@@ -129,7 +127,7 @@ class DocumentEncoder:
         return kept, dropped
 
     def _part(
-        self, encoded: EncodedTexts, mask: NDArray[np.bool_], hashes: NDArray[np.uint8]
+        self, encoded: TokenizedTexts, mask: NDArray[np.bool_], hashes: NDArray[np.uint8]
     ) -> EncodedPart:
         tokens, lengths = encoded
         if not mask.all():
@@ -149,7 +147,7 @@ class DocumentEncoder:
         self,
         texts: Sequence[str],
         lines: Sequence[int],
-        encoded: EncodedTexts,
+        encoded: TokenizedTexts,
         hashes: NDArray[np.uint8],
         name: str,
     ) -> None:
@@ -159,11 +157,11 @@ class DocumentEncoder:
             if len(texts[index]) > MAX_COMPARED_CHARACTERS:
                 continue
             found = encoded.tokens[ends[index] - encoded.lengths[index] : ends[index]]
-            expected = self._library.encode([texts[index]]).tokens
+            expected = self._reference.encode([texts[index]]).tokens
             if not np.array_equal(found, expected):
                 raise ValueError(
                     f"{name}:{lines[index]}: gigatoken gives other ids than tokenizers for this "
-                    f"document ({texts[index][:60]!a}...); run again with --encoder tokenizers"
+                    f"document ({texts[index][:60]!a}...); run again with --library tokenizers"
                 )
 
 

@@ -20,6 +20,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from megatron_ettin.data.batch_tokenizer import (
+    BatchTokenizer,
+    GigatokenTokenizer,
+    LibraryTokenizer,
+    choose_library,
+)
 from megatron_ettin.data.corpus_summary import (
     CorpusSummary,
     add_up,
@@ -33,12 +39,6 @@ from megatron_ettin.data.progress import Progress
 from megatron_ettin.data.raw_files import TextBatch
 from megatron_ettin.data.shard_maker import ShardMaker, empty_corpus
 from megatron_ettin.data.shard_reading import read_shard
-from megatron_ettin.data.text_encoder import (
-    GigatokenEncoder,
-    LibraryEncoder,
-    TextEncoder,
-    choose_encoder,
-)
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.publication import publish_text
 
@@ -103,13 +103,13 @@ def preprocess(
     tokens = 0
     begin = time.monotonic()
     if to_do:
-        encoder, why = _choose(options, to_do[0], tokenizer)
+        library, why = _choose(options, to_do[0], tokenizer)
         say(why)
         if options.deduplicate:
             find_duplicates(options)
         raw_bytes = sum(shard.raw_bytes for shard in to_do)
         with Progress(options.output_prefix.name, raw_bytes) as progress:
-            for made in _make(options, to_do, tokenizer, encoder, progress):
+            for made in _make(options, to_do, tokenizer, library, progress):
                 tokens += sum(s.tokens + s.validation_tokens for s in made.values())
     seconds = time.monotonic() - begin if to_do else 0.0
     return PreprocessResult(
@@ -128,9 +128,9 @@ def preprocess_shard(options: PreprocessOptions, index: int) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
     shard = options.outputs()[index]
     if current_summaries(options, shard, tokenizer) is None:
-        encoder, _ = _choose(options, shard, tokenizer)
+        library, _ = _choose(options, shard, tokenizer)
         with Progress(f"shard {index}", shard.raw_bytes) as progress:
-            ShardMaker(options, tokenizer, encoder).make(shard, progress)
+            ShardMaker(options, tokenizer, library).make(shard, progress)
 
 
 def current_summaries(
@@ -214,30 +214,30 @@ def _publish_dataset(
 
 def _choose(
     options: PreprocessOptions, shard: Shard, tokenizer: Tokenizer
-) -> tuple[TextEncoder, str]:
-    """Return the encoder for the text at the beginning of a shard, and a sentence saying why."""
-    if options.encoder == "tokenizers":
-        return LibraryEncoder(tokenizer), "tokenising with tokenizers, as --encoder says"
+) -> tuple[BatchTokenizer, str]:
+    """Return the library for the text at the beginning of a shard, and a sentence saying why."""
+    if options.library == "tokenizers":
+        return LibraryTokenizer(tokenizer), "tokenising with tokenizers, as --library says"
     # A record that cannot be read is reported when the shard is made.
     batches = read_shard(options, shard, lambda _: None)
     with closing(batches):
         first = next((batch for _, batch in batches), None)
     sample = first.texts[0] if isinstance(first, TextBatch) else []
-    return choose_encoder(tokenizer, sample)
+    return choose_library(tokenizer, sample)
 
 
 def _make(
     options: PreprocessOptions,
     shards: Sequence[Shard],
     tokenizer: Tokenizer,
-    encoder: TextEncoder,
+    library: BatchTokenizer,
     progress: Progress,
 ) -> Iterator[Summaries]:
     """Make shards, in as many processes as are wanted and worth their start; yield summaries."""
     raw_bytes = sum(shard.raw_bytes for shard in shards)
     workers = min(options.workers, len(shards), 1 + raw_bytes // MIN_BYTES_PER_WORKER)
     if workers == 1:
-        maker = ShardMaker(options, tokenizer, encoder)
+        maker = ShardMaker(options, tokenizer, library)
         for shard in shards:
             yield maker.make(shard, progress)
         return
@@ -249,7 +249,7 @@ def _make(
     )
     # A task carries its shard, and of the options not the inputs of all others.
     make = partial(
-        _make_in_worker, replace(options, inputs=()), isinstance(encoder, GigatokenEncoder)
+        _make_in_worker, replace(options, inputs=()), isinstance(library, GigatokenTokenizer)
     )
     try:
         futures = {pool.submit(make, shard): shard for shard in shards}
@@ -292,8 +292,8 @@ def _make_in_worker(options: PreprocessOptions, fast: bool, shard: Shard) -> Sum
 @functools.cache
 def _worker_maker(options: PreprocessOptions, fast: bool) -> ShardMaker:
     tokenizer = load_tokenizer(options.tokenizer)
-    encoder = GigatokenEncoder(tokenizer) if fast else LibraryEncoder(tokenizer)
-    return ShardMaker(options, tokenizer, encoder)
+    library = GigatokenTokenizer(tokenizer) if fast else LibraryTokenizer(tokenizer)
+    return ShardMaker(options, tokenizer, library)
 
 
 def _shard_paths(options: PreprocessOptions, corpus: Path) -> list[Path]:

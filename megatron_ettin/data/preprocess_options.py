@@ -75,7 +75,7 @@ class PreprocessOptions:
     line and reason to OUTPUT_PREFIX.bad.jsonl, and go on."""
     max_bad_share: float = 0.001
     """Largest share of the records of an output that quarantine accepts."""
-    encoder: Literal["auto", "tokenizers"] = "auto"
+    library: Literal["auto", "tokenizers"] = "auto"
     """Library that tokenises. auto: gigatoken where it gives the same ids, else tokenizers."""
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class PreprocessOptions:
     def settings(self, json_key: str) -> dict[str, Any]:
         """Return all that decides the content of a field's corpus, apart from the inputs.
 
-        The number of workers, the encoder and the output's name are no part of it, and where no
+        The number of workers, the library and the output's name are no part of it, and where no
         record was bad, neither is what should have happened then.
         """
         return {

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from megatron_ettin.data.batch_tokenizer import BatchTokenizer, TokenizedTexts
 from megatron_ettin.data.corpus_summary import CorpusSummary, summary_path
 from megatron_ettin.data.duplicates import Duplicates
-from megatron_ettin.data.encoding import DROPPED, DocumentEncoder, count_name
+from megatron_ettin.data.encoding import DROPPED, DocumentSelector, count_name
 from megatron_ettin.data.pipeline import prefetch
 from megatron_ettin.data.preprocess_options import PreprocessOptions, Shard
 from megatron_ettin.data.progress import Progress
@@ -18,7 +19,6 @@ from megatron_ettin.data.provenance import CorpusWriter, sidecar_path
 from megatron_ettin.data.quarantine import Quarantine
 from megatron_ettin.data.raw_files import RawFile, TextBatch, TokenBatch
 from megatron_ettin.data.shard_reading import read_shard
-from megatron_ettin.data.text_encoder import EncodedTexts, TextEncoder
 from megatron_ettin.data.tokenize import Tokenizer
 from megatron_ettin.indexed import optimal_dtype
 from megatron_ettin.order.corpus_identity import identify_corpus
@@ -29,19 +29,19 @@ class EncodedBatch(NamedTuple):
 
     file: RawFile
     batch: TextBatch | TokenBatch
-    fields: list[EncodedTexts]
+    fields: list[TokenizedTexts]
 
 
 class ShardMaker:
     """Maker of shards by one set of options; holds the tokenizer between them."""
 
     def __init__(
-        self, options: PreprocessOptions, tokenizer: Tokenizer, encoder: TextEncoder
+        self, options: PreprocessOptions, tokenizer: Tokenizer, library: BatchTokenizer
     ) -> None:
-        """Take the encoder that `choose_encoder` returned."""
+        """Take the library that `choose_library` returned."""
         self._options = options
         self._tokenizer = tokenizer
-        self._encoder = encoder
+        self._library = library
 
     def make(self, shard: Shard, progress: Progress) -> dict[str, CorpusSummary]:
         """Commit the corpora of a shard; return the summary of each field.
@@ -51,7 +51,7 @@ class ShardMaker:
         """
         options = self._options
         with closing(Quarantine(options.bad_records(shard), options.max_bad_share)) as quarantine:
-            documents = DocumentEncoder(self._tokenizer, self._encoder, options.rules)
+            documents = DocumentSelector(self._tokenizer, self._library, options.rules)
             with ShardWriter(options, shard, self._tokenizer, documents) as writer:
                 on_bad = quarantine.add if options.on_error == "quarantine" else None
                 with ExitStack() as stages:
@@ -82,9 +82,9 @@ class ShardMaker:
     ) -> Iterator[EncodedBatch]:
         for file, batch in batches:
             if isinstance(batch, TextBatch):
-                fields = [self._encoder.encode(texts) for texts in batch.texts]
+                fields = [self._library.encode(texts) for texts in batch.texts]
             else:
-                fields = [EncodedTexts(batch.tokens, batch.lengths)]
+                fields = [TokenizedTexts(batch.tokens, batch.lengths)]
             yield EncodedBatch(file, batch, fields)
 
     def _summary(self, shard: Shard, json_key: str, counts: Counter[str]) -> CorpusSummary:
@@ -124,7 +124,7 @@ class ShardWriter:
         options: PreprocessOptions,
         shard: Shard,
         tokenizer: Tokenizer,
-        documents: DocumentEncoder,
+        documents: DocumentSelector,
     ) -> None:
         """Start the files; ValueError if another process is writing this shard."""
         self._options = options

@@ -120,7 +120,7 @@ def long_run(tmp_path: Path, tokenizer_folder: Path) -> Iterator[subprocess.Pope
     process = subprocess.Popen(
         command("preprocess_data.py", "--input", tmp_path / "*.jsonl", "--shards",
                 "--tokenizer", tokenizer_folder, "--output-prefix", tmp_path / "out" / "x",
-                "--workers", "2", "--encoder", "tokenizers"),
+                "--workers", "2", "--library", "tokenizers"),
         stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
     )  # fmt: skip
     begin = time.monotonic()

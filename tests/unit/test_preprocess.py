@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from megatron_ettin.data import blocks
-from megatron_ettin.data.encoding import in_validation
 from megatron_ettin.data.corpus_summary import OtherSettingsError, read_summary
-from megatron_ettin.data.encoding import SelectionRules
+from megatron_ettin.data.encoding import SelectionRules, in_validation
 from megatron_ettin.data.preprocess import preprocess
 from megatron_ettin.data.preprocess_options import PreprocessOptions
 from megatron_ettin.data.provenance import CorpusWriter

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from megatron_ettin.data.shard_maker import ShardMaker
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
 from megatron_ettin.indexed import IndexedReader
 
+ROOT = Path(__file__).parents[2]
 TIMED = (".identity.json", ".inputs.json")
 WORDS = ["the", "film", "was", "good", "bad", "long", "short", "plot", "never", "again", "why"]
 SHARDS = 5
@@ -276,3 +280,34 @@ def test_two_runs_on_one_shard_are_refused(options: PreprocessOptions) -> None:
     builder.abort()
     preprocess(options)
     assert len(IndexedReader(str(prefix))) == count
+
+
+@pytest.mark.parametrize(
+    ("kills", "workers"),
+    [
+        pytest.param(6, 1, marks=pytest.mark.slow),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+        pytest.param(150, 1, marks=pytest.mark.long),
+        pytest.param(50, 2, marks=pytest.mark.long),
+    ],
+)
+def test_kills_at_any_moment_leave_no_trace(
+    tmp_path: Path, tokenizer_folder: Path, kills: int, workers: int
+) -> None:
+    for index in range(12):
+        lines = [json.dumps({"text": " ".join(texts(index + n, 40))}) for n in range(200)]
+        (tmp_path / f"{index:02d}.jsonl").write_text("\n".join(lines))
+    arguments = [tokenizer_folder, tmp_path / "*.jsonl", tmp_path / "out", kills, workers]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.kill_shards", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    struck = done.stdout.splitlines()
+    assert len(struck) == kills
+    assert any(".tmp" in line for line in struck), "every kill came at a quiet moment"
+    print(Counter(struck))

@@ -27,7 +27,7 @@ SAMPLE_CHARACTERS = 2**18
 ASSIGNED_PLANES_END = 0x40000
 
 
-class EncodedTexts(NamedTuple):
+class TokenizedTexts(NamedTuple):
     """Ids of texts, without special tokens."""
 
     tokens: NDArray[Any]
@@ -36,28 +36,28 @@ class EncodedTexts(NamedTuple):
     """Tokens of each text."""
 
 
-class TextEncoder(Protocol):
+class BatchTokenizer(Protocol):
     """Encoder of whole texts, in which a special token spelled out is text."""
 
-    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+    def encode(self, texts: Sequence[str]) -> TokenizedTexts:
         """Return the ids of the texts, on all cores."""
         ...
 
 
 @dataclass(frozen=True)
-class LibraryEncoder:
+class LibraryTokenizer:
     """Encoder with `tokenizers`, whose ids are right by definition."""
 
     tokenizer: Tokenizer
 
-    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+    def encode(self, texts: Sequence[str]) -> TokenizedTexts:
         """Return the ids of the texts, on all cores."""
         ids = self.tokenizer.encode_batch(texts)
         lengths = np.array([len(of_text) for of_text in ids], dtype=np.int64)
-        return EncodedTexts(np.concatenate([np.empty(0, dtype=np.int32), *ids]), lengths)
+        return TokenizedTexts(np.concatenate([np.empty(0, dtype=np.int32), *ids]), lengths)
 
 
-class GigatokenEncoder:
+class GigatokenTokenizer:
     """Encoder with gigatoken, save for texts with a character of `doubtful_characters`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -67,11 +67,11 @@ class GigatokenEncoder:
             ImportError: gigatoken is not installed.
             ValueError: gigatoken cannot load this tokenizer.
         """
-        self._library = LibraryEncoder(tokenizer)
+        self._library = LibraryTokenizer(tokenizer)
         self._json = _without_special_tokens(tokenizer)
         self._load()
 
-    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+    def encode(self, texts: Sequence[str]) -> TokenizedTexts:
         """Return the ids of the texts, on all cores."""
         if self._characters >= RESTART_CHARACTERS:
             self._load()
@@ -79,7 +79,7 @@ class GigatokenEncoder:
         with _errors_of_gigatoken():
             ids = self._backend.encode_batch(list(texts)).layout
         offsets = np.asarray(ids.offsets.data)
-        encoded = EncodedTexts(
+        encoded = TokenizedTexts(
             np.asarray(ids.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
         )
         doubtful = find_doubtful(texts)
@@ -106,15 +106,15 @@ def _errors_of_gigatoken() -> Iterator[None]:
         raise ValueError(f"gigatoken fails: {error}") from error
 
 
-def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[TextEncoder, str]:
-    """Return the fastest encoder that gives the ids of `tokenizers`, and a sentence saying why.
+def choose_library(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[BatchTokenizer, str]:
+    """Return the fastest library that gives the ids of `tokenizers`, and a sentence saying why.
 
     It is compared on `sample`, texts of the input, of which `SAMPLE_CHARACTERS` are used, and on
     made texts: unusual Unicode, spaces, and all added tokens spelled out.
     """
-    library = LibraryEncoder(tokenizer)
+    library = LibraryTokenizer(tokenizer)
     try:
-        fast = GigatokenEncoder(tokenizer)
+        fast = GigatokenTokenizer(tokenizer)
         texts = _beginning(sample)
         other = _find_made_difference(tokenizer) or _find_difference(fast, library, texts)
     except (ImportError, ValueError) as error:
@@ -128,17 +128,19 @@ def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[TextEnc
 @functools.cache
 def _find_made_difference(tokenizer: Tokenizer) -> str | None:
     """Return a made text for which gigatoken gives other ids; None if there is none."""
-    fast, library = GigatokenEncoder(tokenizer), LibraryEncoder(tokenizer)
+    fast, library = GigatokenTokenizer(tokenizer), LibraryTokenizer(tokenizer)
     return _find_difference(fast, library, _made_texts(tokenizer))
 
 
-def _find_difference(fast: TextEncoder, library: TextEncoder, texts: Sequence[str]) -> str | None:
+def _find_difference(
+    fast: BatchTokenizer, library: BatchTokenizer, texts: Sequence[str]
+) -> str | None:
     difference = find_difference(texts, fast.encode(texts), library.encode(texts))
     return None if difference is None else texts[difference]
 
 
 def find_difference(
-    texts: Sequence[str], found: EncodedTexts, expected: EncodedTexts
+    texts: Sequence[str], found: TokenizedTexts, expected: TokenizedTexts
 ) -> int | None:
     """Return the index of the first text whose ids differ; None if all are equal."""
     if np.array_equal(found.lengths, expected.lengths) and np.array_equal(
@@ -237,7 +239,7 @@ def _beginning(sample: Sequence[str]) -> list[str]:
     return texts
 
 
-def _replaced(encoded: EncodedTexts, places: list[int], new: EncodedTexts) -> EncodedTexts:
+def _replaced(encoded: TokenizedTexts, places: list[int], new: TokenizedTexts) -> TokenizedTexts:
     """Return the ids with those of the texts at `places`, ascending, taken from `new`."""
     lengths = encoded.lengths.copy()
     ends, new_ends = np.cumsum(encoded.lengths), np.cumsum(new.lengths)
@@ -247,4 +249,4 @@ def _replaced(encoded: EncodedTexts, places: list[int], new: EncodedTexts) -> En
         parts.append(new.tokens[new_end - new_length : new_end].astype(encoded.tokens.dtype))
         begin = ends[place]
     lengths[places] = new.lengths
-    return EncodedTexts(np.concatenate([*parts, encoded.tokens[begin:]]), lengths)
+    return TokenizedTexts(np.concatenate([*parts, encoded.tokens[begin:]]), lengths)
