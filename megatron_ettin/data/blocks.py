@@ -1,8 +1,13 @@
 """Blocks of whole lines of a raw file, plain or packed, in constant memory."""
 
+import codecs
 import io
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from megatron_ettin.data.batches import BATCH_BYTES
 from megatron_ettin.data.lines import DAMAGE, decompressed
@@ -16,12 +21,30 @@ class Block(NamedTuple):
     first_line: int
     """Number of its first line in the file, from 1."""
     num_lines: int
+    ends: NDArray[np.int64]
+    """Place of each LF in the content."""
     position: int
     """Bytes of the file read so far; of a compressed file, compressed bytes."""
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield (number, line with its line end)."""
         return enumerate(io.BytesIO(self.content), self.first_line)
+
+    def is_utf8(self) -> bool:
+        """Say whether the bytes are UTF-8; Arrow checks without making a string."""
+        if self.content.isascii():
+            return True
+        offsets = (0).to_bytes(8, "little") + len(self.content).to_bytes(8, "little")
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.content)]
+        try:
+            pa.Array.from_buffers(pa.large_string(), 1, buffers).validate(full=True)
+        except pa.ArrowInvalid:
+            return False
+        return True
+
+    def without_mark(self) -> bytes:
+        """Return the content, without the byte order mark if it is the file's beginning."""
+        return self.content.removeprefix(codecs.BOM_UTF8) if self.first_line == 1 else self.content
 
 
 def read_blocks(file: RawFile) -> Iterator[Block]:
@@ -35,8 +58,9 @@ def read_blocks(file: RawFile) -> Iterator[Block]:
         source = unpacked(file, stream)
         try:
             for content in _whole_lines(source):
-                num_lines = content.count(b"\n") + (not content.endswith(b"\n"))
-                yield Block(content, number, num_lines, stream.position)
+                ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
+                num_lines = len(ends) + (not content.endswith(b"\n"))
+                yield Block(content, number, num_lines, ends, stream.position)
                 number += num_lines
         except DAMAGE as error:
             file.check_size()
@@ -58,46 +82,60 @@ def unpacked(file: RawFile, stream: RawStream) -> BinaryIO:
 
 def _whole_lines(source: BinaryIO) -> Iterator[bytes]:
     """Yield the bytes of a stream, cut after an LF; after an error, what came before it first."""
-    begun: list[bytes] = []  # pieces of a line whose end is not read yet
+    done = _Pieces()  # whole lines
+    begun = _Pieces()  # a line whose end is not read yet
     failure: Exception | None = None
+    # A packed source gives what it has; a plain one is a stream, which gives as much as it can.
+    read = getattr(source, "read1", source.read)
     while failure is None:
-        fresh, failure = _read_piece(source)
-        if not fresh:
+        try:
+            piece = read(max(1, BATCH_BYTES // 4))
+        except DAMAGE as error:
+            failure = error
             break
-        end = fresh.rfind(b"\n") + 1
-        if not end:
-            begun.append(fresh)
-            continue
-        first = fresh.find(b"\n") + 1
-        # A long line is alone: its text should not wait beside others.
-        cut = first if sum(map(len, begun)) + first > BATCH_BYTES else end
-        begun.append(fresh[:cut])
-        content = b"".join(begun)
-        begun = [fresh[end:]] if end < len(fresh) else []
-        rest = fresh[cut:end]
-        del fresh
-        yield content
-        del content
-        if rest:
-            yield rest
+        if not piece:
+            break
+        view = memoryview(piece)
+        first, last = piece.find(b"\n") + 1, piece.rfind(b"\n") + 1
+        if first and begun.size + first > BATCH_BYTES:
+            # A long line is alone: its text should not wait beside others.
+            yield from done.take()
+            begun.add(view[:first])
+            yield from begun.take()
+            view, last = view[first:], last - first
+        if last:
+            done.add(*begun.views, view[:last])
+            begun.clear()
+            if done.size >= BATCH_BYTES:
+                yield from done.take()
+        begun.add(view[last:])
+    if begun.size > BATCH_BYTES or failure is not None:
+        yield from done.take()
     if failure is not None:
         raise failure
-    if begun:
-        content = b"".join(begun)
-        begun.clear()
-        yield content
+    done.add(*begun.views)
+    begun.clear()
+    yield from done.take()
 
 
-def _read_piece(source: BinaryIO) -> tuple[bytes, Exception | None]:
-    """Return about BATCH_BYTES, fewer at the end or before an error, and that error."""
-    pieces: list[bytes] = []
-    size = 0
-    failure = None
-    read = source.read if isinstance(source, RawStream) else source.read1  # type: ignore[attr-defined]
-    try:
-        while size < BATCH_BYTES and (piece := read(BATCH_BYTES - size)):
-            pieces.append(piece)
-            size += len(piece)
-    except DAMAGE as error:
-        failure = error
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces), failure
+class _Pieces:
+    """Bytes that come in pieces, copied once."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.views: list[memoryview] = []
+        self.size = 0
+
+    def add(self, *views: memoryview) -> None:
+        self.views += views
+        self.size += sum(map(len, views))
+
+    def take(self) -> Iterator[bytes]:
+        """Yield the bytes, if there are any, and forget them."""
+        if self.size:
+            content = b"".join(self.views)
+            # Before the reader uses them: it should not hold them twice.
+            self.clear()
+            yield content
