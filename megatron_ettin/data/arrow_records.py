@@ -124,6 +124,8 @@ def _record_batches(file: RawFile, source: BinaryIO) -> Iterator[tuple[pa.Record
     before = source.tell()
     for batch in stream:
         after = source.tell()
+        if file.size - after <= len(END_OF_STREAM):
+            after = file.size
         yield batch, _Place(0, before, after)
         before = after
     if file.size - source.tell() > len(END_OF_STREAM):

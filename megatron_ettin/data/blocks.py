@@ -2,7 +2,7 @@
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
@@ -57,7 +57,7 @@ def read_blocks(file: RawFile) -> Iterator[Block]:
     with file.open() as stream:
         source = unpacked(file, stream)
         try:
-            for content in _whole_lines(source):
+            for content in _whole_lines(source, stream.finish):
                 ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
                 num_lines = len(ends) + (not content.endswith(b"\n"))
                 yield Block(content, number, num_lines, ends, stream.position)
@@ -68,7 +68,6 @@ def read_blocks(file: RawFile) -> Iterator[Block]:
                 f"{file.path}: compressed data truncated or damaged after line {number - 1} (byte"
                 f" {stream.position} of {file.size}): {error}; copy or download it again"
             ) from error
-        stream.finish()
 
 
 def unpacked(file: RawFile, stream: RawStream) -> BinaryIO:
@@ -80,8 +79,12 @@ def unpacked(file: RawFile, stream: RawStream) -> BinaryIO:
     return decompressed(file_name(file.path), cast(BinaryIO, buffered))
 
 
-def _whole_lines(source: BinaryIO) -> Iterator[bytes]:
-    """Yield the bytes of a stream, cut after an LF; after an error, what came before it first."""
+def _whole_lines(source: BinaryIO, finish: Callable[[], None]) -> Iterator[bytes]:
+    """Yield the bytes of a stream, cut after an LF; after an error, what came before it first.
+
+    `finish` is called at the end of the stream, before the last bytes: they may be half a line of a
+    file that was cut meanwhile.
+    """
     done = _Pieces()  # whole lines
     begun = _Pieces()  # a line whose end is not read yet
     failure: Exception | None = None
@@ -113,6 +116,7 @@ def _whole_lines(source: BinaryIO) -> Iterator[bytes]:
         yield from done.take()
     if failure is not None:
         raise failure
+    finish()
     done.add(*begun.views)
     begun.clear()
     yield from done.take()
