@@ -14,7 +14,7 @@ from megatron_ettin.data.lines import DAMAGE, decompressed
 from megatron_ettin.data.storage import READ_BYTES, RawFile, RawStream, file_name
 
 
-class Block(NamedTuple):
+class LineBlock(NamedTuple):
     """Whole lines of a file, end to end; lines end at LF only, the last of a file perhaps not."""
 
     content: bytes
@@ -47,7 +47,7 @@ class Block(NamedTuple):
         return self.content.removeprefix(codecs.BOM_UTF8) if self.first_line == 1 else self.content
 
 
-def read_blocks(file: RawFile) -> Iterator[Block]:
+def read_blocks(file: RawFile) -> Iterator[LineBlock]:
     """Yield a file in blocks of about BATCH_BYTES; a line that is longer is a block alone.
 
     ValueError naming file, line and byte, after the lines before, where packed data is truncated or
@@ -60,7 +60,7 @@ def read_blocks(file: RawFile) -> Iterator[Block]:
             for content in _whole_lines(source, stream.finish):
                 ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
                 num_lines = len(ends) + (not content.endswith(b"\n"))
-                yield Block(content, number, num_lines, ends, stream.position)
+                yield LineBlock(content, number, num_lines, ends, stream.position)
                 number += num_lines
         except DAMAGE as error:
             file.check_size()

@@ -19,7 +19,7 @@ from megatron_ettin.data.batches import (
     known,
     no_field,
 )
-from megatron_ettin.data.blocks import Block, read_blocks
+from megatron_ettin.data.blocks import LineBlock, read_blocks
 from megatron_ettin.data.lines import decode_line
 
 # `int` refuses more than 4300 digits, and so does `json`. Such a number shows in every 256th byte.
@@ -96,7 +96,7 @@ class BlockDecoder:
             attributes[url] if url else None,
         )
 
-    def decode(self, block: Block) -> Columns | None:
+    def decode(self, block: LineBlock) -> Columns | None:
         """Return the columns of a block; None where the standard decoder may see other ones."""
         content = block.content
         if not _is_line_by_line(block):
@@ -122,10 +122,10 @@ def _names(records: list[Any], attribute: str | None) -> list[str | None] | None
     values = [getattr(record, attribute) for record in records]
     if set(map(type, values)) <= {str, type(None)}:
         return known(values)
-    return [_name(value) for value in values]
+    return [str(value) if type(value) is int else _name(value) for value in values]
 
 
-def _is_line_by_line(block: Block) -> bool:
+def _is_line_by_line(block: LineBlock) -> bool:
     """Say whether each LF stands between } and {, and these at both ends.
 
     Then none is inside a record, where a comma would be missing. So each line holds one record or
@@ -138,7 +138,7 @@ def _is_line_by_line(block: Block) -> bool:
     return bool((content[ends - 1] == ord("}")).all() and (content[inner + 1] == ord("{")).all())
 
 
-def _read_lines(request: ReadRequest, block: Block) -> Iterator[TextBatch]:
+def _read_lines(request: ReadRequest, block: LineBlock) -> Iterator[TextBatch]:
     """Yield the documents of a block, read line by line; before an error, those before it."""
     builder = BatchBuilder(len(request.fields))
     try:

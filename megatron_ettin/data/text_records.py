@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from megatron_ettin.data.batches import BatchBuilder, ReadRequest, TextBatch, no_field, numbers
-from megatron_ettin.data.blocks import Block, read_blocks
+from megatron_ettin.data.blocks import LineBlock, read_blocks
 from megatron_ettin.data.lines import decode_line
 
 # An unclosed quote makes the rest of a CSV file one field: stop before it fills the memory.
@@ -68,7 +68,7 @@ def read_txt(request: ReadRequest) -> Iterator[TextBatch]:
         yield from builder.take(block.position)
 
 
-def _plain_batch(block: Block) -> list[TextBatch] | None:
+def _plain_batch(block: LineBlock) -> list[TextBatch] | None:
     """Return the lines of a block as a batch, or as none if all are blank; None: not UTF-8."""
     if not block.is_utf8():
         return None
@@ -81,7 +81,7 @@ def _plain_batch(block: Block) -> list[TextBatch] | None:
     return [TextBatch((texts,), None, None, places, block.position)]
 
 
-def _text_lines(request: ReadRequest, block: Block) -> Iterator[tuple[int, str]]:
+def _text_lines(request: ReadRequest, block: LineBlock) -> Iterator[tuple[int, str]]:
     """Yield (number, line) of a block; lines that are not UTF-8 are reported."""
     for number, line in block.lines():
         try:
@@ -122,14 +122,14 @@ class _CsvLines:
         """Return the bytes of the row."""
         return "".join(self._row).encode(errors="surrogateescape").rstrip(b"\r\n")
 
-    def _decoded(self, block: Block) -> Iterator[str]:
+    def _decoded(self, block: LineBlock) -> Iterator[str]:
         if block.is_utf8():
             # Line by line: a single wide character would make a wide string of all.
             yield from map(bytes.decode, io.BytesIO(block.without_mark()))
         else:
             yield from self._decoded_by_line(block)
 
-    def _decoded_by_line(self, block: Block) -> Iterator[str]:
+    def _decoded_by_line(self, block: LineBlock) -> Iterator[str]:
         for number, line in block.lines():
             try:
                 yield decode_line(number, line)

@@ -206,6 +206,10 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
     files = expand_inputs([str(tmp_path / "all" / "train")])
     assert [text for file in files for row in read_rows(file) for text in row.texts] == TEXTS
     save_dataset(tmp_path / "all" / "test", [["x"]])
+    chosen = {"_data_files": [], "_indices_data_files": [{"filename": "indices.arrow"}]}
+    write(tmp_path / "chosen" / "state.json", json.dumps(chosen))
+    with pytest.raises(ValueError, match=r"keeps a selection of rows .* flatten_indices"):
+        paths(tmp_path / "chosen")
     write(tmp_path / "all" / "dataset_dict.json", '{"splits": ["train", "test"]}')
     message = f"holds several splits; name one or more: {tmp_path}/all/train, {tmp_path}/all/test"
     with pytest.raises(ValueError, match=re.escape(message)):
