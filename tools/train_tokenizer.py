@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from megatron_ettin.data.readers import READERS, expand_inputs, read_files
+from megatron_ettin.data.raw_files import READERS, RawFile, expand_inputs, read_text_batches
 from megatron_ettin.data.tokenize import train_tokenizer, write_tokenizer
 
 
@@ -26,7 +26,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     formats = ", ".join(READERS)
-    add("--input", nargs="+", required=True, metavar="FILE", help=f"files or globs: {formats}")
+    input_help = f"files, globs, folders, URLs, or @FILE with a list of these: {formats}"
+    add("--input", nargs="+", required=True, metavar="FILE", help=input_help)
     add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the tokenizer")
     add("--json-keys", nargs="+", default=["text"], metavar="FIELD", help="default: text")
     size_help = "tokens of the vocabulary, the five special ones included; default: 8192"
@@ -34,13 +35,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def read_texts(paths: Sequence[Path], fields: Sequence[str]) -> Iterator[str]:
+def read_texts(files: Sequence[RawFile], fields: Sequence[str]) -> Iterator[str]:
     """Yield every field of every document under a progress bar over the bytes read."""
-    total = sum(path.stat().st_size for path in paths)
+    total = sum(file.size for file in files)
     with tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=None) as bar:
-        for record in read_files(paths, fields):
-            yield from record.texts
-            bar.update(record.position - bar.n)
+        for batch in read_text_batches(files, fields):
+            for texts in zip(*batch.texts, strict=True):
+                yield from texts
+            bar.update(batch.position - bar.n)
 
 
 if __name__ == "__main__":

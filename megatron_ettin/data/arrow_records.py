@@ -18,7 +18,7 @@ from megatron_ettin.data.batches import (
     no_field,
     numbers,
 )
-from megatron_ettin.data.storage import RawFile
+from megatron_ettin.data.storage import RawFile, named_errors
 
 MAX_ROWS = 2**16
 """Rows of a Parquet file that are decoded at a time, at most."""
@@ -40,7 +40,7 @@ class _Columns(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a record batch stands in its file."""
+    """Place of a record batch in its file."""
 
     row: int
     """Rows before it."""
@@ -64,6 +64,7 @@ def read_parquet(request: ReadRequest) -> Iterator[TextBatch]:
     done = 0
     try:
         with (
+            named_errors(file.path),
             file.open_at_random() as source,
             pq.ParquetFile(source, buffer_size=STREAM_BYTES) as table,
         ):
@@ -86,7 +87,7 @@ def read_arrow(request: ReadRequest) -> Iterator[TextBatch]:
     done = 0
     columns: _Columns | None = None
     try:
-        with file.open_at_random() as source:
+        with named_errors(file.path), file.open_at_random() as source:
             for batch, place in _record_batches(file, source):
                 columns = columns or _find_columns(request, batch.schema)
                 for begin in range(0, batch.num_rows, MAX_ROWS):
@@ -124,6 +125,8 @@ def _record_batches(file: RawFile, source: BinaryIO) -> Iterator[tuple[pa.Record
     before = source.tell()
     for batch in stream:
         after = source.tell()
+        if file.size - after <= len(END_OF_STREAM):
+            after = file.size
         yield batch, _Place(0, before, after)
         before = after
     if file.size - source.tell() > len(END_OF_STREAM):

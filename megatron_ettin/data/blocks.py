@@ -1,21 +1,28 @@
 """Blocks of whole lines of a raw file, plain or packed, in constant memory."""
 
+import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from megatron_ettin.data.batches import BATCH_BYTES
 from megatron_ettin.data.lines import DAMAGE, decompressed
 from megatron_ettin.data.storage import READ_BYTES, RawFile, RawStream, file_name
 
 
-class Block(NamedTuple):
+class LineBlock(NamedTuple):
     """Whole lines of a file, end to end; lines end at LF only, the last of a file perhaps not."""
 
     content: bytes
     first_line: int
     """Number of its first line in the file, from 1."""
     num_lines: int
+    ends: NDArray[np.int64]
+    """Place of each LF in the content."""
     position: int
     """Bytes of the file read so far; of a compressed file, compressed bytes."""
 
@@ -23,8 +30,24 @@ class Block(NamedTuple):
         """Yield (number, line with its line end)."""
         return enumerate(io.BytesIO(self.content), self.first_line)
 
+    def is_utf8(self) -> bool:
+        """Say whether the bytes are UTF-8; Arrow checks without making a string."""
+        if self.content.isascii():
+            return True
+        offsets = (0).to_bytes(8, "little") + len(self.content).to_bytes(8, "little")
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.content)]
+        try:
+            pa.Array.from_buffers(pa.large_string(), 1, buffers).validate(full=True)
+        except pa.ArrowInvalid:
+            return False
+        return True
 
-def read_blocks(file: RawFile) -> Iterator[Block]:
+    def without_mark(self) -> bytes:
+        """Return the content, without the byte order mark if it is the file's beginning."""
+        return self.content.removeprefix(codecs.BOM_UTF8) if self.first_line == 1 else self.content
+
+
+def read_blocks(file: RawFile) -> Iterator[LineBlock]:
     """Yield a file in blocks of about BATCH_BYTES; a line that is longer is a block alone.
 
     ValueError naming file, line and byte, after the lines before, where packed data is truncated or
@@ -34,9 +57,10 @@ def read_blocks(file: RawFile) -> Iterator[Block]:
     with file.open() as stream:
         source = unpacked(file, stream)
         try:
-            for content in _whole_lines(source):
-                num_lines = content.count(b"\n") + (not content.endswith(b"\n"))
-                yield Block(content, number, num_lines, stream.position)
+            for content in _whole_lines(source, stream.finish):
+                ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
+                num_lines = len(ends) + (not content.endswith(b"\n"))
+                yield LineBlock(content, number, num_lines, ends, stream.position)
                 number += num_lines
         except DAMAGE as error:
             file.check_size()
@@ -44,7 +68,6 @@ def read_blocks(file: RawFile) -> Iterator[Block]:
                 f"{file.path}: compressed data truncated or damaged after line {number - 1} (byte"
                 f" {stream.position} of {file.size}): {error}; copy or download it again"
             ) from error
-        stream.finish()
 
 
 def unpacked(file: RawFile, stream: RawStream) -> BinaryIO:
@@ -56,48 +79,67 @@ def unpacked(file: RawFile, stream: RawStream) -> BinaryIO:
     return decompressed(file_name(file.path), cast(BinaryIO, buffered))
 
 
-def _whole_lines(source: BinaryIO) -> Iterator[bytes]:
-    """Yield the bytes of a stream, cut after an LF; after an error, what came before it first."""
-    begun: list[bytes] = []  # pieces of a line whose end is not read yet
+def _whole_lines(source: BinaryIO, finish: Callable[[], None]) -> Iterator[bytes]:
+    """Yield the bytes of a stream, cut after an LF; after an error, what came before it first.
+
+    `finish` is called at the end of the stream, before the last bytes: they may be half a line of a
+    file that was cut meanwhile.
+    """
+    done = _Pieces()  # whole lines
+    begun = _Pieces()  # a line whose end is not read yet
     failure: Exception | None = None
+    # A packed source gives what it has; a plain one is a stream, which gives as much as it can.
+    read = getattr(source, "read1", source.read)
     while failure is None:
-        fresh, failure = _read_piece(source)
-        if not fresh:
+        try:
+            piece = read(max(1, BATCH_BYTES // 4))
+        except DAMAGE as error:
+            failure = error
             break
-        end = fresh.rfind(b"\n") + 1
-        if not end:
-            begun.append(fresh)
-            continue
-        first = fresh.find(b"\n") + 1
-        # A long line is alone: its text should not wait beside others.
-        cut = first if sum(map(len, begun)) + first > BATCH_BYTES else end
-        begun.append(fresh[:cut])
-        content = b"".join(begun)
-        begun = [fresh[end:]] if end < len(fresh) else []
-        rest = fresh[cut:end]
-        del fresh
-        yield content
-        del content
-        if rest:
-            yield rest
+        if not piece:
+            break
+        view = memoryview(piece)
+        first, last = piece.find(b"\n") + 1, piece.rfind(b"\n") + 1
+        if first and begun.size + first > BATCH_BYTES:
+            # A long line is alone: its text should not wait beside others.
+            yield from done.take()
+            begun.add(view[:first])
+            yield from begun.take()
+            view, last = view[first:], last - first
+        if last:
+            done.add(*begun.views, view[:last])
+            begun.clear()
+            if done.size >= BATCH_BYTES:
+                yield from done.take()
+        begun.add(view[last:])
+    if begun.size > BATCH_BYTES or failure is not None:
+        yield from done.take()
     if failure is not None:
         raise failure
-    if begun:
-        content = b"".join(begun)
-        begun.clear()
-        yield content
+    finish()
+    done.add(*begun.views)
+    begun.clear()
+    yield from done.take()
 
 
-def _read_piece(source: BinaryIO) -> tuple[bytes, Exception | None]:
-    """Return about BATCH_BYTES, fewer at the end or before an error, and that error."""
-    pieces: list[bytes] = []
-    size = 0
-    failure = None
-    read = source.read if isinstance(source, RawStream) else source.read1  # type: ignore[attr-defined]
-    try:
-        while size < BATCH_BYTES and (piece := read(BATCH_BYTES - size)):
-            pieces.append(piece)
-            size += len(piece)
-    except DAMAGE as error:
-        failure = error
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces), failure
+class _Pieces:
+    """Bytes that come in pieces, copied once."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.views: list[memoryview] = []
+        self.size = 0
+
+    def add(self, *views: memoryview) -> None:
+        self.views += views
+        self.size += sum(map(len, views))
+
+    def take(self) -> Iterator[bytes]:
+        """Yield the bytes, if there are any, and forget them."""
+        if self.size:
+            content = b"".join(self.views)
+            # Before the reader uses them: it should not hold them twice.
+            self.clear()
+            yield content

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-import pyarrow as pa
+import numpy as np
 
 from megatron_ettin.data.batches import (
     BatchBuilder,
@@ -19,11 +19,11 @@ from megatron_ettin.data.batches import (
     known,
     no_field,
 )
-from megatron_ettin.data.blocks import Block, read_blocks
+from megatron_ettin.data.blocks import LineBlock, read_blocks
 from megatron_ettin.data.lines import decode_line
 
-# `int` refuses more than 4300 digits, and so does `json`. Such a number shows in every 64th byte.
-DIGITS_STEP = 64
+# `int` refuses more than 4300 digits, and so does `json`. Such a number shows in every 256th byte.
+DIGITS_STEP = 256
 _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (4300 // DIGITS_STEP - 1))
 
 
@@ -96,16 +96,12 @@ class BlockDecoder:
             attributes[url] if url else None,
         )
 
-    def decode(self, block: Block) -> Columns | None:
+    def decode(self, block: LineBlock) -> Columns | None:
         """Return the columns of a block; None where the standard decoder may see other ones."""
         content = block.content
-        # Where each LF stands between } and {, none is inside a record: a comma would be missing.
-        # So each line holds one record or more, and exactly one if their numbers are equal.
-        if not content.startswith(b"{") or not content.endswith((b"}\n", b"}")):
+        if not _is_line_by_line(block):
             return None
-        if content.count(b"}\n{") != block.num_lines - 1:
-            return None
-        if _LONG_NUMBER.search(content[::DIGITS_STEP]) or not _is_utf8(content):
+        if _LONG_NUMBER.search(content[::DIGITS_STEP]) or not block.is_utf8():
             return None
         try:
             records = self._decoder.decode_lines(content)
@@ -126,23 +122,23 @@ def _names(records: list[Any], attribute: str | None) -> list[str | None] | None
     values = [getattr(record, attribute) for record in records]
     if set(map(type, values)) <= {str, type(None)}:
         return known(values)
-    return [_name(value) for value in values]
+    return [str(value) if type(value) is int else _name(value) for value in values]
 
 
-def _is_utf8(content: bytes) -> bool:
-    """Say whether the bytes are UTF-8; Arrow checks without making a string."""
-    if content.isascii():
-        return True
-    offsets = (0).to_bytes(8, "little") + len(content).to_bytes(8, "little")
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(content)]
-    try:
-        pa.Array.from_buffers(pa.large_string(), 1, buffers).validate(full=True)
-    except pa.ArrowInvalid:
+def _is_line_by_line(block: LineBlock) -> bool:
+    """Say whether each LF stands between } and {, and these at both ends.
+
+    Then none is inside a record, where a comma would be missing. So each line holds one record or
+    more, and exactly one if there are as many records as lines.
+    """
+    content, ends = np.frombuffer(block.content, np.uint8), block.ends
+    if content[0] != ord("{") or content[-1] not in (ord("}"), ord("\n")):
         return False
-    return True
+    inner = ends[: block.num_lines - 1]
+    return bool((content[ends - 1] == ord("}")).all() and (content[inner + 1] == ord("{")).all())
 
 
-def _read_lines(request: ReadRequest, block: Block) -> Iterator[TextBatch]:
+def _read_lines(request: ReadRequest, block: LineBlock) -> Iterator[TextBatch]:
     """Yield the documents of a block, read line by line; before an error, those before it."""
     builder = BatchBuilder(len(request.fields))
     try:

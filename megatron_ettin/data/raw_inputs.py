@@ -16,6 +16,7 @@ from megatron_ettin.data.storage import (
     matches,
     parent,
     read_content,
+    remember_folder,
 )
 
 LIST_MARK = "@"
@@ -66,15 +67,14 @@ def _listed(patterns: Sequence[str]) -> Iterator[str]:
 
 
 def _expand(pattern: str) -> list[RawFile]:
-    kind, size = look_up(pattern)
-    if kind is None and glob.has_magic(pattern):
-        names = matches(pattern)
-        if not names:
-            raise FileNotFoundError(f"no file matches {pattern!r}")
-        found = [file for name in names for file in _named(name, *look_up(name))]
-    else:
-        found = _named(pattern, kind, size)
-    return found
+    # A store may charge for the question, and its names have no *.
+    kind, size = (None, 0) if is_url(pattern) and "*" in pattern else look_up(pattern)
+    if kind is not None or not glob.has_magic(pattern):
+        return _named(pattern, kind, size)
+    found = matches(pattern)
+    if not found:
+        raise FileNotFoundError(f"no file matches {pattern!r}")
+    return [file for match in found for file in _named(*match)]
 
 
 def _named(name: str, kind: str | None, size: int) -> list[RawFile]:
@@ -90,6 +90,7 @@ def _named(name: str, kind: str | None, size: int) -> list[RawFile]:
 
 
 def _files_of_folder(folder: str) -> list[RawFile]:
+    remember_folder(folder)
     for name, reader in FOLDERS.items():
         path = join(folder, name)
         if look_up(path)[0] != "file":
@@ -112,6 +113,11 @@ def _refuse_splits(folder: str, content: Any) -> list[RawFile]:
 
 def _saved_shards(folder: str, content: Any) -> list[RawFile]:
     """Return the files of a folder that `datasets` saved, in its order."""
+    if content.get("_indices_data_files") or content.get("_indices_files"):
+        raise ValueError(
+            f"{folder}: keeps a selection of rows beside them; save it again after"
+            " flatten_indices()"
+        )
     return [_shard(folder, entry["filename"], None) for entry in content["_data_files"]]
 
 

@@ -98,6 +98,11 @@ class RawFile:
 
     def check_size(self, num_read: int | None = None) -> None:
         """Refuse a file that is not as long as it was, or of which other bytes were read."""
+        if is_url(self.path):
+            with named_errors(self.path):
+                system, name = file_system(self.path)
+                # What it was is known; a store would answer from memory.
+                system.invalidate_cache(parent(name))
         kind, now = look_up(self.path)
         if kind != "file" or now != self.size or num_read not in (None, self.size):
             read = "" if num_read is None else f", {num_read} bytes were read"
@@ -182,7 +187,7 @@ def join(folder: str, name: str) -> str:
 
 def parent(path: str) -> str:
     """Return the folder of a file."""
-    return path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
+    return path.rpartition("/")[0] if is_url(path) else str(PurePosixPath(path).parent)
 
 
 def look_up(path: str) -> tuple[Kind | None, int]:
@@ -195,25 +200,39 @@ def look_up(path: str) -> tuple[Kind | None, int]:
         return ("folder", 0) if stat.S_ISDIR(status.st_mode) else ("file", status.st_size)
     with named_errors(path):
         system, name = file_system(path)
-        system.invalidate_cache()
         try:
             info = system.info(name)
         except FileNotFoundError:
             return None, 0
+    return _described(path, info)
+
+
+def matches(pattern: str) -> list[tuple[str, Kind | None, int]]:
+    """Return what a glob matches, sorted, each with what it is and the bytes of a file."""
+    if not is_url(pattern):
+        return [(name, *look_up(name)) for name in sorted(glob.glob(pattern, recursive=True))]
+    with named_errors(pattern):
+        system, name = file_system(pattern)
+        # With the sizes: a question for each of thousands of files would take minutes.
+        found = system.glob(name, detail=True)
+        named = {system.unstrip_protocol(match): info for match, info in found.items()}
+    return [(path, *_described(path, named[path])) for path in sorted(named)]
+
+
+def remember_folder(folder: str) -> None:
+    """Ask a store for all files of a folder at once, so that it can answer for each of them."""
+    if is_url(folder):
+        with named_errors(folder):
+            system, name = file_system(folder)
+            system.ls(name, detail=True)
+
+
+def _described(path: str, info: dict[str, Any]) -> tuple[Kind, int]:
     if info["type"] == "directory":
         return "folder", 0
     if info["size"] is None:
         raise ValueError(f"{path}: the server does not say how long it is; download it first")
     return "file", int(info["size"])
-
-
-def matches(pattern: str) -> list[str]:
-    """Return the files that a glob matches, sorted."""
-    if not is_url(pattern):
-        return sorted(glob.glob(pattern, recursive=True))
-    with named_errors(pattern):
-        system, name = file_system(pattern)
-        return sorted(system.unstrip_protocol(match) for match in system.glob(name))
 
 
 def read_content(path: str) -> bytes:

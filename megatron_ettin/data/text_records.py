@@ -5,8 +5,8 @@ import io
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from megatron_ettin.data.batches import BatchBuilder, ReadRequest, TextBatch, no_field
-from megatron_ettin.data.blocks import Block, read_blocks
+from megatron_ettin.data.batches import BatchBuilder, ReadRequest, TextBatch, no_field, numbers
+from megatron_ettin.data.blocks import LineBlock, read_blocks
 from megatron_ettin.data.lines import decode_line
 
 # An unclosed quote makes the rest of a CSV file one field: stop before it fills the memory.
@@ -55,6 +55,9 @@ def read_txt(request: ReadRequest) -> Iterator[TextBatch]:
         raise ValueError(f"{path}: {error}") from None
     for block in read_blocks(request.file):
         builder = BatchBuilder(1)
+        if (batch := _plain_batch(block)) is not None:
+            yield from batch
+            continue
         try:
             for number, line in _text_lines(request, block):
                 if line.strip():
@@ -65,7 +68,20 @@ def read_txt(request: ReadRequest) -> Iterator[TextBatch]:
         yield from builder.take(block.position)
 
 
-def _text_lines(request: ReadRequest, block: Block) -> Iterator[tuple[int, str]]:
+def _plain_batch(block: LineBlock) -> list[TextBatch] | None:
+    """Return the lines of a block as a batch, or as none if all are blank; None: not UTF-8."""
+    if not block.is_utf8():
+        return None
+    lines = list(map(bytes.decode, block.without_mark().split(b"\n")))[: block.num_lines]
+    found = [number for number, line in enumerate(lines) if line and not line.isspace()]
+    if not found:
+        return []
+    texts = [lines[number].rstrip("\r") for number in found]
+    places = numbers([block.first_line + number for number in found])
+    return [TextBatch((texts,), None, None, places, block.position)]
+
+
+def _text_lines(request: ReadRequest, block: LineBlock) -> Iterator[tuple[int, str]]:
     """Yield (number, line) of a block; lines that are not UTF-8 are reported."""
     for number, line in block.lines():
         try:
@@ -90,6 +106,9 @@ class _CsvLines:
     def __iter__(self) -> Iterator[str]:
         for block in read_blocks(self._request.file):
             self.position = block.position
+            if self._request.on_bad is None:
+                yield from self._decoded(block)
+                continue
             for line in self._decoded(block):
                 self._row.append(line)
                 yield line
@@ -103,17 +122,14 @@ class _CsvLines:
         """Return the bytes of the row."""
         return "".join(self._row).encode(errors="surrogateescape").rstrip(b"\r\n")
 
-    def _decoded(self, block: Block) -> Iterator[str]:
-        try:
-            text = block.content.decode()
-        except UnicodeDecodeError:
+    def _decoded(self, block: LineBlock) -> Iterator[str]:
+        if block.is_utf8():
+            # Line by line: a single wide character would make a wide string of all.
+            yield from map(bytes.decode, io.BytesIO(block.without_mark()))
+        else:
             yield from self._decoded_by_line(block)
-            return
-        if block.first_line == 1:
-            text = text.removeprefix("\ufeff")
-        yield from io.StringIO(text, newline="\n")
 
-    def _decoded_by_line(self, block: Block) -> Iterator[str]:
+    def _decoded_by_line(self, block: LineBlock) -> Iterator[str]:
         for number, line in block.lines():
             try:
                 yield decode_line(number, line)

@@ -26,7 +26,7 @@ from megatron_ettin import distributed
 from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import HardwareConfig, SeedConfig
 from megatron_ettin.data.encoding import in_validation
-from megatron_ettin.data.readers import expand_inputs, read_files
+from megatron_ettin.data.raw_files import expand_inputs, read_text_batches
 from megatron_ettin.export.architecture import kind_of
 from megatron_ettin.export.weights import huggingface_tensors
 from megatron_ettin.model.provider import build_model
@@ -83,9 +83,9 @@ def read_labelled_texts(path: Path) -> LabelledTexts:
     Raises:
         ValueError: as the readers; or where the fitted documents have fewer than two labels.
     """
-    records = [r.texts for r in read_files(expand_inputs([str(path)]), ["text", "label"])]
-    texts = [text for text, _ in records]
-    labels = np.array([label for _, label in records])
+    batches = list(read_text_batches(expand_inputs([str(path)]), ["text", "label"]))
+    texts, names = ([text for batch in batches for text in batch.texts[n]] for n in (0, 1))
+    labels = np.array(names)
     # By hash of the text, so that copies are on one side; the prefix makes the choice independent
     # of the corpus' own validation share, which hashes the bare text.
     is_test = np.array([in_validation(f"test\n{text}", TEST_SHARE) for text in texts])

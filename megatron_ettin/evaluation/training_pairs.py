@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ettin.data.readers import read_parquet
+from megatron_ettin.data.raw_files import expand_inputs, read_text_batches
 from megatron_ettin.evaluation.beir import Collection
 from megatron_ettin.evaluation.json_lines import read_json_lines
 
@@ -119,8 +119,11 @@ def _read_table(path: Path) -> dict[str, list[str]]:
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: not parquet: {error}") from error
     names = _names(str(path), present)
-    records = [record.texts for record in read_parquet(path, names, None)]
-    return {name: [texts[place] for texts in records] for place, name in enumerate(names)}
+    batches = list(read_text_batches(expand_inputs([str(path)]), names))
+    return {
+        name: [text for batch in batches for text in batch.texts[place]]
+        for place, name in enumerate(names)
+    }
 
 
 def _names(where: str, present: Sequence[str]) -> list[str]:
