@@ -1,0 +1,131 @@
+"""Tokenise a sample of a corpus' documents again, and compare with what is stored."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from megatron_ettin.data.inspection.check import CorpusCheck
+from megatron_ettin.data.inspection.raw_text import find_raw_file, texts_at
+from megatron_ettin.data.provenance import GROUP_DOCUMENTS, Provenance
+from megatron_ettin.data.tokenize import Tokenizer
+from megatron_ettin.native import TokenFile
+
+SMALL_SAMPLE = 0.001
+#: Documents of a shard that are compared, however small the share is.
+FEWEST = 10
+COLUMNS = ("ordinal", "id", "sha256", "shard", "line")
+
+
+class SampleCheck:
+    """Check of a sample; shards are added one after the other."""
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, share: float, sources: Path | None, field: str
+    ) -> None:
+        """Take the tokenizer (None: only hash the texts), the share, and where the raw files are.
+
+        `field` is the field of the raw records.
+        """
+        self.check = CorpusCheck(name="texts")
+        self._tokenizer = tokenizer
+        self._share = share
+        self._sources = sources
+        self._field = field
+        self._appends_sep: bool | None = None
+        if tokenizer is None:
+            self.check.notes.append("token ids: no tokenizer is given (--tokenizer)")
+
+    def forget_tokenizer(self) -> None:
+        """Compare no more ids: the tokenizer is another one than the corpus'."""
+        if self._tokenizer is not None:
+            self._tokenizer = None
+            self.check.notes.append("token ids: the tokenizer is another one")
+
+    def add(self, shard: str, provenance: Provenance) -> None:
+        """Compare a sample of a shard; ValueError, OSError where the shard cannot be read."""
+        file = TokenFile(shard, check=False)
+        rows = provenance.documents(choose(provenance, self._share), COLUMNS).to_pylist()
+        by_file: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+        for row in rows:
+            by_file[row["shard"]][row["line"]] = row
+        for name, documents in tqdm(
+            by_file.items(), desc="tokenising a sample", unit=" files", disable=None
+        ):
+            path = find_raw_file(name, self._sources)
+            if path is None:
+                what = f"{name}: no such file here (--sources), {len(documents)} documents"
+                self.check.skip(what, len(documents))
+                continue
+            with self.check.faults_of():
+                self._compare_file(path, documents, file)
+
+    def _compare_file(
+        self, path: Path, documents: dict[int, dict[str, Any]], file: TokenFile
+    ) -> None:
+        missing = set(documents)
+        for line, text in texts_at(path, documents.keys(), self._field):
+            missing.discard(line)
+            row = documents[line]
+            where = f"{file.prefix}: document {row['ordinal']} ({path}:{line}, id {row['id']})"
+            self.check.compared += 1
+            if sha256(text.encode()).digest() != row["sha256"]:
+                self.check.fail(f"{where}: the text has another SHA-256 than recorded")
+            elif self._tokenizer is not None:
+                self._compare_ids(where, text, file.tokens(row["ordinal"]), self._tokenizer)
+        for line in sorted(missing):
+            self.check.compared += 1
+            ordinal = documents[line]["ordinal"]
+            self.check.fail(f"{path}:{line}: no record, but document {ordinal} came from it")
+
+    def _compare_ids(
+        self, where: str, text: str, stored: NDArray[np.int64], tokenizer: Tokenizer
+    ) -> None:
+        (ids,) = tokenizer.encode_batch([text])
+        if self._appends_sep is None:
+            # The option --append-eod is not recorded; it holds for all documents or for none.
+            self._appends_sep = len(stored) > len(ids) and stored[-1] == tokenizer.ids.sep
+        if self._appends_sep:
+            ids = np.append(ids, tokenizer.ids.sep)
+        if len(ids) != len(stored):
+            self.check.fail(f"{where}: {len(stored)} tokens are stored, the text gives {len(ids)}")
+            return
+        differing = np.flatnonzero(ids != stored)
+        if len(differing):
+            at = differing[0]
+            self.check.fail(f"{where}: token {at} is {stored[at]}, the text gives {ids[at]}")
+
+
+def choose(provenance: Provenance, share: float) -> NDArray[np.int64]:
+    """Return the ordinals of a share of the documents, ascending: a function of their texts only.
+
+    A document is chosen if bytes 8 to 15 of its text's SHA-256, as a big-endian fraction of 2^64,
+    are below the share; bytes 0 to 7 choose the validation documents. Those with the smallest ones
+    make up FEWEST, if fewer are chosen.
+    """
+    threshold = share * 2.0**64
+    chosen = np.empty(0, dtype=np.int64)
+    smallest, smallest_keys = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
+    for begin in range(0, provenance.num_documents, GROUP_DOCUMENTS):
+        ordinals = np.arange(begin, min(begin + GROUP_DOCUMENTS, provenance.num_documents))
+        keys = _sample_keys(provenance.documents(ordinals, ["sha256"])["sha256"])
+        chosen = np.concatenate([chosen, ordinals[keys < threshold]])
+        smallest = np.concatenate([smallest, ordinals])
+        smallest_keys = np.concatenate([smallest_keys, keys])
+        best = np.argsort(smallest_keys, kind="stable")[:FEWEST]
+        smallest, smallest_keys = smallest[best], smallest_keys[best]
+    return np.union1d(chosen, smallest)
+
+
+def _sample_keys(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    hashes = pa.concat_arrays(column.chunks)
+    content = np.frombuffer(hashes.buffers()[1], np.uint8).reshape(-1, 32)
+    mine = content[hashes.offset : hashes.offset + len(hashes)]
+    return np.ascontiguousarray(mine[:, 8:16]).view(">u8").ravel().astype(np.uint64)

@@ -1,0 +1,96 @@
+"""Figure of corpora: how long their documents are, by documents and by tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+from numpy.typing import NDArray
+
+from megatron_ettin.data.inspection.length_histogram import LengthHistogram
+from megatron_ettin.evaluation.theme import Theme, as_png
+from megatron_ettin.publication import publish_bytes
+
+WIDTH_INCHES, HEIGHT_INCHES = 9.0, 5.6
+BINS = 48
+#: Line styles beside the colours, for prints without colour.
+STYLES = ("-", "--", "-.", ":")
+
+
+def write_figure(histograms: Mapping[str, LengthHistogram], path: Path) -> None:
+    """Write the figure as a PNG; ValueError if no corpus has a document."""
+    publish_bytes(path, as_png(partial(draw, histograms)))
+
+
+def draw(histograms: Mapping[str, LengthHistogram], theme: Theme) -> Figure:
+    """Return two histograms over the length on a log scale, with a line for each corpus."""
+    longest = max((int(h.lengths[-1]) for h in histograms.values() if len(h.lengths)), default=0)
+    if longest == 0:
+        raise ValueError("no document to draw the length of")
+    edges = bin_edges(longest)
+    figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    for index, (prefix, histogram) in enumerate(histograms.items()):
+        look = {
+            "color": theme.series[index % len(theme.series)],
+            "linestyle": STYLES[index % len(STYLES)],
+        }
+        label = f"{Path(prefix).name}: {histogram.documents.sum():,} documents"
+        _draw_shares(panels[0], histogram, histogram.documents, edges, label, look)
+        label = f"{Path(prefix).name}: {histogram.tokens.sum():,} tokens"
+        _draw_shares(panels[1], histogram, histogram.tokens, edges, label, look)
+    for axes, what in zip(panels, ("documents", "tokens"), strict=True):
+        axes.set_ylabel(f"{what} per doubling of length")
+        axes.set_ylim(bottom=0.0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.legend(loc="upper left")
+    panels[1].set_xscale("log")
+    panels[1].set_xlim(edges[0], edges[-1])
+    panels[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    panels[1].set_xlabel("length of a document in tokens (dotted: half are below)")
+    return figure
+
+
+def bin_edges(longest: int) -> NDArray[np.float64]:
+    """Return edges between whole lengths 1 to `longest`, evenly spaced on a log scale.
+
+    Short lengths have a bin each.
+    """
+    begins = np.unique(np.rint(np.geomspace(1, longest + 1, BINS + 1)))
+    return np.asarray(begins - 0.5, dtype=np.float64)
+
+
+def shares_per_doubling(
+    histogram: LengthHistogram, weights: NDArray[np.int64], edges: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return each bin's share of the weights, divided by the doublings of length it spans.
+
+    So bins of different widths compare, and the area is 1.
+    """
+    totals, _ = np.histogram(histogram.lengths, edges, weights=weights)
+    shares: NDArray[np.float64] = totals / max(1, weights.sum()) / np.diff(np.log2(edges))
+    return shares
+
+
+def _draw_shares(
+    axes: Any,
+    histogram: LengthHistogram,
+    weights: NDArray[np.int64],
+    edges: NDArray[np.float64],
+    label: str,
+    look: dict[str, str],
+) -> None:
+    shares = shares_per_doubling(histogram, weights, edges)
+    axes.stairs(shares, edges, fill=True, color=look["color"], alpha=0.15)
+    axes.stairs(shares, edges, linewidth=1.4, label=label, **look)
+    cumulative = np.cumsum(weights)
+    if len(cumulative):
+        median = histogram.lengths[np.searchsorted(cumulative, cumulative[-1] / 2)]
+        axes.axvline(median, color=look["color"], linestyle=":", linewidth=1.1)
