@@ -29,10 +29,11 @@ def write_figure(histograms: Mapping[str, LengthHistogram], path: Path) -> None:
 
 def draw(histograms: Mapping[str, LengthHistogram], theme: Theme) -> Figure:
     """Return two histograms over the length on a log scale, with a line for each corpus."""
-    longest = max((int(h.lengths[-1]) for h in histograms.values() if len(h.lengths)), default=0)
-    if longest == 0:
+    lengths = np.concatenate([histogram.lengths for histogram in histograms.values()])
+    lengths = lengths[lengths > 0]
+    if not len(lengths):
         raise ValueError("no document to draw the length of")
-    edges = bin_edges(longest)
+    edges = bin_edges(int(lengths.max()))
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     for index, (prefix, histogram) in enumerate(histograms.items()):
@@ -50,9 +51,9 @@ def draw(histograms: Mapping[str, LengthHistogram], theme: Theme) -> Figure:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
     panels[1].set_xscale("log")
-    panels[1].set_xlim(edges[0], edges[-1])
+    panels[1].set_xlim(lengths.min() - 0.5, edges[-1])
     panels[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     panels[1].set_xlabel("length of a document in tokens (dotted: half are below)")
     return figure

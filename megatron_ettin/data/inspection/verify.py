@@ -66,7 +66,9 @@ class CorpusVerification:
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as values of JSON."""
-        return {**dataclasses.asdict(self), "verdict": PASS if self.passed else FAIL}
+        checks = [{**dataclasses.asdict(check), "verdict": check.verdict} for check in self.checks]
+        verdict = PASS if self.passed else FAIL
+        return {**dataclasses.asdict(self), "checks": checks, "verdict": verdict}
 
 
 def verify(
