@@ -19,7 +19,9 @@ from megatron_ettin.publication import publish_bytes
 WIDTH_INCHES, HEIGHT_INCHES = 9.0, 5.6
 BINS = 48
 #: Line styles beside the colours, for prints without colour.
-STYLES = ("-", "--", "-.", ":")
+STYLES: tuple[Any, ...] = ("-", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
+#: Corpora whose bars are filled; the colours of more would mix to grey.
+MAX_FILLED = 2
 
 
 def write_figure(histograms: Mapping[str, LengthHistogram], path: Path) -> None:
@@ -36,17 +38,22 @@ def draw(histograms: Mapping[str, LengthHistogram], theme: Theme) -> Figure:
     edges = bin_edges(int(lengths.max()))
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
+    is_filled = len(histograms) <= MAX_FILLED
     for index, (prefix, histogram) in enumerate(histograms.items()):
         look = {
             "color": theme.series[index % len(theme.series)],
             "linestyle": STYLES[index % len(STYLES)],
         }
         label = f"{Path(prefix).name}: {histogram.documents.sum():,} documents"
-        _draw_shares(panels[0], histogram, histogram.documents, edges, label, look)
+        _draw_shares(
+            panels[0], histogram, histogram.documents, edges, label, look, is_filled=is_filled
+        )
         label = f"{Path(prefix).name}: {histogram.tokens.sum():,} tokens"
-        _draw_shares(panels[1], histogram, histogram.tokens, edges, label, look)
+        _draw_shares(
+            panels[1], histogram, histogram.tokens, edges, label, look, is_filled=is_filled
+        )
     for axes, what in zip(panels, ("documents", "tokens"), strict=True):
-        axes.set_ylabel(f"{what} per doubling of length")
+        axes.set_ylabel(f"{what} per doubling")
         axes.set_ylim(bottom=0.0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(axis="y")
@@ -55,7 +62,7 @@ def draw(histograms: Mapping[str, LengthHistogram], theme: Theme) -> Figure:
     panels[1].set_xscale("log")
     panels[1].set_xlim(lengths.min() - 0.5, edges[-1])
     panels[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    panels[1].set_xlabel("length of a document in tokens (dotted: half are below)")
+    panels[1].set_xlabel("length of a document in tokens (dotted line: half are below)")
     return figure
 
 
@@ -86,10 +93,13 @@ def _draw_shares(
     weights: NDArray[np.int64],
     edges: NDArray[np.float64],
     label: str,
-    look: dict[str, str],
+    look: dict[str, Any],
+    *,
+    is_filled: bool,
 ) -> None:
     shares = shares_per_doubling(histogram, weights, edges)
-    axes.stairs(shares, edges, fill=True, color=look["color"], alpha=0.15)
+    if is_filled:
+        axes.stairs(shares, edges, fill=True, color=look["color"], alpha=0.15)
     axes.stairs(shares, edges, linewidth=1.4, label=label, **look)
     cumulative = np.cumsum(weights)
     if len(cumulative):

@@ -245,7 +245,7 @@ def test_command_prints_a_line_for_each_check(
     main(["verify", str(pristine.prefix), "--tokenizer", str(pristine.tokenizer)])
     lines = capsys.readouterr().out.splitlines()
     documents, tokens = len(pristine.stored), sum(map(len, pristine.ids()))
-    assert lines[0] == f"{pristine.prefix}: 1 shards, {documents} documents, {tokens:,} tokens"
+    assert lines[0] == f"{pristine.prefix}: 1 shard, {documents} documents, {tokens:,} tokens"
     assert lines[1:3] == ["summary: PASS, 5 compared", "hashes: PASS, 5 compared"]
     assert lines[-2:] == ["texts: PASS, 10 compared", "PASS"]
 

@@ -102,7 +102,9 @@ def _sources(
     documents: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     with_sidecar = [shard for shard in shards if sidecar_path(shard).is_file()]
-    for shard in tqdm(with_sidecar, desc="reading sidecars", unit=" shards", disable=None):
+    for shard in tqdm(
+        with_sidecar, desc="reading sidecars", unit=" shards", leave=False, disable=None
+    ):
         with Provenance.open(shard) as provenance:
             _count_sources(provenance, documents, tokens)
     paths = [*documents, *(file.path for summary in summaries for file in summary.inputs)]

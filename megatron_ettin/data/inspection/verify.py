@@ -58,8 +58,8 @@ class CorpusVerification:
 
     def lines(self) -> Iterator[str]:
         """Yield a line for the corpus, the results of the checks, and the verdict."""
-        counts = f"{self.shards} shards, {self.documents:,} documents, {self.tokens:,} tokens"
-        yield f"{self.prefix}: {counts}"
+        shards = "1 shard" if self.shards == 1 else f"{self.shards:,} shards"
+        yield f"{self.prefix}: {shards}, {self.documents:,} documents, {self.tokens:,} tokens"
         for check in self.checks:
             yield from check.lines()
         yield PASS if self.passed else FAIL
@@ -95,7 +95,7 @@ def verify(
     verifier = _Verifier(loaded, share, sources, field or text_field(prefix))
     with verifier.dataset.faults_of():
         verifier.check_dataset(prefix, shards)
-    for shard in tqdm(shards, desc="verifying shards", unit=" shards", disable=None):
+    for shard in tqdm(shards, desc="verifying shards", unit=" shards", leave=False, disable=None):
         verifier.check_shard(shard)
     return CorpusVerification(
         prefix=prefix,
@@ -246,7 +246,9 @@ class _Verifier:
         self._sidecar.compare(provenance.num_documents, file.num_documents, what)
         end = min(provenance.num_documents, file.num_documents)
         begins = range(0, end, GROUP_DOCUMENTS)
-        for begin in tqdm(begins, desc="reading sidecar", unit=" groups", disable=None):
+        for begin in tqdm(
+            begins, desc="reading sidecar", unit=" groups", leave=False, disable=None
+        ):
             ordinals = np.arange(begin, min(begin + GROUP_DOCUMENTS, end))
             rows = provenance.documents(ordinals)  # refuses rows in another order
             lengths = file.read_lengths(begin, int(ordinals[-1]) + 1)

@@ -57,7 +57,7 @@ class SampleCheck:
         for row in rows:
             by_file[row["shard"]][row["line"]] = row
         for name, documents in tqdm(
-            by_file.items(), desc="tokenising a sample", unit=" files", disable=None
+            by_file.items(), desc="tokenising a sample", unit=" files", leave=False, disable=None
         ):
             path = find_raw_file(name, self._sources)
             if path is None:
