@@ -4,12 +4,15 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_ettin.data.inspection import verify_sample
 from megatron_ettin.data.inspection.shards import corpus_shards, read_shard_summary, text_field
 from megatron_ettin.data.inspection.verify import CorpusVerification, verify
 from megatron_ettin.data.inspection.verify_sample import choose
@@ -229,6 +232,27 @@ def test_sources_that_are_gone_are_not_checked(corpus: MadeCorpus, tmp_path: Pat
     assert verdicts(again) == dict.fromkeys(CHECKS, "PASS")
 
 
+@pytest.mark.parametrize("append_eod", [False, True])
+def test_raw_files_of_token_ids_are_compared_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, append_eod: bool
+) -> None:
+    corpus = make_corpus(tmp_path, append_eod=append_eod)
+    places = [(path, line) for path, line, _ in corpus.stored]
+    ids = dict(zip(places, corpus.ids(), strict=True))
+
+    def contents(path: Path, lines: Collection[int], _: str) -> Iterator[tuple[int, Any]]:
+        return ((line, np.array(ids[path, line])) for line in sorted(lines))
+
+    monkeypatch.setattr(verify_sample, "contents_at", contents)
+    assert verdicts(check(corpus)) == dict.fromkeys(CHECKS, "PASS")
+    path, line, _ = corpus.stored[5]
+    ids[path, line][2] += 1
+    verification = check(corpus)
+    assert failed(verification) == {"texts"}
+    right = ids[path, line][2] - 1
+    assert f"{path}:{line}, id a-{line}): token 2 is {right}, the raw file" in faults(verification)
+
+
 def test_a_sample_is_chosen_by_the_texts_alone(pristine: MadeCorpus) -> None:
     hashes = [hashlib.sha256(text.encode()).digest() for *_, text in pristine.stored]
     keys = [int.from_bytes(sha256[8:16], "big") / 2**64 for sha256 in hashes]
@@ -275,9 +299,22 @@ def test_the_field_is_in_the_name() -> None:
     assert text_field("small") == "small"
 
 
-def test_a_damaged_summary_is_a_fault(corpus: MadeCorpus) -> None:
-    path = Path(f"{corpus.prefix}.json")
-    path.write_text('{"key": 1')
-    with pytest.raises(ValueError, match="damaged"):
-        read_shard_summary(str(corpus.prefix))
-    assert failed(check(corpus)) == {"summary"}
+@pytest.mark.parametrize("content", ['{"key": 1', "[1]", '{"key": 1}'])
+def test_damaged_records_are_faults(folder: MadeCorpus, content: str) -> None:
+    shard = f"{folder.prefix}/00000"
+    records = {
+        f"{shard}.json": "summary",
+        f"{shard}.identity.json": "hashes",
+        f"{folder.prefix}/dataset.json": "dataset",
+    }
+    for name, check_name in records.items():
+        path = Path(name)
+        whole = path.read_text()
+        path.write_text(content)
+        verification = check(folder)
+        assert check_name in failed(verification)
+        assert name in faults(verification)
+        path.write_text(whole)
+    Path(f"{shard}.json").write_text(content)
+    with pytest.raises(ValueError, match=f"{shard}.json: damaged"):
+        read_shard_summary(shard)

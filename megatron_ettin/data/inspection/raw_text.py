@@ -1,15 +1,23 @@
-"""Texts of single raw records, found again by file and line."""
+"""Contents of single raw records, found again by file and line."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megatron_ettin.data.readers import read_files
 
+RecordContent = str | NDArray[np.integer]
+"""Text of a record, or its token ids [n] where the raw file holds these."""
 
-def texts_at(path: Path, lines: Collection[int], field: str) -> Iterator[tuple[int, str]]:
-    """Yield line and text of the records at these lines of a raw file, ascending.
+
+def contents_at(
+    path: Path, lines: Collection[int], field: str
+) -> Iterator[tuple[int, RecordContent]]:
+    """Yield line and content of the records at these lines of a raw file, ascending.
 
     ValueError, OSError as `read_files` raises them. The file is read up to the last line only.
     """

@@ -72,7 +72,7 @@ def read_dataset(prefix: str) -> dict[str, Any] | None:
         ValueError: the file is damaged.
     """
     path = Path(prefix) / DATASET_FILE
-    return _read_json(path) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def read_shard_summary(shard: str) -> ShardSummary | None:
@@ -85,7 +85,7 @@ def read_shard_summary(shard: str) -> ShardSummary | None:
     """
     for path, is_other in ((Path(f"{shard}.json"), False), (_training_summary(shard), True)):
         if path is not None and path.is_file():
-            return _summary(path, _read_json(path), "validation_" if is_other else "")
+            return _summary(path, read_json(path), "validation_" if is_other else "")
     return None
 
 
@@ -130,7 +130,8 @@ def _summary(path: Path, content: Mapping[str, Any], part: str) -> ShardSummary:
         raise ValueError(f"{path}: damaged, or not a summary of a corpus ({error!r})") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object; ValueError naming the file if it holds none."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:

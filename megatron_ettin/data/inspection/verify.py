@@ -25,6 +25,7 @@ from megatron_ettin.data.inspection.shards import (
     ShardSummary,
     corpus_shards,
     read_dataset,
+    read_json,
     read_shard_summary,
     text_field,
 )
@@ -125,14 +126,19 @@ class _Verifier:
         self.hashed: dict[str, CorpusIdentity] = {}
 
     def check_dataset(self, prefix: str, shards: list[str]) -> None:
-        """Compare the shards of a folder with dataset.json, by name."""
+        """Compare the shards of a folder with dataset.json; ValueError if that is damaged."""
         content = read_dataset(prefix)
         if content is None:
             if shards != [prefix]:
                 self.dataset.skip(f"{prefix}/{DATASET_FILE}: no such file")
             return
+        try:
+            self._compare_dataset(prefix, {Path(shard).name for shard in shards}, content)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{prefix}/{DATASET_FILE}: damaged ({error!r})") from None
+
+    def _compare_dataset(self, prefix: str, today: set[str], content: dict[str, Any]) -> None:
         recorded = {shard["name"]: shard for shard in content["shards"]}
-        today = {Path(shard).name for shard in shards}
         self.dataset.compared += len(recorded.keys() | today)
         for name in sorted(recorded.keys() - today):
             self.dataset.fail(f"{prefix}/{name}.idx: is missing, but {DATASET_FILE} names it")
@@ -201,7 +207,7 @@ class _Verifier:
         if not path.is_file():
             self._hashes.skip(f"{path}: no such file")
             return
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         seal = content.pop("sha256", None)
         today = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         self._hashes.compare(today, seal, f"{path}: SHA-256 of its fields")

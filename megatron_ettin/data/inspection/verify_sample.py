@@ -1,4 +1,7 @@
-"""Tokenise a sample of a corpus' documents again, and compare with what is stored."""
+"""Tokenise a sample of a corpus' documents again, and compare with what is stored.
+
+Raw records that are token ids already are compared as they are.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from megatron_ettin.data.inspection.check import CorpusCheck
-from megatron_ettin.data.inspection.raw_text import find_raw_file, texts_at
+from megatron_ettin.data.inspection.raw_text import contents_at, find_raw_file
 from megatron_ettin.data.provenance import GROUP_DOCUMENTS, Provenance
 from megatron_ettin.data.tokenize import Tokenizer
 from megatron_ettin.native import TokenFile
@@ -36,6 +39,7 @@ class SampleCheck:
         """
         self.check = CorpusCheck(name="texts")
         self._tokenizer = tokenizer
+        self._sep = None if tokenizer is None else tokenizer.ids.sep
         self._share = share
         self._sources = sources
         self._field = field
@@ -71,36 +75,40 @@ class SampleCheck:
         self, path: Path, documents: dict[int, dict[str, Any]], file: TokenFile
     ) -> None:
         missing = set(documents)
-        for line, text in texts_at(path, documents.keys(), self._field):
+        for line, content in contents_at(path, documents.keys(), self._field):
             missing.discard(line)
             row = documents[line]
             where = f"{file.prefix}: document {row['ordinal']} ({path}:{line}, id {row['id']})"
             self.check.compared += 1
-            if sha256(text.encode()).digest() != row["sha256"]:
+            if not isinstance(content, str):
+                self._compare_ids(where, content, file.tokens(row["ordinal"]), "raw file")
+            elif sha256(content.encode()).digest() != row["sha256"]:
                 self.check.fail(f"{where}: the text has another SHA-256 than recorded")
             elif self._tokenizer is not None:
-                self._compare_ids(where, text, file.tokens(row["ordinal"]), self._tokenizer)
+                (ids,) = self._tokenizer.encode_batch([content])
+                self._compare_ids(where, ids, file.tokens(row["ordinal"]), "text")
         for line in sorted(missing):
             self.check.compared += 1
             ordinal = documents[line]["ordinal"]
             self.check.fail(f"{path}:{line}: no record, but document {ordinal} came from it")
 
     def _compare_ids(
-        self, where: str, text: str, stored: NDArray[np.int64], tokenizer: Tokenizer
+        self, where: str, ids: NDArray[np.integer], stored: NDArray[np.int64], origin: str
     ) -> None:
-        (ids,) = tokenizer.encode_batch([text])
-        if self._appends_sep is None:
+        """Compare the ids that a text or a raw file gives with those of the corpus."""
+        if self._appends_sep is None and self._sep is not None:
             # The option --append-eod is not recorded; it holds for all documents or for none.
-            self._appends_sep = len(stored) > len(ids) and stored[-1] == tokenizer.ids.sep
-        if self._appends_sep:
-            ids = np.append(ids, tokenizer.ids.sep)
+            self._appends_sep = len(stored) == len(ids) + 1 and stored[-1] == self._sep
+        if self._appends_sep and self._sep is not None:
+            ids = np.append(ids, self._sep)
         if len(ids) != len(stored):
-            self.check.fail(f"{where}: {len(stored)} tokens are stored, the text gives {len(ids)}")
+            what = f"{len(stored)} tokens are stored, the {origin} gives {len(ids)}"
+            self.check.fail(f"{where}: {what}")
             return
         differing = np.flatnonzero(ids != stored)
         if len(differing):
             at = differing[0]
-            self.check.fail(f"{where}: token {at} is {stored[at]}, the text gives {ids[at]}")
+            self.check.fail(f"{where}: token {at} is {stored[at]}, the {origin} gives {ids[at]}")
 
 
 def choose(provenance: Provenance, share: float) -> NDArray[np.int64]:
