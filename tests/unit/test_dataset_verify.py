@@ -154,7 +154,9 @@ def test_a_changed_raw_line_is_found(corpus: MadeCorpus) -> None:
     write_raw(corpus.raw[0], texts)
     verification = check(corpus)
     assert failed(verification) == {"inputs", "texts"}
-    assert f"{corpus.raw[0]}:42, id a-42): the text has another SHA-256" in faults(verification)
+    assert f"{corpus.raw[0]}:42, id a-42): the raw record has another SHA-256" in faults(
+        verification
+    )
 
 
 def test_a_cut_raw_file_is_found(corpus: MadeCorpus) -> None:
@@ -246,6 +248,7 @@ def test_raw_files_of_token_ids_are_compared_as_they_are(
     monkeypatch.setattr(verify_sample, "contents_at", contents)
     assert verdicts(check(corpus)) == dict.fromkeys(CHECKS, "PASS")
     path, line, _ = corpus.stored[5]
+    recorded = ids[path, line][2]
     ids[path, line][2] += 1
     verification = check(corpus)
     assert failed(verification) == {"texts"}
@@ -255,7 +258,7 @@ def test_raw_files_of_token_ids_are_compared_as_they_are(
 
 def test_a_sample_is_chosen_by_the_texts_alone(pristine: MadeCorpus) -> None:
     hashes = [hashlib.sha256(text.encode()).digest() for *_, text in pristine.stored]
-    keys = [int.from_bytes(sha256[8:16], "big") / 2**64 for sha256 in hashes]
+    keys = [int.from_bytes(sha256[16:24], "big") / 2**64 for sha256 in hashes]
     with Provenance.open(pristine.prefix) as provenance:
         half, least = choose(provenance, 0.5), choose(provenance, 1e-6)
     assert half.tolist() == [i for i, key in enumerate(keys) if key < 0.5]

@@ -192,7 +192,9 @@ class CorporaDescription:
 def _facts(corpus: CorpusDescription) -> list[tuple[str, str]]:
     per_token = corpus.raw_bytes_per_token
     dropped = corpus.dropped
-    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in (dropped or {}).items())
+    reasons = ", ".join(
+        f"{reason}: {count:,}" for reason, count in (dropped or {}).items() if count
+    )
     return [
         ("corpus", corpus.prefix),
         ("shards", f"{corpus.shards:,}"),

@@ -40,6 +40,8 @@ class ShardSummary:
     """Bytes of files in the summary's folder, by name."""
     dropped: dict[str, int]
     """Documents that were not stored, by reason; for both corpora together."""
+    settings: dict[str, Any]
+    """Options that the shard was made with, by name."""
 
 
 def corpus_shards(prefix: str) -> list[str]:
@@ -60,9 +62,9 @@ def corpus_shards(prefix: str) -> list[str]:
     return shards
 
 
-def is_folder(prefix: str, shards: list[str]) -> bool:
-    """Tell whether a corpus is a folder of shards."""
-    return shards != [prefix]
+def is_validation(prefix: str) -> bool:
+    """Tell whether a corpus holds the validation documents, as its name says."""
+    return prefix.endswith(VALIDATION)
 
 
 def read_dataset(prefix: str) -> dict[str, Any] | None:
@@ -125,6 +127,7 @@ def _summary(path: Path, content: Mapping[str, Any], part: str) -> ShardSummary:
             inputs=tuple(InputRecord(path=i["path"], sha256=i["sha256"]) for i in inputs),
             sizes=dict(content.get("sizes", {})),
             dropped=dict(dropped) if isinstance(dropped, dict) else {NO_TOKEN: dropped},
+            settings=dict(content.get("settings", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged, or not a summary of a corpus ({error!r})") from None

@@ -24,6 +24,7 @@ from megatron_ettin.data.inspection.shards import (
     DATASET_FILE,
     ShardSummary,
     corpus_shards,
+    is_validation,
     read_dataset,
     read_json,
     read_shard_summary,
@@ -83,7 +84,7 @@ def verify(
     """Check every shard of a corpus, with a progress bar on a terminal; write nothing.
 
     `tokenizer` is a folder; without one no text is tokenised. `sources` is where the raw files are
-    today, and `field` the field of their records; by default, the corpus' name says it.
+    today, and `field` the field of their records, if it is not the one that is recorded.
 
     Raises:
         FileNotFoundError: there is no corpus, or no tokenizer.
@@ -93,11 +94,11 @@ def verify(
         raise ValueError(f"--sample: {share} is no share in (0, 1]")
     shards = corpus_shards(prefix)
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
-    verifier = _Verifier(loaded, share, sources, field or text_field(prefix))
+    verifier = _Verifier(loaded, sources, SampleCheck(loaded, share, sources))
     with verifier.dataset.faults_of():
         verifier.check_dataset(prefix, shards)
     for shard in tqdm(shards, desc="verifying shards", unit=" shards", leave=False, disable=None):
-        verifier.check_shard(shard)
+        verifier.check_shard(shard, field, text_field(prefix))
     return CorpusVerification(
         prefix=prefix,
         shards=len(shards),
@@ -111,7 +112,7 @@ class _Verifier:
     """Checks of a corpus, which its shards go through one after the other."""
 
     def __init__(
-        self, tokenizer: Tokenizer | None, share: float, sources: Path | None, field: str
+        self, tokenizer: Tokenizer | None, sources: Path | None, sample: SampleCheck
     ) -> None:
         self._given = tokenizer
         self._sources = sources
@@ -121,8 +122,9 @@ class _Verifier:
         self._sidecar = CorpusCheck(name="sidecar")
         self._tokenizer = CorpusCheck(name="tokenizer")
         self._inputs = CorpusCheck(name="inputs")
-        self._sample = SampleCheck(tokenizer, share, sources, field)
+        self._sample = sample
         self._recorded: dict[str, Any] = {}
+        self._part = ""
         self.hashed: dict[str, CorpusIdentity] = {}
 
     def check_dataset(self, prefix: str, shards: list[str]) -> None:
@@ -144,15 +146,20 @@ class _Verifier:
             self.dataset.fail(f"{prefix}/{name}.idx: is missing, but {DATASET_FILE} names it")
         for name in sorted(today - recorded.keys()):
             self.dataset.fail(f"{prefix}/{name}.idx: {DATASET_FILE} does not name it")
-        for name in ("documents", "tokens"):
+        self._part = "validation_" if is_validation(prefix) else ""
+        for name in (f"{self._part}documents", f"{self._part}tokens"):
             total = sum(shard[name] for shard in recorded.values())
             what = f"{prefix}/{DATASET_FILE}: sum of {name} of its shards"
             self.dataset.compare(total, content[name], what)
         self._recorded = {f"{Path(prefix) / name}": shard for name, shard in recorded.items()}
         self._recorded[""] = {"tokenizer_digest": content.get("tokenizer_digest")}
 
-    def check_shard(self, shard: str) -> None:
-        """Make all checks of a shard; an error of one does not keep the others from being made."""
+    def check_shard(self, shard: str, field: str | None, named_field: str) -> None:
+        """Make all checks of a shard; an error of one does not keep the others from being made.
+
+        `field` of the raw records is None if the shard's own record of it counts; `named_field` is
+        for shards without one.
+        """
         summary = None
         with self._summary.faults_of():
             summary = read_shard_summary(shard)
@@ -173,7 +180,9 @@ class _Verifier:
         with self._sidecar.faults_of(), Provenance.open(shard) as provenance:
             self._check_sidecar(shard, provenance)
             with self._sample.check.faults_of():
-                self._sample.add(shard, provenance)
+                settings = {} if summary is None else summary.settings
+                field = field or settings.get("json_key", named_field)
+                self._sample.add(shard, provenance, field, settings.get("append_eod"))
 
     def finished_checks(self) -> list[CorpusCheck]:
         """Return the checks; that of the dataset only where there is one."""
@@ -186,8 +195,9 @@ class _Verifier:
         hashed, listed = self.hashed.get(shard), self._recorded.get(shard, {})
         for name in ("documents", "tokens") if hashed is not None else ():
             today, said = getattr(hashed, name), getattr(summary, name, None)
-            if name in listed:
-                self.dataset.compare(today, listed[name], f"{shard}: {name} in {DATASET_FILE}")
+            if listed:
+                what = f"{shard}: {self._part}{name} in {DATASET_FILE}"
+                self.dataset.compare(today, listed.get(f"{self._part}{name}"), what)
             if summary is not None and said is not None:
                 self._summary.compare(today, said, f"{shard}: {name} in {summary.path}")
         if summary is None:
@@ -274,7 +284,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sample = f"share of the documents that is tokenised again; default: {SMALL_SAMPLE}"
     add("--sample", type=float, default=SMALL_SAMPLE, metavar="SHARE", help=sample)
     add("--sources", type=Path, metavar="ROOT", help="folder of the raw files, if they were moved")
-    key = "field of the raw records; default: the last word of PREFIX before _document"
+    key = "field of the raw records, if it is not the one that the corpus was made with"
     add("--json-key", metavar="FIELD", help=key)
 
 
