@@ -165,6 +165,33 @@ def with_rotary_bases(
 
 
 @dataclass(frozen=True, kw_only=True)
+class RawSourceConfig:
+    """Raw files of a source, from which tools/preprocess_data.py makes its corpus."""
+
+    inputs: list[str]
+    """Raw files, globs, URLs and manifests (`@FILE`), in the order of their documents."""
+    json_key: str = "text"
+    """Field that holds the text; `prefix` must end with `_FIELD_document`."""
+    id_key: str | None = None
+    """Field with a document's id, kept beside the corpus; `id`, where there is one, if not
+    given."""
+    url_key: str | None = None
+    """Field with a document's address; `url`, where there is one, if not given."""
+    shards: bool = False
+    """Make one shard of each input."""
+    validation_share: float = 0.0
+    """Share of documents, by hash of their text, that go to a validation corpus."""
+    min_tokens: int = 1
+    """Fewest tokens of a document that is stored."""
+    max_tokens: int | None = None
+    """Most tokens of a document that is stored; no limit if not given."""
+    deduplicate: Literal["exact"] | None = None
+    """Store only the first of documents with the same text."""
+    on_error: Literal["stop", "quarantine"] = "stop"
+    """End the run at a record that cannot be read, or set it aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """One tokenised corpus."""
 
@@ -177,6 +204,8 @@ class SourceConfig:
     max_epochs: float | None = None
     """Largest number of epochs over the rows of each pool of this source in the whole run; no limit
     if not given. A run that would draw more is refused before it starts."""
+    raw: RawSourceConfig | None = None
+    """Raw files that the corpus is made from; a training run does not read them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,24 +1,30 @@
-"""Tokenising of batches, on one process or several; results come in the order of the batches."""
+"""From batches of raw documents to the tokens of each corpus: hashing, selection, validation."""
 
-import functools
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.data.readers import Record
-from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
+from megatron_ettin.data.raw_files import TextBatch, TokenBatch
+from megatron_ettin.data.text_encoder import EncodedTexts, LibraryEncoder, TextEncoder
+from megatron_ettin.data.tokenize import Tokenizer
+
+#: Reasons why a document is not stored, in the order in which they are tried.
+DROPPED = ("duplicate", "empty", "too_short", "too_long")
+#: Share of the documents that are tokenised twice while a corpus is made, chosen by their hash.
+COMPARED_SHARE = 1 / 1000
+#: Longest text that is tokenised twice, in characters: `tokenizers` takes 150 bytes a token.
+MAX_COMPARED_CHARACTERS = 2**22
+PARTS = ("document", "validation")
+
+
+def count_name(part: str, unit: str) -> str:
+    """Return the name under which the documents or tokens of a part are counted in summaries."""
+    return unit if part == "document" else f"{part}_{unit}"
 
 
 class EncodedPart(NamedTuple):
@@ -38,134 +44,158 @@ class EncodedField(NamedTuple):
     """One field of a batch of documents."""
 
     parts: dict[str, EncodedPart]
-    dropped: int
+    dropped: Counter[str]
+    """Documents that are not stored, by reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
-    """Settings of the tokenising; small, because every task of a worker carries them."""
+class SelectionRules:
+    """Rules that say which documents are stored, and in which corpus."""
 
-    folder: Path
-    digest: str
-    append_eod: bool
-    validation_share: float
+    append_eod: bool = False
+    """Append [SEP] to each document."""
+    validation_share: float = 0.0
+    """Share of documents, by hash of their text, that go to the validation corpus."""
+    min_tokens: int = 1
+    """Fewest tokens of a document that is stored, without the [SEP] of `append_eod`."""
+    max_tokens: int | None = None
+    """Most tokens, counted likewise; no limit if None."""
 
-    def encode(self, tokenizer: Tokenizer, batch: list[tuple[str, ...]]) -> list[EncodedField]:
-        """Return each field of the batch as tokens."""
-        return [self._encode_field(tokenizer, texts) for texts in zip(*batch, strict=True)]
-
-    def encode_in_worker(self, batch: list[tuple[str, ...]]) -> list[EncodedField]:
-        """Return the same from a worker, with the tokenizer that its process has loaded."""
-        return self.encode(_worker_tokenizer(self.folder, self.digest), batch)
-
-    def _encode_field(self, tokenizer: Tokenizer, texts: Sequence[str]) -> EncodedField:
-        end = [np.array([tokenizer.ids.sep], dtype=np.int32)] if self.append_eod else []
-        documents: dict[str, list[NDArray[np.int32]]] = {"document": [], "validation": []}
-        lengths: dict[str, list[int]] = {"document": [], "validation": []}
-        places: dict[str, list[int]] = {"document": [], "validation": []}
-        hashes: dict[str, list[bytes]] = {"document": [], "validation": []}
-        for place, (text, ids) in enumerate(zip(texts, tokenizer.encode_batch(texts), strict=True)):
-            if not len(ids):
-                continue
-            sha256 = hashlib.sha256(text.encode()).digest()
-            part = "validation" if _in_share(sha256, self.validation_share) else "document"
-            documents[part] += [ids, *end]
-            lengths[part].append(len(ids) + len(end))
-            places[part].append(place)
-            hashes[part].append(sha256)
-        parts = {
-            part: EncodedPart(
-                np.concatenate([np.empty(0, dtype=np.int32), *arrays]),
-                np.array(lengths[part], dtype=np.int64),
-                np.array(places[part], dtype=np.int64),
-                b"".join(hashes[part]),
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant; the message names the option."""
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"validation-share {self.validation_share}: must be in [0, 1)")
+        if self.min_tokens < 1:
+            raise ValueError(f"min-tokens {self.min_tokens}: at least 1, as no document is empty")
+        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
+            raise ValueError(
+                f"max-tokens {self.max_tokens}: fewer than min-tokens, {self.min_tokens}"
             )
-            for part, arrays in documents.items()
-        }
-        return EncodedField(parts, dropped=len(texts) - sum(map(len, places.values())))
+
+
+class DocumentEncoder:
+    """Encoder of batches by fixed rules; compares a sample of its ids with `tokenizers`."""
+
+    def __init__(self, tokenizer: Tokenizer, encoder: TextEncoder, rules: SelectionRules) -> None:
+        """Take the encoder that `choose_encoder` returned for the tokenizer."""
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._library = LibraryEncoder(tokenizer)
+        self._rules = rules
+
+    def encode_texts(self, batch: TextBatch) -> list[EncodedTexts]:
+        """Return the ids of each field of a batch: the part that uses all cores."""
+        return [self._encoder.encode(texts) for texts in batch.texts]
+
+    def select(
+        self,
+        batch: TextBatch | TokenBatch,
+        field: int,
+        encoded: EncodedTexts,
+        duplicate: NDArray[np.bool_] | None,
+        name: str,
+    ) -> EncodedField:
+        """Return the documents of one field that are stored, by corpus.
+
+        `duplicate` [n] marks documents whose text came before; `name` is the raw file's, for
+        messages. ValueError naming the document whose ids are not those of `tokenizers`.
+        """
+        hashes = hash_documents(batch, field)
+        if isinstance(batch, TextBatch) and not isinstance(self._encoder, LibraryEncoder):
+            self._compare(batch.texts[field], batch.lines, encoded, hashes, name)
+        kept, dropped = self._kept(encoded.lengths, duplicate)
+        chosen = _in_share(hashes[:, :8], self._rules.validation_share)
+        masks = {"document": kept & ~chosen, "validation": kept & chosen}
+        parts = {part: self._part(encoded, mask, hashes) for part, mask in masks.items()}
+        return EncodedField(parts, dropped)
+
+    def _kept(
+        self, lengths: NDArray[np.int64], duplicate: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.bool_], Counter[str]]:
+        """Return [n] bool, the documents that are stored, and the others' count by reason."""
+        kept = np.ones(len(lengths), dtype=np.bool_)
+        dropped: Counter[str] = Counter()
+        most = self._rules.max_tokens
+        faults = (
+            duplicate,
+            lengths == 0,
+            lengths < self._rules.min_tokens,
+            None if most is None else lengths > most,
+        )
+        for reason, fault in zip(DROPPED, faults, strict=True):
+            if fault is not None:
+                dropped[reason] += int(np.count_nonzero(kept & fault))
+                kept &= ~fault
+        return kept, dropped
+
+    def _part(
+        self, encoded: EncodedTexts, mask: NDArray[np.bool_], hashes: NDArray[np.uint8]
+    ) -> EncodedPart:
+        tokens, lengths = encoded
+        if not mask.all():
+            tokens, lengths = tokens[np.repeat(mask, lengths)], lengths[mask]
+        if self._rules.append_eod:
+            tokens = np.insert(tokens, np.cumsum(lengths), self._tokenizer.ids.sep)
+            lengths = lengths + 1
+        return EncodedPart(
+            # Ids are below 2^31, so that the view is exact.
+            tokens.view(np.int32),
+            lengths,
+            np.flatnonzero(mask),
+            hashes[mask].tobytes(),
+        )
+
+    def _compare(
+        self,
+        texts: Sequence[str],
+        lines: Sequence[int],
+        encoded: EncodedTexts,
+        hashes: NDArray[np.uint8],
+        name: str,
+    ) -> None:
+        """Raise ValueError at a document of the sample whose ids are not those of `tokenizers`."""
+        ends = np.cumsum(encoded.lengths)
+        for index in np.flatnonzero(_in_share(hashes[:, 8:16], COMPARED_SHARE)).tolist():
+            if len(texts[index]) > MAX_COMPARED_CHARACTERS:
+                continue
+            found = encoded.tokens[ends[index] - encoded.lengths[index] : ends[index]]
+            expected = self._library.encode([texts[index]]).tokens
+            if not np.array_equal(found, expected):
+                raise ValueError(
+                    f"{name}:{lines[index]}: gigatoken gives other ids than tokenizers for this "
+                    f"document ({texts[index][:60]!a}...); run again with --encoder tokenizers"
+                )
+
+
+def hash_documents(batch: TextBatch | TokenBatch, field: int = 0) -> NDArray[np.uint8]:
+    """Return [n, 32]: the SHA-256 of each document's UTF-8 text, or of its ids as int32."""
+    sha256 = hashlib.sha256
+    if isinstance(batch, TextBatch):
+        digests = [sha256(text.encode()).digest() for text in batch.texts[field]]
+    else:
+        ends = np.cumsum(batch.lengths)
+        parts = np.split(batch.tokens.astype("<i4", copy=False), ends[:-1])
+        digests = [sha256(part.tobytes()).digest() for part in parts]
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32)
 
 
 def in_validation(text: str, share: float) -> bool:
-    """Say whether a document belongs to the validation set: a function of its text only.
+    """Say whether a document belongs to the validation corpus: a function of its text only.
 
     It does if the first 8 bytes of the SHA-256 of its UTF-8 text, as a big-endian fraction of 2^64,
     are below the share. Copies of a text are therefore on the same side, and a larger share keeps
     all documents of a smaller one.
     """
-    return _in_share(hashlib.sha256(text.encode()).digest(), share)
+    sha256 = np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype=np.uint8)
+    return bool(_in_share(sha256[None, :8], share)[0])
 
 
-def _in_share(sha256: bytes, share: float) -> bool:
-    return share > 0 and int.from_bytes(sha256[:8], "big") < share * 2**64
-
-
-def encode_in_order(
-    batches: Iterable[list[Record]],
-    tokenizer: Tokenizer,
-    *,
-    workers: int,
-    append_eod: bool,
-    validation_share: float,
-) -> Generator[tuple[list[EncodedField], list[Record]], None, None]:
-    """Yield each batch encoded, with its records, in order; few batches are in memory at a time.
-
-    One worker is this process, with the threads of the tokenizer library. More are processes of one
-    thread each. They end with the generator, so close it. ChildProcessError if one of them dies.
-    """
-    encoder = Encoder(
-        folder=tokenizer.folder,
-        digest=tokenizer.digest,
-        append_eod=append_eod,
-        validation_share=validation_share,
-    )
-    if workers == 1:
-        for batch in batches:
-            yield encoder.encode(tokenizer, _texts(batch)), batch
-        return
-    # Not forked: the libraries of the readers have threads, and a fork copies their locks.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    pending: deque[tuple[Future[list[EncodedField]], list[Record]]] = deque()
-    try:
-        for batch in batches:
-            pending.append((pool.submit(encoder.encode_in_worker, _texts(batch)), batch))
-            if len(pending) > 2 * workers:
-                future, done = pending.popleft()
-                yield future.result(), done
-        for future, done in pending:
-            yield future.result(), done
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "a tokenising process died, perhaps for want of memory; try fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _texts(batch: list[Record]) -> list[tuple[str, ...]]:
-    # A worker needs nothing else of a record, and every byte sent to it is pickled.
-    return [record.texts for record in batch]
-
-
-def _start_worker() -> None:
-    # The processes are the parallelism; threads of the library would fight over the cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # The parent gets Ctrl-C too and ends its workers; theirs would only print tracebacks.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """End this worker when its parent is killed: it would wait for its next task for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-@functools.cache
-def _worker_tokenizer(folder: Path, digest: str) -> Tokenizer:
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.digest != digest:
-        raise ValueError(f"{folder}: tokenizer.json was changed while it was in use")
-    return tokenizer
+def _in_share(numbers: NDArray[np.uint8], share: float) -> NDArray[np.bool_]:
+    """Return [n] bool: the big-endian numbers [n, 8] below share · 2^64, exactly."""
+    if share <= 0:
+        return np.zeros(len(numbers), dtype=np.bool_)
+    # A number is below a limit exactly if it is below the limit rounded up to a whole number.
+    numerator, denominator = share.as_integer_ratio()
+    limit = -(-numerator * 2**64 // denominator)
+    values = np.ascontiguousarray(numbers).view(">u8")[:, 0]
+    return np.asarray(values < np.uint64(limit), dtype=np.bool_)

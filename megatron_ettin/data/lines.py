@@ -3,15 +3,18 @@
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
 
 import zstandard
 
 ZSTD_CHUNK_BYTES = 2**16
 # `zstd --ultra --long=31` is the largest window that the command-line tool writes.
 ZSTD_MAX_WINDOW_BYTES = 2**31
+
+DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+"""Errors of packed data that is truncated or damaged."""
 
 
 def read_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
@@ -21,21 +24,25 @@ def read_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        for number, line in enumerate(_decompressed(path, file), 1):
+        for number, line in enumerate(decompressed(path.name, file), 1):
             yield number, _decode(path, number, line)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+    except DAMAGE as error:
         raise ValueError(
             f"{path}: compressed data truncated or damaged after line {number} (byte {file.tell()}"
             f" of {path.stat().st_size}): {error}; copy or download it again"
         ) from error
 
 
-def _decompressed(path: Path, file: BinaryIO) -> Iterable[bytes]:
-    suffix = path.suffix.lower()
+def decompressed(name: str, file: BinaryIO) -> BinaryIO:
+    """Return the bytes that a file stands for; its name's suffix says how they are packed.
+
+    Reading raises one of DAMAGE where they are truncated or damaged.
+    """
+    suffix = PurePosixPath(name).suffix.lower()
     if suffix == ".gz":
-        return gzip.GzipFile(fileobj=file)
-    if suffix == ".zst":
-        return io.BufferedReader(_ZstdStream(file))
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    if suffix in (".zst", ".zstd"):
+        return cast(BinaryIO, io.BufferedReader(_ZstdStream(file)))
     return file
 
 
@@ -74,10 +81,21 @@ class _ZstdStream(io.RawIOBase):
 
 def _decode(path: Path, number: int, line: bytes) -> str:
     try:
+        return decode_line(number, line)
+    except ValueError as error:
+        raise ValueError(f"{path}:{number}: {error}") from None
+
+
+def decode_line(number: int, line: bytes) -> str:
+    """Return the text of a line, without a BOM if it is the first.
+
+    ValueError, without the place of the line, where it is not UTF-8.
+    """
+    try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}:{number}: invalid UTF-8 at byte {error.start + 1} of the line"
+            f"invalid UTF-8 at byte {error.start + 1} of the line"
             f" (0x{line[error.start]:02x}: {error.reason}); convert the file to UTF-8"
         ) from None
     return text.removeprefix("\ufeff") if number == 1 else text

@@ -1,322 +1,323 @@
-"""Preprocessing of raw files to a corpus: read, tokenise in parallel, split, write.
+"""Preprocessing of raw files to a corpus: read, tokenise, split, write.
 
 Memory is constant. The result depends on the content of the inputs, the tokenizer and the options,
-never on the number of workers. A summary beside the corpus says which content it was made from.
+never on the number of workers, on machines or on interruptions. A summary beside each corpus says
+which content it was made from.
 """
 
-import hashlib
-import json
+import functools
+import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 
-from tqdm import tqdm
-
-from megatron_ettin.data.encoding import encode_in_order
-from megatron_ettin.data.provenance import CorpusWriter, sidecar_path
-from megatron_ettin.data.readers import OriginFields, Record, file_format, read_files
+from megatron_ettin.data.corpus_summary import (
+    CorpusSummary,
+    add_up,
+    read_summary,
+    to_json,
+)
+from megatron_ettin.data.duplicates import find_duplicates, forget_duplicates
+from megatron_ettin.data.encoding import DROPPED, PARTS, count_name
+from megatron_ettin.data.preprocess_options import PreprocessOptions, Shard
+from megatron_ettin.data.progress import Progress
+from megatron_ettin.data.raw_files import TextBatch
+from megatron_ettin.data.shard_maker import ShardMaker, empty_corpus
+from megatron_ettin.data.shard_reading import read_shard
+from megatron_ettin.data.text_encoder import (
+    GigatokenEncoder,
+    LibraryEncoder,
+    TextEncoder,
+    choose_encoder,
+)
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
-from megatron_ettin.indexed import optimal_dtype
-from megatron_ettin.order.corpus_identity import identify_corpus
 from megatron_ettin.publication import publish_text
 
-# Size of a batch, which a worker gets at a time: large enough to hide the cost of sending it.
-BATCH_CHARACTERS = 2**20
-BATCH_DOCUMENTS = 1024
-HASH_CHUNK_BYTES = 2**22
-# Part of every content key: raise it when the same inputs would give other files.
-FORMAT_VERSION = 3
+DATASET_FORMAT = "megatron-ettin-dataset/1"
+#: Raw bytes that keep a process busy longer than it takes to start.
+MIN_BYTES_PER_WORKER = 2**26
+COUNTS = ("documents", "tokens", "validation_documents", "validation_tokens")
+#: What dataset.json says of each shard.
+PER_SHARD = (*COUNTS, "dropped", "inputs", "sizes")
+_REMEDY = "choose another --output-prefix, remove it, or run"
+
+Summaries = dict[str, CorpusSummary]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessOptions:
-    """Inputs, output, tokenizer and options of one preprocessing run."""
-
-    inputs: tuple[Path, ...]
-    """Raw files, in the order of their documents in the corpus."""
-    output_prefix: Path
-    """Start of the corpora's paths: field `text` gives OUTPUT_PREFIX_text_document.bin, .idx and
-    .docs.parquet."""
-    tokenizer: Path
-    """Tokenizer folder."""
-    json_keys: tuple[str, ...] = ("text",)
-    """Fields of a record; each gives one corpus."""
-    id_key: str | None = None
-    """Field with a document's id, kept beside the corpus; None: `id`, where a record has one."""
-    url_key: str | None = None
-    """Field with a document's address; None: `url`, where a record has one."""
-    workers: int = 1
-    """Processes that tokenise; 1 is this process with the library's own threads."""
-    append_eod: bool = False
-    """Append [SEP] to each document."""
-    validation_share: float = 0.0
-    """Share of documents, by hash of their text, that go to OUTPUT_PREFIX_text_validation."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be meant; the message names the option."""
-        if self.workers < 1:
-            raise ValueError(f"workers {self.workers}: at least 1 is needed")
-        if not 0 <= self.validation_share < 1:
-            raise ValueError(f"validation-share {self.validation_share}: must be in [0, 1)")
-        if len(set(self.json_keys)) < len(self.json_keys):
-            raise ValueError(f"json-keys {list(self.json_keys)}: a field is named twice")
-        for key in self.json_keys:
-            if "/" in key:
-                raise ValueError(f"json-keys {key!r}: becomes part of a file name, so no '/'")
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The corpora that each field gives."""
-        return ("document", "validation") if self.validation_share else ("document",)
-
-    def prefix(self, json_key: str, part: str) -> Path:
-        """Return the path of a corpus without .bin or .idx."""
-        return Path(f"{self.output_prefix}_{json_key}_{part}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusSummary:
-    """Summary of a corpus: its inputs and its contents; stored beside it as PREFIX.json."""
-
-    key: str
-    """Digest of everything that decides the content; see `content_key`."""
-    documents: int
-    tokens: int
-    """Tokens stored, with the [SEP] of --append-eod."""
-    validation_documents: int
-    validation_tokens: int
-    dropped: int
-    """Documents without any token: counted, not stored."""
-    tokenizer_digest: str
-    inputs: list[dict[str, str]]
-    """`path` as it was given and `sha256` of each input, in order."""
-    sizes: dict[str, int]
-    """Bytes of each .bin, .idx and .docs.parquet, by name."""
-
-
-class PreprocessResult(NamedTuple):
+class PreprocessResult:
     """The corpora of a run."""
 
-    corpora: dict[Path, CorpusSummary]
-    """By prefix, in the order of the fields."""
+    corpora: dict[Path, Counter[str]]
+    """Counts of each corpus, of all its shards together, by prefix or folder."""
     seconds: float
     """Time spent on tokenising and writing; 0 where all of it was up to date."""
+    raw_bytes: int
+    """Bytes of the inputs that were read in that time."""
+    tokens: int
+    """Tokens that were written in that time."""
+
+    def lines(self) -> list[str]:
+        """Return a line for each corpus: its counts, what was dropped, and the rates."""
+        speed = "up to date"
+        if self.seconds:
+            megabytes, tokens = self.raw_bytes / 1e6 / self.seconds, self.tokens / self.seconds
+            speed = f"{self.seconds:,.1f} s, {megabytes:,.1f} MB/s, {tokens:,.0f} tokens/s"
+        lines = []
+        for prefix, counts in self.corpora.items():
+            dropped = [f"{counts[name]:,} {name}" for name in (*DROPPED, "bad") if counts[name]]
+            lines.append(
+                f"{prefix}: {counts['documents']:,} documents, {counts['tokens']:,} tokens;"
+                f" validation {counts['validation_documents']:,} documents,"
+                f" {counts['validation_tokens']:,} tokens;"
+                f" dropped: {', '.join(dropped) or 'none'}; {speed}"
+            )
+        return lines
 
 
-def preprocess(options: PreprocessOptions) -> PreprocessResult:
+def preprocess(
+    options: PreprocessOptions, say: Callable[[str], None] = lambda _: None
+) -> PreprocessResult:
     """Make the corpora, unless they are there already, made from the same content.
+
+    `say` is given a line for the user: which library tokenises.
 
     Raises:
         ValueError, OSError: naming the input or tokenizer that is at fault, or a corpus of another
-            tokenizer that is in the way. Corpora that were there stay as they were, and nothing new
-            is visible.
+            tokenizer or of other settings that is in the way. Corpora that were there stay as they
+            were; of shards, those that are committed stay, and the next run goes on after them.
     """
     tokenizer = load_tokenizer(options.tokenizer)
-    hashes = hash_files(options.inputs)
-    keys = {key: content_key(options, key, hashes, tokenizer.digest) for key in options.json_keys}
-    current = {}
-    for json_key, key in keys.items():
-        prefix = options.prefix(json_key, "document")
+    _refuse_what_is_in_the_way(options)
+    shards = options.outputs()
+    to_do = [shard for shard in shards if current_summaries(options, shard, tokenizer) is None]
+    tokens = 0
+    begin = time.monotonic()
+    if to_do:
+        encoder, why = _choose(options, to_do[0], tokenizer)
+        say(why)
+        if options.deduplicate:
+            find_duplicates(options)
+        raw_bytes = sum(shard.raw_bytes for shard in to_do)
+        with Progress(options.output_prefix.name, raw_bytes) as progress:
+            for made in _make(options, to_do, tokenizer, encoder, progress):
+                tokens += sum(s.tokens + s.validation_tokens for s in made.values())
+    seconds = time.monotonic() - begin if to_do else 0.0
+    return PreprocessResult(
+        corpora=finish_dataset(options),
+        seconds=seconds,
+        raw_bytes=sum(shard.raw_bytes for shard in to_do),
+        tokens=tokens,
+    )
+
+
+def preprocess_shard(options: PreprocessOptions, index: int) -> None:
+    """Make one shard unless it is there, as a task of a larger job does; raises as `preprocess`.
+
+    With `deduplicate`, `find_duplicates` must have run before. `finish_dataset` completes the job.
+    """
+    tokenizer = load_tokenizer(options.tokenizer)
+    shard = options.outputs()[index]
+    if current_summaries(options, shard, tokenizer) is None:
+        encoder, _ = _choose(options, shard, tokenizer)
+        with Progress(f"shard {index}", shard.raw_bytes) as progress:
+            ShardMaker(options, tokenizer, encoder).make(shard, progress)
+
+
+def current_summaries(
+    options: PreprocessOptions, shard: Shard, tokenizer: Tokenizer
+) -> Summaries | None:
+    """Return the summary of each field of a shard; None unless all are made, from this content.
+
+    Raises:
+        OtherSettingsError: a corpus of other settings or of another tokenizer is in the way.
+    """
+    current: Summaries = {}
+    for json_key in options.json_keys:
+        prefix = options.prefix(json_key, "document", shard)
         summary = read_summary(prefix)
         if summary is None:
             continue
-        if summary.tokenizer_digest != tokenizer.digest:
-            raise ValueError(
-                f"{prefix}: is a corpus of another tokenizer (SHA-256 {summary.tokenizer_digest}; "
-                f"{options.tokenizer}/tokenizer.json has {tokenizer.digest}); choose another "
-                f"--output-prefix, or remove {prefix}.json and make the corpus anew"
-            )
-        if summary.key == key:
-            current[prefix] = summary
-    if len(current) == len(keys):
-        return PreprocessResult(current, 0.0)
-    _refuse_stale_validation(options)
-    begin = time.monotonic()
-    counts = _write_corpora(options, tokenizer)
-    corpora = {}
-    for json_key, key in keys.items():
-        prefix = options.prefix(json_key, "document")
-        corpora[prefix] = CorpusSummary(
-            key=key,
-            documents=counts[json_key, "document", "documents"],
-            tokens=counts[json_key, "document", "tokens"],
-            validation_documents=counts[json_key, "validation", "documents"],
-            validation_tokens=counts[json_key, "validation", "tokens"],
-            dropped=counts[json_key, "", "dropped"],
-            tokenizer_digest=tokenizer.digest,
-            inputs=[
-                {"path": str(path), "sha256": sha256}
-                for path, sha256 in zip(options.inputs, hashes, strict=True)
-            ],
-            sizes={path.name: path.stat().st_size for path in _corpus_files(options, json_key)},
-        )
-        publish_text(_summary_path(prefix), json.dumps(asdict(corpora[prefix]), indent=2) + "\n")
-    seconds = time.monotonic() - begin
-    for json_key in options.json_keys:
-        for part in options.parts:
-            # Hashed now, while the pages are in memory, and not when a run starts.
-            identify_corpus(str(options.prefix(json_key, part)))
-    return PreprocessResult(corpora, seconds)
+        settings = options.settings(json_key)
+        summary.require_settings(prefix, settings, options.tokenizer, tokenizer.digest)
+        if summary.is_of(prefix, shard.inputs, [shard.before, shard.stamps]):
+            current[json_key] = summary
+    return current if len(current) == len(options.json_keys) else None
 
 
-def content_key(
-    options: PreprocessOptions, json_key: str, hashes: Sequence[str], tokenizer_digest: str
-) -> str:
-    """Return the digest of all that decides the corpus of a field.
+def finish_dataset(options: PreprocessOptions) -> dict[Path, Counter[str]]:
+    """Return the counts of each corpus; of shards, also publish dataset.json in their folders.
 
-    The paths of the inputs, the number of workers and the output's name are no part of it.
+    Raises:
+        ValueError: a shard is not made, or a corpus has no document at all.
     """
-    content = {
-        "version": FORMAT_VERSION,
-        "inputs": [
-            [file_format(path), sha256] for path, sha256 in zip(options.inputs, hashes, strict=True)
-        ],
-        "json_key": json_key,
-        "origin": [options.id_key, options.url_key],
-        "tokenizer": tokenizer_digest,
-        "append_eod": options.append_eod,
-        "validation_share": options.validation_share,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def read_summary(prefix: Path) -> CorpusSummary | None:
-    """Return the summary of a complete corpus; None if it is missing or a file has another size."""
-    try:
-        summary = CorpusSummary(**json.loads(_summary_path(prefix).read_text(encoding="utf-8")))
-        sizes = {name: (prefix.parent / name).stat().st_size for name in summary.sizes}
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-    return summary if sizes == summary.sizes else None
-
-
-def hash_files(paths: Sequence[Path]) -> list[str]:
-    """Return the SHA-256 of each file, hexadecimal."""
-    hashes = []
-    with _byte_bar(paths, "hashing inputs") as bar:
-        for path in paths:
-            content = hashlib.sha256()
-            with path.open("rb") as file:
-                while chunk := file.read(HASH_CHUNK_BYTES):
-                    content.update(chunk)
-                    bar.update(len(chunk))
-            hashes.append(content.hexdigest())
-    return hashes
-
-
-def _write_corpora(
-    options: PreprocessOptions, tokenizer: Tokenizer
-) -> Counter[tuple[str, str, str]]:
-    """Tokenise and write all corpora; return counts by (field, part, what)."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    options.output_prefix.parent.mkdir(parents=True, exist_ok=True)
-    dtype = optimal_dtype(tokenizer.ids.vocab_size)
-    with ExitStack() as stack:
-        writers = {
-            (json_key, part): stack.enter_context(
-                CorpusWriter(
-                    options.prefix(json_key, part), dtype, tokenizer_sha256=tokenizer.digest
-                )
-            )
-            for json_key in options.json_keys
-            for part in options.parts
-        }
-        bar = stack.enter_context(_byte_bar(options.inputs, "tokenising"))
-        origin = OriginFields(options.id_key, options.url_key)
-        batches = _batches(read_files(options.inputs, options.json_keys, origin))
-        # Closing the generator ends the worker processes; the garbage collector might do it too
-        # late.
-        encoded_batches = encode_in_order(
-            batches,
-            tokenizer,
-            workers=options.workers,
-            append_eod=options.append_eod,
-            validation_share=options.validation_share,
-        )
-        stack.enter_context(closing(encoded_batches))
-        for fields, records in encoded_batches:
-            for json_key, encoded in zip(options.json_keys, fields, strict=True):
-                counts[json_key, "", "dropped"] += encoded.dropped
-                for part in options.parts:
-                    writers[json_key, part].add(encoded.parts[part], records)
-                    counts[json_key, part, "documents"] += len(encoded.parts[part].lengths)
-                    counts[json_key, part, "tokens"] += len(encoded.parts[part].tokens)
-            _advance(bar, records[-1].position, counts)
-        _refuse_empty(options, counts)
-        for json_key in options.json_keys:
-            # Removed before the first new file is in place, and written after the last one:
-            # whatever happens in between, no summary vouches for files of another run.
-            _summary_path(options.prefix(json_key, "document")).unlink(missing_ok=True)
-    return counts
-
-
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Group records into batches of about one size."""
-    batch: list[Record] = []
-    characters = 0
-    for record in records:
-        batch.append(record)
-        characters += sum(map(len, record.texts))
-        if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _byte_bar(paths: Sequence[Path], description: str) -> "tqdm[NoReturn]":
-    total = sum(path.stat().st_size for path in paths)
-    return tqdm(total=total, desc=description, unit="B", unit_scale=True, disable=None)
-
-
-def _advance(bar: "tqdm[NoReturn]", position: int, counts: Counter[tuple[str, str, str]]) -> None:
-    if bar.disable:
-        return
-    seconds = max(bar.format_dict["elapsed"], 1e-9)
-    rates = {}
-    for unit in ("documents", "tokens"):
-        total = sum(count for (_, _, counted), count in counts.items() if counted == unit)
-        rates[unit] = f"{total / seconds:,.0f}/s"
-    bar.set_postfix(rates, refresh=False)
-    bar.update(position - bar.n)
-
-
-def _refuse_empty(options: PreprocessOptions, counts: Counter[tuple[str, str, str]]) -> None:
+    shards = options.outputs()
+    corpora = {}
     for json_key in options.json_keys:
+        summaries = []
+        for shard in shards:
+            prefix = options.prefix(json_key, "document", shard)
+            summary = read_summary(prefix)
+            if summary is None:
+                raise ValueError(f"{prefix}: is not made; run the same command again")
+            summaries.append(summary)
+        counts = add_up(summaries)
         for part in options.parts:
-            if not counts[json_key, part, "documents"]:
-                raise ValueError(
-                    f'field "{json_key}": no document for {options.prefix(json_key, part)}:'
-                    f" {counts[json_key, 'document', 'documents']} for training,"
-                    f" {counts[json_key, 'validation', 'documents']} for validation,"
-                    f" {counts[json_key, '', 'dropped']} without any token"
-                )
+            corpus = options.corpus(json_key, part)
+            if not counts[count_name(part, "documents")]:
+                raise ValueError(empty_corpus(json_key, corpus, counts))
+            if options.shards:
+                _publish_dataset(options, corpus, summaries, counts)
+        corpora[options.corpus(json_key, "document")] = counts
+    forget_duplicates(options)
+    return corpora
 
 
-def _refuse_stale_validation(options: PreprocessOptions) -> None:
-    if options.validation_share:
-        return
-    for json_key in options.json_keys:
-        index = Path(f"{options.prefix(json_key, 'validation')}.idx")
-        if index.exists():
-            raise ValueError(
-                f"{index}: made by an earlier run, and without --validation-share its documents"
-                " would be trained on too; remove it, or choose another --output-prefix"
-            )
-
-
-def _corpus_files(options: PreprocessOptions, json_key: str) -> list[Path]:
-    prefixes = [options.prefix(json_key, part) for part in options.parts]
-    return [
-        path
-        for prefix in prefixes
-        for path in (Path(f"{prefix}.bin"), Path(f"{prefix}.idx"), sidecar_path(prefix))
+def _publish_dataset(
+    options: PreprocessOptions,
+    corpus: Path,
+    summaries: Sequence[CorpusSummary],
+    counts: Counter[str],
+) -> None:
+    """Write dataset.json into the folder of the shards of a corpus."""
+    shards = [
+        {
+            "name": path.stem,
+            **{name: of for name, of in asdict(summary).items() if name in PER_SHARD},
+        }
+        for path, summary in zip(_shard_paths(options, corpus), summaries, strict=True)
     ]
+    dataset = {
+        "format": DATASET_FORMAT,
+        "settings": summaries[0].settings,
+        "tokenizer_digest": summaries[0].tokenizer_digest,
+        **{name: counts[name] for name in COUNTS},
+        "dropped": {reason: counts[reason] for reason in (*DROPPED, "bad")},
+        "shards": shards,
+    }
+    text = to_json(dataset)
+    path = corpus / "dataset.json"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        publish_text(path, text)
 
 
-def _summary_path(prefix: Path) -> Path:
-    return Path(f"{prefix}.json")
+def _choose(
+    options: PreprocessOptions, shard: Shard, tokenizer: Tokenizer
+) -> tuple[TextEncoder, str]:
+    """Return the encoder for the text at the beginning of a shard, and a sentence saying why."""
+    if options.encoder == "tokenizers":
+        return LibraryEncoder(tokenizer), "tokenising with tokenizers, as --encoder says"
+    # A record that cannot be read is reported when the shard is made.
+    batches = read_shard(options, shard, lambda _: None)
+    with closing(batches):
+        first = next((batch for _, batch in batches), None)
+    sample = first.texts[0] if isinstance(first, TextBatch) else []
+    return choose_encoder(tokenizer, sample)
+
+
+def _make(
+    options: PreprocessOptions,
+    shards: Sequence[Shard],
+    tokenizer: Tokenizer,
+    encoder: TextEncoder,
+    progress: Progress,
+) -> Iterator[Summaries]:
+    """Make shards, in as many processes as are wanted and worth their start; yield summaries."""
+    raw_bytes = sum(shard.raw_bytes for shard in shards)
+    workers = min(options.workers, len(shards), 1 + raw_bytes // MIN_BYTES_PER_WORKER)
+    if workers == 1:
+        maker = ShardMaker(options, tokenizer, encoder)
+        for shard in shards:
+            yield maker.make(shard, progress)
+        return
+    # Not forked: the libraries of the readers have threads, and a fork copies their locks.
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(threads,)
+    )
+    # A task carries its shard, and of the options not the inputs of all others.
+    make = partial(
+        _make_in_worker, replace(options, inputs=()), isinstance(encoder, GigatokenEncoder)
+    )
+    try:
+        futures = {pool.submit(make, shard): shard for shard in shards}
+        for future in as_completed(futures):
+            shard, made = futures[future], future.result()
+            for summary in made.values():
+                progress.advance(0, summary.documents, summary.tokens)
+            for file in shard.inputs:
+                progress.finish_file(file.size)
+            yield made
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a tokenising process died, perhaps for want of memory; try fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    """Give this process its share of the cores, and end it with its parent."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    # The parent gets Ctrl-C too and ends its workers; theirs would only print tracebacks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """End this worker when its parent is killed: it would wait for its next task for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _make_in_worker(options: PreprocessOptions, fast: bool, shard: Shard) -> Summaries:
+    with Progress("", shard.raw_bytes, quiet=True) as progress:
+        return _worker_maker(options, fast).make(shard, progress)
+
+
+@functools.cache
+def _worker_maker(options: PreprocessOptions, fast: bool) -> ShardMaker:
+    tokenizer = load_tokenizer(options.tokenizer)
+    encoder = GigatokenEncoder(tokenizer) if fast else LibraryEncoder(tokenizer)
+    return ShardMaker(options, tokenizer, encoder)
+
+
+def _shard_paths(options: PreprocessOptions, corpus: Path) -> list[Path]:
+    return [corpus / f"{index:05d}" for index in range(len(options.inputs))]
+
+
+def _refuse_what_is_in_the_way(options: PreprocessOptions) -> None:
+    """Raise ValueError if files of an earlier run would be mixed with those of this one."""
+    for json_key in options.json_keys:
+        for part in PARTS:
+            corpus = options.corpus(json_key, part)
+            pair, folder = Path(f"{corpus}.idx"), corpus.is_dir()
+            there = pair if pair.exists() else corpus
+            if part not in options.parts and (pair.exists() or folder):
+                raise ValueError(
+                    f"{there}: made by an earlier run, and without --validation-share its documents"
+                    " would be trained on too; remove it, or choose another --output-prefix"
+                )
+            if options.shards and pair.exists():
+                raise ValueError(f"{pair}: is a corpus in one piece; {_REMEDY} without --shards")
+            if folder and not options.shards:
+                raise ValueError(f"{corpus}: is a folder of shards; {_REMEDY} with --shards")
+            known = {path.name for path in _shard_paths(options, corpus)}
+            for path in sorted(corpus.glob("*.idx")):
+                if path.stem not in known:
+                    raise ValueError(
+                        f"{path}: is a shard of no input; remove the shard, name all inputs, or"
+                        " choose another --output-prefix"
+                    )

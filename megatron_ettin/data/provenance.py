@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
 from megatron_ettin.data.encoding import EncodedPart
-from megatron_ettin.data.readers import Record
+from megatron_ettin.data.raw_files import TextBatch, TokenBatch
 from megatron_ettin.native import TokenFileBuilder
 from megatron_ettin.publication import sync
 
@@ -77,10 +77,10 @@ class CorpusWriter:
     def __enter__(self) -> Self:
         return self
 
-    def add(self, part: EncodedPart, records: Sequence[Record]) -> None:
-        """Add the documents that a batch of records gave to this corpus."""
+    def add(self, part: EncodedPart, batch: TextBatch | TokenBatch, shard: str) -> None:
+        """Add the documents that a batch of the raw file `shard` gave to this corpus."""
         self._pair.add_many(part.tokens, part.lengths)
-        self._sidecar.add(part, records)
+        self._sidecar.add(part, batch, shard)
 
     def commit(self) -> None:
         """Publish, replacing what is there; OSError naming the file where that fails."""
@@ -129,19 +129,20 @@ class _SidecarFile:
         self._tokens = 0
         self._written = 0
 
-    def add(self, part: EncodedPart, records: Sequence[Record]) -> None:
+    def add(self, part: EncodedPart, batch: TextBatch | TokenBatch, shard: str) -> None:
         count = len(part.lengths)
-        kept = [records[place] for place in part.places.tolist()]
+        if not count:
+            return
         columns = [
             np.arange(self._documents, self._documents + count),
-            pa.array([record.id for record in kept], pa.string()),
-            pa.array([record.url for record in kept], pa.string()),
+            _names(batch.ids, part.places),
+            _names(batch.urls, part.places),
             pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(32), count, [None, pa.py_buffer(part.sha256)]
             ),
             part.lengths,
-            pa.array([str(record.path) for record in kept], pa.string()),
-            pa.array([record.line for record in kept], pa.int64()),
+            pa.repeat(pa.scalar(shard), count),
+            np.asarray(batch.lines, dtype=np.int64)[part.places],
         ]
         self._pending.append(pa.table(columns, names=SCHEMA.names))
         self._documents += count
@@ -185,6 +186,12 @@ class _SidecarFile:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+
+def _names(names: list[str | None] | None, places: NDArray[np.int64]) -> pa.Array:
+    if names is None:
+        return pa.nulls(len(places), pa.string())
+    return pa.array(names, pa.string()).take(pa.array(places))
 
 
 class Provenance:

@@ -43,6 +43,15 @@ class Tokenizer:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """Spelling of the tokens that were added to the vocabulary and are not special."""
+        return [
+            token.content
+            for token in self._backend.get_added_tokens_decoder().values()
+            if not token.special
+        ]
+
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Return the text of the ids, special tokens spelled out."""
         return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=False))

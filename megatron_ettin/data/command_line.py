@@ -1,0 +1,164 @@
+"""Command line of tools/preprocess_data.py: one corpus by options, or all corpora of a run."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from megatron_ettin.config.data import DataConfig, RawSourceConfig
+from megatron_ettin.data.encoding import SelectionRules
+from megatron_ettin.data.preprocess_options import PreprocessOptions
+from megatron_ettin.data.raw_files import expand_inputs
+
+CONFIG_HELP = "the YAML file of a run: makes the corpus of each data.sources entry that has `raw`"
+#: Options of a single corpus, which a configuration file gives by source.
+SINGLE = ("input", "output_prefix", "tokenizer")
+
+
+def parse_options(description: str, arguments: Sequence[str] | None) -> list[PreprocessOptions]:
+    """Return the options of each corpus that the command line asks for (`--help` exits).
+
+    Raises:
+        ValueError, OSError: naming the option, field or input that is at fault.
+    """
+    parser = _parser(description)
+    args = parser.parse_args(arguments)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    everywhere: dict[str, Any] = {
+        name: given.pop(name) for name in ("workers", "encoder") if name in given
+    }
+    if args.config is not None:
+        others = sorted(given.keys() - {"config"})
+        if others:
+            parser.error(f"--{others[0].replace('_', '-')}: not with --config, which says it")
+        return _of_run(Path(args.config), everywhere)
+    missing = [f"--{name.replace('_', '-')}" for name in SINGLE if name not in given]
+    if missing:
+        parser.error(f"{', '.join(missing)}: needed, unless --config names a file")
+    return [_of_one(given | everywhere)]
+
+
+def _of_one(given: dict[str, Any]) -> PreprocessOptions:
+    rules = {
+        field.name: given.pop(field.name) for field in fields(SelectionRules) if field.name in given
+    }
+    inputs = expand_inputs(given.pop("input"))
+    return PreprocessOptions(inputs=inputs, rules=SelectionRules(**rules), **given)
+
+
+def _of_run(path: Path, everywhere: dict[str, Any]) -> list[PreprocessOptions]:
+    """Return the options of each source of a configuration file that names raw files."""
+    data = _read_data(path)
+    found = [
+        _of_source(name, source.prefix, source.raw, Path(data.tokenizer), everywhere)
+        for name, source in data.sources.items()
+        if source.raw is not None
+    ]
+    if not found:
+        raise ValueError(f"{path}: no entry of data.sources has `raw`, so there is nothing to make")
+    return found
+
+
+def _of_source(
+    name: str,
+    prefix: str | list[str],
+    raw: RawSourceConfig,
+    tokenizer: Path,
+    everywhere: dict[str, Any],
+) -> PreprocessOptions:
+    end = f"_{raw.json_key}_document"
+    if not isinstance(prefix, str) or not prefix.endswith(end):
+        raise ValueError(
+            f"data.sources.{name}.prefix: {prefix!r} must be one prefix that ends with {end!r}, "
+            "as its corpus is made from raw files"
+        )
+    return PreprocessOptions(
+        inputs=expand_inputs(raw.inputs),
+        output_prefix=Path(prefix.removesuffix(end)),
+        tokenizer=tokenizer,
+        json_keys=(raw.json_key,),
+        id_key=raw.id_key,
+        url_key=raw.url_key,
+        shards=raw.shards,
+        rules=SelectionRules(
+            validation_share=raw.validation_share,
+            min_tokens=raw.min_tokens,
+            max_tokens=raw.max_tokens,
+        ),
+        deduplicate=raw.deduplicate,
+        on_error=raw.on_error,
+        **everywhere,
+    )
+
+
+def _read_data(path: Path) -> DataConfig:
+    """Return section `data` of a configuration file, whatever else it has.
+
+    Raises:
+        ValueError: naming the file and the field that is unknown, missing or of the wrong type.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DataConfig, "data")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        parsed = parser.parse_object({"data": document["data"]})
+    except KeyError:
+        raise ValueError(f"{path}: no section `data`") from None
+    except (jsonargparse.ArgumentError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    data: DataConfig = parser.instantiate(parsed)["data"]
+    return data
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    # An option that is not given is None, so that PreprocessOptions alone knows the defaults.
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    add("--config", metavar="FILE", help=CONFIG_HELP)
+    inputs_help = "files, globs, URLs, or @FILE with one of them per line"
+    add("--input", nargs="+", metavar="FILE", help=inputs_help)
+    add("--output-prefix", type=Path, metavar="PREFIX", help="start of output paths")
+    add("--tokenizer", type=Path, metavar="FOLDER", help="holds tokenizer.json")
+    keys_help = "fields to tokenise, each into a corpus of its own; default: text"
+    add("--json-keys", nargs="+", action=_Tuple, metavar="FIELD", help=keys_help)
+    add("--id-key", metavar="FIELD", help="field with the id of a document; default: id, if any")
+    add("--url-key", metavar="FIELD", help="field with its address; default: url, if any")
+    shards_help = "make one shard of each input, so that an interrupted run goes on after the last"
+    add("--shards", action="store_true", default=None, help=shards_help)
+    workers_help = "processes that make shards side by side; default: 1, with threads on all cores"
+    add("--workers", type=int, metavar="N", help=workers_help)
+    eod_help = "append [SEP] to each document; default: off"
+    add("--append-eod", action="store_true", default=None, help=eod_help)
+    share_help = "share of documents, chosen by hash of text, for PREFIX_FIELD_validation"
+    add("--validation-share", type=float, metavar="SHARE", help=share_help)
+    least_help = "leave out documents with fewer tokens; default: 1"
+    add("--min-tokens", type=int, metavar="N", help=least_help)
+    most_help = "leave out documents with more tokens; default: no limit"
+    add("--max-tokens", type=int, metavar="N", help=most_help)
+    copies_help = "exact: store only the first of documents with the same text"
+    add("--deduplicate", choices=["exact"], help=copies_help)
+    error_help = "at a record that cannot be read, stop (default) or write it to PREFIX.bad.jsonl"
+    add("--on-error", choices=["stop", "quarantine"], help=error_help)
+    bad_help = "largest share of bad records that quarantine accepts; default: 0.001"
+    add("--max-bad-share", type=float, metavar="SHARE", help=bad_help)
+    encoder_help = "auto (default): gigatoken where it gives the ids of tokenizers"
+    add("--encoder", choices=["auto", "tokenizers"], help=encoder_help)
+    return parser
+
+
+class _Tuple(argparse.Action):
+    """Store the values of an option as a tuple."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, tuple(values))

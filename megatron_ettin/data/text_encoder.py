@@ -1,0 +1,234 @@
+"""Encoders of texts to token ids: `tokenizers`, or `gigatoken` where it gives the same ids.
+
+gigatoken is about a hundred times faster. It implements Unicode's tables and the splitting rules
+anew, so it is used only after it was compared with `tokenizers` on the tokenizer and text at hand.
+"""
+
+import functools
+import json
+import random
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin.data.tokenize import SPECIAL_TOKENS, Tokenizer
+
+#: Characters after which gigatoken is loaded again, because its cache of words only grows.
+RESTART_CHARACTERS = 2**30
+#: Texts of the comparison before a run: of made text, and characters of the input.
+MADE_TEXTS = 2_000
+SAMPLE_CHARACTERS = 2**18
+#: Planes of Unicode above this one hold no letters, numbers, marks or spaces.
+ASSIGNED_PLANES_END = 0x40000
+
+
+class EncodedTexts(NamedTuple):
+    """Ids of texts, without special tokens."""
+
+    tokens: NDArray[Any]
+    """Ids of all texts, end to end: int32 or uint32."""
+    lengths: NDArray[np.int64]
+    """Tokens of each text."""
+
+
+class TextEncoder(Protocol):
+    """Encoder of whole texts, in which a special token spelled out is text."""
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """Return the ids of the texts, on all cores."""
+        ...
+
+
+@dataclass(frozen=True)
+class LibraryEncoder:
+    """Encoder with `tokenizers`, whose ids are right by definition."""
+
+    tokenizer: Tokenizer
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """Return the ids of the texts, on all cores."""
+        ids = self.tokenizer.encode_batch(texts)
+        lengths = np.array([len(of_text) for of_text in ids], dtype=np.int64)
+        return EncodedTexts(np.concatenate([np.empty(0, dtype=np.int32), *ids]), lengths)
+
+
+class GigatokenEncoder:
+    """Encoder with gigatoken, save for texts with a character of `doubtful_characters`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Load the tokenizer.
+
+        Raises:
+            ImportError: gigatoken is not installed.
+            ValueError: gigatoken cannot load this tokenizer.
+        """
+        self._library = LibraryEncoder(tokenizer)
+        self._json = _without_special_tokens(tokenizer)
+        self._load()
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """Return the ids of the texts, on all cores."""
+        if self._characters >= RESTART_CHARACTERS:
+            self._load()
+        self._characters += sum(map(len, texts))
+        ids = self._backend.encode_batch(list(texts)).layout
+        offsets = np.asarray(ids.offsets.data)
+        encoded = EncodedTexts(
+            np.asarray(ids.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
+        )
+        doubtful = find_doubtful(texts)
+        if not doubtful:
+            return encoded
+        return _replaced(encoded, doubtful, self._library.encode([texts[i] for i in doubtful]))
+
+    def _load(self) -> None:
+        from gigatoken.gigatoken_rs import load_hf_json
+
+        self._characters = 0
+        try:
+            self._backend = load_hf_json(self._json)
+        except BaseException as error:
+            # A panic of the library is no Exception.
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            raise ValueError(f"gigatoken cannot load it: {error}") from error
+
+
+def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[TextEncoder, str]:
+    """Return the fastest encoder that gives the ids of `tokenizers`, and a sentence saying why.
+
+    It is compared on `sample`, texts of the input, of which `SAMPLE_CHARACTERS` are used, and on
+    made texts: unusual Unicode, spaces, and all added tokens spelled out.
+    """
+    library = LibraryEncoder(tokenizer)
+    try:
+        fast = GigatokenEncoder(tokenizer)
+    except (ImportError, ValueError) as error:
+        return library, f"tokenising with tokenizers: {error}"
+    texts = [*_made_texts(tokenizer), *_beginning(sample)]
+    try:
+        found = fast.encode(texts)
+    except Exception as error:
+        return library, f"tokenising with tokenizers: gigatoken fails on the self-check: {error}"
+    difference = find_difference(texts, found, library.encode(texts))
+    if difference is not None:
+        text = texts[difference]
+        return library, f"tokenising with tokenizers: gigatoken gives other ids for {text[:60]!a}"
+    return fast, f"tokenising with gigatoken: same ids as tokenizers for {len(texts):,} texts"
+
+
+def find_difference(
+    texts: Sequence[str], found: EncodedTexts, expected: EncodedTexts
+) -> int | None:
+    """Return the index of the first text whose ids differ; None if all are equal."""
+    if np.array_equal(found.lengths, expected.lengths) and np.array_equal(
+        found.tokens, expected.tokens
+    ):
+        return None
+    ends, expected_ends = np.cumsum(found.lengths), np.cumsum(expected.lengths)
+    for index in range(len(texts)):
+        begin, expected_begin = (
+            e[index] - n[index]
+            for e, n in ((ends, found.lengths), (expected_ends, expected.lengths))
+        )
+        if not np.array_equal(
+            found.tokens[begin : ends[index]],
+            expected.tokens[expected_begin : expected_ends[index]],
+        ):
+            return index
+    raise AssertionError("the ids differ, but those of no text")
+
+
+def find_doubtful(texts: Sequence[str]) -> list[int]:
+    """Return the indices of the texts with a character of `doubtful_characters`."""
+    # CPython knows of each string whether it is ASCII, so most texts cost nothing.
+    others = [index for index, text in enumerate(texts) if not text.isascii()]
+    if not others:
+        return []
+    codes = np.frombuffer("".join([texts[i] for i in others]).encode("utf-32-le"), dtype="<u4")
+    places = np.flatnonzero(doubtful_characters()[codes])
+    ends = np.cumsum([len(texts[i]) for i in others])
+    return [others[k] for k in np.unique(np.searchsorted(ends, places, side="right")).tolist()]
+
+
+@functools.cache
+def doubtful_characters() -> NDArray[np.bool_]:
+    """Return [0x110000] bool: code points for which two libraries may have other Unicode tables.
+
+    These are marks younger than Unicode 3.2, whose order under NFC `tokenizers` does not know, and
+    characters that Python's own table does not have yet: one library may call them letters, the
+    other not. The texts that hold one are few.
+    """
+    old = unicodedata.ucd_3_2_0
+    doubtful = np.zeros(0x110000, dtype=np.bool_)
+    for code in range(0x80, ASSIGNED_PLANES_END):
+        character = chr(code)
+        category = unicodedata.category(character)
+        doubtful[code] = category == "Cn" or (
+            category[0] == "M" and old.category(character) == "Cn"
+        )
+    return doubtful
+
+
+def _without_special_tokens(tokenizer: Tokenizer) -> str:
+    """Return tokenizer.json without the special tokens, which gigatoken would find in text."""
+    content = json.loads((tokenizer.folder / "tokenizer.json").read_bytes())
+    content["added_tokens"] = [
+        token for token in content.get("added_tokens", []) if not token["special"]
+    ]
+    # Template of [CLS] and [SEP], which no longer exist; truncation and padding are not wanted.
+    content |= {"post_processor": None, "truncation": None, "padding": None}
+    return json.dumps(content)
+
+
+def _made_texts(tokenizer: Tokenizer) -> list[str]:
+    """Return texts of characters and pieces at which implementations of a tokenizer may differ."""
+    random_ = random.Random(0)
+    added = [*SPECIAL_TOKENS, *tokenizer.added_tokens]
+    pieces = [
+        *added, *(f" {token} " for token in added), "'s", "'LL", "don't", " ", "  ", "\n", "\r\n",
+        "\t", "\x00", "\x85", "\xa0", "\u200b", "\u2028", "\u3000", "\ufeff", "\ufb01", "\u212b",
+        "\u1100\u1161\u11a8", "\u0958", "\u0915\u093c", "123", "\uff11\uff12", "\n\n b", "    ",
+    ]  # fmt: skip
+
+    def made() -> str:
+        kind = random_.random()
+        if kind < 0.4:
+            return chr(random_.randrange(32, 127))
+        if kind < 0.6:
+            return random_.choice(pieces)
+        if kind < 0.7:
+            return "e" + chr(random_.randrange(0x300, 0x370))
+        code = random_.randrange(0x110000 - 0x800) if kind < 0.85 else random_.randrange(0x3000)
+        return chr(code if code < 0xD800 else code + 0x800)
+
+    return ["".join(made() for _ in range(random_.randrange(1, 60))) for _ in range(MADE_TEXTS)]
+
+
+def _beginning(sample: Sequence[str]) -> list[str]:
+    """Return the first texts, or the beginning of the first one, of about SAMPLE_CHARACTERS."""
+    texts: list[str] = []
+    rest = SAMPLE_CHARACTERS
+    for text in sample:
+        if rest <= 0:
+            break
+        texts.append(text[:rest])
+        rest -= len(text)
+    return texts
+
+
+def _replaced(encoded: EncodedTexts, places: list[int], new: EncodedTexts) -> EncodedTexts:
+    """Return the ids with those of the texts at `places`, ascending, taken from `new`."""
+    lengths = encoded.lengths.copy()
+    ends, new_ends = np.cumsum(encoded.lengths), np.cumsum(new.lengths)
+    parts, begin = [], 0
+    for place, new_end, new_length in zip(places, new_ends, new.lengths, strict=True):
+        parts.append(encoded.tokens[begin : ends[place] - lengths[place]])
+        parts.append(new.tokens[new_end - new_length : new_end].astype(encoded.tokens.dtype))
+        begin = ends[place]
+    lengths[places] = new.lengths
+    return EncodedTexts(np.concatenate([*parts, encoded.tokens[begin:]]), lengths)
