@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ettin.data.preprocess import PreprocessOptions, preprocess
+from megatron_ettin.data.encoding import SelectionRules
+from megatron_ettin.data.preprocess import preprocess
+from megatron_ettin.data.preprocess_options import PreprocessOptions
+from megatron_ettin.data.raw_files import expand_inputs
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
 
 WORDS = ["the", "film", "was", "good", "bad", "long", "short", "plot", "never", "again", "why"]
-FOLDER_SUFFIXES = (".bin", ".idx", ".docs.parquet", ".json", ".identity.json")
 
 
 def made_texts(seed: int, count: int) -> list[str]:
@@ -69,52 +71,50 @@ def make_tokenizer(folder: Path, size: int = 300) -> Path:
     return folder
 
 
-def make_corpus(root: Path, **options: Any) -> MadeCorpus:
-    """Tokenise two raw files to ROOT/corpora/small_text_document."""
+def make_corpus(
+    root: Path, *, output: str = "corpora/small", shards: bool = False, **rules: Any
+) -> MadeCorpus:
+    """Tokenise two raw files to ROOT/OUTPUT_text_document, or to a folder of two shards."""
     texts = made_texts(1, 200), made_texts(2, 120)
     raw = write_raw(root / "a.jsonl", texts[0]), write_raw(root / "b.jsonl.gz", texts[1])
-    tokenizer = make_tokenizer(root / "tokenizer")
-    output = root / "corpora" / "small"
-    preprocess(PreprocessOptions(inputs=raw, output_prefix=output, tokenizer=tokenizer, **options))
-    return MadeCorpus(Path(f"{output}_text_document"), tokenizer, raw, texts)
+    made = MadeCorpus(
+        Path(f"{root / output}_text_document"), make_tokenizer(root / "tokenizer"), raw, texts
+    )
+    preprocess(
+        PreprocessOptions(
+            inputs=expand_inputs([str(path) for path in raw]),
+            output_prefix=root / output,
+            tokenizer=made.tokenizer,
+            shards=shards,
+            rules=SelectionRules(**rules),
+        )
+    )
+    return made
 
 
 def make_folder(root: Path) -> MadeCorpus:
-    """Tokenise the same files to a folder ROOT/corpora/many_text_document of two shards."""
-    made = make_corpus(root)
-    folder = root / "corpora" / "many_text_document"
-    folder.mkdir()
-    shards = []
-    for number, path in enumerate(made.raw):
-        name = f"{number:05d}"
-        output = root / "parts" / name
-        preprocess(
-            PreprocessOptions(inputs=(path,), output_prefix=output, tokenizer=made.tokenizer)
-        )
-        for suffix in FOLDER_SUFFIXES:
-            Path(f"{output}_text_document{suffix}").rename(folder / f"{name}{suffix}")
-        summary = folder / f"{name}.json"
-        content = json.loads(summary.read_text())
-        content["sizes"] = {
-            each.replace(f"{name}_text_document", name): size
-            for each, size in content["sizes"].items()
+    """Tokenise two raw files to a folder of two shards."""
+    return make_corpus(root, output="corpora/many", shards=True)
+
+
+def write_mosaic(path: Path, documents: list[list[int]]) -> Path:
+    """Write an MDS shard of token ids, as the published corpora have them."""
+    samples = []
+    for number, ids in enumerate(documents, 1):
+        values = [f"c-{number}".encode(), np.array(ids, dtype="<u2").tobytes()]
+        samples.append(np.array([*map(len, values)], dtype="<u4").tobytes() + b"".join(values))
+    columns = json.dumps(
+        {
+            "column_names": ["id", "input_ids"],
+            "column_encodings": ["str", "bytes"],
+            "column_sizes": [None, None],
         }
-        content["dropped"] = {"empty": content["dropped"]}
-        (content["input"],) = content.pop("inputs")
-        summary.write_text(json.dumps(content))
-        shards.append({"name": name, **{k: content[k] for k in ("input", "documents", "tokens")}})
-    total = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens")}
-    dataset = {
-        "format": "megatron-ettin-dataset/1",
-        "tokenizer_digest": load_tokenizer(made.tokenizer).digest,
-        **total,
-        "validation_documents": 0,
-        "validation_tokens": 0,
-        "dropped": {"empty": sum(texts.count("") for texts in made.texts)},
-        "shards": shards,
-    }
-    (folder / "dataset.json").write_text(json.dumps(dataset))
-    return MadeCorpus(folder, made.tokenizer, made.raw, made.texts)
+    ).encode()
+    begin = 4 + 4 * (len(samples) + 1) + len(columns)
+    places = np.cumsum([begin, *map(len, samples)]).astype("<u4")
+    header = np.array([len(samples)], dtype="<u4").tobytes() + places.tobytes() + columns
+    path.write_bytes(header + b"".join(samples))
+    return path
 
 
 def flip_bit(path: Path, byte: int, bit: int = 0) -> None:

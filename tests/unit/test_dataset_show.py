@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from megatron_ettin.data.inspection.show import printable
-from megatron_ettin.data.preprocess import PreprocessOptions, preprocess
+from megatron_ettin.data.preprocess import preprocess
+from megatron_ettin.data.preprocess_options import PreprocessOptions
+from megatron_ettin.data.raw_files import expand_inputs
 from megatron_ettin.data.tokenize import load_tokenizer
 from tests.unit.dataset_corpora import MadeCorpus, make_folder, make_tokenizer
 from tools.dataset import main
@@ -15,7 +17,7 @@ from tools.dataset import main
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> MadeCorpus:
-    """Return a folder of shards; the single corpus of the same files is beside it."""
+    """Return a folder of shards."""
     return make_folder(tmp_path_factory.mktemp("shown"))
 
 
@@ -78,7 +80,11 @@ def test_control_characters_are_escaped_and_nothing_else(
     raw.write_text(json.dumps({"text": text, "id": "a\nb"}) + "\n")
     tokenizer = make_tokenizer(tmp_path / "tokenizer")
     output = tmp_path / "small"
-    preprocess(PreprocessOptions(inputs=(raw,), output_prefix=output, tokenizer=tokenizer))
+    preprocess(
+        PreprocessOptions(
+            inputs=expand_inputs([str(raw)]), output_prefix=output, tokenizer=tokenizer
+        )
+    )
     words = ["show", f"{output}_text_document", "--tokenizer", str(tokenizer), "--doc", "0"]
     main(words)
     printed = capsys.readouterr().out

@@ -4,26 +4,29 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ettin.data.inspection import verify_sample
+from megatron_ettin.data.encoding import SelectionRules
 from megatron_ettin.data.inspection.shards import corpus_shards, read_shard_summary, text_field
 from megatron_ettin.data.inspection.verify import CorpusVerification, verify
 from megatron_ettin.data.inspection.verify_sample import choose
+from megatron_ettin.data.preprocess import preprocess
+from megatron_ettin.data.preprocess_options import PreprocessOptions
 from megatron_ettin.data.provenance import SCHEMA, Provenance
+from megatron_ettin.data.raw_files import expand_inputs
 from megatron_ettin.order.corpus_identity import identify_corpus
 from tests.unit.dataset_corpora import (
     MadeCorpus,
     flip_bit,
+    made_texts,
     make_corpus,
     make_folder,
     make_tokenizer,
+    write_mosaic,
     write_raw,
 )
 from tools.dataset import main
@@ -91,6 +94,31 @@ def test_a_folder_of_shards_passes(folder: MadeCorpus) -> None:
     verification = check(folder)
     assert verdicts(verification) == dict.fromkeys({*CHECKS, "dataset"}, "PASS")
     assert (verification.shards, verification.documents) == (2, len(folder.stored))
+
+
+def test_validation_shards_have_their_own_counts(folder: MadeCorpus) -> None:
+    # The folder of validation shards: dataset.json counts them apart from the training shards,
+    # whose folder has the summaries.
+    held_out = folder.prefix.with_name("many_text_validation")
+    shutil.copytree(folder.prefix, held_out)
+    dataset = held_out / "dataset.json"
+    content = json.loads(dataset.read_text())
+    summaries = [folder.prefix / f"{shard['name']}.json" for shard in content["shards"]]
+    for counts in (content, *content["shards"]):
+        for name in ("documents", "tokens"):
+            counts[f"validation_{name}"], counts[name] = counts[name], 1
+    content.update({name: len(summaries) for name in ("documents", "tokens")})
+    dataset.write_text(json.dumps(content))
+    for path, shard in zip(summaries, content["shards"], strict=True):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **shard}))
+        (held_out / path.name).unlink()
+    verification = verify(str(held_out), tokenizer=folder.tokenizer, share=1.0)
+    assert verdicts(verification) == dict.fromkeys({*CHECKS, "dataset"}, "PASS")
+    counts = {check.name: check.compared for check in verification.checks}
+    assert counts["dataset"] == 2 + 2 + 4
+    content["shards"][0]["validation_tokens"] += 1
+    dataset.write_text(json.dumps(content))
+    assert failed(verify(str(held_out))) == {"dataset"}
 
 
 def test_a_flipped_bit_in_the_tokens_is_found(corpus: MadeCorpus) -> None:
@@ -236,24 +264,56 @@ def test_sources_that_are_gone_are_not_checked(corpus: MadeCorpus, tmp_path: Pat
 
 @pytest.mark.parametrize("append_eod", [False, True])
 def test_raw_files_of_token_ids_are_compared_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, append_eod: bool
+    corpus: MadeCorpus, tmp_path: Path, append_eod: bool
 ) -> None:
+    raw = write_mosaic(tmp_path / "c.mds", corpus.ids())
+    output = tmp_path / "corpora" / "ids"
+    options = PreprocessOptions(
+        inputs=expand_inputs([str(raw)]),
+        output_prefix=output,
+        tokenizer=corpus.tokenizer,
+        rules=SelectionRules(append_eod=append_eod),
+    )
+    preprocess(options)
+    prefix = f"{output}_text_document"
+    verification = verify(prefix, tokenizer=corpus.tokenizer, share=1.0)
+    assert verdicts(verification) == dict.fromkeys(CHECKS, "PASS")
+    assert verification.checks[-1].compared == len(corpus.stored)
+    # The last byte is the high one of the last document's last id.
+    flip_bit(raw, -1)
+    assert failed(verify(prefix, share=1.0)) == {"inputs", "texts"}
+
+
+@pytest.mark.parametrize("append_eod", [False, True])
+def test_summaries_of_earlier_versions_are_read(tmp_path: Path, append_eod: bool) -> None:
     corpus = make_corpus(tmp_path, append_eod=append_eod)
-    places = [(path, line) for path, line, _ in corpus.stored]
-    ids = dict(zip(places, corpus.ids(), strict=True))
-
-    def contents(path: Path, lines: Collection[int], _: str) -> Iterator[tuple[int, Any]]:
-        return ((line, np.array(ids[path, line])) for line in sorted(lines))
-
-    monkeypatch.setattr(verify_sample, "contents_at", contents)
+    path = Path(f"{corpus.prefix}.json")
+    content = json.loads(path.read_text())
+    for name in ("format", "settings"):
+        del content[name]
+    path.write_text(json.dumps({**content, "dropped": content["dropped"]["empty"]}))
     assert verdicts(check(corpus)) == dict.fromkeys(CHECKS, "PASS")
-    path, line, _ = corpus.stored[5]
-    recorded = ids[path, line][2]
-    ids[path, line][2] += 1
-    verification = check(corpus)
-    assert failed(verification) == {"texts"}
-    right = ids[path, line][2] - 1
-    assert f"{path}:{line}, id a-{line}): token 2 is {right}, the raw file" in faults(verification)
+    summary = read_shard_summary(str(corpus.prefix))
+    assert summary is not None
+    assert summary.dropped == {"no token": sum(texts.count("") for texts in corpus.texts)}
+
+
+def test_records_in_quarantine_are_passed_over(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "a.jsonl", made_texts(1, 50))
+    lines = raw.read_text().splitlines()
+    raw.write_text("\n".join([*lines[:9], '{"text": 1}', *lines[9:]]) + "\n")
+    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    options = PreprocessOptions(
+        inputs=expand_inputs([str(raw)]),
+        output_prefix=tmp_path / "small",
+        tokenizer=tokenizer,
+        on_error="quarantine",
+        max_bad_share=0.1,
+    )
+    preprocess(options)
+    verification = verify(f"{tmp_path}/small_text_document", tokenizer=tokenizer, share=1.0)
+    assert verdicts(verification) == dict.fromkeys(CHECKS, "PASS")
+    assert verification.checks[-1].compared == 49
 
 
 def test_a_sample_is_chosen_by_the_texts_alone(pristine: MadeCorpus) -> None:

@@ -192,9 +192,7 @@ class CorporaDescription:
 def _facts(corpus: CorpusDescription) -> list[tuple[str, str]]:
     per_token = corpus.raw_bytes_per_token
     dropped = corpus.dropped
-    reasons = ", ".join(
-        f"{reason}: {count:,}" for reason, count in (dropped or {}).items() if count
-    )
+    counted = [f"{reason}: {count:,}" for reason, count in (dropped or {}).items() if count]
     return [
         ("corpus", corpus.prefix),
         ("shards", f"{corpus.shards:,}"),
@@ -202,7 +200,7 @@ def _facts(corpus: CorpusDescription) -> list[tuple[str, str]]:
         ("tokens", f"{corpus.tokens:,}"),
         ("bytes of .bin per token", f"{corpus.bin_bytes / max(1, corpus.tokens):g}"),
         ("bytes of raw files per token", "unknown" if per_token is None else f"{per_token:.3f}"),
-        ("dropped", "unknown" if dropped is None else reasons or "none"),
+        ("dropped", "unknown" if dropped is None else ", ".join(counted) or "none"),
         ("tokenizer", corpus.tokenizer_sha256 or "unknown"),
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.data.readers import read_files
+from megatron_ettin.data.raw_files import RawFile, TextBatch, read_batches
 
 RecordContent = str | NDArray[np.integer]
 """Text of a record, or its token ids [n] where the raw file holds these."""
@@ -19,13 +19,18 @@ def contents_at(
 ) -> Iterator[tuple[int, RecordContent]]:
     """Yield line and content of the records at these lines of a raw file, ascending.
 
-    ValueError, OSError as `read_files` raises them. The file is read up to the last line only.
+    ValueError, OSError as from `read_batches`. The file is read up to the last line only; records
+    that cannot be read are passed over.
     """
-    last = max(lines)
-    for record in read_files([path], [field]):
-        if record.line in lines:
-            yield record.line, record.texts[0]
-        if record.line >= last:
+    file = RawFile(str(path), path.stat().st_size)
+    for batch in read_batches(file, [field], on_bad=lambda _: None):
+        found = [(place, line) for place, line in enumerate(batch.lines) if line in lines]
+        if isinstance(batch, TextBatch):
+            yield from ((line, batch.texts[0][place]) for place, line in found)
+        else:
+            documents = np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])
+            yield from ((line, documents[place]) for place, line in found)
+        if batch.lines[-1] >= max(lines):
             return
 
 

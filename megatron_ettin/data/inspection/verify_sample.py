@@ -31,7 +31,7 @@ class SampleCheck:
     """Check of a sample; shards are added one after the other."""
 
     def __init__(self, tokenizer: Tokenizer | None, share: float, sources: Path | None) -> None:
-        """Take the tokenizer (None: only hash the texts), the share, and where the raw files are."""
+        """Take the tokenizer (None: only hash texts), the share, and where the raw files are."""
         self.check = CorpusCheck(name="texts")
         self._tokenizer = tokenizer
         self._sep = None if tokenizer is None else tokenizer.ids.sep
