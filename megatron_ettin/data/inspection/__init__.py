@@ -1,0 +1,1 @@
+"""Looks into a tokenised corpus: `verify`, `describe` and `show` of tools/dataset.py."""
