@@ -97,8 +97,8 @@ RowPlan::Block RowPlan::OpenBlockOfRow(int64_t row) const {
 void RowPlan::RefuseLengths(int64_t index) const {
   const int64_t first = plan_.BlockFirstDocument(index);
   plan_.Refuse(plan_.block(index).body_begin,
-               "the plan was built from other document lengths than those of the index of " +
-                   corpus_->Name() + ", in documents [" + std::to_string(first) + ", " +
+               "the plan was built from other document lengths than those of " +
+                   corpus_->Name(".idx") + ", in documents [" + std::to_string(first) + ", " +
                    std::to_string(first + plan_.ShapeOf(index).num_documents) + ")");
 }
 

@@ -15,9 +15,9 @@ TokenCorpus::TokenCorpus(Shards shards)
   }
 }
 
-std::string TokenCorpus::Name() const {
-  if (only_ != nullptr) return only_->prefix();
-  return shards_.front()->prefix() + " to " + shards_.back()->prefix() + " (" +
+std::string TokenCorpus::Name(const std::string& suffix) const {
+  if (only_ != nullptr) return only_->prefix() + suffix;
+  return shards_.front()->prefix() + suffix + " to " + shards_.back()->prefix() + suffix + " (" +
          std::to_string(shards_.size()) + " shards)";
 }
 

@@ -31,8 +31,9 @@ class TokenCorpus {
   int64_t num_documents() const { return begins_.back(); }
   int64_t num_tokens() const { return num_tokens_; }
 
-  // Names the corpus in messages: the prefix of its shard, or of the first and the last.
-  std::string Name() const;
+  // Names the corpus in messages: the prefix of its shard, or of the first and the last, each with
+  // this suffix.
+  std::string Name(const std::string& suffix = "") const;
 
   // The document must be one of the corpus. A corpus of one pair costs one comparison.
   Place Find(int64_t document) const {
