@@ -39,7 +39,7 @@ def read_cold_rows(order: SampleOrder, num_rows: int) -> ColdReads:
     for first in range(0, num_rows, MICRO_BATCH_ROWS):
         g = np.arange(first, min(first + MICRO_BATCH_ROWS, num_rows), dtype=np.int64)
         tokens += int(order.rows(0, g).num_tokens.sum())
-    size = max(TOKEN_BYTES[order.file(name).dtype] for name in order.source_names)
+    size = max(TOKEN_BYTES[order.corpus(name).dtype] for name in order.source_names)
     return ColdReads(wanted_bytes=tokens * size, read_bytes=device_bytes() - begin)
 
 

@@ -25,9 +25,10 @@ from megatron_ettin.config import FIRST_ROTARY_BASES, RunConfig, with_rotary_bas
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.export.architecture import huggingface_config, kind_of
-from megatron_ettin.indexed import IndexedReader
+from megatron_ettin.native import TokenCorpus, TokenFile
 from megatron_ettin.objectives import Batch
 from megatron_ettin.order import SampleOrder
+from megatron_ettin.order.shard_list import list_shards
 from megatron_ettin.rows import PADDING, TokenIds
 from megatron_ettin.training import set_up
 from megatron_ettin.training.loop import train_step
@@ -254,16 +255,17 @@ def padded_batches(
     and then mixes the batches. Masks are drawn at random, at the phase's rate.
     """
     source, *_ = config.data.sources.values()
-    reader, limit = IndexedReader(source.prefix), config.phases[0].seq_length - 2
+    reader = TokenCorpus([TokenFile(prefix) for prefix in list_shards(source.prefix)])
+    limit = config.phases[0].seq_length - 2
     draw = np.random.default_rng(config.seeds.order)
     while True:
-        documents = draw.permutation(len(reader))
+        documents = draw.permutation(reader.num_documents)
         for pool in np.split(documents, range(100 * batch_size, len(documents), 100 * batch_size)):
             if by_length:
-                pool = pool[np.argsort([len(reader[document]) for document in pool])]
+                pool = pool[np.argsort([reader.length(document) for document in pool])]
             batches = np.split(pool, range(batch_size, len(pool), batch_size))
             for place in draw.permutation(len(batches)):
-                texts = [reader[document][:limit] for document in batches[place]]
+                texts = [reader.tokens(document)[:limit] for document in batches[place]]
                 yield _padded(config, ids, texts, draw)
 
 

@@ -1,4 +1,4 @@
-// Python classes TokenFileBuilder and TokenFile.
+// Python classes TokenFileBuilder, TokenFile and TokenCorpus.
 #include <pybind11/stl/filesystem.h>
 
 #include <filesystem>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "token_corpus.h"
 #include "token_file.h"
 #include "token_file_builder.h"
 
@@ -107,6 +108,43 @@ py::array_t<int64_t> CopyDocumentTokens(const TokenFile& file, int64_t document,
   return tokens;
 }
 
+using SharedFile = std::shared_ptr<TokenFile>;
+
+std::shared_ptr<TokenCorpus> MakeCorpus(const std::vector<SharedFile>& shards) {
+  for (const SharedFile& shard : shards) {
+    if (shard == nullptr) throw py::type_error("a shard may not be None");
+  }
+  return std::make_shared<TokenCorpus>(TokenCorpus::Shards(shards.begin(), shards.end()));
+}
+
+std::string WidestType(const TokenCorpus& corpus) {
+  TokenType widest = TokenType::kUint16;
+  for (const auto& shard : corpus.shards()) {
+    if (shard->type() == TokenType::kInt32) widest = TokenType::kInt32;
+  }
+  return TypeName(widest);
+}
+
+TokenCorpus::Place FindDocument(const TokenCorpus& corpus, int64_t document) {
+  if (document < 0 || document >= corpus.num_documents()) {
+    throw std::out_of_range(corpus.Name() + ": document " + std::to_string(document) + " of " +
+                            std::to_string(corpus.num_documents()));
+  }
+  return corpus.Find(document);
+}
+
+py::array_t<int64_t> ReadCorpusLengths(const TokenCorpus& corpus, int64_t first, int64_t end) {
+  if (first < 0 || end < first || end > corpus.num_documents()) {
+    throw std::out_of_range(corpus.Name() + ": documents [" + std::to_string(first) + ", " +
+                            std::to_string(end) + ") of " + std::to_string(corpus.num_documents()));
+  }
+  auto lengths = NewArray<int64_t>(end - first);
+  int64_t* out = lengths.mutable_data();
+  const py::gil_scoped_release release;
+  corpus.CopyLengths(first, end, out);
+  return lengths;
+}
+
 void BindBuilder(py::module_& module) {
   py::class_<TokenFileBuilder>(module, "TokenFileBuilder", R"(
 Write a Megatron .bin/.idx pair, streaming, in constant memory.
@@ -156,7 +194,7 @@ Remove what was written; no effect after commit() or a second time.)")
 }
 
 void BindReader(py::module_& module) {
-  py::class_<TokenFile>(module, "TokenFile", R"(
+  py::class_<TokenFile, SharedFile>(module, "TokenFile", R"(
 Read a Megatron .bin/.idx pair through memory maps.
 
 Opening checks the index against itself and the size of the .bin; check=False reads the header and
@@ -164,7 +202,7 @@ the sizes only, for a pair that was checked before. Raises OSError if a file can
 ValueError naming file, byte and remedy if the pair is not valid.)")
       .def(py::init([](const std::filesystem::path& prefix, bool check) {
              const py::gil_scoped_release release;
-             return std::make_unique<TokenFile>(prefix.string(), check);
+             return std::make_shared<TokenFile>(prefix.string(), check);
            }),
            py::arg("prefix"), py::kw_only(), py::arg("check") = true)
       .def_property_readonly("prefix", &TokenFile::prefix)
@@ -194,11 +232,52 @@ Read the whole .bin; ValueError naming file, byte, document, position and id of 
 [0, vocab_size).)");
 }
 
+void BindCorpus(py::module_& module) {
+  py::class_<TokenCorpus, std::shared_ptr<TokenCorpus>>(module, "TokenCorpus", R"(
+Read one .bin/.idx pair or several, its shards, as one corpus: documents are numbered through.
+
+Shards may be empty, and may have different dtypes. ValueError if there is none.)")
+      .def(py::init(&MakeCorpus), py::arg("shards"))
+      .def_property_readonly(
+          "shards",
+          [](const TokenCorpus& corpus) {
+            std::vector<SharedFile> shards;
+            for (const auto& shard : corpus.shards()) {
+              shards.push_back(std::const_pointer_cast<TokenFile>(shard));
+            }
+            return shards;
+          },
+          "The pairs, in the order of their documents.")
+      .def_property_readonly("num_documents", &TokenCorpus::num_documents)
+      .def_property_readonly("num_tokens", &TokenCorpus::num_tokens)
+      .def_property_readonly("dtype", &WidestType, "'int32' if a shard has it, else 'uint16'.")
+      .def(
+          "length",
+          [](const TokenCorpus& corpus, int64_t document) {
+            const TokenCorpus::Place place = FindDocument(corpus, document);
+            return place.shard.DocumentLength(place.document);
+          },
+          py::arg("document"), R"(
+Return the tokens of one document; IndexError if there is no such document.)")
+      .def("read_lengths", &ReadCorpusLengths, py::arg("first"), py::arg("end"), R"(
+Copy the tokens per document of documents [first, end), as TokenFile.read_lengths does.)")
+      .def(
+          "tokens",
+          [](const TokenCorpus& corpus, int64_t document, int64_t offset,
+             std::optional<int64_t> length) {
+            const TokenCorpus::Place place = FindDocument(corpus, document);
+            return CopyDocumentTokens(place.shard, place.document, offset, length);
+          },
+          py::arg("document"), py::arg("offset") = 0, py::arg("length") = py::none(), R"(
+Copy tokens of one document, as TokenFile.tokens does.)");
+}
+
 }  // namespace
 
 void BindTokenFiles(py::module_& module) {
   BindBuilder(module);
   BindReader(module);
+  BindCorpus(module);
 }
 
 }  // namespace megatron_ettin

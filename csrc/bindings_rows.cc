@@ -4,12 +4,14 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <variant>
 #include <vector>
 
 #include "bindings.h"
 #include "plan_builder.h"
 #include "row_batch.h"
 #include "row_plan.h"
+#include "token_corpus.h"
 #include "token_file.h"
 
 namespace py = pybind11;
@@ -30,10 +32,18 @@ Pack ParsePack(const std::string& pack) {
   throw std::invalid_argument("pack is '" + pack + "'; it must be 'bfd', 'concat' or 'none'");
 }
 
+// A pair by itself is a corpus too.
+using AnyCorpus = std::variant<std::shared_ptr<TokenFile>, std::shared_ptr<TokenCorpus>>;
+
+std::shared_ptr<const TokenCorpus> ToCorpus(const AnyCorpus& any) {
+  if (const auto* corpus = std::get_if<std::shared_ptr<TokenCorpus>>(&any)) return *corpus;
+  return std::make_shared<TokenCorpus>(TokenCorpus::Shards{std::get<0>(any)});
+}
+
 // Called with the number of documents done.
 using Progress = py::typing::Callable<py::object(py::int_)>;
 
-void BuildPlan(const TokenFile& file, const std::filesystem::path& path, int64_t first_document,
+void BuildPlan(const AnyCorpus& corpus, const std::filesystem::path& path, int64_t first_document,
                int64_t end_document, int64_t seq_length, const std::string& pack,
                const std::string& specials, int64_t min_doc_tokens, int64_t max_segments_per_row,
                int64_t block_documents, bool bodies, int64_t threads,
@@ -47,7 +57,7 @@ void BuildPlan(const TokenFile& file, const std::filesystem::path& path, int64_t
     if (progress) (*progress)(documents_done);
   };
   const py::gil_scoped_release release;
-  BuildRowPlan(file, path.string(), request, threads, tick);
+  BuildRowPlan(*ToCorpus(corpus), path.string(), request, threads, tick);
 }
 
 struct RowPieces {
@@ -207,16 +217,16 @@ Row i has the pieces splits[i] to splits[i + 1].)")
       .def_readonly("ends_document", &RowPieces::ends_document,
                     "bool[n]: it holds the last slot of its document.");
   py::class_<RowPlan> plan(module, "RowPlan", R"(
-A plan file, memory-mapped, with the token file whose documents it packs into rows.
+A plan file, memory-mapped, with the corpus whose documents it packs into rows.
 
 Opening checks all but the rows themselves; those of 65,536 documents are checked when first used.
 Raises OSError if the file cannot be opened, ValueError naming file, byte and remedy if it is
 damaged or was built for other documents. Threads may share a plan.)");
-  plan.def(py::init([](const std::filesystem::path& path, const TokenFile& file) {
+  plan.def(py::init([](const std::filesystem::path& path, const AnyCorpus& corpus) {
              const py::gil_scoped_release release;
-             return std::make_unique<RowPlan>(path.string(), file);
+             return std::make_unique<RowPlan>(path.string(), ToCorpus(corpus));
            }),
-           py::arg("path"), py::arg("file"), py::keep_alive<1, 3>());
+           py::arg("path"), py::arg("corpus").none(false));
   BindRules(plan);
   BindCounts(plan);
   plan.def("pieces", &ListRowPieces, py::arg("rows"), R"(
@@ -230,13 +240,13 @@ IndexError if the plan is for other documents.)");
 }
 
 void BindPlanBuilder(py::module_& module) {
-  module.def("build_row_plan", &BuildPlan, py::arg("file"), py::arg("path"), py::kw_only(),
-             py::arg("first_document"), py::arg("end_document"), py::arg("seq_length"),
-             py::arg("pack"), py::arg("specials"), py::arg("min_doc_tokens"),
+  module.def("build_row_plan", &BuildPlan, py::arg("corpus").none(false), py::arg("path"),
+             py::kw_only(), py::arg("first_document"), py::arg("end_document"),
+             py::arg("seq_length"), py::arg("pack"), py::arg("specials"), py::arg("min_doc_tokens"),
              py::arg("max_segments_per_row"), py::arg("block_documents") = kMaxBlockDocuments,
              py::arg("bodies") = true, py::arg("threads") = 0, py::arg("progress") = py::none(),
              R"(
-Plan the rows of documents [first_document, end_document) of a file, into the file `path`.
+Plan the rows of documents [first_document, end_document) of a corpus, into the file `path`.
 
 It appears when it is complete; a file that is there already stays. Its bytes depend on the lengths
 and the rules alone, whatever the number of threads (0: one per processor). Memory does not grow

@@ -9,8 +9,8 @@ namespace megatron_ettin {
 
 uint64_t HashPlanBytes(const void* bytes, size_t count) { return Xxh3_64(bytes, count); }
 
-BlockPacker::BlockPacker(const TokenFile& file, const RowRules& rules)
-    : file_(file), rules_(rules), packer_(rules.seq_length, rules.max_segments_per_row) {
+BlockPacker::BlockPacker(const TokenCorpus& corpus, const RowRules& rules)
+    : corpus_(corpus), rules_(rules), packer_(rules.seq_length, rules.max_segments_per_row) {
   // Growing by doubling would hold up to three times as much; untouched pages cost nothing.
   tail_documents_.reserve(kMaxBlockDocuments);
   tail_slots_.reserve(kMaxBlockDocuments);
@@ -38,7 +38,7 @@ void BlockPacker::Pack(int64_t first, int64_t last) {
 int64_t BlockPacker::PackChunk(int64_t block_first, int64_t first, int64_t last, int64_t units) {
   int64_t hashed[1 + kChunkDocuments];  // the hash before, then the lengths: hashed in one call
   std::memcpy(hashed, &lengths_hash_, sizeof(lengths_hash_));
-  file_.CopyLengths(first, last, hashed + 1);
+  corpus_.CopyLengths(first, last, hashed + 1);
   lengths_hash_ = HashPlanBytes(hashed, sizeof(int64_t) * (1 + last - first));
   for (int64_t document = first; document < last; ++document) {
     const int64_t local = document - block_first;

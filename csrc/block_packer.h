@@ -9,7 +9,7 @@
 
 #include "best_fit.h"
 #include "row_rules.h"
-#include "token_file.h"
+#include "token_corpus.h"
 
 namespace megatron_ettin {
 
@@ -59,7 +59,7 @@ uint64_t HashPlanBytes(const void* bytes, size_t count);
 // Packs blocks, one thread at a time; scratch memory is kept from block to block.
 class BlockPacker {
  public:
-  BlockPacker(const TokenFile& file, const RowRules& rules);
+  BlockPacker(const TokenCorpus& corpus, const RowRules& rules);
 
   // Packs documents [first, last), at most kMaxBlockDocuments. The results stay until the next
   // call. Throws std::invalid_argument that names the document with an impossible length.
@@ -80,7 +80,7 @@ class BlockPacker {
   void AddSlots(int64_t length, int64_t units);
   void StoreTails();
 
-  const TokenFile& file_;
+  const TokenCorpus& corpus_;
   const RowRules rules_;
   BestFitPacker packer_;
   BlockShape shape_;

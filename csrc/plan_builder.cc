@@ -22,12 +22,12 @@ constexpr auto kTickPeriod = std::chrono::milliseconds(100);
 // to know its place in the file, so a thread holds one packed block at a time.
 class PlanBuilder {
  public:
-  PlanBuilder(const TokenFile& file, const PlanRequest& request, NewFile* out)
-      : file_(file),
+  PlanBuilder(const TokenCorpus& corpus, const PlanRequest& request, NewFile* out)
+      : corpus_(corpus),
         request_(request),
         out_(*out),
         header_(MakePlanHeader(request.rules, {request.first_document, request.end_document,
-                                               file.num_documents(), file.num_tokens()})),
+                                               corpus.num_documents(), corpus.num_tokens()})),
         body_end_(sizeof(PlanHeader)) {
     header_.has_bodies = request.bodies ? 1 : 0;
     table_.reserve(header_.num_blocks);
@@ -44,7 +44,7 @@ class PlanBuilder {
   int64_t ReserveBody(int64_t index, const BlockPacker& packer, uint64_t body_hash);
   void Fail(std::exception_ptr error);
 
-  const TokenFile& file_;
+  const TokenCorpus& corpus_;
   const PlanRequest& request_;
   NewFile& out_;
 
@@ -99,7 +99,7 @@ void PlanBuilder::Fail(std::exception_ptr error) {
 
 void PlanBuilder::PackWaitingBlocks() {
   try {
-    BlockPacker packer(file_, request_.rules);
+    BlockPacker packer(corpus_, request_.rules);
     int64_t index;
     while (TakeBlock(&index)) {
       const int64_t size = request_.rules.block_documents;
@@ -159,17 +159,17 @@ void PlanBuilder::WriteTable() {
 
 }  // namespace
 
-void BuildRowPlan(const TokenFile& file, const std::string& path, const PlanRequest& request,
+void BuildRowPlan(const TokenCorpus& corpus, const std::string& path, const PlanRequest& request,
                   int64_t threads, const std::function<void(int64_t)>& tick) {
   CheckRules(request.rules);
-  CheckField("end_document", request.end_document, 0, file.num_documents());
+  CheckField("end_document", request.end_document, 0, corpus.num_documents());
   CheckField("first_document", request.first_document, 0, request.end_document);
   CheckField("threads", threads, 0, kMaxThreads);
   RemoveLeftovers(path);
   if (Exists(path)) return;
   {
     NewFile out(path);
-    PlanBuilder builder(file, request, &out);
+    PlanBuilder builder(corpus, request, &out);
     builder.PackBlocks(threads, tick);
     builder.WriteTable();
     out.Publish();

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "row_rules.h"
-#include "token_file.h"
+#include "token_corpus.h"
 
 namespace megatron_ettin {
 
@@ -23,7 +23,7 @@ struct PlanRequest {
 // the lengths alone. threads = 0: one per processor. `tick(documents done)` is called now and then
 // by the calling thread and may throw to give up. Throws std::invalid_argument that names the field
 // or the document, IoError if the file system fails; nothing is left behind then.
-void BuildRowPlan(const TokenFile& file, const std::string& path, const PlanRequest& request,
+void BuildRowPlan(const TokenCorpus& corpus, const std::string& path, const PlanRequest& request,
                   int64_t threads, const std::function<void(int64_t)>& tick);
 
 }  // namespace megatron_ettin

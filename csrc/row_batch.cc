@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "token_file.h"
+#include "token_corpus.h"
 
 namespace megatron_ettin {
 namespace {
@@ -74,11 +74,12 @@ int64_t CountDeviceReads() {
 void FetchRows(const std::vector<const RowPlan*>& plans, const int32_t* source_index,
                int64_t num_rows, const PiecesOfRows& rows) {
   for (int64_t r = 0; r < num_rows; ++r) {
-    if (source_index[r] < 0 || plans[source_index[r]]->file().in_memory()) continue;
-    const TokenFile& file = plans[source_index[r]]->file();
+    if (source_index[r] < 0 || plans[source_index[r]]->corpus().in_memory()) continue;
+    const TokenCorpus& corpus = plans[source_index[r]]->corpus();
     const auto [begin, end] = rows.Row(r);
     for (const Piece* piece = begin; piece != end; ++piece) {
-      file.FetchTokens(file.PlannedBegin(piece->document) + piece->offset, piece->length);
+      const auto [shard, document] = corpus.Find(piece->document);
+      shard.FetchTokens(shard.PlannedBegin(document) + piece->offset, piece->length);
     }
   }
 }
@@ -87,9 +88,8 @@ void FetchRows(const std::vector<const RowPlan*>& plans, const int32_t* source_i
 int64_t WritePiece(const RowPlan& plan, const Piece& piece, const RowShape& shape, int64_t slot,
                    const RowBatch& batch) {
   if (piece.cls) batch.tokens[slot++] = shape.cls_id;
-  const TokenFile& file = plan.file();
-  file.CopyTokens(file.PlannedBegin(piece.document) + piece.offset, piece.length,
-                  batch.tokens + slot);
+  const auto [shard, document] = plan.corpus().Find(piece.document);
+  shard.CopyTokens(shard.PlannedBegin(document) + piece.offset, piece.length, batch.tokens + slot);
   slot += piece.length;
   if (piece.sep) batch.tokens[slot++] = shape.sep_id;
   return slot;
@@ -158,7 +158,7 @@ void AssembleRows(const std::vector<const RowPlan*>& plans, const int32_t* sourc
     std::iota(batch.position_ids + slot, batch.position_ids + row_end, int64_t{0});
   }
   const bool in_memory = CountDeviceReads() == reads_before;
-  for (const RowPlan* plan : plans) plan->file().set_in_memory(in_memory);
+  for (const RowPlan* plan : plans) plan->corpus().set_in_memory(in_memory);
 }
 
 }  // namespace megatron_ettin

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace megatron_ettin {
 namespace {
@@ -26,13 +27,15 @@ int64_t IndexOf(const uint16_t* values, int64_t count, uint16_t wanted) {
 
 }  // namespace
 
-RowPlan::RowPlan(const std::string& path, const TokenFile& file) : plan_(path), file_(file) {
-  if (range().file_documents != file.num_documents() || range().file_tokens != file.num_tokens()) {
+RowPlan::RowPlan(const std::string& path, std::shared_ptr<const TokenCorpus> corpus)
+    : plan_(path), corpus_(std::move(corpus)) {
+  if (range().file_documents != corpus_->num_documents() ||
+      range().file_tokens != corpus_->num_tokens()) {
     plan_.Refuse(offsetof(PlanHeader, range) + offsetof(PlanRange, file_documents),
-                 "the plan was built for a file of " + std::to_string(range().file_documents) +
+                 "the plan was built for a corpus of " + std::to_string(range().file_documents) +
                      " documents and " + std::to_string(range().file_tokens) + " tokens, but " +
-                     file.prefix() + " has " + std::to_string(file.num_documents()) + " and " +
-                     std::to_string(file.num_tokens()));
+                     corpus_->Name() + " has " + std::to_string(corpus_->num_documents()) +
+                     " and " + std::to_string(corpus_->num_tokens()));
   }
   if (plan_.has_bodies()) {
     body_checked_ = std::make_unique<std::atomic<bool>[]>(plan_.header().num_blocks);
@@ -51,7 +54,7 @@ RowPlan::Bytes RowPlan::Recompute(int64_t index) const {
   }
   // Without the lock: other threads need other blocks. Two that need the same do the work twice.
   const int64_t first = plan_.BlockFirstDocument(index);
-  BlockPacker packer(file_, rules());
+  BlockPacker packer(*corpus_, rules());
   packer.Pack(first, first + plan_.ShapeOf(index).num_documents);
   const auto body = std::make_shared<const std::vector<char>>(packer.body());
   const PlanBlock& planned = plan_.block(index);
@@ -94,8 +97,8 @@ RowPlan::Block RowPlan::OpenBlockOfRow(int64_t row) const {
 void RowPlan::RefuseLengths(int64_t index) const {
   const int64_t first = plan_.BlockFirstDocument(index);
   plan_.Refuse(plan_.block(index).body_begin,
-               "the plan was built from other document lengths than those of " + file_.prefix() +
-                   ".idx, in documents [" + std::to_string(first) + ", " +
+               "the plan was built from other document lengths than those of " +
+                   corpus_->Name(".idx") + ", in documents [" + std::to_string(first) + ", " +
                    std::to_string(first + plan_.ShapeOf(index).num_documents) + ")");
 }
 
@@ -141,7 +144,7 @@ void RowPlan::ListPieces(int64_t row, std::vector<Piece>* pieces) const {
 // A row of one piece: a full one, or any of `none`.
 void RowPlan::AddWholePiece(const Block& block, int64_t row, std::vector<Piece>* pieces) const {
   const DocumentStart start = FindUnit(block, row);
-  const int64_t length = file_.PlannedLength(start.document);
+  const int64_t length = corpus_->PlannedLength(start.document);
   const int64_t offset = (row - start.units) * rules().piece_capacity();
   const int64_t size = std::min(rules().piece_capacity(), length - offset);
   const bool added = rules().specials == Specials::kAdd;
@@ -157,7 +160,7 @@ void RowPlan::AddPackedPieces(const Block& block, int64_t row, std::vector<Piece
   int64_t slots = 0;
   for (int64_t i = starts[row]; i < end; ++i) {
     const int64_t document = block.first_document + block.body.tail_documents()[i];
-    const int64_t length = file_.PlannedLength(document);
+    const int64_t length = corpus_->PlannedLength(document);
     const int64_t tail = length < capacity ? length : length % capacity;
     slots += tail + rules().special_slots();
     // Callers rely on rows that fit: this is the only protection against lengths that changed.
@@ -174,7 +177,7 @@ void RowPlan::AddStreamPieces(const Block& block, int64_t row, std::vector<Piece
   DocumentStart start = FindUnit(block, begin);
   while (start.units < end) {
     if (start.document == end_document) RefuseLengths(block.index);
-    const int64_t length = file_.PlannedLength(start.document);
+    const int64_t length = corpus_->PlannedLength(start.document);
     const int64_t slots = rules().Units(length);
     // The document's slots [from, to): 0 is [CLS] and slots - 1 is [SEP], if they are added.
     const int64_t from = std::max<int64_t>(begin - start.units, 0);
@@ -213,7 +216,7 @@ void RowPlan::FindRows(int64_t document, std::vector<int64_t>* rows) const {
                             std::to_string(range().first_document) + ", " +
                             std::to_string(range().end_document) + ")");
   }
-  const int64_t length = file_.PlannedLength(document);
+  const int64_t length = corpus_->PlannedLength(document);
   if (!rules().Keeps(length)) return;
   const Block block = OpenBlock((document - range().first_document) / rules().block_documents);
   int64_t begin = CountUnitsBefore(block, document);

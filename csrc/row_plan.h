@@ -15,18 +15,18 @@
 #include "block_packer.h"
 #include "plan_file.h"
 #include "row_rules.h"
-#include "token_file.h"
+#include "token_corpus.h"
 
 namespace megatron_ettin {
 
 // Reads a plan. Several threads may call the methods at once.
 class RowPlan {
  public:
-  // `file` must outlive the plan. Throws IoError, or std::invalid_argument that names file, byte
-  // and remedy if the plan is damaged or was built for other documents.
-  RowPlan(const std::string& path, const TokenFile& file);
+  // Throws IoError, or std::invalid_argument that names file, byte and remedy if the plan is
+  // damaged or was built for other documents.
+  RowPlan(const std::string& path, std::shared_ptr<const TokenCorpus> corpus);
 
-  const TokenFile& file() const { return file_; }
+  const TokenCorpus& corpus() const { return *corpus_; }
   const RowRules& rules() const { return plan_.rules(); }
   const PlanRange& range() const { return plan_.header().range; }
   const PlanCounts& counts() const { return plan_.header().counts; }
@@ -64,7 +64,7 @@ class RowPlan {
   Bytes Recompute(int64_t index) const;
 
   int64_t CountUnits(int64_t document) const {
-    return rules().Units(file_.PlannedLength(document));
+    return rules().Units(corpus_->PlannedLength(document));
   }
   DocumentStart FindUnit(const Block& block, int64_t unit) const;
   int64_t CountUnitsBefore(const Block& block, int64_t document) const;
@@ -75,7 +75,7 @@ class RowPlan {
   [[noreturn]] void RefuseLengths(int64_t index) const;
 
   PlanFile plan_;
-  const TokenFile& file_;
+  const std::shared_ptr<const TokenCorpus> corpus_;
   std::unique_ptr<std::atomic<bool>[]> body_checked_;  // per block of a plan with bodies
 
   // The bodies used last of a plan without stored ones, the latest first.

@@ -3,7 +3,6 @@
 #ifndef MEGATRON_ETTIN_TOKEN_FILE_H_
 #define MEGATRON_ETTIN_TOKEN_FILE_H_
 
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -63,10 +62,6 @@ class TokenFile {
   // Begins to read the same tokens without waiting for them; does nothing outside.
   void FetchTokens(int64_t begin, int64_t count) const;
 
-  // True if the last batch of this file was in memory: a guess for the next one.
-  bool in_memory() const { return in_memory_.load(std::memory_order_relaxed); }
-  void set_in_memory(bool value) const { in_memory_.store(value, std::memory_order_relaxed); }
-
   // Reads every token. Throws std::invalid_argument that names file, byte, document and position of
   // the first id outside [0, vocab_size).
   void CheckTokens(int64_t vocab_size) const;
@@ -101,7 +96,6 @@ class TokenFile {
   int64_t num_sequences_ = 0;
   int64_t num_boundaries_ = 0;
   bool checked_ = false;
-  mutable std::atomic<bool> in_memory_{false};
   bool one_sequence_per_document_ = false;
 };
 

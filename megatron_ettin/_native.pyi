@@ -19,6 +19,7 @@ __all__: list[str] = [
     "Purpose",
     "RowPieces",
     "RowPlan",
+    "TokenCorpus",
     "TokenFile",
     "TokenFileBuilder",
     "assemble_rows",
@@ -135,6 +136,42 @@ class TokenFile:
     def num_tokens(self) -> int: ...
     @property
     def prefix(self) -> str: ...
+
+class TokenCorpus:
+    """
+    Read one .bin/.idx pair or several, its shards, as one corpus: documents are numbered through.
+
+    Shards may be empty, and may have different dtypes. ValueError if there is none.
+    """
+    def __init__(self, shards: collections.abc.Sequence[TokenFile]) -> None: ...
+    def length(self, document: int) -> int:
+        """
+        Return the tokens of one document; IndexError if there is no such document.
+        """
+    def read_lengths(self, first: int, end: int) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Copy the tokens per document of documents [first, end), as TokenFile.read_lengths does.
+        """
+    def tokens(
+        self, document: int, offset: int = 0, length: int | None = None
+    ) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Copy tokens of one document, as TokenFile.tokens does.
+        """
+    @property
+    def dtype(self) -> str:
+        """
+        'int32' if a shard has it, else 'uint16'.
+        """
+    @property
+    def num_documents(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def shards(self) -> list[TokenFile]:
+        """
+        The pairs, in the order of their documents.
+        """
 
 class Purpose(enum.IntEnum):
     """
@@ -261,13 +298,13 @@ class RowPieces:
 
 class RowPlan:
     """
-    A plan file, memory-mapped, with the token file whose documents it packs into rows.
+    A plan file, memory-mapped, with the corpus whose documents it packs into rows.
 
     Opening checks all but the rows themselves; those of 65,536 documents are checked when first used.
     Raises OSError if the file cannot be opened, ValueError naming file, byte and remedy if it is
     damaged or was built for other documents. Threads may share a plan.
     """
-    def __init__(self, path: os.PathLike[str] | str, file: TokenFile) -> None: ...
+    def __init__(self, path: os.PathLike[str] | str, corpus: TokenFile | TokenCorpus) -> None: ...
     def find(self, document: int) -> numpy.typing.NDArray[numpy.int64]:
         """
         Return the rows that hold a piece of a document, ascending: int64[k], empty if it was dropped.
@@ -391,7 +428,7 @@ def blend_table(
     """
 
 def build_row_plan(
-    file: TokenFile,
+    corpus: TokenFile | TokenCorpus,
     path: os.PathLike[str] | str,
     *,
     first_document: int,
@@ -407,7 +444,7 @@ def build_row_plan(
     progress: collections.abc.Callable[[int], typing.Any] | None = None,
 ) -> None:
     """
-    Plan the rows of documents [first_document, end_document) of a file, into the file `path`.
+    Plan the rows of documents [first_document, end_document) of a corpus, into the file `path`.
 
     It appears when it is complete; a file that is there already stays. Its bytes depend on the lengths
     and the rules alone, whatever the number of threads (0: one per processor). Memory does not grow

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
 from megatron_ettin.config import RunConfig, parse_args, to_yaml
 from megatron_ettin.ending import end_with_launcher, fail
@@ -39,6 +40,7 @@ def pretrain(config: RunConfig) -> None:
     from megatron_ettin.data.corpus_tokenizer import require_one_tokenizer
     from megatron_ettin.data.orders import open_order
     from megatron_ettin.model.backend import choose_backend
+    from megatron_ettin.order.run_folder import RunFolder
     from megatron_ettin.training import precision, set_up, start_checks
     from megatron_ettin.training.loop import train
     from megatron_ettin.training.optimizer import require_packages
@@ -52,7 +54,7 @@ def pretrain(config: RunConfig) -> None:
         start_checks.check_outputs(config)
         config = precision.resolve(config)
         require_one_tokenizer(config)
-        order = open_order(config)
+        order = open_order(config, RunFolder(Path(config.run_dir)).begun_order())
         start_checks.check_held_out(config)
         state = set_up.starting_state(config, order)
         run = set_up.build_training(config, order, state)

@@ -195,8 +195,9 @@ class RawSourceConfig:
 class SourceConfig:
     """One tokenised corpus."""
 
-    prefix: str
-    """Path of the `.bin` and `.idx` without the suffix."""
+    prefix: str | list[str]
+    """Path of the `.bin` and `.idx` without the suffix; or several paths, or a folder: the shards
+    of the corpus, in this order, those of a folder by name."""
     specials: Specials = "add"
     """Special tokens. add: each piece gets [CLS] and [SEP]. present: the corpus holds them."""
     min_doc_tokens: int = 1
@@ -221,8 +222,9 @@ class DataConfig:
     pools: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Documents that a phase may draw: a range [from, to) of every source, as shares of 1, by phase
     name. A phase without an entry draws from all documents."""
-    validation: list[str] = field(default_factory=list)
-    """Prefixes of held-out corpora; the held-out rows are drawn equally from each."""
+    validation: list[str | list[str]] = field(default_factory=list)
+    """Held-out corpora, each named as the `prefix` of a source is; the held-out rows are drawn
+    equally from each."""
     plans: Literal["stored", "recomputed"] = "stored"
     """Storage of row plans. stored: keep on disk which documents make up each row (about 4 bytes a
     row). recomputed: keep a table of blocks of 65,536 documents, and pack a block again when it is

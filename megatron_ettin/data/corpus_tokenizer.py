@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.tokenize import load_tokenizer
+from megatron_ettin.order.shard_list import list_shards
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,11 @@ def recorded_tokenizer(prefix: str) -> str | None:
 
 
 def corpora(config: RunConfig) -> dict[str, str]:
-    """Return the prefixes that a run reads, by the field of the configuration that names each."""
+    """Return the prefixes that a run reads, by the field of the configuration that names each.
+
+    Raises:
+        ValueError, OSError: as `list_shards`.
+    """
     drawn = {name for phase in config.phases for name in config.data.blend[phase.name]}
     trained_on = {
         f"data.sources.{name}": source.prefix
@@ -71,7 +76,12 @@ def corpora(config: RunConfig) -> dict[str, str]:
     held_out = {
         f"data.validation[{index}]": prefix for index, prefix in enumerate(config.data.validation)
     }
-    return trained_on | held_out
+    prefixes = {}
+    for field, prefix in (trained_on | held_out).items():
+        shards = list_shards(prefix)
+        for number, shard in enumerate(shards):
+            prefixes[field if len(shards) == 1 else f"{field}, shard {number}"] = shard
+    return prefixes
 
 
 def compare_tokenizers(prefixes: Mapping[str, str], tokenizer_sha256: str) -> CorpusTokenizers:

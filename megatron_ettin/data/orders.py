@@ -7,11 +7,13 @@ from pathlib import Path
 
 from megatron_ettin.config import PhaseConfig, RunConfig, SourceConfig
 from megatron_ettin.data.tokenize import load_tokenizer
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import OrderSpec, SampleOrder
 
 
-def open_order(config: RunConfig) -> SampleOrder:
+def open_order(config: RunConfig, recorded: OrderSpec | None = None) -> SampleOrder:
     """Open the corpora and fix the order of the whole run.
+
+    `recorded` is the order of a run that has begun: its phases draw no shard that came later.
 
     Raises:
         OSError: a corpus, a plan or the tokenizer cannot be read.
@@ -30,6 +32,7 @@ def open_order(config: RunConfig) -> SampleOrder:
         seed=config.seeds.order,
         tokenizer_sha256=tokenizer.digest,
         ids=tokenizer.ids,
+        recorded=recorded,
     )
 
 

@@ -12,6 +12,7 @@ from megatron_ettin.config import RunConfig, SourceConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import open_held_out_order
 from megatron_ettin.indexed import IndexedReader
+from megatron_ettin.order.shard_list import list_shards
 from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.validation import HeldOutLoss, mean_over_rows
 
@@ -42,12 +43,13 @@ def token_counts(sources: Mapping[str, SourceConfig], ids: TokenIds) -> NDArray[
     """Return [vocab_size] counts over corpora, with one [SEP] for each document that lacks it."""
     counts = np.zeros(ids.vocab_size, dtype=np.int64)
     for source in sources.values():
-        corpus = IndexedReader(source.prefix)
-        corpus.check_tokens(ids.vocab_size)
-        for begin in range(0, len(corpus), CHUNK_DOCUMENTS):
-            end = min(begin + CHUNK_DOCUMENTS, len(corpus))
-            tokens = np.concatenate([corpus[document] for document in range(begin, end)])
-            counts += np.bincount(tokens, minlength=ids.vocab_size)
-        if source.specials == "add":
-            counts[ids.sep] += len(corpus)
+        for prefix in list_shards(source.prefix):
+            shard = IndexedReader(prefix)
+            shard.check_tokens(ids.vocab_size)
+            for begin in range(0, len(shard), CHUNK_DOCUMENTS):
+                end = min(begin + CHUNK_DOCUMENTS, len(shard))
+                tokens = np.concatenate([shard[document] for document in range(begin, end)])
+                counts += np.bincount(tokens, minlength=ids.vocab_size)
+            if source.specials == "add":
+                counts[ids.sep] += len(shard)
     return counts

@@ -84,11 +84,11 @@ class Order(Protocol):
         """Return the slots of row `g`."""
         ...
 
-    def prefix(self, source: str) -> str:
-        """Return the path of a source's corpus, without suffix."""
+    def prefixes(self, source: str) -> list[str]:
+        """Return the path of each shard of a source's corpus, without suffix."""
         ...
 
-    def file(self, source: str) -> native.TokenFile:
+    def corpus(self, source: str) -> native.TokenCorpus:
         """Return a source's corpus."""
         ...
 

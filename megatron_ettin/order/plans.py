@@ -53,7 +53,7 @@ def plan_path(key: PlanKey, folder: Path, kind: Literal["stored", "recomputed"])
 
 
 def open_plan(
-    file: native.TokenFile, key: PlanKey, folder: Path, kind: Literal["stored", "recomputed"]
+    corpus: native.TokenCorpus, key: PlanKey, folder: Path, kind: Literal["stored", "recomputed"]
 ) -> native.RowPlan:
     """Open the plan with this key; build it first if there is none.
 
@@ -69,17 +69,17 @@ def open_plan(
     if not path.exists():
         with _one_builder(folder):
             if not path.exists():
-                _build(file, key, path, bodies=kind == "stored")
-    return native.RowPlan(path, file)
+                _build(corpus, key, path, bodies=kind == "stored")
+    return native.RowPlan(path, corpus)
 
 
-def _build(file: native.TokenFile, key: PlanKey, path: Path, *, bodies: bool) -> None:
+def _build(corpus: native.TokenCorpus, key: PlanKey, path: Path, *, bodies: bool) -> None:
     rules = dataclasses.asdict(key)
     del rules["lengths_sha256"]
     total = key.end_document - key.first_document
     with tqdm(total=total, desc="packing", unit="doc", unit_scale=True, disable=None) as bar:
         native.build_row_plan(
-            file, path, **rules, bodies=bodies, progress=lambda done: bar.update(done - bar.n)
+            corpus, path, **rules, bodies=bodies, progress=lambda done: bar.update(done - bar.n)
         )
 
 

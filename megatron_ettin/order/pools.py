@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -12,9 +11,10 @@ from pathlib import Path
 from megatron_ettin import native
 from megatron_ettin.config import DataConfig, PhaseConfig
 from megatron_ettin.config.data import Packing
-from megatron_ettin.order.corpus_identity import CorpusIdentity, identify_corpus
+from megatron_ettin.order.corpora import Corpus, refuse_duplicates
 from megatron_ettin.order.plans import PlanKey, open_plan, plan_path
-from megatron_ettin.order.spec import PoolSpec
+from megatron_ettin.order.shard_list import plans_folder
+from megatron_ettin.order.spec import OrderSpec, PoolSpec, ShardSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,32 +53,51 @@ class Pool:
 class Pools:
     """The sources of a run and the row plans of all pools that its phases use."""
 
-    def __init__(self, data: DataConfig) -> None:
+    def __init__(self, data: DataConfig, recorded: OrderSpec | None = None) -> None:
         """Open the sources.
+
+        A phase of the order that is `recorded` goes on to draw from the shards that it had then.
 
         Raises:
             OSError, ValueError: a source that is missing, damaged, or there twice.
         """
         self.data = data
-        self.files: dict[str, native.TokenFile] = {}
-        self.identities: dict[str, CorpusIdentity] = {}
+        self._recorded = recorded
+        self._corpora: dict[str, Corpus] = {}
+        self._corpus_of: dict[Pool, Corpus] = {}
         self.plans: dict[Pool, native.RowPlan] = {}
         self.plan_paths: dict[Pool, Path] = {}
         folder = None if data.plan_dir is None else Path(data.plan_dir)
         for name, source in data.sources.items():
-            self.identities[name] = identify_corpus(source.prefix, folder=folder)
-            # The identity was computed from a fully checked file, so no start checks it again.
-            self.files[name] = native.TokenFile(source.prefix, check=False)
+            self._corpora[name] = Corpus.open(source.prefix, folder=folder)
         if not data.allow_duplicates:
-            _refuse_duplicates(self.identities)
+            refuse_duplicates(self._corpora.items())
+
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the sources, in the order of the configuration."""
+        return list(self._corpora)
+
+    def corpus(self, name: str) -> Corpus:
+        """Return the shards of a source that its pools draw from; all if it has no pool."""
+        drawn = [corpus for pool, corpus in self._corpus_of.items() if pool.source == name]
+        return max(drawn, key=lambda corpus: len(corpus.prefixes), default=self._corpora[name])
+
+    def shards(self) -> dict[str, tuple[ShardSpec, ...]]:
+        """Return the shards of the sources with pools that have several."""
+        drawn = dict.fromkeys(pool.source for pool in self._corpus_of)
+        corpora = {name: self.corpus(name) for name in drawn}
+        return {name: c.shards() for name, c in corpora.items() if len(c.prefixes) > 1}
 
     def add(self, phase: PhaseConfig, name: str) -> Pool:
         """Return the pool of a source for a phase; pack it unless an earlier phase did.
 
         Raises:
-            ValueError: the pool is empty, or an earlier phase packed its documents differently.
+            ValueError: the pool is empty, an earlier phase packed its documents differently, or a
+                recorded one had other shards.
         """
-        documents = self.files[name].num_documents
+        corpus = self._corpus_for(phase.name, name)
+        documents = corpus.documents
         share = self.data.pools.get(phase.name, (0.0, 1.0))
         pool = Pool(
             source=name,
@@ -92,24 +111,25 @@ class Pools:
         if not phase.allow_repeats:
             self._refuse_repeats(phase.name, pool)
         if pool not in self.plans:
+            self._corpus_of[pool] = corpus
             self.plans[pool] = self._open_plan(pool)
         if self.plans[pool].num_rows == 0:
             raise ValueError(
-                f"phase {phase.name!r}: source {name!r} ({self.data.sources[name].prefix}) has no "
+                f"phase {phase.name!r}: source {name!r} ({corpus.name}) has no "
                 f"documents in [{pool.first_document}, {pool.end_document}) of its {documents}"
             )
         return pool
 
     def describe(self, pool: Pool, quota: int, drawn: int) -> PoolSpec:
         """Return the entry of a pool for a phase in order.json."""
-        identity, source = self.identities[pool.source], self.data.sources[pool.source]
+        corpus, source = self._corpus_of[pool], self.data.sources[pool.source]
         plan = self.plans[pool]
         return PoolSpec(
             source=pool.source,
-            documents_in_file=identity.documents,
-            tokens_in_file=identity.tokens,
-            lengths_sha256=identity.lengths_sha256,
-            tokens_sha256=identity.tokens_sha256,
+            documents_in_file=corpus.documents,
+            tokens_in_file=corpus.content.num_tokens,
+            lengths_sha256=corpus.lengths_sha256,
+            tokens_sha256=corpus.tokens_sha256,
             first_document=pool.first_document,
             end_document=pool.end_document,
             specials=source.specials,
@@ -120,10 +140,22 @@ class Pools:
             drawn=drawn,
         )
 
+    def _corpus_for(self, phase: str, name: str) -> Corpus:
+        """Return the shards of a source that a phase may draw from."""
+        corpus, recorded = self._corpora[name], self._recorded
+        if recorded is None:
+            return corpus
+        of_phase = next((other for other in recorded.phases if other.name == phase), None)
+        pools = of_phase.pools if of_phase is not None else ()
+        pool = next((pool for pool in pools if pool.source == name), None)
+        if pool is None:
+            return corpus
+        return corpus.recorded_in(pool, recorded.shards.get(name, ()))
+
     def _open_plan(self, pool: Pool) -> native.RowPlan:
-        source = self.data.sources[pool.source]
+        source, corpus = self.data.sources[pool.source], self._corpus_of[pool]
         key = PlanKey(
-            lengths_sha256=self.identities[pool.source].lengths_sha256,
+            lengths_sha256=corpus.lengths_sha256,
             first_document=pool.first_document,
             end_document=pool.end_document,
             seq_length=pool.seq_length,
@@ -132,9 +164,9 @@ class Pools:
             min_doc_tokens=source.min_doc_tokens,
             max_segments_per_row=pool.max_segments_per_row,
         )
-        folder = Path(self.data.plan_dir or f"{source.prefix}.plans")
+        folder = Path(self.data.plan_dir or plans_folder(source.prefix))
         self.plan_paths[pool] = plan_path(key, folder, self.data.plans)
-        return open_plan(self.files[pool.source], key, folder, self.data.plans)
+        return open_plan(corpus.content, key, folder, self.data.plans)
 
     def _refuse_repeats(self, phase: str, pool: Pool) -> None:
         for other in self.plans:
@@ -147,15 +179,3 @@ class Pools:
                     f"({other.pack}) before: declare disjoint `data.pools`, or "
                     f"`allow_repeats: true`"
                 )
-
-
-def _refuse_duplicates(identities: Mapping[str, CorpusIdentity]) -> None:
-    first_with: dict[tuple[str, str], str] = {}
-    for name, identity in identities.items():
-        other = first_with.setdefault(identity.content, name)
-        if other != name:
-            raise ValueError(
-                f"data.sources: {other!r} and {name!r} hold the same documents, which would be "
-                f"drawn twice as often as the blend says: drop one, or set "
-                f"data.allow_duplicates: true"
-            )

@@ -96,6 +96,18 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{self.order}: {error}") from error
 
+    def begun_order(self) -> OrderSpec | None:
+        """Read order.json if there is a checkpoint to go on from; None if it is damaged too.
+
+        A start compares it with the order of the configuration, and reports a damaged one.
+        """
+        if self.newest_checkpoint() is None or not self.order.is_file():
+            return None
+        try:
+            return self.read_order(check_ids=False)
+        except ValueError:
+            return None
+
     def has_ledger(self) -> bool:
         """Say whether a ledger was begun; not so before the first step, nor by Megatron."""
         return self.ledger.is_dir()

@@ -35,8 +35,11 @@ class SampleOrder:
         seed: int,
         tokenizer_sha256: str,
         ids: TokenIds,
+        recorded: OrderSpec | None = None,
     ) -> None:
         """Open the sources, pack the pools and fix the length of every phase.
+
+        `recorded` is the order of a run that goes on: its phases draw no shard that came later.
 
         Raises:
             OSError: a corpus or a plan that cannot be read or written.
@@ -45,7 +48,7 @@ class SampleOrder:
                 source.
         """
         self.ids = ids
-        self._pools = Pools(data)
+        self._pools = Pools(data, recorded)
         self._drawn: dict[Pool, int] = {}
         self._phase_pools: list[list[Pool]] = []
         self._phase_orders: list[native.PhaseOrder] = []
@@ -53,7 +56,12 @@ class SampleOrder:
         for phase in phases:
             start_g = specs[-1].end_g if specs else 0
             specs.append(self._add_phase(phase, data.blend[phase.name], seed, start_g))
-        self.spec = OrderSpec(seed=seed, tokenizer_sha256=tokenizer_sha256, phases=tuple(specs))
+        self.spec = OrderSpec(
+            seed=seed,
+            tokenizer_sha256=tokenizer_sha256,
+            phases=tuple(specs),
+            shards=self._pools.shards(),
+        )
 
     @property
     def format(self) -> str:
@@ -95,19 +103,19 @@ class SampleOrder:
     @property
     def source_names(self) -> list[str]:
         """Names of the sources; `Pieces.source` counts in this list."""
-        return list(self._pools.files)
+        return self._pools.source_names
 
-    def prefix(self, source: str) -> str:
-        """Return the path of a source's corpus, without suffix."""
-        return self._pools.data.sources[source].prefix
+    def prefixes(self, source: str) -> list[str]:
+        """Return the path of each shard of a source's corpus, without suffix."""
+        return list(self._pools.corpus(source).prefixes)
 
-    def file(self, source: str) -> native.TokenFile:
+    def corpus(self, source: str) -> native.TokenCorpus:
         """Return a source's corpus."""
-        return self._pools.files[source]
+        return self._pools.corpus(source).content
 
     def content_id(self, source: str) -> str:
-        """Return the SHA-256 of a source's .bin, hexadecimal."""
-        return self._pools.identities[source].tokens_sha256
+        """Return the SHA-256 of a source's .bin, or of those of its shards, hexadecimal."""
+        return self._pools.corpus(source).tokens_sha256
 
     def shortest_document(self, source: str) -> int:
         """Return the tokens that a document of a source needs to be packed at all, at least 1."""
@@ -181,10 +189,10 @@ class SampleOrder:
         Raises:
             IndexError: the source has no such document.
         """
-        if not 0 <= document < self._pools.files[source].num_documents:
+        num_documents = self.corpus(source).num_documents
+        if not 0 <= document < num_documents:
             raise IndexError(
-                f"source {source!r} has documents 0 to "
-                f"{self._pools.files[source].num_documents - 1}, not {document}"
+                f"source {source!r} has documents 0 to {num_documents - 1}, not {document}"
             )
         rows_of_phases = [np.empty(0, dtype=np.int64)]
         for phase_index, phase in enumerate(self.spec.phases):
@@ -313,13 +321,14 @@ class SampleOrder:
         position = int(np.argmax(tokens >= self.ids.vocab_size))
         row_in_batch = position // phase.seq_length
         pool = pools[source_index[row_in_batch]]
-        file = self._pools.files[pool.source]
+        corpus = self._pools.corpus(pool.source)
         pieces = self._pools.plans[pool].pieces(rows[row_in_batch : row_in_batch + 1])
         for document in pieces.document.tolist():
-            ids = file.tokens(document)
+            ids = corpus.content.tokens(document)
             if ids.max() >= self.ids.vocab_size:
+                prefix, number = corpus.shard_of(document)
                 raise ValueError(
-                    f"{self.prefix(pool.source)}.bin: document {document} holds token id "
+                    f"{prefix}.bin: document {number} holds token id "
                     f"{int(ids.max())}, but the tokenizer has {self.ids.vocab_size} ids; "
                     f"preprocess the corpus with this tokenizer"
                 )

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from megatron_ettin.rows import Specials
 
 FORMAT = "order/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSpec:
+    """One of several .bin/.idx pairs that together are a corpus."""
+
+    documents: int
+    tokens: int
+    lengths_sha256: str
+    tokens_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +80,8 @@ class OrderSpec:
     seed: int
     tokenizer_sha256: str
     phases: tuple[PhaseSpec, ...]
+    shards: Mapping[str, tuple[ShardSpec, ...]] = field(default_factory=dict)
+    """Shards by source, where there are several; no id covers them but through their hashes."""
 
     def phase_ids(self) -> list[str]:
         """Return the chained id of each phase: a hash of the previous id and of its rule."""
@@ -113,7 +125,10 @@ class OrderSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the format's name and all fields, phases and pools as dictionaries."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        fields = {"format": FORMAT, **dataclasses.asdict(self)}
+        if not self.shards:
+            del fields["shards"]
+        return fields
 
     @classmethod
     def from_json(cls, text: str | bytes, *, check_ids: bool = True) -> Self:
@@ -130,10 +145,16 @@ class OrderSpec:
                 for phase in document["phases"]
             )
             spec = cls(
-                seed=document["seed"], tokenizer_sha256=document["tokenizer_sha256"], phases=phases
+                seed=document["seed"],
+                tokenizer_sha256=document["tokenizer_sha256"],
+                phases=phases,
+                shards={
+                    source: tuple(ShardSpec(**shard) for shard in shards)
+                    for source, shards in document.get("shards", {}).items()
+                },
             )
             phase_ids, order_id = document["phase_ids"], document["order_id"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the order of a run ({error}); restore it") from error
         if check_ids:
             spec._check_ids(phase_ids, order_id)
@@ -162,6 +183,36 @@ class OrderSpec:
                     f"before ends at row {start} (its num_rows is {before})"
                 )
             start = phase.end_g
+        self._check_shards()
+
+    def _check_shards(self) -> None:
+        """Raise ValueError unless every pool of a source with shards is made of the first ones."""
+        for phase in self.phases:
+            for pool in phase.pools:
+                shards = self.shards.get(pool.source, ())
+                if shards and not any(
+                    _is_made_of(pool, shards[:count]) for count in range(1, len(shards) + 1)
+                ):
+                    raise ValueError(
+                        f"was altered: the hashes of source {pool.source!r} in phase "
+                        f"{phase.name!r} do not follow from its shards"
+                    )
+
+
+def combined_sha256(hashes: Iterable[str]) -> str:
+    """Return the hash of a corpus, given those of its shards: the one, or that of the JSON list."""
+    of_shards = list(hashes)
+    if len(of_shards) == 1:
+        return of_shards[0]
+    return hashlib.sha256(json.dumps(of_shards, separators=(",", ":")).encode()).hexdigest()
+
+
+def _is_made_of(pool: PoolSpec, shards: Sequence[ShardSpec]) -> bool:
+    return (
+        pool.documents_in_file == sum(shard.documents for shard in shards)
+        and pool.lengths_sha256 == combined_sha256(shard.lengths_sha256 for shard in shards)
+        and pool.tokens_sha256 == combined_sha256(shard.tokens_sha256 for shard in shards)
+    )
 
 
 def find_first_difference(recorded: Any, now: Any, where: str = "") -> str | None:

@@ -15,6 +15,7 @@ from megatron_ettin.queries.recorded_run import RecordedRun
 
 if TYPE_CHECKING:
     from megatron_ettin.data.provenance import Provenance
+    from megatron_ettin.data.sharded_provenance import ShardedProvenance
 
 
 class Document(NamedTuple):
@@ -68,13 +69,13 @@ class Sidecars:
     def __init__(self, run: RecordedRun) -> None:
         """Open nothing yet."""
         self._run = run
-        self._opened: dict[str, Provenance | None] = {}
+        self._opened: dict[str, Provenance | ShardedProvenance | None] = {}
 
-    def provenance(self, source: str) -> Provenance | None:
-        """Return the provenance of a source; None if preprocessing wrote no sidecar."""
+    def provenance(self, source: str) -> Provenance | ShardedProvenance | None:
+        """Return the provenance of a source; None if a shard of it has no sidecar."""
         if source not in self._opened:
-            prefix = self._run.order.prefix(source)
-            self._opened[source] = _open(prefix) if _has_sidecar(prefix) else None
+            prefixes = self._run.order.prefixes(source)
+            self._opened[source] = None if _without_sidecar(prefixes) else _open(prefixes)
         return self._opened[source]
 
     def origins(self, documents: Sequence[Document]) -> list[DocumentOrigin]:
@@ -91,15 +92,17 @@ class Sidecars:
         return [origins.get(document, DocumentOrigin(None, None)) for document in documents]
 
 
-def _has_sidecar(prefix: str) -> bool:
-    return Path(f"{prefix}.docs.parquet").exists()
+def _without_sidecar(prefixes: Sequence[str]) -> list[Path]:
+    """Return the sidecars of a corpus that are not there."""
+    paths = [Path(f"{prefix}.docs.parquet") for prefix in prefixes]
+    return [path for path in paths if not path.exists()]
 
 
-def _open(prefix: str) -> Provenance:
+def _open(prefixes: Sequence[str]) -> Provenance | ShardedProvenance:
     # Importing Arrow takes longer than answering a question about a corpus without a sidecar.
-    from megatron_ettin.data.provenance import Provenance
+    from megatron_ettin.data.sharded_provenance import open_provenance
 
-    return Provenance.open(prefix)
+    return open_provenance(prefixes)
 
 
 def select_sources(run: RecordedRun, name: str | None) -> list[str]:
@@ -140,8 +143,9 @@ def find_documents(run: RecordedRun, name: DocumentName, sidecars: Sidecars) -> 
     looked = f"in {', '.join(known)}" if known else "was looked for"
     if len(known) < len(sources):
         without = next(source for source in sources if source not in known)
+        missing = _without_sidecar(run.order.prefixes(without))
         raise FileNotFoundError(
-            f"{what} {looked}: source {without!r} has no {run.order.prefix(without)}.docs.parquet, "
+            f"{what} {looked}: source {without!r} has no {missing[0]}, "
             f"which tools/preprocess_data.py writes; name the document as SOURCE:ORDINAL with --doc"
         )
     raise ValueError(f"{what} {looked}")
@@ -152,13 +156,13 @@ def _parse(run: RecordedRun, text: str, sources: list[str]) -> Document:
     if not colon or not digits.isdecimal():
         raise ValueError(f"--doc {text!r}: expected SOURCE:ORDINAL, such as {sources[0]}:17")
     (source,) = select_sources(run, source)
-    count = run.order.file(source).num_documents
+    count = run.order.corpus(source).num_documents
     if int(digits) >= count:
         raise ValueError(f"--doc {text!r}: source {source!r} has documents 0 to {count - 1}")
     return Document(source, int(digits))
 
 
-def _look_up(provenance: Provenance, name: DocumentName) -> NDArray[np.int64]:
+def _look_up(provenance: Provenance | ShardedProvenance, name: DocumentName) -> NDArray[np.int64]:
     if name.id is not None:
         return provenance.find_id(name.id)
     if name.sha is not None:

@@ -152,8 +152,8 @@ class _ExportWriter:
     @cached_property
     def schema(self) -> pa.Schema:
         """Columns of the files."""
-        files = [self.order.file(name) for name in self.order.source_names]
-        narrow = self.order.vocab_size <= 65_536 and all(file.dtype == "uint16" for file in files)
+        corpora = [self.order.corpus(name) for name in self.order.source_names]
+        narrow = self.order.vocab_size <= 65_536 and all(c.dtype == "uint16" for c in corpora)
         fields = [
             ("step", pa.int64()),
             ("input_ids", pa.list_(pa.uint16() if narrow else pa.int32())),

@@ -96,7 +96,7 @@ def count_exposures(
 def _exposure(
     run: RecordedRun, document: Document, origin: DocumentOrigin, at: CheckpointPoint
 ) -> Exposure:
-    tokens = int(run.order.file(document.source).lengths[document.ordinal])
+    tokens = run.order.corpus(document.source).length(document.ordinal)
     trained = [place for place in list_places(run, document) if place.step is not None]
     before = [place for place in trained if place.g < at.g]
     tokens_seen = sum(place.length for place in before)

@@ -11,7 +11,8 @@ import numpy as np
 from megatron_ettin import native
 from megatron_ettin.config import RunConfig, parse_args
 from megatron_ettin.data.orders import open_order
-from megatron_ettin.order import Order, PhaseSpec
+from megatron_ettin.order import Order, OrderSpec, PhaseSpec
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.answer import show
 from megatron_ettin.queries.recorded_run import open_run
 
@@ -72,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; return 0."""
+    recorded = None
     if args.run is not None:
+        recorded = RunFolder(args.run).read_order(check_ids=False)
         config = open_run(args.run, must_match=False).config_for("row plans")
     else:
         # No plan depends on these two, and the files of a run may leave them to its command line.
@@ -80,16 +83,18 @@ def print_answer(args: argparse.Namespace) -> int:
         for path in args.config:
             words += ["--config", str(path)]
         config = parse_args(words)
-    return show(build_plans(config, figure=args.figure), args)
+    return show(build_plans(config, recorded=recorded, figure=args.figure), args)
 
 
-def build_plans(config: RunConfig, *, figure: Path | None = None) -> Plan:
-    """Build all missing plans, and report on all of them.
+def build_plans(
+    config: RunConfig, *, recorded: OrderSpec | None = None, figure: Path | None = None
+) -> Plan:
+    """Build all missing plans, and report on all of them; `recorded` is the order of a run.
 
     Raises:
         ValueError, OSError: anything that would also stop the run before its first step.
     """
-    order = open_order(config)
+    order = open_order(config, recorded)
     if figure is not None:
         from megatron_ettin.queries.plan_figure import write_figure
 

@@ -116,11 +116,13 @@ def spec_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> lis
     """Return the fields in which two orders differ, phase by phase and source by source.
 
     Takes what `OrderSpec.to_dict` returns, or the like of another format. Orders of two formats
-    have no other field in common.
+    have no other field in common. Shards are not compared: the pools have hashes of them.
     """
     if first["format"] != second["format"]:
         return _field_differences("order", first, second, lambda name: name == "format")
-    differences = _field_differences("order", first, second, lambda name: name != "phases")
+    differences = _field_differences(
+        "order", first, second, lambda name: name not in ("phases", "shards")
+    )
     phases = zip_longest(first.get("phases", ()), second.get("phases", ()))
     for index, (one, other) in enumerate(phases):
         name = (one or other)["name"]

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import open_order
-from megatron_ettin.order import NotRecordedError, Order
+from megatron_ettin.order import NotRecordedError, Order, SampleOrder
+from megatron_ettin.order.corpora import OtherShardsError
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.mcore import FORMAT, McoreOrder, McoreRun
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.order.spec import OrderSpec
 from megatron_ettin.order.steps import plan_steps
 from megatron_ettin.queries.record import spec_differences
 
@@ -164,7 +166,7 @@ def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
     document = yaml.safe_load(path.read_text())
     if isinstance(document, dict) and document.get("order") == FORMAT:
         return _open_mcore(folder)
-    run = _open_own(RunFolder(folder))
+    run = _open_own(RunFolder(folder), must_match=must_match)
     if must_match and run.changes:
         shown = [f"  {change}" for change in run.changes[:CHANGES_SHOWN]]
         if more := len(run.changes) - len(shown):
@@ -176,11 +178,12 @@ def open_run(folder: Path, *, must_match: bool = True) -> RecordedRun:
     return run
 
 
-def _open_own(folder: RunFolder) -> RecordedRun:
+def _open_own(folder: RunFolder, *, must_match: bool) -> RecordedRun:
     config = folder.read_config()
-    order = open_order(config)
     # Altered or not: the content is compared.
-    recorded = folder.read_order(check_ids=False).to_dict()
+    spec = folder.read_order(check_ids=False)
+    order, other_shards = _open_order(config, spec, must_match=must_match)
+    recorded = spec.to_dict()
     ledger = folder.read_ledger() if folder.has_ledger() else Ledger.empty(folder.ledger)
     columns = (ledger.steps["g_begin"], ledger.steps["g_end"])
     return RecordedRun(
@@ -194,11 +197,24 @@ def _open_own(folder: RunFolder) -> RecordedRun:
             for point in ledger.checkpoints()
         ],
         recorded=recorded,
-        changes=[
+        changes=other_shards
+        + [
             f"{change.where}: {change.field} was {change.first}, is {change.second}"
             for change in spec_differences(recorded, order.spec.to_dict())
         ],
     )
+
+
+def _open_order(
+    config: RunConfig, recorded: OrderSpec, *, must_match: bool
+) -> tuple[SampleOrder, list[str]]:
+    """Return the order of today's files, and what is wrong with their shards."""
+    try:
+        return open_order(config, recorded), []
+    except OtherShardsError as error:
+        if must_match:
+            raise
+        return open_order(config), [str(error)]
 
 
 def _open_mcore(folder: Path) -> RecordedRun:

@@ -130,14 +130,14 @@ class RunTables:
     def docs(self) -> Iterator[pa.RecordBatch]:
         """Yield every document of every source, seen or not; null without a sidecar."""
         for number, source in enumerate(self.run.order.source_names):
-            file = self.run.order.file(source)
-            for begin in range(0, file.num_documents, CHUNK_DOCUMENTS):
-                ordinals = np.arange(begin, min(begin + CHUNK_DOCUMENTS, file.num_documents))
+            corpus = self.run.order.corpus(source)
+            for begin in range(0, corpus.num_documents, CHUNK_DOCUMENTS):
+                ordinals = np.arange(begin, min(begin + CHUNK_DOCUMENTS, corpus.num_documents))
                 known = self.describe(source, ordinals)
                 columns = {
                     "source": self._names(np.full(len(ordinals), number, dtype=np.int32)),
                     "ordinal": ordinals,
-                    "n_tokens": file.read_lengths(begin, begin + len(ordinals)),
+                    "n_tokens": corpus.read_lengths(begin, begin + len(ordinals)),
                     **{name: known[name] for name in DOCS.names if name in known},
                 }
                 yield _batch(columns, DOCS)

@@ -82,7 +82,7 @@ def draw_unseen(
         raise ValueError(f"num {num} must be positive, seed {seed} between 0 and 2^64 - 1")
     sources = select_sources(run, source)
     drawn: dict[Document, int] = {}
-    looked_at = sum(run.order.file(name).num_documents for name in sources)
+    looked_at = sum(run.order.corpus(name).num_documents for name in sources)
     with tqdm(total=num, desc="drawing", unit="doc", disable=None) as bar:
         for place, document, tokens in _shuffled(run, sources, seed, known_to_be_seen(run, at)):
             if tokens < run.order.shortest_document(document.source) or _was_seen(
@@ -175,16 +175,16 @@ def _shuffled(
     run: RecordedRun, sources: list[str], seed: int, seen: Mapping[str, SeenByOrder]
 ) -> Iterator[tuple[int, Document, int]]:
     """Yield (place in the permutation, document, its tokens) of documents that may be unseen."""
-    files = [run.order.file(source) for source in sources]
+    corpora = [run.order.corpus(source) for source in sources]
     if all(
-        name in seen and seen[name].is_all_of(file.num_documents)
-        for name, file in zip(sources, files, strict=True)
+        name in seen and seen[name].is_all_of(corpus.num_documents)
+        for name, corpus in zip(sources, corpora, strict=True)
     ):
-        return  # before the lengths of all documents are read
-    lengths = [file.lengths for file in files]
+        return
+    counts = np.array([corpus.num_documents for corpus in corpora], dtype=np.int64)
     # The permutation numbers documents through all sources: source s has begins[s] to ends[s] - 1.
-    ends = np.cumsum([len(column) for column in lengths])
-    begins = ends - [len(column) for column in lengths]
+    ends = np.cumsum(counts)
+    begins = ends - counts
     total = int(ends[-1])
     key = native.counter_key(seed, native.Purpose.UNSEEN, [])
     for begin in range(0, total, CHUNK):
@@ -199,7 +199,8 @@ def _shuffled(
                 is_open[here] = seen[name].is_open(ordinals[here])
         for place in np.flatnonzero(is_open).tolist():
             number, ordinal = int(source_index[place]), int(ordinals[place])
-            yield begin + place, Document(sources[number], ordinal), int(lengths[number][ordinal])
+            tokens = corpora[number].length(ordinal)
+            yield begin + place, Document(sources[number], ordinal), tokens
 
 
 def _was_seen(run: RecordedRun, document: Document, at: CheckpointPoint) -> bool:

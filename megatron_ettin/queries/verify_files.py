@@ -5,13 +5,18 @@ All other commands trust a corpus's identity file if it names the size and time 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.corpus_tokenizer import OPTION, compare_tokenizers, corpora
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.order import OrderSpec, PoolSpec
 from megatron_ettin.order.corpus_identity import hash_corpus
+from megatron_ettin.order.shard_list import list_shards
+from megatron_ettin.order.spec import ShardSpec
 from megatron_ettin.queries.answer import Check
 
 #: Fields of a pool that identify its corpus, and their names in a CorpusIdentity.
@@ -36,8 +41,7 @@ def check_files(spec: OrderSpec, config: RunConfig) -> Check:
         if source is None:
             check.fail(f"source {name!r}: config.yaml does not name its corpus")
             continue
-        check.items += 2
-        _check_corpus(pool, source.prefix, check)
+        _check_corpus(pool, source.prefix, spec.shards.get(name, ()), check)
     return check
 
 
@@ -55,18 +59,41 @@ def _check_tokenizer(spec: OrderSpec, folder: Path, check: Check) -> None:
         )
 
 
-def _check_corpus(pool: PoolSpec, prefix: str, check: Check) -> None:
+def _check_corpus(
+    pool: PoolSpec, prefix: str | list[str], shards: Sequence[ShardSpec], check: Check
+) -> None:
+    """Check each shard that a source had in the recorded order; it may have got more since."""
     try:
-        identity = hash_corpus(prefix)
+        prefixes = list_shards(prefix)
     except (ValueError, OSError) as error:
         check.fail(f"source {pool.source!r}: {error}")
         return
+    # A corpus of one pair is not listed by shards: its pool has the hashes of the pair itself.
+    recorded = [asdict(shard) for shard in shards] or [
+        {name: getattr(pool, field) for field, name in FIELDS.items()}
+    ]
+    check.items += 2 * len(recorded)
+    for shard, said in zip(prefixes, recorded, strict=False):
+        _check_pair(pool.source, shard, said, check)
+    for number in range(len(prefixes), len(recorded)):
+        check.fail(f"source {pool.source!r}: shard {number} is not there any more")
+    if len(prefixes) > len(recorded):
+        more = len(prefixes) - len(recorded)
+        check.notes.append(f"source {pool.source!r}: {more} shards are no part of the order")
+
+
+def _check_pair(source: str, prefix: str, said: Mapping[str, Any], check: Check) -> None:
+    try:
+        identity = hash_corpus(prefix)
+    except (ValueError, OSError) as error:
+        check.fail(f"source {source!r}: {error}")
+        return
     for field, name in FIELDS.items():
-        said, today = getattr(pool, field), getattr(identity, name)
-        if said != today:
+        today = getattr(identity, name)
+        if said[name] != today:
             file = "bin" if field == "tokens_sha256" else "idx"
-            what = f"{field} is {today}, but order.json says {said}"
-            check.fail(f"{prefix}.{file} (source {pool.source!r}): {what}")
+            what = f"{field} is {today}, but order.json says {said[name]}"
+            check.fail(f"{prefix}.{file} (source {source!r}): {what}")
 
 
 def check_tokenizers(config: RunConfig, tokenizer_sha256: str) -> Check:

@@ -138,7 +138,7 @@ class _Plans:
         pool, plan = next((p, plan) for p, plan in self._order.plans(phase) if p.source == source)
         path = self._folder / f"{phase}_{len(list(self._folder.iterdir()))}.plan"
         native.build_row_plan(
-            self._order.file(source),
+            self._order.corpus(source),
             path,
             first_document=plan.first_document,
             end_document=plan.end_document,
@@ -148,7 +148,7 @@ class _Plans:
             min_doc_tokens=pool.min_doc_tokens,
             max_segments_per_row=plan.max_segments_per_row,
         )
-        return native.RowPlan(path, self._order.file(source))
+        return native.RowPlan(path, self._order.corpus(source))
 
 
 def _pieces(plan: native.RowPlan, row: NDArray[np.int64]) -> list[list[int]]:

@@ -87,7 +87,7 @@ def locate(run: RecordedRun, name: DocumentName) -> Where:
             DocumentPlaces(
                 source=document.source,
                 ordinal=document.ordinal,
-                tokens=int(run.order.file(document.source).lengths[document.ordinal]),
+                tokens=run.order.corpus(document.source).length(document.ordinal),
                 id=origin.id,
                 url=origin.url,
                 places=list_places(run, document),

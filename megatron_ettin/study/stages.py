@@ -21,6 +21,7 @@ from megatron_ettin.evaluation.tasks.task import Task
 from megatron_ettin.export.huggingface import to_huggingface
 from megatron_ettin.file_digests import FileDigest
 from megatron_ettin.model.counts import parameters
+from megatron_ettin.order.shard_list import list_shards
 from megatron_ettin.publication import publish_text
 from megatron_ettin.study.arms import Study, StudyModel
 from megatron_ettin.study.costs import Cost, Costs
@@ -116,7 +117,8 @@ class TrainingStage(Stage):
         config = training_config(self.study, self.model)
         load_tokenizer(Path(config.data.tokenizer))
         prefixes = [source.prefix for source in config.data.sources.values()]
-        for prefix in (*prefixes, *config.data.validation):
+        corpora = (*prefixes, *config.data.validation)
+        for prefix in (shard for corpus in corpora for shard in list_shards(corpus)):
             for path in (Path(f"{prefix}.bin"), Path(f"{prefix}.idx")):
                 if not path.is_file():
                     raise ValueError(

@@ -85,7 +85,8 @@ def is_trained(study: Study, model: StudyModel) -> bool:
         return False
     config, state = training_config(study, model), checkpoint.read_state(newest)
     differing = _differing(checkpoint.read_config(newest), config)
-    if tuple(open_order(config).spec.phase_ids()) != state.phase_ids and not differing:
+    spec = open_order(config, model.run.begun_order()).spec
+    if tuple(spec.phase_ids()) != state.phase_ids and not differing:
         differing.append("documents")
     start = starting_checkpoint(model) if model.start is not None else None
     if start is not None and state.initialized_from is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,42 @@ def require(is_so: bool, what: str) -> None:
 
 
 class Corpus:
+    """A pair or several, its shards, whose documents are numbered through."""
+
+    def __init__(self, prefix: str | list[str]) -> None:
+        names = [prefix] if isinstance(prefix, str) else prefix
+        self.pairs = [Pair(shard) for name in names for shard in shards(name)]
+        self.lengths = [length for pair in self.pairs for length in pair.lengths]
+        self.ends = list(accumulate(len(pair.lengths) for pair in self.pairs))
+
+    def hashes(self, name: str, documents: int) -> list[str]:
+        """Return hashes of the first shards of so many documents; several if some are empty."""
+        return [
+            combined([getattr(pair, name) for pair in self.pairs[: count + 1]])
+            for count, end in enumerate(self.ends)
+            if end == documents
+        ]
+
+    def tokens(self, document: int, offset: int, count: int) -> list[int]:
+        shard = bisect_right(self.ends, document)
+        pair = self.pairs[shard]
+        return pair.tokens(document - self.ends[shard] + len(pair.lengths), offset, count)
+
+
+def shards(prefix: str) -> list[str]:
+    folder = Path(prefix.rstrip("/"))
+    if Path(f"{folder}.idx").exists() or not folder.is_dir():
+        return [prefix]
+    return sorted(str(path.with_suffix("")) for path in folder.glob("*.idx"))
+
+
+def combined(hashes: list[str]) -> str:
+    if len(hashes) == 1:
+        return hashes[0]
+    return sha256(json.dumps(hashes, separators=(",", ":")).encode())
+
+
+class Pair:
     """A .bin and its .idx."""
 
     def __init__(self, prefix: str) -> None:
@@ -36,7 +74,7 @@ class Corpus:
         begins = np.concatenate([[0], np.cumsum(sizes)])[first]
         self.begins: list[int] = begins.tolist()
         self.lengths: list[int] = np.diff(begins).tolist()
-        self.ids = np.memmap(prefix + ".bin", {8: "<u2", 4: "<i4"}[code], "r")
+        self.ids = np.fromfile(prefix + ".bin", {8: "<u2", 4: "<i4"}[code])
         self.lengths_sha256 = sha256(np.diff(begins).astype("<i8").tobytes())
         self.tokens_sha256 = sha256(self.ids.tobytes())
 

@@ -23,7 +23,9 @@ from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.ledger.format import GENESIS, Kind, format_event, seal
 from tests.conftest import TinyCorpus
 from tests.independent.program import FOLDER, rebuild, run_alone
+from tests.mutations import change_token
 from tests.runs import record_run, tiny_config
+from tests.shards import cut_into_shards
 
 ALLOWED = {"numpy", "order", "record", "xxhash", "yaml"}
 PROGRAMS = [FOLDER / f"{name}.py" for name in ("order", "rebuild", "record", "weights")]
@@ -289,6 +291,28 @@ def test_another_order_or_corpus_is_found(run: Path, tmp_path: Path) -> None:
     config["data"]["sources"]["alpha"]["prefix"] = str(tmp_path / "alpha")
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     assert rebuild(copy).startswith("FAIL alpha: tokens_sha256 is ")
+
+
+def test_a_run_over_shards_is_rebuilt(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    folder = tmp_path / "alpha"
+    cut_into_shards(tiny_corpus.folder / "alpha", folder, [0, 200, 480])
+    later = list(folder.glob("00003.*"))
+    for path in later:
+        path.rename(tmp_path / path.name)
+    sources = {**tiny_corpus.data["sources"], "alpha": {"prefix": str(folder)}}
+    config = tiny_config(
+        tiny_corpus,
+        tmp_path / "run",
+        phases=[phase("short", 8_000, 64), phase("long", 12_000, 128, pack="concat")],
+        data={**tiny_corpus.data, "sources": sources},
+    )
+    run = record_run(config)
+    assert rebuild(run).startswith("PASS")
+    for path in later:
+        (tmp_path / path.name).rename(path)
+    assert rebuild(run).startswith("PASS"), "what came later is no part of the order"
+    change_token(folder / "00001", document=3)
+    assert rebuild(run).startswith("FAIL alpha: tokens_sha256 is ")
 
 
 @pytest.mark.parametrize("run", ["encoder"], indirect=True)

@@ -184,7 +184,7 @@ def test_plan_of_another_corpus_is_refused(tmp_path: Path) -> None:
     build_plan(file, tmp_path / "plan", 16)
     for lengths in ([5, 6, 7, 0], [5, 6, 8]):
         other = write_lengths(tmp_path / "b", lengths)
-        message = r"plan: byte \d+: .* a file of 3 documents and 18 tokens, but .*b has "
+        message = r"plan: byte \d+: .* a corpus of 3 documents and 18 tokens, but .*b has "
         with pytest.raises(
             ValueError, match=message + f"{len(lengths)} and {sum(lengths)}; remove"
         ):

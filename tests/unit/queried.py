@@ -77,7 +77,7 @@ def _scan(run: RecordedRun) -> list[Piece]:
             (tokens,) = run.order.tokens(g, g + 1)
             for piece in zip(*(column.tolist() for column in columns), strict=True):
                 _, source, epoch, _, position, document, offset, length, slots, _ = piece
-                body = run.order.file(names[source]).tokens(document)[offset : offset + length]
+                body = run.order.corpus(names[source]).tokens(document)[offset : offset + length]
                 occupied = tokens[position : position + slots].tolist()
                 assert (
                     any(

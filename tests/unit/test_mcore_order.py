@@ -51,7 +51,7 @@ def test_pieces_are_the_documents_that_megatron_names(run: Trained) -> None:
     assert np.array_equal(np.unique(pieces.g), np.arange(order.num_rows))
     for g in range(order.num_rows):
         here = pieces.g == g
-        file = order.file(order.source_names[pieces.source[here][0]])
+        file = order.corpus(order.source_names[pieces.source[here][0]])
         # Megatron also names documents of which it reads nothing.
         named = run.documents(g)
         assert [d for d in named if d in set(pieces.document[here])] == pieces.document[
@@ -94,7 +94,7 @@ def test_where_is_the_inverse_of_pieces(run: Trained) -> None:
     order = McoreOrder.open(run.folder)
     pieces = order.pieces(0, order.num_rows)
     for source, name in enumerate(order.source_names):
-        for document in range(order.file(name).num_documents):
+        for document in range(order.corpus(name).num_documents):
             holding = pieces.g[(pieces.source == source) & (pieces.document == document)]
             assert np.array_equal(order.where(name, document), np.unique(holding)), document
     with pytest.raises(IndexError, match="documents 0 to 89, not 90"):
@@ -223,7 +223,7 @@ def test_a_corpus_that_has_moved_is_found_under_its_former_path(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"if it has moved: `cached_as: \{web: "):
         McoreOrder.open(moved)
     order = McoreOrder.open(amend(moved_run, cached_as={"web": before}))
-    assert order.prefix("web") == str(moved / "web")
+    assert order.prefixes("web") == [str(moved / "web")]
     assert np.array_equal(order.tokens(5, 6)[0], run[5])
 
 

@@ -125,22 +125,22 @@ def test_pieces_tokens_and_where_agree(order: Order) -> None:
     for index in range(0, len(pieces.g), 37):
         g, position = int(pieces.g[index]), int(pieces.position[index])
         source, document = order.source_names[pieces.source[index]], int(pieces.document[index])
-        stored = order.file(source).tokens(
+        stored = order.corpus(source).tokens(
             document, int(pieces.offset[index]), int(pieces.length[index])
         )
         slots = tokens[g][position : position + int(pieces.slots[index])].tolist()
         assert stored.tolist() in (slots, slots[1:], slots[:-1], slots[1:-1])
         assert g in order.where(source, document)
-        assert order.shortest_document(source) <= len(order.file(source).tokens(document))
+        assert order.shortest_document(source) <= len(order.corpus(source).tokens(document))
 
 
 def test_sources_are_told_apart(order: Order) -> None:
     names = order.source_names
     assert len(names) == len({order.content_id(name) for name in names}) == 2
     for name in names:
-        assert Path(f"{order.prefix(name)}.bin").is_file()
+        assert all(Path(f"{prefix}.bin").is_file() for prefix in order.prefixes(name))
         with pytest.raises(IndexError, match=f"source '{name}' has documents 0 to"):
-            order.where(name, order.file(name).num_documents)
+            order.where(name, order.corpus(name).num_documents)
 
 
 RULE: dict[str, Callable[[Order], object]] = {

@@ -58,8 +58,8 @@ def test_pieces_are_those_of_a_scan(queried: Queried, step: int) -> None:
         assert row.num_tokens == len(row.tokens)
         assert (row.inputs, row.labels, row.text, row.micro_batch) == (None, None, None, None)
         for piece in row.pieces:
-            lengths = queried.run.order.file(row.source).lengths
-            at_end = piece.offset + piece.length == lengths[piece.document]
+            length = queried.run.order.corpus(row.source).length(piece.document)
+            at_end = piece.offset + piece.length == length
             if step < LONG:
                 assert piece.ends_document == at_end
             known = f"https://alpha.example/{piece.document}" if row.source == "alpha" else None

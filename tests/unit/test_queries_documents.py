@@ -21,7 +21,7 @@ from tests.unit.queried import SKIPPED, Queried
 
 def every_document(queried: Queried) -> list[tuple[str, int]]:
     order = queried.run.order
-    return [(s, n) for s in order.source_names for n in range(order.file(s).num_documents)]
+    return [(s, n) for s in order.source_names for n in range(order.corpus(s).num_documents)]
 
 
 def test_where_finds_all_that_a_scan_finds(queried: Queried) -> None:
@@ -30,7 +30,7 @@ def test_where_finds_all_that_a_scan_finds(queried: Queried) -> None:
     found = []
     for source, ordinal in every_document(queried):
         (document,) = locate(queried.run, DocumentName(doc=f"{source}:{ordinal}")).documents
-        assert document.tokens == queried.run.order.file(source).lengths[ordinal]
+        assert document.tokens == queried.run.order.corpus(source).length(ordinal)
         for place in document.places:
             if place.status == "skipped":
                 assert 20 <= place.g < 25
@@ -84,7 +84,7 @@ def test_unseen_documents_are_the_exact_complement(queried: Queried) -> None:
         (s, n)
         for s, n in every_document(queried)
         if (s, n) not in seen
-        if run.order.file(s).lengths[n] > 0
+        if run.order.corpus(s).length(n) > 0
     }
     answer = draw_unseen(run, at, num=len(rest), seed=3)
     drawn = [(document.source, document.ordinal) for document in answer.documents]
@@ -124,7 +124,7 @@ def test_unseen_answers_at_once_when_everything_was_drawn(
     rest = [
         (s, n)
         for s, n in every_document(queried)
-        if (s, n) not in seen and whole.order.file(s).lengths[n] > 0
+        if (s, n) not in seen and whole.order.corpus(s).length(n) > 0
     ]
     with pytest.raises(ValueError, match=f"all but {len(rest)} of the 700 documents"):
         draw_unseen(whole, at, num=700, seed=1)

@@ -76,7 +76,7 @@ def test_rows_are_those_of_the_run(run: RecordedRun, tmp_path: Path) -> None:
         assert row["lengths"] == pieces.length[here].tolist()
         assert row["positions"] == pieces.position[here].tolist()
         assert {row["source"]} == {order.source_names[s] for s in pieces.source[here]}
-        piece = TokenFile(order.prefix(row["source"])).tokens(
+        piece = TokenFile(order.prefixes(row["source"])[0]).tokens(
             row["documents"][0], row["offsets"][0], row["lengths"][0]
         )
         assert row["input_ids"][1 : 1 + len(piece)] == piece.tolist(), "after the added [CLS]"
@@ -182,7 +182,7 @@ def test_row_groups_are_read_once_for_many_files(
 
     write_sidecar(own_corpus.folder / "alpha", group=50)
     run = make(own_corpus, tmp_path / "run")
-    groups = -(-run.order.file("alpha").num_documents // 50)
+    groups = -(-run.order.corpus("alpha").num_documents // 50)
     read, found = Provenance._read, []
 
     def record(self: Provenance, group: int, columns: list[str]) -> pa.Table:

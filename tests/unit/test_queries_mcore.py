@@ -61,7 +61,7 @@ def test_where_docs_and_sql_agree(run: RecordedRun, tmp_path: Path) -> None:
     listed = {tuple(row.values()) for row in run_query(run, query).table.to_pylist()}
     found = set()
     for source in run.order.source_names:
-        for ordinal in range(run.order.file(source).num_documents):
+        for ordinal in range(run.order.corpus(source).num_documents):
             for document in locate(run, DocumentName(doc=f"{source}:{ordinal}")).documents:
                 found |= {
                     (source, ordinal, place.g, place.step, place.slot, place.offset)

@@ -44,7 +44,8 @@ def test_report_counts_what_is_there(tiny_corpus: TinyCorpus, tmp_path: Path) ->
         index = 0 if report.phase == "short" else 1
         spec = order.spec.phases[index]
         (pool,) = [pool for pool in spec.pools if pool.source == report.source]
-        lengths = order.file(report.source).lengths[pool.first_document : pool.end_document]
+        corpus = order.corpus(report.source)
+        lengths = corpus.read_lengths(pool.first_document, pool.end_document)
         kept = lengths[lengths >= MIN_TOKENS]
         body = spec.seq_length - 2
         pieces = -(-kept // body)

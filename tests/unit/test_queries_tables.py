@@ -99,7 +99,8 @@ def test_steps_are_those_of_the_ledger(queried: Queried) -> None:
 
 def test_docs_table_has_every_document(queried: Queried) -> None:
     found = ask(queried, "select source, ordinal, id, url, n_tokens, shard, line from docs")
-    lengths = {name: queried.run.order.file(name).lengths for name in ("alpha", "beta")}
+    corpora = {name: queried.run.order.corpus(name) for name in ("alpha", "beta")}
+    lengths = {name: c.read_lengths(0, c.num_documents) for name, c in corpora.items()}
     assert [row[:2] for row in found] == [
         (name, n) for name, column in lengths.items() for n in range(len(column))
     ]

@@ -188,7 +188,7 @@ def test_pieces_and_where_are_inverse_over_phases_and_epochs(
         key = (order.source_names[source], int(document))
         expected.setdefault(key, set()).add(int(g))
     for name in order.source_names:
-        for document in range(order.file(name).num_documents):
+        for document in range(order.corpus(name).num_documents):
             found = order.where(name, document).tolist()
             assert found == sorted(expected.get((name, document), set()))
     with pytest.raises(IndexError, match="has documents 0 to"):
@@ -203,7 +203,7 @@ def test_pieces_say_where_the_tokens_stand(tiny_corpus: TinyCorpus, pack: Any) -
     for i in range(len(pieces.g)):
         text = rows[pieces.g[i]][pieces.position[i] : pieces.position[i] + pieces.slots[i]]
         name = order.source_names[pieces.source[i]]
-        tokens = order.file(name).tokens(
+        tokens = order.corpus(name).tokens(
             int(pieces.document[i]), int(pieces.offset[i]), int(pieces.length[i])
         )
         inner = [t for t in text.tolist() if t not in added]

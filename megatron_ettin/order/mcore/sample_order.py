@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.native import RowPlan, TokenFile
+from megatron_ettin.native import RowPlan, TokenCorpus, TokenFile
 from megatron_ettin.order.mcore.cache import open_cache
 from megatron_ettin.order.mcore.dataset import McoreDataset
 from megatron_ettin.order.mcore.run import FORMAT, McoreRun
@@ -112,17 +112,17 @@ class McoreOrder:
         """Names of the corpora; `Pieces.source` counts in this list."""
         return list(self._datasets)
 
-    def prefix(self, source: str) -> str:
-        """Return the path of a source's corpus, without suffix."""
-        return self.run.prefixes[source]
+    def prefixes(self, source: str) -> list[str]:
+        """Return the path of a source's corpus, without suffix: Megatron knows no shards."""
+        return [self.run.prefixes[source]]
 
-    def file(self, source: str) -> TokenFile:
+    def corpus(self, source: str) -> TokenCorpus:
         """Return a source's corpus."""
-        return self._datasets[source].file
+        return TokenCorpus([self._datasets[source].file])
 
     def content_id(self, source: str) -> str:
         """Return the real path of a source's corpus: Megatron keeps no hash of what it read."""
-        return os.path.realpath(self.prefix(source))
+        return os.path.realpath(self.run.prefixes[source])
 
     def shortest_document(self, source: str) -> int:
         """Return 1: Megatron drops no document, but of an empty one it reads nothing."""

@@ -1,0 +1,97 @@
+"""Provenance of a corpus of several shards: one sidecar a shard, asked as if they were one file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from megatron_ettin.data.provenance import SCHEMA, Provenance, sidecar_path
+
+
+class ShardedProvenance:
+    """The sidecars of a corpus's shards; documents are numbered through.
+
+    A sidecar is open only while it is read: a corpus may have more shards than a process files.
+    """
+
+    def __init__(self, prefixes: Sequence[str]) -> None:
+        """Check the sidecar of each shard; raises as `Provenance.open`."""
+        self._prefixes = list(prefixes)
+        counts = [0]
+        for prefix in prefixes:
+            with Provenance.open(prefix) as shard:
+                counts.append(shard.num_documents)
+        self._begins = np.cumsum(counts, dtype=np.int64)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of all shards."""
+        return int(self._begins[-1])
+
+    def mean_bytes(self, columns: Sequence[str]) -> float:
+        """Return the bytes that these columns of a document take in memory, on average."""
+        total = 0.0
+        for prefix in self._prefixes:
+            with Provenance.open(prefix) as shard:
+                total += shard.mean_bytes(columns) * shard.num_documents
+        return total / max(1, self.num_documents)
+
+    def documents(
+        self, ordinals: NDArray[np.int64], columns: Sequence[str] = SCHEMA.names
+    ) -> pa.Table:
+        """Return columns of the documents [n], as `Provenance.documents` does.
+
+        Each shard that holds one of them is read once.
+        """
+        outside = ordinals[(ordinals < 0) | (ordinals >= self.num_documents)]
+        if len(outside):
+            raise IndexError(
+                f"{sidecar_path(self._prefixes[0])} and those of the other shards: document "
+                f"{outside[0]} of {self.num_documents}; documents are numbered from 0"
+            )
+        shard_of = np.searchsorted(self._begins, ordinals, side="right") - 1
+        # Tables follow each other by shard; `place[i]` is where that of ordinals[i] is then.
+        by_shard = np.argsort(shard_of, kind="stable")
+        place = np.empty(len(ordinals), dtype=np.int64)
+        place[by_shard] = np.arange(len(ordinals))
+        tables = [SCHEMA.empty_table().select(columns)]
+        for number in np.unique(shard_of).tolist():
+            wanted = ordinals[shard_of == number]
+            with Provenance.open(self._prefixes[number]) as shard:
+                table = shard.documents(wanted - self._begins[number], columns)
+            if "ordinal" in columns:
+                where = table.schema.get_field_index("ordinal")
+                table = table.set_column(where, SCHEMA.field("ordinal"), pa.array(wanted))
+            tables.append(table)
+        return pa.concat_tables(tables).unify_dictionaries().take(pa.array(place))
+
+    def find_id(self, document_id: str) -> NDArray[np.int64]:
+        """Return the ordinals of all documents with this id, ascending."""
+        return self._find(lambda shard: shard.find_id(document_id))
+
+    def find_sha256(self, sha256: str) -> NDArray[np.int64]:
+        """Return the ordinals of all documents whose text has this SHA-256, ascending.
+
+        ValueError where that is not 64 hexadecimal digits.
+        """
+        return self._find(lambda shard: shard.find_sha256(sha256))
+
+    def find_text(self, text: str) -> NDArray[np.int64]:
+        """Return the ordinals of all documents with exactly this text, ascending."""
+        return self.find_sha256(hashlib.sha256(text.encode()).hexdigest())
+
+    def _find(self, find: Callable[[Provenance], NDArray[np.int64]]) -> NDArray[np.int64]:
+        found = []
+        for prefix, begin in zip(self._prefixes, self._begins, strict=False):
+            with Provenance.open(prefix) as shard:
+                found.append(begin + find(shard))
+        return np.concatenate(found)
+
+
+def open_provenance(prefixes: Sequence[str]) -> Provenance | ShardedProvenance:
+    """Open the sidecar of a corpus, or those of its shards; raises as `Provenance.open`."""
+    return Provenance.open(prefixes[0]) if len(prefixes) == 1 else ShardedProvenance(prefixes)

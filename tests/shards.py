@@ -1,0 +1,60 @@
+"""Corpora cut into shards, for tests."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ettin.data.encoding import EncodedPart
+from megatron_ettin.data.provenance import CorpusWriter
+from megatron_ettin.data.readers import Record
+from megatron_ettin.native import TokenFile, TokenFileBuilder
+
+
+def cut_into_shards(prefix: Path, folder: Path, cuts: Sequence[int]) -> list[str]:
+    """Write the documents of a pair, cut at these documents, as shards of a folder; return them."""
+    file = TokenFile(prefix)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for number, (begin, end) in enumerate(pairwise([0, *cuts, file.num_documents])):
+        shards.append(str(folder / f"{number:05d}"))
+        builder = TokenFileBuilder(shards[-1], file.dtype)
+        for document in range(begin, end):
+            builder.add(file.tokens(document))
+        builder.commit()
+    return shards
+
+
+def describe_shards(shards: Sequence[str], tokenizer_sha256: str) -> None:
+    """Write shards anew with sidecars; document n of them all has the text and the id "doc n".
+
+    Document 13 is a copy of document 3, of the same text and id.
+    """
+    first = 0
+    for shard in shards:
+        file = TokenFile(shard)
+        numbers = range(first, first + file.num_documents)
+        tokens = [file.tokens(n) for n in range(file.num_documents)]
+        texts = [f"doc {3 if n == 13 else n}" for n in numbers]
+        part = EncodedPart(
+            tokens=np.concatenate([np.empty(0, np.int64), *tokens]).astype(np.int32),
+            lengths=np.array([len(document) for document in tokens], dtype=np.int64),
+            places=np.arange(file.num_documents),
+            sha256=b"".join(hashlib.sha256(text.encode()).digest() for text in texts),
+        )
+        records = [
+            Record((text,), text, f"https://{n}.example", Path(f"raw{n % 3}.txt"), n + 1, n)
+            for n, text in zip(numbers, texts, strict=True)
+        ]
+        with CorpusWriter(Path(shard), file.dtype, tokenizer_sha256=tokenizer_sha256) as writer:
+            writer.add(part, records)
+        first += file.num_documents
+
+
+def list_in_dataset_file(folder: Path, names: Sequence[str]) -> None:
+    """Write the file that names the shards of a folder, as preprocessing does."""
+    shards = [{"name": name, "documents": 1} for name in names]
+    (folder / "dataset.json").write_text(json.dumps({"format": "any", "shards": shards}))
