@@ -231,8 +231,8 @@ def _names(request: ReadRequest, field: str, batch: pa.RecordBatch) -> pa.Array:
 def _faults(field: str, column: pa.Array, *, nulls: bool) -> Iterator[tuple[int, str]]:
     """Yield (row from 0, fault) of the values that are no text; null is one unless allowed."""
     if column.null_count and not nulls:
-        for row in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)):
-            yield int(row), f'field "{field}" is null, not a string'
+        for row in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist():
+            yield row, f'field "{field}" is null, not a string'
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:

@@ -133,7 +133,7 @@ class ShardWriter:
         self.records = 0
         """Documents that were added, stored or not."""
         self.counts: dict[str, Counter[str]] = {key: Counter() for key in options.json_keys}
-        """What was stored and dropped, by field."""
+        """Documents and tokens that were stored, and dropped documents, by field."""
         self._duplicates = {
             key: Duplicates.of(options, shard, index) if options.deduplicate else None
             for index, key in enumerate(options.json_keys)

@@ -74,8 +74,10 @@ def _read_names(path: Path) -> list[str] | None:
 
 def _refuse_unfinished(folder: Path) -> None:
     """Raise ValueError if a program has begun to write a shard, or was ended while it did."""
-    for path in sorted([*folder.glob("*.tmp"), *folder.glob("*.bin")]):
-        if path.suffix == ".tmp":
+    # tools/preprocess_data.py writes *.inputs.json for each of its shards.
+    begun = [*folder.glob("*.tmp"), *folder.glob("*.inputs.json")]
+    for path in sorted([*begun, *folder.glob("*.bin")]):
+        if path.suffix != ".bin":
             raise ValueError(f"{path}: belongs to a preprocessing that is not finished; {_REMEDY}")
         if not path.with_suffix(".idx").exists():
             raise ValueError(f"{path}: has no .idx: its shard is not finished; {_REMEDY}")
