@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_TEMPORARY_MARK = ".tmp."  # as in csrc/new_file.cc
+#: Mark in the name of a file while it is written, before random digits; as in csrc/new_file.cc.
+TEMPORARY_MARK = ".tmp."
 _UNFINISHED_SUFFIX = ".unfinished"
 
 
@@ -35,7 +36,7 @@ def publishing(path: Path) -> Iterator[Path]:
     rename wins. OSError where the file system refuses.
     """
     # Random rather than host and process number: containers on a shared file system share both.
-    temporary = path.with_name(f"{path.name}{_TEMPORARY_MARK}{os.urandom(8).hex()}")
+    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{os.urandom(8).hex()}")
     try:
         yield temporary
         sync(temporary)
@@ -46,7 +47,7 @@ def publishing(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of `publishing(path)`; nobody may be publishing it now."""
-    for temporary in path.parent.glob(f"{glob.escape(path.name)}{_TEMPORARY_MARK}*"):
+    for temporary in path.parent.glob(f"{glob.escape(path.name)}{TEMPORARY_MARK}*"):
         temporary.unlink()
 
 

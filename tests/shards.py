@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_ettin.data.batches import TextBatch
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.provenance import CorpusWriter
-from megatron_ettin.data.readers import Record
 from megatron_ettin.native import TokenFile, TokenFileBuilder
 
 
@@ -39,18 +39,16 @@ def describe_shards(shards: Sequence[str], tokenizer_sha256: str) -> None:
         numbers = range(first, first + file.num_documents)
         tokens = [file.tokens(n) for n in range(file.num_documents)]
         texts = [f"doc {3 if n == 13 else n}" for n in numbers]
-        part = EncodedPart(
-            tokens=np.concatenate([np.empty(0, np.int64), *tokens]).astype(np.int32),
-            lengths=np.array([len(document) for document in tokens], dtype=np.int64),
-            places=np.arange(file.num_documents),
-            sha256=b"".join(hashlib.sha256(text.encode()).digest() for text in texts),
-        )
-        records = [
-            Record((text,), text, f"https://{n}.example", Path(f"raw{n % 3}.txt"), n + 1, n)
-            for n, text in zip(numbers, texts, strict=True)
-        ]
         with CorpusWriter(Path(shard), file.dtype, tokenizer_sha256=tokenizer_sha256) as writer:
-            writer.add(part, records)
+            for n, text, ids in zip(numbers, texts, tokens, strict=True):
+                part = EncodedPart(
+                    tokens=ids.astype(np.int32),
+                    lengths=np.array([len(ids)], dtype=np.int64),
+                    places=np.arange(1),
+                    sha256=hashlib.sha256(text.encode()).digest(),
+                )
+                batch = TextBatch(([text],), [text], [f"https://{n}.example"], [n + 1], n)
+                writer.add(part, batch, f"raw{n % 3}.txt")
         first += file.num_documents
 
 

@@ -40,7 +40,7 @@ from megatron_ettin.data.raw_files import TextBatch
 from megatron_ettin.data.shard_maker import ShardMaker, empty_corpus
 from megatron_ettin.data.shard_reading import read_shard
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
-from megatron_ettin.publication import publish_text
+from megatron_ettin.publication import TEMPORARY_MARK, publish_text
 
 DATASET_FORMAT = "megatron-ettin-dataset/1"
 #: Raw bytes that keep a process busy longer than it takes to start.
@@ -179,6 +179,7 @@ def finish_dataset(options: PreprocessOptions) -> dict[Path, Counter[str]]:
                 raise ValueError(empty_corpus(json_key, corpus, counts))
             if options.shards:
                 _publish_dataset(options, corpus, summaries, counts)
+            _remove_leftovers(options, corpus)
         corpora[options.corpus(json_key, "document")] = counts
     forget_duplicates(options)
     return corpora
@@ -210,6 +211,13 @@ def _publish_dataset(
     path = corpus / "dataset.json"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         publish_text(path, text)
+
+
+def _remove_leftovers(options: PreprocessOptions, corpus: Path) -> None:
+    """Remove the temporary files of small ones that killed runs left; no run is at work now."""
+    folder, names = (corpus, "*") if options.shards else (corpus.parent, f"{corpus.name}.*")
+    for path in folder.glob(f"{names}{TEMPORARY_MARK}*"):
+        path.unlink()
 
 
 def _choose(
