@@ -161,7 +161,7 @@ def web(tmp_path: Path) -> Iterator[str]:
 
 
 class SilentHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *arguments: Any) -> None:
         pass
 
 
