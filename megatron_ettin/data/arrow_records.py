@@ -18,7 +18,7 @@ from megatron_ettin.data.batches import (
     no_field,
     numbers,
 )
-from megatron_ettin.data.storage import RawFile, named_errors
+from megatron_ettin.data.storage import RawFile, is_url, named_errors
 
 MAX_ROWS = 2**16
 """Rows of a Parquet file that are decoded at a time, at most."""
@@ -66,7 +66,8 @@ def read_parquet(request: ReadRequest) -> Iterator[TextBatch]:
         with (
             named_errors(file.path),
             file.open_at_random() as source,
-            pq.ParquetFile(source, buffer_size=STREAM_BYTES) as table,
+            # A local column is streamed. A store is slow to answer: whole row groups are asked for.
+            pq.ParquetFile(source, buffer_size=STREAM_BYTES, pre_buffer=is_url(file.path)) as table,
         ):
             columns = _find_columns(request, table.schema_arrow)
             wanted, rows = columns.all(), table.metadata.num_rows

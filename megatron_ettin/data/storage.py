@@ -125,9 +125,10 @@ class RawStream(io.RawIOBase):
         if is_url(file.path):
             with named_errors(file.path):
                 system, name = file_system(file.path)
-                self._source = system.open(
-                    name, "rb", block_size=REMOTE_BLOCK_BYTES, cache_type="readahead"
-                )
+                # A web server may not give parts of a file; then all of it is asked for at once.
+                whole = name.startswith("http") and not system.info(name).get("partial")
+                size = 0 if whole else REMOTE_BLOCK_BYTES
+                self._source = system.open(name, "rb", block_size=size, cache_type="readahead")
         else:
             self._source = cast(BinaryIO, io.FileIO(file.path))
             os.posix_fadvise(self._source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -216,7 +217,11 @@ def matches(pattern: str) -> list[tuple[str, Kind | None, int]]:
         # With the sizes: a question for each of thousands of files would take minutes.
         found = system.glob(name, detail=True)
         named = {system.unstrip_protocol(match): info for match, info in found.items()}
-    return [(path, *_described(path, named[path])) for path in sorted(named)]
+    # A web server lists names without sizes.
+    return [
+        (path, *(look_up(path) if info["size"] is None else _described(path, info)))
+        for path, info in sorted(named.items())
+    ]
 
 
 def remember_folder(folder: str) -> None:

@@ -1,10 +1,14 @@
 """What names a raw file: paths, globs, URLs, lists, folders of data sets."""
 
+import functools
+import http.server
 import json
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -141,6 +145,34 @@ def test_a_url_that_changes_while_it_is_read(store: fsspec.AbstractFileSystem) -
     store.pipe("/a.jsonl", jsonl_bytes() * 2)
     with pytest.raises(ValueError, match=r"memory://a\.jsonl: changed while it was in use"):
         list(read_rows(file))
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """Serve tmp_path; return the address. The server gives whole files only."""
+    pytest.importorskip("aiohttp")
+    handler = functools.partial(SilentHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def test_a_web_server_that_gives_whole_files(tmp_path: Path, web: str) -> None:
+    path = write_corpus(tmp_path, ".jsonl.zst")
+    (file,) = expand_inputs([f"{web}/corpus.jsonl.zst?download=true"])
+    assert [row.texts[0] for row in read_rows(file)] == TEXTS
+    assert (file.format, file.size) == (".jsonl.zst", path.stat().st_size)
+    assert paths(f"{web}/*.zst") == [f"{web}/corpus.jsonl.zst"]
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no such file: {web}/no.jsonl")):
+        paths(f"{web}/no.jsonl")
 
 
 def write_shards(folder: Path, suffix: str = "") -> list[Path]:
