@@ -75,8 +75,8 @@ def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; return 0."""
     recorded = None
     if args.run is not None:
-        recorded = RunFolder(args.run).read_order(check_ids=False)
         config = open_run(args.run, must_match=False).config_for("row plans")
+        recorded = RunFolder(args.run).read_order(check_ids=False)
     else:
         # No plan depends on these two, and the files of a run may leave them to its command line.
         words = ["--objective", "CausalLM", "--run_dir", "none"]

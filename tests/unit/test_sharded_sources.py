@@ -17,6 +17,7 @@ from megatron_ettin.data.orders import open_held_out_order, open_order
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.evaluation.unigram import token_counts
 from megatron_ettin.order import OrderSpec, corpus_identity
+from megatron_ettin.study import stages
 from tests.conftest import TinyCorpus
 from tests.runs import add_provenance, tiny_config
 from tests.shards import cut_into_shards, list_in_dataset_file
@@ -290,3 +291,15 @@ def test_the_tokenizer_of_every_shard_is_compared(
     config = config_of(tiny_corpus, tmp_path / "a", shards[:2])
     with pytest.raises(MixedTokenizersError, match=r"data\.sources\.alpha, shard 1: .*00001 was"):
         require_one_tokenizer(config)
+
+
+def test_a_study_names_the_shard_that_is_missing(
+    tiny_corpus: TinyCorpus, tmp_path: Path, shards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tiny_corpus, tmp_path / "a", [*shards, str(tmp_path / "gone")])
+    monkeypatch.setattr(stages, "training_config", lambda *_: config)
+    stage = stages.TrainingStage(study=None, model=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"gone\.bin: no such file"):
+        stage.check()
+    config.data.sources["alpha"].prefix[:] = shards  # type: ignore[index]
+    stage.check()
