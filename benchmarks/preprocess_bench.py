@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import preprocess_rounds as rounds
-from benchmarks.preprocess_rounds import RawText, Setting
+from benchmarks.preprocess_rounds import BenchText, BenchSetting
 from benchmarks.preprocess_table import Figures, as_line, figures
 from benchmarks.real_text import WrittenText, read_code, read_prose, write_text
 
@@ -38,7 +38,7 @@ def measure(args: Namespace, folder: Path, *, say: Say) -> tuple[Figures, list[s
         rounds.train_tokenizer(cut_of(whole, 40, folder / "training").files, tokenizer)
     outputs = folder / "outputs"
     outputs.mkdir()
-    setting = Setting(
+    setting = BenchSetting(
         whole=whole,
         part=cut_of(whole, args.part_mb, folder / "part"),
         tokenizer=tokenizer.resolve(),
@@ -54,18 +54,18 @@ def measure(args: Namespace, folder: Path, *, say: Say) -> tuple[Figures, list[s
     return figures(outcomes, same), missing
 
 
-def cut_of(text: RawText, mb: float, folder: Path) -> RawText:
+def cut_of(text: BenchText, mb: float, folder: Path) -> BenchText:
     """Return the beginnings of all files, `mb` in all."""
     return rounds.cut(text, int(mb * 1e6), folder)
 
 
-def given_text(files: Sequence[Path]) -> RawText:
+def given_text(files: Sequence[Path]) -> BenchText:
     """Return the text of files that the user names."""
     paths = tuple(path.resolve() for path in files)
-    return RawText(files=paths, num_bytes=sum(path.stat().st_size for path in paths))
+    return BenchText(files=paths, num_bytes=sum(path.stat().st_size for path in paths))
 
 
-def made_text(args: Namespace, folder: Path, say: Say) -> RawText:
+def made_text(args: Namespace, folder: Path, say: Say) -> BenchText:
     """Return the real text of that size: the one that was kept, or a new one."""
     kept = (args.keep or folder) / f"text-{args.mb:g}-mb-{args.files}-files"
     note = kept / "made.json"

@@ -35,8 +35,8 @@ LINES_PER_MESSAGE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """Outcome of a program."""
+class EncodingResult:
+    """ContenderRun of a program."""
 
     seconds: float
     documents: int
@@ -44,7 +44,7 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class EncodingTask:
     """Work of a program."""
 
     files: tuple[Path, ...]
@@ -70,7 +70,7 @@ def vocab_size(tokenizer: Path) -> int:
     return Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab_size()
 
 
-def encode_with_gigatoken(task: Task) -> Encoded:
+def encode_with_gigatoken(task: EncodingTask) -> EncodingResult:
     """Read and encode all files in one call; its answer stays in memory."""
     from gigatoken.gigatoken_rs import JsonlFileSource, load_hf_json
 
@@ -79,7 +79,7 @@ def encode_with_gigatoken(task: Task) -> Encoded:
     answer = tokenizer.encode_files(JsonlFileSource([str(path) for path in task.files]))
     seconds = time.perf_counter() - begin
     offsets, _ = flat(answer)
-    return Encoded(
+    return EncodingResult(
         seconds=seconds, documents=len(offsets) - 1, tokens=int(offsets[-1] - offsets[0])
     )
 
@@ -90,7 +90,7 @@ def flat(answer: Any) -> tuple[NDArray[np.int64], NDArray[Any]]:
     return np.asarray(layout.offsets.data), np.asarray(layout.content.data)
 
 
-def build_from_gigatoken(task: Task) -> Encoded:
+def build_from_gigatoken(task: EncodingTask) -> EncodingResult:
     """Encode file by file, and hand each document to megatron-core's builder."""
     from gigatoken.gigatoken_rs import JsonlFileSource, load_hf_json
 
@@ -106,10 +106,10 @@ def build_from_gigatoken(task: Task) -> Encoded:
         documents += len(offsets) - 1
         tokens += int(offsets[-1] - offsets[0])
     builder.finalize(f"{task.output}.idx")
-    return Encoded(seconds=time.perf_counter() - begin, documents=documents, tokens=tokens)
+    return EncodingResult(seconds=time.perf_counter() - begin, documents=documents, tokens=tokens)
 
 
-def builder_of(task: Task) -> Callable[[], Any]:
+def builder_of(task: EncodingTask) -> Callable[[], Any]:
     """Import megatron-core's builder; return a function that opens PREFIX.bin with it."""
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
@@ -138,7 +138,7 @@ class LineEncoder:
         return ids
 
 
-def build_from_pool(task: Task) -> Encoded:
+def build_from_pool(task: EncodingTask) -> EncodingResult:
     """Let processes encode lines, and hand each document to megatron-core's builder."""
     content, open_builder = without_specials(task.tokenizer), builder_of(task)
     begin = time.perf_counter()
@@ -150,7 +150,7 @@ def build_from_pool(task: Task) -> Encoded:
             documents += 1
             tokens += len(ids)
     builder.finalize(f"{task.output}.idx")
-    return Encoded(seconds=time.perf_counter() - begin, documents=documents, tokens=tokens)
+    return EncodingResult(seconds=time.perf_counter() - begin, documents=documents, tokens=tokens)
 
 
 def lines_of(files: Sequence[Path]) -> Iterator[str]:
@@ -160,7 +160,7 @@ def lines_of(files: Sequence[Path]) -> Iterator[str]:
             yield from file
 
 
-def encode_with_datatrove(task: Task) -> Encoded:
+def encode_with_datatrove(task: EncodingTask) -> EncodingResult:
     """Run datatrove's reader and tokenizer, as many tasks as processes."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
@@ -192,10 +192,10 @@ def encode_with_datatrove(task: Task) -> Encoded:
     sizes = [path.stat().st_size for path in (folder / "tokens").glob("*.index")]
     width = 2 if vocab_size(task.tokenizer) <= 2**16 else 4
     tokens = sum(path.stat().st_size for path in (folder / "tokens").glob("*.ds")) // width
-    return Encoded(seconds=seconds, documents=sum(sizes) // 8, tokens=tokens)
+    return EncodingResult(seconds=seconds, documents=sum(sizes) // 8, tokens=tokens)
 
 
-def rebuild(task: Task) -> Encoded:
+def rebuild(task: EncodingTask) -> EncodingResult:
     """Read a corpus, `files[0]` without its suffix, and write it anew, both with megatron-core."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
@@ -209,10 +209,12 @@ def rebuild(task: Task) -> Encoded:
         tokens += sum(map(len, sequences))
     builder.finalize(f"{task.output}.idx")
     seconds = time.perf_counter() - begin
-    return Encoded(seconds=seconds, documents=len(corpus.document_indices) - 1, tokens=tokens)
+    return EncodingResult(
+        seconds=seconds, documents=len(corpus.document_indices) - 1, tokens=tokens
+    )
 
 
-PROGRAMS: dict[str, Callable[[Task], Encoded]] = {
+PROGRAMS: dict[str, Callable[[EncodingTask], EncodingResult]] = {
     "gigatoken": encode_with_gigatoken,
     "megatron_fast": build_from_gigatoken,
     "megatron": build_from_pool,
@@ -232,7 +234,7 @@ def main() -> None:
     options = vars(parser.parse_args())
     program = PROGRAMS[options.pop("program")]
     options["files"] = tuple(options["files"])
-    print(json.dumps(asdict(program(Task(**options)))))
+    print(json.dumps(asdict(program(EncodingTask(**options)))))
 
 
 if __name__ == "__main__":

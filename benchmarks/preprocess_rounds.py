@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.preprocess_contenders import Encoded
+from benchmarks.preprocess_contenders import EncodingResult
 
 ROOT = Path(__file__).parents[1]
 OURS = "ours"
@@ -41,7 +41,7 @@ class ContenderError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawText:
+class BenchText:
     """Files that contenders read."""
 
     files: tuple[Path, ...]
@@ -49,12 +49,12 @@ class RawText:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ContenderRun:
     """One run of a contender."""
 
     contender: str
     num_bytes: int
-    encoded: Encoded
+    encoded: EncodingResult
     process_seconds: float
     """From the start of the process to its end."""
     peak_bytes: int
@@ -74,11 +74,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class BenchSetting:
     """Conditions that are the same for all contenders."""
 
-    whole: RawText
-    part: RawText
+    whole: BenchText
+    part: BenchText
     """Read by slow contenders in place of `whole`."""
     tokenizer: Path
     folder: Path
@@ -92,7 +92,7 @@ def available(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return found, [name for name in names if name not in found]
 
 
-def run_rounds(setting: Setting, names: Sequence[str], rounds: int) -> Iterator[Outcome]:
+def run_rounds(setting: BenchSetting, names: Sequence[str], rounds: int) -> Iterator[ContenderRun]:
     """Run each contender once in each round, so that a busy machine slows all of them."""
     for _ in range(rounds):
         for name in names:
@@ -100,7 +100,7 @@ def run_rounds(setting: Setting, names: Sequence[str], rounds: int) -> Iterator[
                 yield run_contender(setting, name, Path(folder) / "corpus")
 
 
-def run_contender(setting: Setting, name: str, output: Path) -> Outcome:
+def run_contender(setting: BenchSetting, name: str, output: Path) -> ContenderRun:
     """Run a contender, measure time and memory; raise ContenderError if it fails."""
     text = setting.part if name in SLOW else setting.whole
     command = command_of(name, text.files, setting, output)
@@ -119,7 +119,7 @@ def run_contender(setting: Setting, name: str, output: Path) -> Outcome:
         said = answer.read()
         if returncode:
             raise ContenderError(f"{name} failed ({returncode}): {errors.read()[-2000:]}")
-    return Outcome(
+    return ContenderRun(
         contender=name,
         num_bytes=text.num_bytes,
         encoded=read_summary_line(said) if name == OURS else read_json_line(said),
@@ -129,7 +129,7 @@ def run_contender(setting: Setting, name: str, output: Path) -> Outcome:
     )
 
 
-def command_of(name: str, files: Sequence[Path], setting: Setting, output: Path) -> list[str]:
+def command_of(name: str, files: Sequence[Path], setting: BenchSetting, output: Path) -> list[str]:
     """Return the command line of a contender."""
     paths = [str(path) for path in files]
     tokenizer = ["--tokenizer", str(setting.tokenizer)]
@@ -142,18 +142,18 @@ def command_of(name: str, files: Sequence[Path], setting: Setting, output: Path)
     return [*program, "--files", *paths, *tokenizer, *options]
 
 
-def read_json_line(said: str) -> Encoded:
+def read_json_line(said: str) -> EncodingResult:
     """Return the outcome that is the last line of a program's output."""
-    return Encoded(**json.loads(said.splitlines()[-1]))
+    return EncodingResult(**json.loads(said.splitlines()[-1]))
 
 
-def read_summary_line(said: str) -> Encoded:
+def read_summary_line(said: str) -> EncodingResult:
     """Return the outcome that our tool's summary line tells: seconds are tokens by tokens/s."""
     found = SUMMARY.search(said)
     if not found:
         raise ContenderError(f"no summary in the output of tools/preprocess_data.py: {said!r}")
     documents, tokens, speed = (float(each.replace(",", "")) for each in found.groups())
-    return Encoded(seconds=tokens / speed, documents=int(documents), tokens=int(tokens))
+    return EncodingResult(seconds=tokens / speed, documents=int(documents), tokens=int(tokens))
 
 
 class MemorySampler(threading.Thread):
@@ -186,7 +186,7 @@ class MemorySampler(threading.Thread):
         self.join()
 
 
-def cut(text: RawText, num_bytes: int, folder: Path) -> RawText:
+def cut(text: BenchText, num_bytes: int, folder: Path) -> BenchText:
     """Return whole lines from the beginning of each file, about `num_bytes` in all.
 
     Text that is no longer than that is returned as it is.
@@ -200,10 +200,10 @@ def cut(text: RawText, num_bytes: int, folder: Path) -> RawText:
         with path.open("rb") as whole, (folder / path.name).open("wb") as part:
             part.write(whole.read(share) + whole.readline())
         files.append(folder / path.name)
-    return RawText(files=tuple(files), num_bytes=sum(path.stat().st_size for path in files))
+    return BenchText(files=tuple(files), num_bytes=sum(path.stat().st_size for path in files))
 
 
-def check_bytes(setting: Setting, names: Sequence[str]) -> dict[str, bool]:
+def check_bytes(setting: BenchSetting, names: Sequence[str]) -> dict[str, bool]:
     """Compare our .bin and .idx byte for byte with files that megatron-core's builder wrote.
 
     `same_as_mcore` is of the same ids, which its own reader read from our files; `same_as_fast`

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from benchmarks.preprocess_rounds import CONTENDERS, OURS, SLOW, Outcome
+from benchmarks.preprocess_rounds import CONTENDERS, OURS, SLOW, ContenderRun
 from megatron_ettin.text_table import text_table
 
 Figures = dict[str, float | bool | None]
 
-MEASURES: dict[str, Callable[[Outcome], float]] = {
+MEASURES: dict[str, Callable[[ContenderRun], float]] = {
     "mb_s": lambda outcome: outcome.mb_s,
     "process_mb_s": lambda outcome: outcome.process_mb_s,
     "peak_mb": lambda outcome: outcome.peak_bytes / 1e6,
@@ -18,7 +18,7 @@ MEASURES: dict[str, Callable[[Outcome], float]] = {
 }
 
 
-def figures(outcomes: Sequence[Outcome], same: dict[str, bool]) -> Figures:
+def figures(outcomes: Sequence[ContenderRun], same: dict[str, bool]) -> Figures:
     """Return the fields of the JSON object; null for a contender that did not run.
 
     Rates and memory are medians over the rounds. `ours_over_NAME` is the median of the ratios of
@@ -48,7 +48,7 @@ def figures(outcomes: Sequence[Outcome], same: dict[str, bool]) -> Figures:
     }
 
 
-def ratio(outcomes: Sequence[Outcome], name: str, key: str) -> float | None:
+def ratio(outcomes: Sequence[ContenderRun], name: str, key: str) -> float | None:
     """Return our rate over another's: the median over the rounds."""
     measure = MEASURES[key]
     ours = [measure(each) for each in outcomes if each.contender == OURS]
@@ -57,7 +57,7 @@ def ratio(outcomes: Sequence[Outcome], name: str, key: str) -> float | None:
     return round(median(ratios), 3) if ratios else None
 
 
-def as_line(outcome: Outcome) -> str:
+def as_line(outcome: ContenderRun) -> str:
     """Return a line on one run."""
     return (
         f"{outcome.contender}: {outcome.mb_s:.2f} MB/s, {outcome.process_mb_s:.2f} with start-up,"
