@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import preprocess_rounds as rounds
-from benchmarks.preprocess_rounds import BenchText, BenchSetting
+from benchmarks.preprocess_rounds import BenchSetting, BenchText
 from benchmarks.preprocess_table import Figures, as_line, figures
 from benchmarks.real_text import WrittenText, read_code, read_prose, write_text
 

@@ -36,7 +36,7 @@ LINES_PER_MESSAGE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingResult:
-    """ContenderRun of a program."""
+    """Outcome of a program."""
 
     seconds: float
     documents: int
