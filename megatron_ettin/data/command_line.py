@@ -2,9 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonargparse
 import yaml
@@ -14,13 +14,31 @@ from megatron_ettin.data.encoding import SelectionRules
 from megatron_ettin.data.preprocess_options import PreprocessOptions
 from megatron_ettin.data.raw_files import expand_inputs
 
+
+@dataclass(frozen=True)
+class Execution:
+    """Executor of datatrove that makes the shards; none if this process does."""
+
+    executor: str | None
+    tasks: int
+    options: dict[str, int | str]
+    """Options of the executor, by name."""
+
+
+class Command(NamedTuple):
+    """What a command line asks for."""
+
+    corpora: list[PreprocessOptions]
+    execution: Execution
+
+
 CONFIG_HELP = "the YAML file of a run: makes the corpus of each data.sources entry that has `raw`"
 #: Options of a single corpus, which a configuration file gives by source.
 SINGLE = ("input", "output_prefix", "tokenizer")
 
 
-def parse_options(description: str, arguments: Sequence[str] | None) -> list[PreprocessOptions]:
-    """Return the options of each corpus that the command line asks for (`--help` exits).
+def parse_command(description: str, arguments: Sequence[str] | None) -> Command:
+    """Return what the command line asks for (`--help` exits).
 
     Raises:
         ValueError, OSError: naming the option, field or input that is at fault.
@@ -28,6 +46,9 @@ def parse_options(description: str, arguments: Sequence[str] | None) -> list[Pre
     parser = _parser(description)
     args = parser.parse_args(arguments)
     given = {name: value for name, value in vars(args).items() if value is not None}
+    execution = Execution(
+        given.pop("executor", None), given.pop("tasks", 1), given.pop("executor_options", {})
+    )
     everywhere: dict[str, Any] = {
         name: given.pop(name) for name in ("workers", "library") if name in given
     }
@@ -35,11 +56,16 @@ def parse_options(description: str, arguments: Sequence[str] | None) -> list[Pre
         others = sorted(given.keys() - {"config"})
         if others:
             parser.error(f"--{others[0].replace('_', '-')}: not with --config, which says it")
-        return _of_run(Path(args.config), everywhere)
-    missing = [f"--{name.replace('_', '-')}" for name in SINGLE if name not in given]
-    if missing:
-        parser.error(f"{', '.join(missing)}: needed, unless --config names a file")
-    return [_of_one(given | everywhere)]
+        corpora = _of_run(Path(args.config), everywhere)
+    else:
+        missing = [f"--{name.replace('_', '-')}" for name in SINGLE if name not in given]
+        if missing:
+            parser.error(f"{', '.join(missing)}: needed, unless --config names a file")
+        corpora = [_of_one(given | everywhere)]
+    for options in corpora:
+        if execution.executor is not None and not options.shards:
+            raise ValueError(f"executor: {options.output_prefix} is not made of shards (--shards)")
+    return Command(corpora, execution)
 
 
 def _of_one(given: dict[str, Any]) -> PreprocessOptions:
@@ -148,7 +174,30 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--max-bad-share", type=float, metavar="SHARE", help=bad_help)
     library_help = "auto (default): gigatoken where it gives the ids of tokenizers"
     add("--library", choices=["auto", "tokenizers"], help=library_help)
+    executor_help = "datatrove's executor that makes the shards; default: this process"
+    add("--executor", choices=["local", "ray", "slurm"], help=executor_help)
+    add("--tasks", type=int, metavar="N", help="tasks of the executor; default: 1")
+    settings_help = "options of datatrove's executor, such as partition=cpu time=4:00:00"
+    add("--executor-options", nargs="+", action=_Mapping, metavar="NAME=VALUE", help=settings_help)
     return parser
+
+
+class _Mapping(argparse.Action):
+    """Store NAME=VALUE arguments as a dictionary; digits are numbers."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        pairs = [value.partition("=") for value in values]
+        for name, sign, _ in pairs:
+            if not sign:
+                parser.error(f"{option_string}: {name!r} is not NAME=VALUE")
+        found = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
+        setattr(namespace, self.dest, found)
 
 
 class _Tuple(argparse.Action):

@@ -22,8 +22,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_ettin.data.duplicates import find_duplicates
 from megatron_ettin.data.own_process import run_in_own_process
-from megatron_ettin.data.preprocess import PreprocessOptions, finish_dataset, preprocess_shard
+from megatron_ettin.data.preprocess import finish_dataset, preprocess_shard
+from megatron_ettin.data.preprocess_options import PreprocessOptions
 
 try:
     from datatrove.executor import (
@@ -78,7 +80,7 @@ class PreprocessShards(PipelineStep):  # type: ignore[misc]
         for index in range(rank, len(self.options.inputs), world_size):
             with self.track_time("shard"):
                 _run_named(
-                    f"shard {index} ({self.options.inputs[index]})",
+                    f"shard {index} ({self.options.inputs[index].path})",
                     self.work,
                     (self.options, index),
                     self.threads,
@@ -135,6 +137,9 @@ def run_on(
         RuntimeError: a task failed; what was made stays, and the next run goes on from there.
     """
     _check(executor, tasks, settings)
+    if options.deduplicate:
+        # All inputs are read once, here, before any shard can be made.
+        find_duplicates(options)
     folder = str(logging_dir or f"{options.output_prefix}.logs")
     tasks = min(tasks, len(options.inputs))
     if executor == "slurm":

@@ -5,7 +5,8 @@ import signal
 import time
 from pathlib import Path
 
-from megatron_ettin.data.preprocess import PreprocessOptions, preprocess_shard
+from megatron_ettin.data.preprocess import preprocess_shard
+from megatron_ettin.data.preprocess_options import PreprocessOptions
 
 DIES_BEFORE, DIES_AFTER, IS_REFUSED = 1, 4, 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ettin.data import preprocess as module
-from megatron_ettin.data.preprocess import PreprocessOptions
+from megatron_ettin.data.preprocess import preprocess
+from megatron_ettin.data.preprocess_options import PreprocessOptions
+from megatron_ettin.data.raw_files import expand_inputs
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
 
 pytest.importorskip("datatrove")
-if not hasattr(module, "preprocess_shard"):
-    pytest.skip("no preprocess_shard yet", allow_module_level=True)
 
 from megatron_ettin.data.datatrove_step import PreprocessShards, run_on
 from megatron_ettin.data.own_process import run_in_own_process
-from megatron_ettin.data.preprocess import finish_dataset, preprocess_shard
 from tests.unit import dying_shards, slurm_stand_in
 
 pytestmark = [
@@ -37,7 +35,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+ROOT = Path(__file__).parents[2]
 SHARDS, TASKS = 6, 3
+TIMED = (".identity.json", ".inputs.json")
 WORDS = ["the", "film", "was", "good", "bad", "long", "short", "plot", "never", "again", "why"]
 
 
@@ -51,15 +51,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> PreprocessOptions:
         path = folder / f"{name}.jsonl"
         texts = [" ".join(random.choice(WORDS, size=n)) for n in random.integers(0, 60, size=90)]
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        inputs.append(path)
+        inputs.append(str(path))
     tokenizer = folder / "tokenizer"
     write_tokenizer(train_tokenizer(iter(WORDS * 50), vocab_size=290), tokenizer)
     options = PreprocessOptions(
-        inputs=tuple(inputs), output_prefix=folder / "out" / "corpus", tokenizer=tokenizer
+        inputs=expand_inputs(inputs),
+        output_prefix=folder / "out" / "corpus",
+        tokenizer=tokenizer,
+        shards=True,
     )
-    for index in range(SHARDS):
-        preprocess_shard(options, index)
-    finish_dataset(options)
+    preprocess(options)
     return options
 
 
@@ -69,9 +70,9 @@ def options(plain: PreprocessOptions, tmp_path: Path) -> PreprocessOptions:
 
 
 def made(options: PreprocessOptions) -> dict[str, bytes]:
-    """Return the files by name, without identities, which hold times."""
+    """Return the files by name, without those that hold times."""
     folder = options.output_prefix.parent
-    paths = [path for path in folder.rglob("*") if path.is_file() and ".identity." not in path.name]
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(TIMED)]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
@@ -84,6 +85,28 @@ def test_local_tasks_make_what_a_plain_run_makes(
     plain: PreprocessOptions, options: PreprocessOptions
 ) -> None:
     run("local", options)
+    assert made(options) == made(plain)
+
+
+def test_copies_are_found_over_all_shards(options: PreprocessOptions, tmp_path: Path) -> None:
+    once = replace(options, deduplicate="exact")
+    elsewhere = replace(once, output_prefix=tmp_path / "plain" / "corpus")
+    assert preprocess(elsewhere).corpora[elsewhere.corpus("text", "document")]["duplicate"] > 0
+    run("local", once)
+    assert made(once) == made(elsewhere)
+
+
+def test_the_tool_runs_an_executor(plain: PreprocessOptions, options: PreprocessOptions) -> None:
+    command = [
+        sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--shards", "--input",
+        *(file.path for file in plain.inputs), "--tokenizer", str(plain.tokenizer),
+        "--output-prefix", str(options.output_prefix), "--executor", "local", "--tasks", "3",
+        "--executor-options", "workers=2",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"{options.corpus('text', 'document')}: ")
+    shutil.rmtree(options.output_prefix.with_name("corpus.logs"))
     assert made(options) == made(plain)
 
 
@@ -107,8 +130,7 @@ def test_marks_of_an_earlier_run_hide_nothing(
     plain: PreprocessOptions, options: PreprocessOptions
 ) -> None:
     run("local", options)
-    for path in options.output_prefix.parent.iterdir():
-        path.unlink()
+    shutil.rmtree(options.output_prefix.parent)
     run("local", options)
     assert made(options) == made(plain)
 
@@ -130,9 +152,8 @@ def test_completed_tasks_are_left_out_on_request(
 def test_shards_of_a_rank(options: PreprocessOptions) -> None:
     step = PreprocessShards(options)
     assert list(step.run(None, rank=1, world_size=TASKS)) == []
-    if not (names := [name for name in made(options) if re.search(r"0000\d", name)]):
-        pytest.skip("shards have other names")
-    assert {re.search(r"0000(\d)", name)[1] for name in names} == {"1", "4"}  # type: ignore[index]
+    shards = options.corpus("text", "document").glob("*.idx")
+    assert {path.stem for path in shards} == {"00001", "00004"}
 
 
 @pytest.fixture
@@ -163,7 +184,7 @@ def test_slurm_finishes_nothing_without_all_shards(
 ) -> None:
     last = run("slurm", options, shard_work=dying_shards.die_before, **SLURM)
     assert (slurm / str(last)).read_text().endswith("# never ran\n# failed\n")
-    assert not options.output_prefix.with_name("corpus.idx").exists()
+    assert not (options.corpus("text", "document") / "dataset.json").exists()
     run("slurm", options, shard_work=dying_shards.die_before, **SLURM)
     assert made(options) == made(plain)
 
