@@ -26,7 +26,7 @@ class Execution:
 
 
 class Command(NamedTuple):
-    """What a command line asks for."""
+    """Corpora that a command line asks for, and who makes them."""
 
     corpora: list[PreprocessOptions]
     execution: Execution
