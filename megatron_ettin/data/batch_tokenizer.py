@@ -23,6 +23,8 @@ RESTART_CHARACTERS = 2**30
 #: Texts of the comparison before a run: of made text, and characters of the input.
 MADE_TEXTS = 2_000
 SAMPLE_CHARACTERS = 2**18
+#: Characters of a text that are looked up at a time, in 5 bytes of memory each.
+LOOKED_UP_CHARACTERS = 2**20
 #: Planes of Unicode above this one hold no letters, numbers, marks or spaces.
 ASSIGNED_PLANES_END = 0x40000
 
@@ -76,16 +78,24 @@ class GigatokenTokenizer:
         if self._characters >= RESTART_CHARACTERS:
             self._load()
         self._characters += sum(map(len, texts))
-        with _errors_of_gigatoken():
-            ids = self._backend.encode_batch(list(texts)).layout
-        offsets = np.asarray(ids.offsets.data)
-        encoded = TokenizedTexts(
-            np.asarray(ids.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
-        )
         doubtful = find_doubtful(texts)
+        if len(doubtful) == len(texts):
+            return self._library.encode(texts)
+        encoded = self._encode(texts)
         if not doubtful:
             return encoded
         return _replaced(encoded, doubtful, self._library.encode([texts[i] for i in doubtful]))
+
+    def _encode(self, texts: Sequence[str]) -> TokenizedTexts:
+        with _errors_of_gigatoken():
+            if len(texts) == 1:
+                # A long text is a batch alone, and takes half of the memory in this call.
+                ids = self._backend.encode(texts[0])
+                return TokenizedTexts(ids, np.array([len(ids)]))
+            rows = self._backend.encode_batch(list(texts)).layout
+        offsets = np.asarray(rows.offsets.data)
+        tokens = np.asarray(rows.content.data)[offsets[0] : offsets[-1]]
+        return TokenizedTexts(tokens, np.diff(offsets))
 
     def _load(self) -> None:
         from gigatoken.gigatoken_rs import load_hf_json
@@ -164,13 +174,16 @@ def find_difference(
 def find_doubtful(texts: Sequence[str]) -> list[int]:
     """Return the indices of the texts with a character of `doubtful_characters`."""
     # CPython knows of each string whether it is ASCII, so most texts cost nothing.
-    others = [index for index, text in enumerate(texts) if not text.isascii()]
-    if not others:
-        return []
-    codes = np.frombuffer("".join([texts[i] for i in others]).encode("utf-32-le"), dtype="<u4")
-    places = np.flatnonzero(doubtful_characters()[codes])
-    ends = np.cumsum([len(texts[i]) for i in others])
-    return [others[k] for k in np.unique(np.searchsorted(ends, places, side="right")).tolist()]
+    return [i for i, text in enumerate(texts) if not text.isascii() and _is_doubtful(text)]
+
+
+def _is_doubtful(text: str) -> bool:
+    doubtful = doubtful_characters()
+    for begin in range(0, len(text), LOOKED_UP_CHARACTERS):
+        part = text[begin : begin + LOOKED_UP_CHARACTERS]
+        if doubtful[np.frombuffer(part.encode("utf-32-le"), dtype="<u4")].any():
+            return True
+    return False
 
 
 @functools.cache

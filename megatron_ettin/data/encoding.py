@@ -103,7 +103,9 @@ class DocumentSelector:
             self._compare(batch.texts[field], batch.lines, encoded, hashes, name)
         kept, dropped = self._kept(encoded.lengths, duplicate)
         chosen = _in_share(hashes[:, :8], self._rules.validation_share)
-        masks = {"document": kept & ~chosen, "validation": kept & chosen}
+        masks = {"document": kept & ~chosen}
+        if self._rules.validation_share:
+            masks["validation"] = kept & chosen
         parts = {part: self._part(encoded, mask, hashes) for part, mask in masks.items()}
         return EncodedField(parts, dropped)
 
@@ -130,8 +132,10 @@ class DocumentSelector:
         self, encoded: TokenizedTexts, mask: NDArray[np.bool_], hashes: NDArray[np.uint8]
     ) -> EncodedPart:
         tokens, lengths = encoded
-        if not mask.all():
-            tokens, lengths = tokens[np.repeat(mask, lengths)], lengths[mask]
+        # Most of what is left out has no token.
+        if lengths[~mask].any():
+            tokens = tokens[np.repeat(mask, lengths)]
+        lengths = lengths[mask]
         if self._rules.append_eod:
             tokens = np.insert(tokens, np.cumsum(lengths), self._tokenizer.ids.sep)
             lengths = lengths + 1
