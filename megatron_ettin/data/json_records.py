@@ -7,6 +7,7 @@ a block only where it is bound to agree; every other block is read line by line.
 import json
 import re
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -110,7 +111,7 @@ class BlockDecoder:
         if len(records) != block.num_lines:
             return None
         return Columns(
-            tuple([getattr(record, name) for record in records] for name in self._texts),
+            tuple(list(map(attrgetter(name), records)) for name in self._texts),
             _names(records, self._id),
             _names(records, self._url),
         )
@@ -119,7 +120,7 @@ class BlockDecoder:
 def _names(records: list[Any], attribute: str | None) -> list[str | None] | None:
     if attribute is None:
         return None
-    values = [getattr(record, attribute) for record in records]
+    values = list(map(attrgetter(attribute), records))
     if set(map(type, values)) <= {str, type(None)}:
         return known(values)
     return [str(value) if type(value) is int else _name(value) for value in values]
