@@ -73,6 +73,10 @@ def _of_one(given: dict[str, Any]) -> PreprocessOptions:
         field.name: given.pop(field.name) for field in fields(SelectionRules) if field.name in given
     }
     inputs = expand_inputs(given.pop("input"))
+    store, slash, name = str(given["output_prefix"]).rpartition("/")
+    if "://" in store + slash:
+        given |= {"store": store, "output_prefix": name}
+    given["output_prefix"] = Path(given["output_prefix"])
     return PreprocessOptions(inputs=inputs, rules=SelectionRules(**rules), **given)
 
 
@@ -148,7 +152,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--config", metavar="FILE", help=CONFIG_HELP)
     inputs_help = "files, globs, URLs, or @FILE with one of them per line"
     add("--input", nargs="+", metavar="FILE", help=inputs_help)
-    add("--output-prefix", type=Path, metavar="PREFIX", help="start of output paths")
+    prefix_help = "start of output paths, or of URLs"
+    add("--output-prefix", metavar="PREFIX", help=prefix_help)
     add("--tokenizer", type=Path, metavar="FOLDER", help="holds tokenizer.json")
     keys_help = "fields to tokenise, each into a corpus of its own; default: text"
     add("--json-keys", nargs="+", action=_Tuple, metavar="FIELD", help=keys_help)

@@ -137,6 +137,11 @@ def run_on(
         RuntimeError: a task failed; what was made stays, and the next run goes on from there.
     """
     _check(executor, tasks, settings)
+    if options.deduplicate and options.store is not None:
+        raise ValueError(
+            "deduplicate: the tasks of an executor need an --output-prefix that is a folder which "
+            "all of them see, not a URL"
+        )
     if options.deduplicate:
         # All inputs are read once, here, before any shard can be made.
         find_duplicates(options)

@@ -34,6 +34,7 @@ from megatron_ettin.data.corpus_summary import (
 )
 from megatron_ettin.data.duplicates import find_duplicates, forget_duplicates
 from megatron_ettin.data.encoding import DROPPED, PARTS, count_name
+from megatron_ettin.data.output_store import staged, store_files
 from megatron_ettin.data.preprocess_options import PreprocessOptions, Shard
 from megatron_ettin.data.progress import Progress
 from megatron_ettin.data.raw_files import TextBatch
@@ -57,8 +58,8 @@ Summaries = dict[str, CorpusSummary]
 class PreprocessResult:
     """The corpora of a run."""
 
-    corpora: dict[Path, Counter[str]]
-    """Counts of each corpus, of all its shards together, by prefix or folder."""
+    corpora: dict[Path | str, Counter[str]]
+    """Counts of each corpus, of all its shards together, by prefix, folder or URL."""
     seconds: float
     """Time spent on tokenising and writing; 0 where all of it was up to date."""
     raw_bytes: int
@@ -96,6 +97,19 @@ def preprocess(
             tokenizer or of other settings that is in the way. Corpora that were there stay as they
             were; of shards, those that are committed stay, and the next run goes on after them.
     """
+    with staged(options) as local:
+        result = _preprocess(local, say)
+        folder = local.output_prefix.parent
+    if options.store is None:
+        return result
+    urls: dict[Path | str, Counter[str]] = {
+        f"{options.store}/{Path(corpus).relative_to(folder)}": counts
+        for corpus, counts in result.corpora.items()
+    }
+    return replace(result, corpora=urls)
+
+
+def _preprocess(options: PreprocessOptions, say: Callable[[str], None]) -> PreprocessResult:
     tokenizer = load_tokenizer(options.tokenizer)
     _refuse_what_is_in_the_way(options)
     shards = options.outputs()
@@ -113,7 +127,7 @@ def preprocess(
                 tokens += sum(s.tokens + s.validation_tokens for s in made.values())
     seconds = time.monotonic() - begin if to_do else 0.0
     return PreprocessResult(
-        corpora=finish_dataset(options),
+        corpora=dict(_finish(options).items()),
         seconds=seconds,
         raw_bytes=sum(shard.raw_bytes for shard in to_do),
         tokens=tokens,
@@ -127,10 +141,11 @@ def preprocess_shard(options: PreprocessOptions, index: int) -> None:
     """
     tokenizer = load_tokenizer(options.tokenizer)
     shard = options.outputs()[index]
-    if current_summaries(options, shard, tokenizer) is None:
-        library, _ = _choose(options, shard, tokenizer)
-        with Progress(f"shard {index}", shard.raw_bytes) as progress:
-            ShardMaker(options, tokenizer, library).make(shard, progress)
+    with staged(options) as local:
+        if current_summaries(local, shard, tokenizer) is None:
+            library, _ = _choose(local, shard, tokenizer)
+            with Progress(f"shard {index}", shard.raw_bytes) as progress:
+                ShardMaker(local, tokenizer, library).make(shard, progress)
 
 
 def current_summaries(
@@ -156,12 +171,18 @@ def current_summaries(
     return current if len(current) == len(options.json_keys) else None
 
 
-def finish_dataset(options: PreprocessOptions) -> dict[Path, Counter[str]]:
-    """Return the counts of each corpus; of shards, also publish dataset.json in their folders.
+def finish_dataset(options: PreprocessOptions) -> None:
+    """Complete a corpus whose shards are all there: publish dataset.json in its folders.
 
     Raises:
         ValueError: a shard is not made, or a corpus has no document at all.
     """
+    with staged(options) as local:
+        _finish(local)
+
+
+def _finish(options: PreprocessOptions) -> dict[Path, Counter[str]]:
+    """Return the counts of each corpus, when all of it is complete."""
     shards = options.outputs()
     corpora = {}
     for json_key in options.json_keys:
@@ -211,6 +232,7 @@ def _publish_dataset(
     path = corpus / "dataset.json"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         publish_text(path, text)
+        store_files(options, [path])
 
 
 def _remove_leftovers(options: PreprocessOptions, corpus: Path) -> None:

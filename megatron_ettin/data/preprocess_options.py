@@ -55,6 +55,8 @@ class PreprocessOptions:
     .docs.parquet."""
     tokenizer: Path
     """Tokenizer folder."""
+    store: str | None = None
+    """URL of the folder that OUTPUT_PREFIX is relative to; None: a folder of this machine."""
     json_keys: tuple[str, ...] = ("text",)
     """Fields of a record; each gives one corpus."""
     id_key: str | None = None

@@ -12,6 +12,7 @@ from megatron_ettin.data.batch_tokenizer import BatchTokenizer, TokenizedTexts
 from megatron_ettin.data.corpus_summary import CorpusSummary, summary_path
 from megatron_ettin.data.duplicates import Duplicates
 from megatron_ettin.data.encoding import DROPPED, DocumentSelector, count_name
+from megatron_ettin.data.output_store import store_files
 from megatron_ettin.data.pipeline import prefetch
 from megatron_ettin.data.preprocess_options import PreprocessOptions, Shard
 from megatron_ettin.data.progress import Progress
@@ -73,9 +74,20 @@ class ShardMaker:
             for part in options.parts:
                 # Hashed now, while the pages are in memory, and not when a run starts.
                 identify_corpus(str(options.prefix(json_key, part, shard)))
+        store_files(options, self._files(shard))
         for file in shard.inputs:
             progress.finish_file(file.size)
         return summaries
+
+    def _files(self, shard: Shard) -> Iterator[Path]:
+        """Yield the files of a shard that a store keeps; identities hold times of this machine."""
+        options = self._options
+        for json_key in options.json_keys:
+            for part in options.parts:
+                yield from _corpus_files(options.prefix(json_key, part, shard))
+            prefix = options.prefix(json_key, "document", shard)
+            yield from (Path(f"{prefix}{end}") for end in (".inputs.json", ".json"))
+        yield options.bad_records(shard)
 
     def _encoded(
         self, batches: Iterator[tuple[RawFile, TextBatch | TokenBatch]]

@@ -1,17 +1,25 @@
-"""Raw files in an object store are read as if they were local."""
+"""Raw files and corpora in an object store are read and written as if they were local."""
 
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 
+from megatron_ettin.data import raw_files
+from megatron_ettin.data.command_line import parse_command
+from megatron_ettin.data.preprocess import preprocess
+from megatron_ettin.data.shard_maker import ShardMaker
+from megatron_ettin.data.tokenize import train_tokenizer, write_tokenizer
+
 boto3 = pytest.importorskip("boto3")
 pytest.importorskip("s3fs")
 server = pytest.importorskip("moto.server")
-raw_files = pytest.importorskip("megatron_ettin.data.raw_files")
 
 pytestmark = [
     # Said by boto3, moto and s3fs of themselves and of connections left to the garbage collector.
@@ -52,7 +60,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     yield f"s3://{BUCKET}"
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    running.stop()
+    # The next server of this process would have the same objects.
+    with urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b""):
+        running.stop()
 
 
 def read(address: str) -> list[str]:
@@ -80,3 +90,72 @@ def test_object_that_is_not_there_is_named(store: str) -> None:
 def test_damaged_object_is_named(store: str) -> None:
     with pytest.raises(ValueError, match=r"cut\.jsonl\.zst"):
         read(f"{store}/web/cut.jsonl.zst")
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    write_tokenizer(train_tokenizer(TEXTS, 280), tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def objects(store: str, prefix: str) -> dict[str, bytes]:
+    """Return the objects that begin with a prefix, by name, without those that hold times."""
+    import fsspec
+
+    system, root = fsspec.core.url_to_fs(store)
+    system.invalidate_cache()
+    found = {name.removeprefix(f"{root}/"): name for name in system.find(root)}
+    return {
+        name: system.cat_file(path)
+        for name, path in found.items()
+        if name.startswith(prefix) and not name.endswith(".inputs.json")
+    }
+
+
+def run(tokenizer: Path, *arguments: str) -> None:
+    corpora, _ = parse_command("", ["--tokenizer", str(tokenizer), *arguments])
+    for options in corpora:
+        preprocess(options)
+
+
+@pytest.mark.parametrize("shards", [[], ["--shards"]])
+def test_corpus_is_written_to_the_store(
+    store: str, tokenizer: Path, tmp_path: Path, shards: list[str]
+) -> None:
+    inputs = ["--input", f"{store}/web/[ab].jsonl*", "--validation-share", "0.1", *shards]
+    run(tokenizer, *inputs, "--output-prefix", str(tmp_path / "out" / "c"))
+    run(tokenizer, *inputs, "--output-prefix", f"{store}/corpora/c")
+    local = {
+        path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file() and not path.name.endswith((".inputs.json", ".identity.json"))
+    }
+    stored = objects(f"{store}/corpora", "c")
+    assert stored == local
+    assert len(stored) > 6
+
+
+def test_a_run_goes_on_after_the_shards_of_the_store(
+    store: str, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = ["--input", f"{store}/web/[ab].jsonl*", "--shards"]
+    prefix = ["--output-prefix", f"{store}/corpora/c"]
+    make, made = ShardMaker.make, []
+
+    def make_one(self: ShardMaker, shard: Any, progress: Any) -> Any:
+        made.append(shard.index)
+        if len(made) == 2:
+            raise OSError("the machine went away")
+        return make(self, shard, progress)
+
+    monkeypatch.setattr(ShardMaker, "make", make_one)
+    with pytest.raises(OSError, match="went away"):
+        run(tokenizer, *inputs, *prefix)
+    assert "c_text_document/00000.json" in objects(f"{store}/corpora", "c")
+    assert "c_text_document/dataset.json" not in objects(f"{store}/corpora", "c")
+    run(tokenizer, *inputs, *prefix)
+    run(tokenizer, *inputs, *prefix)
+    assert made == [0, 1, 1]
+    assert "c_text_document/dataset.json" in objects(f"{store}/corpora", "c")
+    with pytest.raises(ValueError, match="made with min_tokens 1, not with min_tokens 2"):
+        run(tokenizer, *inputs, *prefix, "--min-tokens", "2")
