@@ -134,15 +134,22 @@ class _SidecarFile:
         if not count:
             return
         columns = [
-            np.arange(self._documents, self._documents + count),
+            _int64(np.arange(self._documents, self._documents + count)),
             _names(batch.ids, part.places),
             _names(batch.urls, part.places),
             pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(32), count, [None, pa.py_buffer(part.sha256)]
             ),
-            part.lengths,
-            pa.repeat(pa.scalar(shard), count),
-            np.asarray(batch.lines, dtype=np.int64)[part.places],
+            _int64(part.lengths),
+            pa.DictionaryArray.from_arrays(
+                pa.Array.from_buffers(pa.int32(), count, [None, pa.py_buffer(bytes(4 * count))]),
+                pa.StringArray.from_buffers(
+                    1,
+                    pa.py_buffer(np.array([0, len(shard.encode())], dtype=np.int32)),
+                    pa.py_buffer(shard.encode()),
+                ),
+            ),
+            _int64(_lines(batch.lines)[part.places]),
         ]
         self._pending.append(pa.table(columns, names=SCHEMA.names))
         self._documents += count
@@ -173,7 +180,7 @@ class _SidecarFile:
         table = pa.concat_tables(self._pending)
         # One chunk, with only its own shards in the dictionary: the bytes of a group must not
         # depend on how documents came in batches.
-        group = table[:GROUP_DOCUMENTS].combine_chunks().cast(SCHEMA)
+        group = table[:GROUP_DOCUMENTS].unify_dictionaries().combine_chunks().cast(SCHEMA)
         with self._named_errors():
             self._writer.write_table(group, row_group_size=GROUP_DOCUMENTS)
         rest = table[GROUP_DOCUMENTS:]
@@ -188,10 +195,28 @@ class _SidecarFile:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
+def _int64(values: NDArray[np.int64]) -> pa.Array:
+    # pa.array would import pandas first, which takes longer than a small corpus.
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
+
+
+def _lines(lines: Sequence[int]) -> NDArray[np.int64]:
+    if isinstance(lines, range):
+        return np.arange(lines.start, lines.stop)
+    return np.array(lines, dtype=np.int64)
+
+
 def _names(names: list[str | None] | None, places: NDArray[np.int64]) -> pa.Array:
+    """Return the names at some places as an array; see `_int64` for the way."""
     if names is None:
         return pa.nulls(len(places), pa.string())
-    return pa.array(names, pa.string()).take(pa.array(places))
+    contents = [(name or "").encode() for name in names]
+    offsets = np.zeros(len(names) + 1, dtype=np.int32)
+    np.cumsum([len(content) for content in contents], out=offsets[1:])
+    known = np.packbits([name is not None for name in names], bitorder="little")
+    buffers = [pa.py_buffer(each) for each in (known, offsets, b"".join(contents))]
+    array = pa.Array.from_buffers(pa.string(), len(names), buffers)
+    return array if len(places) == len(names) else array.take(_int64(places))
 
 
 class Provenance:
