@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from httpx import HTTPError
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from megatron_ettin.export.hub_repository import MAIN, HubRepository
+
+#: Errors of a transfer; which HTTP library they come from depends on huggingface_hub's version.
+TRANSFER_ERRORS: Any = HfHubHTTPError.__bases__
 
 
 def upload_repository(
@@ -38,5 +42,5 @@ def upload_repository(
                 delete_patterns="*",
             )
             yield f"{name} {revision}: uploaded"
-    except HTTPError as error:
+    except TRANSFER_ERRORS as error:
         raise ValueError(f"{name}: not uploaded: {error}") from error

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint_files import read_files
 from megatron_ettin.export.huggingface import to_huggingface
+from megatron_ettin.export.revisions import Average, list_revisions
 from megatron_ettin.file_digests import FileDigest, FileList
-from megatron_ettin.order.ledger import Kind
+from megatron_ettin.order.ledger import RECORD
 from megatron_ettin.order.run_folder import RunFolder
 from tests.conftest import TinyCorpus
 from tests.training import train_here
@@ -295,7 +296,18 @@ def test_two_runs_of_one_kind_are_refused(runs: dict[str, Path], tmp_path: Path)
         main(["series", *both, f"--output={tmp_path / 'repo'}"])
 
 
-def test_records_have_one_phase_each(runs: dict[str, Path]) -> None:
-    """The names count from the ledger's PHASE records; three phases have three."""
-    records = RunFolder(runs["encoder"]).read_ledger().records
-    assert sum(records["kind"] == Kind.PHASE) == 3
+def test_a_run_that_goes_on(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Its last window waits; checkpoints that its ledger does not hold are left out."""
+    run = tmp_path / "run"
+    shutil.copytree(runs["encoder"], run)
+    named = expected_names(run)
+    third = checkpoint.read_state(list(named.values())[2])
+    records = run / "ledger" / "records.led"
+    records.write_bytes(records.read_bytes()[: (third.ledger_seq + 1) * RECORD.itemsize])
+    window = Average.parse("every:1_000_000")
+    found = list_revisions(RunFolder(run), [window])
+    assert [revision.name for revision in found] == list(named)[:3]
+    whole = list_revisions(RunFolder(runs["encoder"]), [window])
+    assert [len(revision.checkpoints) for revision in whole[len(named) :]] == [
+        sum(name.startswith(prefix) for name in named) for prefix in ("step", "ext", "decay")
+    ]

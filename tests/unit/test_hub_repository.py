@@ -18,7 +18,6 @@ from megatron_ettin.export.hub_repository import (
     GIT_ATTRIBUTES,
     HubRepository,
 )
-from megatron_ettin.export.upload import upload_repository
 
 #: Files of a revision; weights and text in one revision are those of another.
 REVISIONS = {
@@ -186,31 +185,3 @@ def test_no_git_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         HubRepository(tmp_path, "encoder"),
     ):
         pass
-
-
-class Recorded:
-    """Calls that an upload makes, in the place of HfApi."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
-
-
-def test_upload_prepares_a_branch_a_revision(whole: Path) -> None:
-    api = Recorded()
-    with HubRepository(whole, "encoder") as repository:
-        lines = list(upload_repository(repository, "owner/name", api))  # type: ignore[arg-type]
-    assert lines == [f"owner/name {name}: uploaded" for name in ("step10", "step20", "main")]
-    made = [(call, args[0], more.get("branch")) for call, args, more in api.calls if args]
-    assert made == [
-        ("create_repo", "owner/name", None),
-        ("create_branch", "owner/name", "step10"),
-        ("create_branch", "owner/name", "step20"),
-    ]
-    sent = [more for call, _, more in api.calls if call == "upload_folder"]
-    assert [more["revision"] for more in sent] == ["step10", "step20", "main"]
-    assert sent[0]["commit_description"] == "Checkpoint-Files: digest of step10"
-    assert (sent[0]["folder_path"] / "README.md").read_bytes() == b"ten\n"
-    assert (sent[2]["folder_path"] / "README.md").read_bytes() == b"twenty\n"
