@@ -18,22 +18,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from megatron_ettin.export.composer import from_composer
     from megatron_ettin.export.conformance import write_pack
     from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
+    from megatron_ettin.export.series import write_series
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     command, output = args.pop("command"), args["output"]
+    if command in ("to-hf", "series"):
+        args["metadata"] = CardMetadata(
+            license=args.pop("license"),
+            languages=tuple(args.pop("language")),
+            base_model=args.pop("base_model"),
+            datasets=tuple(args.pop("dataset")),
+        )
     try:
         if command == "conformance":
             write_pack(output)
             print(f"{output}: a conformance pack; {output / 'README.md'} says how it is used")
             return
+        if command == "series":
+            for line in write_series(args.pop("runs"), **args):
+                print(line, flush=True)
+            return
         if command == "to-hf":
-            metadata = CardMetadata(
-                license=args.pop("license"),
-                languages=tuple(args.pop("language")),
-                base_model=args.pop("base_model"),
-                datasets=tuple(args.pop("dataset")),
-            )
-            saved = to_huggingface(args.pop("checkpoint"), metadata=metadata, **args)
+            saved = to_huggingface(args.pop("checkpoint"), **args)
         elif command == "from-composer":
             saved = from_composer(args.pop("input"), **args)
         else:

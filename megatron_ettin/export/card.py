@@ -49,6 +49,11 @@ pipeline does not know that: it shows the prediction of the token *after* the ma
 logits that were not shifted is too high. Shift the logits as above. Hidden states are used as those
 of any encoder.
 """
+VERIFICATION = """\
+Load it with `from_pretrained(name, revision=...)`. With the folder of the run (RUN), this verifies
+the ledger's chain, that it holds the head above, and every file of every checkpoint:
+"""
+VERIFY = "python tools/order.py verify --run RUN --chain --weights --head"
 LIMITS = """\
 The card was written by a converter. How well the model does is not known to it, nor, unless it was
 given above, what the model was trained on and under which terms it may be used: say so before you
@@ -70,6 +75,18 @@ class CardMetadata:
     """Repositories of the data."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CardRevision:
+    """Place of a model among the checkpoints of its run."""
+
+    name: str
+    """Name of the revision, such as step599525."""
+    files_sha256: str
+    """Digest of the checkpoint's list of files; of an average, of the digests of its members."""
+    averaged: tuple[str, ...] = ()
+    """Revisions of whose weights it is the mean; none for a checkpoint."""
+
+
 def model_card(
     saved: SavedModel,
     state: RunState,
@@ -77,11 +94,12 @@ def model_card(
     num_parameters: int,
     has_tokenizer: bool,
     metadata: CardMetadata,
+    revision: CardRevision | None = None,
 ) -> str:
     """Return the card, with front matter as the Hugging Face Hub reads it.
 
     `num_parameters` counts the tied output once. A `state` with step 0 belongs to weights that no
-    run here has trained.
+    run here has trained. `revision` says which of a run's models it is, if it is one of several.
     """
     kind = kind_of(saved.attention)
     is_encoder, is_shifted = kind.architecture == "encoder", saved.prediction_shift != 0
@@ -97,6 +115,7 @@ def model_card(
         _table(_model_rows(saved, num_parameters)),
         "## Training\n",
         _training(state),
+        *_revision(revision, state),
         "## Use\n",
         f"With transformers {TRANSFORMERS[kind.architecture]} or newer:\n",
         f"```python\n{use}```\n",
@@ -164,6 +183,21 @@ def _training(state: RunState) -> str:
     if state.ledger_chain:
         rows["ledger head"] = f"`{state.ledger_chain}` (record {state.ledger_seq})"
     return _table(rows)
+
+
+def _revision(revision: CardRevision | None, state: RunState) -> list[str]:
+    """Return which revision the model is, and the command that verifies its record."""
+    if revision is None:
+        return []
+    rows = {"revision": f"`{revision.name}`"}
+    if revision.averaged:
+        names = ", ".join(f"`{name}`" for name in revision.averaged)
+        rows["averaged"] = f"mean of the weights of {names}; the table above is the last one's"
+    rows["checkpoint files"] = f"SHA-256 `{revision.files_sha256}`"
+    parts = ["## Revision\n", _table(rows)]
+    if state.ledger_chain:
+        parts += [VERIFICATION, f"```bash\n{VERIFY} {state.ledger_chain}\n```\n"]
+    return parts
 
 
 def _table(rows: dict[str, str]) -> str:

@@ -19,14 +19,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = _command(commands, "to-hf", "convert a checkpoint to a ModernBERT folder")
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run_dir/checkpoints/step_N")
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")
-    check = "compare the SHA-256 of each file with the saved one before loading"
-    add("--check-files", action=argparse.BooleanOptionalAction, default=True, help=check)
-    add("--license", metavar="ID", help="licence for the model card, such as apache-2.0")
-    language = "language for the card; repeat"
-    add("--language", action="append", default=[], metavar="CODE", help=language)
-    add("--base-model", metavar="REPO", help="for the card: model whose weights began the run")
-    dataset = "data set for the card; repeat"
-    add("--dataset", action="append", default=[], metavar="REPO", help=dataset)
+    _add_card_options(add)
+    _add_series(commands)
     add = _command(commands, "from-hf", "convert a ModernBERT folder to a checkpoint")
     folder = "folder with config.json and safetensors"
     add("--input", type=Path, required=True, metavar="DIR", help=folder)
@@ -54,6 +48,38 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = _command(commands, "conformance", pack)
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")
     return parser.parse_args(arguments)
+
+
+def _add_series(commands: Any) -> None:
+    series = "convert every checkpoint of a run to a revision of a local repository"
+    add = _command(commands, "series", series)
+    run = "run_dir of a run; repeat for its twin"
+    add("--run", dest="runs", action="append", type=Path, required=True, metavar="DIR", help=run)
+    repository = "folder of the repositories encoder and decoder; it may hold earlier revisions"
+    add("--output", type=Path, required=True, metavar="REPO", help=repository)
+    mean = "also write the mean of the last COUNT checkpoints, or of those in every TOKENS; repeat"
+    add(
+        "--average",
+        dest="averages",
+        action="append",
+        default=[],
+        metavar="last:COUNT|every:TOKENS",
+        help=mean,
+    )
+    hub = "upload all revisions to this repository of the Hub (of twins: NAME-encoder, -decoder)"
+    add("--upload", metavar="OWNER/NAME", help=hub)
+    _add_card_options(add)
+
+
+def _add_card_options(add: Callable[..., Any]) -> None:
+    check = "compare the SHA-256 of each file with the saved one before loading"
+    add("--check-files", action=argparse.BooleanOptionalAction, default=True, help=check)
+    add("--license", metavar="ID", help="licence for the model card, such as apache-2.0")
+    language = "language for the card; repeat"
+    add("--language", action="append", default=[], metavar="CODE", help=language)
+    add("--base-model", metavar="REPO", help="for the card: model whose weights began the run")
+    dataset = "data set for the card; repeat"
+    add("--dataset", action="append", default=[], metavar="REPO", help=dataset)
 
 
 def _command(commands: Any, name: str, summary: str) -> Callable[..., Any]:

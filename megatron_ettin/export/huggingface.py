@@ -18,12 +18,12 @@ import yaml
 from transformers.utils.logging import disable_progress_bar
 
 from megatron_ettin import checkpoint, checkpoint_files, distributed
-from megatron_ettin.checkpoint import SavedModel
+from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.config import HardwareConfig, SeedConfig, check_layout
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.export import architecture, weights
 from megatron_ettin.export.architecture import ModelKind, kind_of, objective_of
-from megatron_ettin.export.card import CardMetadata, model_card
+from megatron_ettin.export.card import CardMetadata, CardRevision, model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.model.provider import build_stage
 from megatron_ettin.model.weight_map import Architecture
@@ -58,6 +58,23 @@ def to_huggingface(
     if check_files:
         checkpoint_files.check_files(folder)
     saved, state = checkpoint.read_model(folder), checkpoint.read_state(folder)
+    write_model(output, saved, state, read_weights(folder, saved), metadata=metadata)
+    return saved
+
+
+def write_model(
+    output: Path,
+    saved: SavedModel,
+    state: RunState,
+    tensors: dict[str, torch.Tensor],
+    *,
+    metadata: CardMetadata = NOTHING_SAID,
+    revision: CardRevision | None = None,
+) -> None:
+    """Write a ModernBERT folder of `tensors`, by Hugging Face name; it appears when complete.
+
+    `metadata` and `revision` go into the model card, `state` too.
+    """
     kind = kind_of(saved.attention)
     if saved.model.megatron_overrides:
         logger.warning(
@@ -66,9 +83,8 @@ def to_huggingface(
             saved.model.megatron_overrides,
         )
     tokenizer = matching_tokenizer(saved.tokenizer, state.tokenizer_sha256)
-    tensors = _read_weights(folder, saved, kind)
     unfinished = begin_folder(output)
-    _write_model(unfinished, kind, saved, tensors, tokenizer)
+    _write_weights(unfinished, kind, saved, tensors, tokenizer)
     counted = sum(tensor.numel() for name, tensor in tensors.items() if name != weights.TIED)
     card = model_card(
         saved,
@@ -76,6 +92,7 @@ def to_huggingface(
         num_parameters=counted,
         has_tokenizer=tokenizer is not None,
         metadata=metadata,
+        revision=revision,
     )
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     if tokenizer is not None:
@@ -86,7 +103,6 @@ def to_huggingface(
             max_length=saved.max_seq_length,
         )
     publish_folder(output)
-    return saved
 
 
 def from_huggingface(
@@ -161,15 +177,19 @@ def write_checkpoint(
         )
 
 
-def _read_weights(folder: Path, saved: SavedModel, kind: ModelKind) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path, saved: SavedModel) -> dict[str, torch.Tensor]:
+    """Return the weights of the checkpoint in `folder`, in float32, by Hugging Face name.
+
+    The tied output is the embedding's tensor under a second name. No digest is compared.
+    """
     with distributed.process_groups(WHOLE):
         stage = build_stage(saved.model, saved.attention, WHOLE, SeedConfig())
         stage.to(distributed.device())
         checkpoint.load(folder, stage, None, saved.model)
-        return weights.huggingface_tensors(stage, kind.architecture)
+        return weights.huggingface_tensors(stage, kind_of(saved.attention).architecture)
 
 
-def _write_model(
+def _write_weights(
     folder: Path,
     kind: ModelKind,
     saved: SavedModel,
