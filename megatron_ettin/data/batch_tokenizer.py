@@ -19,13 +19,20 @@ from numpy.typing import NDArray
 
 from megatron_ettin.data.tokenize import SPECIAL_TOKENS, Tokenizer
 
+try:
+    from gigatoken.gigatoken_rs import load_hf_json
+except ImportError:  # there is no wheel for every platform
+    load_hf_json = None  # type: ignore[assignment]
+
 #: Characters after which gigatoken is loaded again, because its cache of words only grows.
 RESTART_CHARACTERS = 2**30
 #: Texts of the comparison before a run: of made text, and characters of the input.
-MADE_TEXTS = 2_000
-SAMPLE_CHARACTERS = 2**18
-#: Characters of a text that are looked up at a time, in 5 bytes of memory each.
-LOOKED_UP_CHARACTERS = 2**20
+MADE_TEXTS = 500
+SAMPLE_CHARACTERS = 2**16
+#: Characters that are looked up at a time.
+LOOKED_UP_CHARACTERS = 2**16
+#: Code point below which no character is doubtful.
+FIRST_DOUBTFUL = 0x300
 #: Planes of Unicode above this one hold no letters, numbers, marks or spaces.
 ASSIGNED_PLANES_END = 0x40000
 
@@ -99,8 +106,8 @@ class GigatokenTokenizer:
         return TokenizedTexts(tokens, np.diff(offsets))
 
     def _load(self) -> None:
-        from gigatoken.gigatoken_rs import load_hf_json
-
+        if load_hf_json is None:
+            raise ImportError("gigatoken is not installed")
         self._characters = 0
         with _errors_of_gigatoken():
             self._backend = load_hf_json(self._json)
@@ -124,10 +131,10 @@ def choose_library(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[BatchTo
     made texts: unusual Unicode, spaces, and all added tokens spelled out.
     """
     library = LibraryTokenizer(tokenizer)
+    texts = _beginning(sample)
     try:
-        fast = GigatokenTokenizer(tokenizer)
-        texts = _beginning(sample)
-        other = _find_made_difference(tokenizer) or _find_difference(fast, library, texts)
+        fast, other = _compare_on_made_texts(tokenizer)
+        other = other or _find_difference(fast, library, texts)
     except (ImportError, ValueError) as error:
         return library, f"tokenising with tokenizers: {error}"
     if other is not None:
@@ -137,10 +144,10 @@ def choose_library(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[BatchTo
 
 
 @functools.cache
-def _find_made_difference(tokenizer: Tokenizer) -> str | None:
-    """Return a made text for which gigatoken gives other ids; None if there is none."""
-    fast, library = GigatokenTokenizer(tokenizer), LibraryTokenizer(tokenizer)
-    return _find_difference(fast, library, _made_texts(tokenizer))
+def _compare_on_made_texts(tokenizer: Tokenizer) -> tuple[GigatokenTokenizer, str | None]:
+    """Return gigatoken with the tokenizer, and a made text for which it gives other ids or None."""
+    fast = GigatokenTokenizer(tokenizer)
+    return fast, _find_difference(fast, LibraryTokenizer(tokenizer), _made_texts(tokenizer))
 
 
 def _find_difference(
@@ -175,16 +182,32 @@ def find_difference(
 def find_doubtful(texts: Sequence[str]) -> list[int]:
     """Return the indices of the texts with a character of `doubtful_characters`."""
     # CPython knows of each string whether it is ASCII, so most texts cost nothing.
-    return [i for i, text in enumerate(texts) if not text.isascii() and _is_doubtful(text)]
+    others = [index for index, text in enumerate(texts) if not text.isascii()]
+    ends = np.cumsum([len(texts[index]) for index in others], dtype=np.int64)
+    found: set[int] = set()
+    group: list[str] = []
+    begin = size = 0
+    for index in others:
+        text = texts[index]
+        # A long text is looked at in parts, short ones together: what fits into a core's cache.
+        for part in range(0, len(text), LOOKED_UP_CHARACTERS):
+            group.append(text[part : part + LOOKED_UP_CHARACTERS])
+            size += len(group[-1])
+            if size >= LOOKED_UP_CHARACTERS:
+                found.update((begin + _doubtful_places("".join(group))).tolist())
+                begin, size = begin + size, 0
+                group.clear()
+    found.update((begin + _doubtful_places("".join(group))).tolist())
+    places = np.searchsorted(ends, sorted(found), side="right")
+    return [others[place] for place in np.unique(places).tolist()]
 
 
-def _is_doubtful(text: str) -> bool:
-    doubtful = doubtful_characters()
-    for begin in range(0, len(text), LOOKED_UP_CHARACTERS):
-        part = text[begin : begin + LOOKED_UP_CHARACTERS]
-        if doubtful[np.frombuffer(part.encode("utf-32-le"), dtype="<u4")].any():
-            return True
-    return False
+def _doubtful_places(text: str) -> NDArray[np.int64]:
+    """Return the places of the doubtful characters of a text."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    # Most characters need no look into the table.
+    places = np.flatnonzero(codes >= FIRST_DOUBTFUL)
+    return places[doubtful_characters()[codes[places]]]
 
 
 @functools.cache
@@ -197,8 +220,9 @@ def doubtful_characters() -> NDArray[np.bool_]:
     """
     old = unicodedata.ucd_3_2_0
     doubtful = np.zeros(0x110000, dtype=np.bool_)
-    categories = map(unicodedata.category, map(chr, range(ASSIGNED_PLANES_END)))
-    for code, category in enumerate(categories):
+    codes = range(FIRST_DOUBTFUL, ASSIGNED_PLANES_END)
+    categories = map(unicodedata.category, map(chr, codes))
+    for code, category in zip(codes, categories, strict=True):
         if category == "Cn" or (category[0] == "M" and old.category(chr(code)) == "Cn"):
             doubtful[code] = True
     return doubtful
