@@ -71,7 +71,11 @@ class LoggingConfig:
     log_every_steps: int = 10
     """Steps between console and metrics lines."""
     wandb: bool = False
-    """Log to Weights & Biases too; its environment variables choose project and mode."""
+    """Log to Weights & Biases too; its environment variables choose project and mode. A resumed run
+    continues its W&B run."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into run_dir/tensorboard too; needs the package
+    tensorboard."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,12 +136,7 @@ def run_on(
         ValueError: for settings that cannot be meant.
         RuntimeError: a task failed; what was made stays, and the next run goes on from there.
     """
-    _check(executor, tasks, settings)
-    if options.deduplicate and options.store is not None:
-        raise ValueError(
-            "deduplicate: the tasks of an executor need an --output-prefix that is a folder which "
-            "all of them see, not a URL"
-        )
+    _check(executor, tasks, settings, options)
     if options.deduplicate:
         # All inputs are read once, here, before any shard can be made.
         find_duplicates(options)
@@ -210,7 +205,14 @@ def _activation() -> str:
     return f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
 
 
-def _check(executor: str, tasks: int, settings: dict[str, Any]) -> None:
+def _check(
+    executor: str, tasks: int, settings: dict[str, Any], options: PreprocessOptions
+) -> None:
+    if options.deduplicate and options.store is not None:
+        raise ValueError(
+            "deduplicate: the tasks of an executor need an --output-prefix that is a folder which "
+            "all of them see, not a URL"
+        )
     if executor not in EXECUTORS:
         raise ValueError(f"executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
     if tasks < 1:

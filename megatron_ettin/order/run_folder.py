@@ -51,6 +51,16 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def wandb_id(self) -> Path:
+        """Id of the Weights & Biases run that a resumed run continues."""
+        return self.path / "wandb_id.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"

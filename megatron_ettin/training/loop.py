@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ def _train_phase(
             logs = state.step % run.config.logging.log_every_steps == 0
             # A checkpoint and a skip need the steps before them in the ledger, so both report.
             if logs or saves or next_g > state.g:
-                state = run.reporter.report_steps(state, interval, lr=lr)
+                norm = run.optimizer.gradient_norm()
+                state = run.reporter.report_steps(state, interval, lr=lr, gradient_norm=norm)
                 interval = Interval()
             state = _skip(run, phase, state)
             if run.validation is not None and (
@@ -156,10 +158,12 @@ def _save(run: Training, state: RunState) -> RunState:
 
     In this order a checkpoint never knows more than the ledger, wherever a crash comes.
     """
+    started = time.perf_counter()
     folder = RunFolder(Path(run.config.run_dir)).checkpoint(state.step)
     files = checkpoint.write(folder, run.stage, run.optimizer, config=run.config, state=state)
     state = run.recorder.record_checkpoint(state, folder.name, files.sha256)
     checkpoint.publish(folder, files, state)
+    run.reporter.report_saved(folder, time.perf_counter() - started)
     return state
 
 

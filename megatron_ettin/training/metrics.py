@@ -1,4 +1,4 @@
-"""Reports of a run: console, progress bar, metrics.jsonl (always), Weights & Biases by flag."""
+"""Reports of a run: metrics.jsonl, ledger and console always; W&B and TensorBoard by flags."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState
-from megatron_ettin.config import RunConfig, to_yaml
+from megatron_ettin.config import RunConfig
 from megatron_ettin.devices import Device, gpu_called
 from megatron_ettin.model.counts import mfu
+from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.digest import add_digests, format_digest
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text
+from megatron_ettin.training.console import Console, RunProgress, Totals
 from megatron_ettin.training.micro_batch import MicroBatch, Report
 from megatron_ettin.training.preparation import LANES, ORDER_LANES, TOKEN_LANES, Prepared, StepRange
 from megatron_ettin.training.recorder import Recorder
+from megatron_ettin.training.trackers import Tracker, open_trackers
 from megatron_ettin.training.validation import HeldOutLoss
 
 logger = logging.getLogger(__name__)
@@ -162,40 +164,30 @@ class DivergedError(ValueError):
 
 
 class Reporter:
-    """Reports steps to the ledger, metrics.jsonl, console, progress bar and W&B.
+    """Reports steps to the ledger, metrics.jsonl, console, W&B and TensorBoard.
 
     All ranks call it; the main rank writes.
     """
 
-    def __init__(self, config: RunConfig, state: RunState, recorder: Recorder) -> None:
+    def __init__(
+        self, config: RunConfig, spec: OrderSpec, state: RunState, recorder: Recorder
+    ) -> None:
         """Open run_dir/metrics.jsonl, and drop lines after `state`, of an interrupted run."""
         self._recorder = recorder
         self._is_main = distributed.is_main_rank()
-        self._wandb: Any = None
+        self._trackers: list[Tracker] = []
         self._gpu = _known_gpu()
+        self._totals = Totals()
         if not self._is_main:
             return
         folder = RunFolder(Path(config.run_dir))
-        path = folder.metrics
         kept = lines_up_to(folder, state.step)
-        publish_text(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a")
-        self._bar = tqdm(
-            total=sum(phase.train_tokens for phase in config.phases),
-            initial=state.consumed_tokens,
-            unit="tok",
-            unit_scale=True,
-            disable=None,
-            desc="training",
-        )
-        if config.logging.wandb:
-            import wandb
-
-            self._wandb = wandb.init(
-                dir=config.run_dir,
-                name=Path(config.run_dir).name,
-                config={"yaml": to_yaml(config)},
-            )
+        publish_text(folder.metrics, "".join(line + "\n" for line in kept))
+        for line in kept:
+            self._totals.add(json.loads(line))
+        self._file = folder.metrics.open("a")
+        self._trackers = open_trackers(config, state)
+        self._console = Console(RunProgress(config.phases, spec.phases), state.consumed_tokens)
 
     def __enter__(self) -> Reporter:
         """Return the reporter; it is closed at the end of the block."""
@@ -207,21 +199,25 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the file, the bar and the W&B run."""
+        """Close the file, the bar, the W&B run and TensorBoard's file."""
         if not self._is_main:
             return
-        self._bar.close()
+        self._console.close()
         self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+        for tracker in self._trackers:
+            tracker.close(failed=kind is not None)
 
     def advance_bar(self, tokens: int) -> None:
         """Move the progress bar by a step's tokens."""
         if self._is_main:
-            self._bar.update(tokens)
+            self._console.advance(tokens)
 
-    def report_steps(self, state: RunState, interval: Interval, *, lr: float) -> RunState:
-        """Record the steps of an interval and write their line; `lr` is that of the last one.
+    def report_steps(
+        self, state: RunState, interval: Interval, *, lr: float, gradient_norm: float
+    ) -> RunState:
+        """Record the steps of an interval and write their line.
+
+        `lr` and `gradient_norm` are those of the last step.
 
         Returns:
             `state` with the digests of these steps added.
@@ -246,7 +242,9 @@ class Reporter:
             state,
             summary,
             lr=lr,
-            seconds=time.perf_counter() - interval.started,
+            gradient_norm=gradient_norm,
+            started=interval.started,
+            now=time.perf_counter(),
             optimizer_seconds=interval.optimizer.seconds(),
         )
         return state
@@ -257,68 +255,82 @@ class Reporter:
         summary: Summary,
         *,
         lr: float,
-        seconds: float,
+        gradient_norm: float,
+        started: float,
+        now: float,
         optimizer_seconds: float,
     ) -> None:
+        seconds = now - started
         tokens_per_second = summary.tokens / seconds
         share = mfu_field(self._gpu, summary.flops / seconds, distributed.world_size())
-        self._write(
-            {
-                "kind": "train",
-                "step": state.step,
-                "g": state.g,
-                "phase": state.phase,
-                "tokens": state.consumed_tokens,
-                "loss": summary.loss,
-                "lr": lr,
-                "seconds": seconds,
-                "tokens_per_second": tokens_per_second,
-                **share,
-                "optimizer_share": optimizer_seconds / seconds,
-                "peak_memory_bytes": summary.peak_memory_bytes,
-                "token_digest": format_digest(state.token_digest),
-            },
-            f"loss {summary.loss:.4f} · lr {lr:.3e} · {tokens_per_second:,.0f} tok/s"
-            + "".join(f" · MFU {value:.1%}" for value in share.values()),
-        )
+        record = {
+            "kind": "train",
+            "step": state.step,
+            "g": state.g,
+            "phase": state.phase,
+            "tokens": state.consumed_tokens,
+            "loss": summary.loss,
+            "lr": lr,
+            "grad_norm": gradient_norm,
+            "seconds": seconds,
+            "tokens_per_second": tokens_per_second,
+            **share,
+            "optimizer_share": optimizer_seconds / seconds,
+            "peak_memory_bytes": summary.peak_memory_bytes,
+            "token_digest": format_digest(state.token_digest),
+        }
+        if self._is_main:
+            self._write(record)
+            self._console.report_steps(
+                state, record, tokens=summary.tokens, started=started, now=now
+            )
 
     def report_validation(self, state: RunState, held_out: HeldOutLoss) -> None:
         """Report a held-out loss."""
-        self._write(
-            {
-                "kind": "validation",
-                "step": state.step,
-                "phase": state.phase,
-                "tokens": state.consumed_tokens,
-                "heldout_loss": held_out.loss,
-                "heldout_standard_error": held_out.standard_error,
-                "scored_tokens": held_out.scored_tokens,
-            },
-            f"held-out loss {held_out.loss:.4f} ± {held_out.standard_error:.4f} "
-            f"({held_out.scored_tokens:,} tokens)",
+        if not self._is_main:
+            return
+        record = {
+            "kind": "validation",
+            "step": state.step,
+            "phase": state.phase,
+            "tokens": state.consumed_tokens,
+            "heldout_loss": held_out.loss,
+            "heldout_standard_error": held_out.standard_error,
+            "scored_tokens": held_out.scored_tokens,
+        }
+        self._write(record)
+        logger.info(
+            "%s · held-out loss %.4f ± %.4f (%s tokens)",
+            self._console.place(record),
+            held_out.loss,
+            held_out.standard_error,
+            f"{held_out.scored_tokens:,}",
         )
 
+    def report_saved(self, folder: Path, seconds: float) -> None:
+        """Log that a checkpoint was saved, and the time that training waited for it."""
+        if self._is_main:
+            logger.info("saved %s in %.1f s", folder, seconds)
+
     def report_end(self, state: RunState) -> None:
-        """Log the tokens consumed, their digest (equal for twins) and the head of the ledger.
+        """Log the totals, the digest of the tokens (equal for twins) and the head of the ledger.
 
         `verify --head` proves later that the ledger still continues from a head that was noted.
         """
         if self._is_main:
+            logger.info("finished: %s", self._totals)
             digest = format_digest(state.token_digest)
             logger.info("%s tokens consumed, digest %s", f"{state.consumed_tokens:,}", digest)
             logger.info("ledger head %s (record %d)", state.ledger_chain, state.ledger_seq)
 
-    def _write(self, record: dict[str, Any], text: str) -> None:
-        if not self._is_main:
-            return
+    def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        where = f"{record['phase']} step {record['step']} · {record['tokens'] / 1e6:,.2f}M tokens"
-        logger.info("%s · %s", where, text)
-        if self._wandb is not None:
-            numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
-            self._wandb.log(numbers, step=record["step"])
+        self._totals.add(record)
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
+        for tracker in self._trackers:
+            tracker.log(record["kind"], numbers, record["step"])
 
 
 def mfu_field(gpu: Device | None, flops_per_second: float, ranks: int) -> dict[str, float]:

@@ -34,10 +34,25 @@ from megatron_ettin.training.adamw import AdamW, StableAdamW, TensorStatistics
 class Optimizer(MegatronOptimizer):  # type: ignore[misc]
     """One of Megatron-Core's optimizers, on a GPU or without one."""
 
+    _step_norm: float | None = None
+
     def step(self) -> Any:
         """Update the weights; returns Megatron-Core's (success, gradient norm, zero count)."""
         with cpu.optimizer_mode():
-            return super().step()
+            result = super().step()
+        # None or 0.0 where Megatron-Core had no use for the norm.
+        self._step_norm = result[1] or None
+        return result
+
+    def gradient_norm(self) -> float:
+        """Return the norm of the last step's gradients over all ranks, before clipping.
+
+        All ranks call it, before the gradients are zeroed; on a GPU it waits for the step.
+        """
+        if self._step_norm is not None:
+            return self._step_norm
+        with cpu.optimizer_mode():
+            return float(self.get_grad_norm())
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step."""

@@ -114,7 +114,7 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         optimizer=build_optimizer(ddp, config.optimizer, config.hardware),
         loader=build_loader(config, order),
         validation=_build_validation(config),
-        reporter=Reporter(config, state, recorder),
+        reporter=Reporter(config, order.spec, state, recorder),
         recorder=recorder,
     )
 

@@ -38,11 +38,12 @@ def check_outputs(config: RunConfig) -> None:
     for path in (run.config, run.order, run.metrics, run.path / "profile.json", *in_ledger):
         _check_file(path)
     _check_checkpoints(run)
-    if config.logging.wandb and importlib.util.find_spec("wandb") is None:
-        raise StartError(
-            "logging.wandb: the package wandb is not installed: install it, or give "
-            "--logging.wandb false"
-        )
+    for package in ("wandb", "tensorboard"):
+        if getattr(config.logging, package) and importlib.util.find_spec(package) is None:
+            raise StartError(
+                f"logging.{package}: the package {package} is not installed: install it, or give "
+                f"--logging.{package} false"
+            )
 
 
 def check_held_out(config: RunConfig) -> None:

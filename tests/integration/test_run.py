@@ -2,9 +2,7 @@
 
 import json
 import signal
-import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from megatron_ettin.order.run_folder import RunFolder
 from tests.conftest import TinyCorpus
 from tests.ranks import pretrain_main, run_layouts, started_ranks
 from tests.training import RESUME, cut_off, steps_saved, train_here
+from tests.wandb_logs import logged_losses
 
 SAVE_EVERY = "--checkpoint.save_every_tokens=8000"
 
@@ -180,41 +179,6 @@ def test_a_decoder_starts_from_an_encoder_and_reports_to_wandb(
     assert curve.losses[0] < encoder.losses[0] - 0.5, "the encoder's weights are of use"
     (log,) = (tmp_path / "decoder" / "wandb").glob("offline-run-*/*.wandb")
     assert logged_losses(log) == curve.losses
-
-
-def logged_losses(log: Path) -> list[float]:
-    """Read the training losses back from an offline Weights & Biases run."""
-    from wandb.proto import wandb_internal_pb2
-
-    losses = []
-    for content in log_records(log.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(content)
-        items = {
-            (item.key or "/".join(item.nested_key)): json.loads(item.value_json)
-            for item in record.history.item
-        }
-        if "loss" in items:
-            losses.append(items["loss"])
-    return losses
-
-
-def log_records(content: bytes) -> Iterator[bytes]:
-    """Split a .wandb file: LevelDB's log format (blocks of 32 KiB) behind a header of 7 bytes."""
-    assert content[:4] == b":W&B"
-    header, block, at = 7, 32_768, 7
-    pending = b""
-    while at + header <= len(content):
-        if block - at % block < header:
-            at += block - at % block
-            continue
-        length, kind = struct.unpack_from("<HB", content, at + 4)
-        at += header
-        pending += content[at : at + length]
-        at += length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield pending
-            pending = b""
 
 
 def test_a_torn_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
