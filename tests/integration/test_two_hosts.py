@@ -24,7 +24,6 @@ NAMES = ("ettin-a", "ettin-b")
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 CABLE = "ettin0"
 PORT = 29_400
-RESTARTS = 1
 #: Ranks that share a layer are on one host. The other axis crosses the cable.
 LAYOUTS = {
     "pipeline across": Layout(4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
@@ -81,7 +80,12 @@ class Host:
         return done.stdout
 
     def launch(
-        self, arguments: Sequence[str], log: Path, *, own_folder: Path | None = None
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        restarts: int = 3,
+        own_folder: Path | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start this host's torchrun; the first host's holds the rendezvous.
 
@@ -95,7 +99,7 @@ class Host:
             *self.enter,
             *own,
             *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"),
-            *(f"--max-restarts={RESTARTS}", "--rdzv-backend=c10d", "--rdzv-id=two-hosts"),
+            *(f"--max-restarts={restarts}", "--rdzv-backend=c10d", "--rdzv-id=two-hosts"),
             *(f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", f"--rdzv-conf=is_host={is_first}"),
             f"--local-addr={self.address}",
             *("-m", "megatron_ettin.pretrain", "--checkpoint.resume=true", *arguments),
@@ -213,8 +217,8 @@ def test_a_host_with_another_run_folder_is_named(
     run.path.mkdir()
     arguments = arguments_of("data across", config, run.path)
     logs = [tmp_path / f"{host.name}.log" for host in hosts]
-    first = hosts[0].launch(arguments, logs[0])
-    second = hosts[1].launch(arguments, logs[1], own_folder=run.path)
+    first = hosts[0].launch(arguments, logs[0], restarts=0)
+    second = hosts[1].launch(arguments, logs[1], restarts=0, own_folder=run.path)
     assert (first.wait(DEADLINE_SECONDS), second.wait(DEADLINE_SECONDS)) == (1, 1)
     expected = (
         f"error: {run.path} on ettin-b: is not the folder {run.path} on ettin-a, where rank 0"
