@@ -39,9 +39,11 @@ def pretrain(config: RunConfig) -> None:
     from megatron_ettin import distributed
     from megatron_ettin.data.corpus_tokenizer import require_one_tokenizer
     from megatron_ettin.data.orders import open_order
+    from megatron_ettin.estimate.plan import checkpoint_bytes, num_checkpoints
     from megatron_ettin.model.backend import choose_backend
     from megatron_ettin.order.run_folder import RunFolder
     from megatron_ettin.training import precision, set_up, start_checks
+    from megatron_ettin.training.host_report import report_hosts
     from megatron_ettin.training.loop import train
     from megatron_ettin.training.optimizer import require_packages
 
@@ -52,6 +54,11 @@ def pretrain(config: RunConfig) -> None:
         # The order counts: cheap refusals first, then the measurement of `auto`, then the corpora,
         # whose plans may take minutes to build, and the model last.
         start_checks.check_outputs(config)
+        report_hosts(
+            config,
+            checkpoint_bytes=checkpoint_bytes(config),
+            num_checkpoints=num_checkpoints(config, [p.train_tokens for p in config.phases]),
+        )
         config = precision.resolve(config)
         require_one_tokenizer(config)
         order = open_order(config, RunFolder(Path(config.run_dir)).begun_order())

@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def stop(self) -> Path:
+        """File by whose presence somebody asks the run to save and to end at its next report."""
+        return self.path / "stop"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"

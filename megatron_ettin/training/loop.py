@@ -50,7 +50,10 @@ class Training:
 
 
 def train(run: Training, state: RunState) -> RunState:
-    """Run the steps from `state` to the end of the last phase; return the state at the end."""
+    """Run the steps from `state` to the end of the last phase; return the state at the end.
+
+    A run that is asked to stop (`RunFolder.stop`) saves at its next report, and ends there.
+    """
     spec = run.loader.order.spec
     with _profile(run.config) as step_done:
         for index in range(spec.phase_index(state.g), len(spec.phases)):
@@ -60,6 +63,9 @@ def train(run: Training, state: RunState) -> RunState:
                 state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
                 run.recorder.record_phase(state, index, phase)
             state = _train_phase(run, phase, settings, state, step_done)
+            if run.reporter.is_asked_to_stop and state.g < spec.num_rows:
+                run.recorder.close()
+                return state
     return run.recorder.record_end(state)
 
 
@@ -95,14 +101,17 @@ def _train_phase(
                 norm = run.optimizer.gradient_norm()
                 state = run.reporter.report_steps(state, interval, lr=lr, gradient_norm=norm)
                 interval = Interval()
+            is_last = run.reporter.is_asked_to_stop
             state = _skip(run, phase, state)
             if run.validation is not None and (
                 state.g == run.loader.order.num_rows
                 or _crosses(run.config.validation.every_tokens, before, state)
             ):
                 run.reporter.report_validation(state, run.validation.measure(run.ddp))
-            if saves:
+            if saves or is_last:
                 state = _save(run, state)
+            if is_last:
+                break
     return state
 
 

@@ -52,6 +52,8 @@ class Summary:
     """Operations of the model for all documents, without padding and recomputation."""
     peak_memory_bytes: int
     """Largest memory that any rank has needed since the run began."""
+    asks_to_stop: bool
+    """A rank has asked for the end of the run."""
 
     @property
     def tokens(self) -> int:
@@ -121,7 +123,7 @@ class Interval:
             self._losses[0] += report["loss_sums"].sum()
             self._losses[1] += report["counts"].sum()
 
-    def sum_over_ranks(self) -> Summary:
+    def sum_over_ranks(self, *, asks_to_stop: bool = False) -> Summary:
         """Sum over all ranks; all of them call this and get the same result.
 
         One all-reduce of float64 carries everything (`_slices` names its parts). A digest lane goes
@@ -132,14 +134,14 @@ class Interval:
         peaks = np.zeros(distributed.world_size())
         peaks[distributed.rank()] = peak_memory_bytes()
         low, high = lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)
-        sent = np.concatenate([[self._flops], low.ravel(), high.ravel(), peaks], dtype=np.float64)
+        once = [self._flops, asks_to_stop]
+        sent = np.concatenate([once, low.ravel(), high.ravel(), peaks], dtype=np.float64)
         # Losses stay on the device until here; this copies the rest to them, and the sum back.
         losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
         vector = torch.cat([losses, torch.from_numpy(sent).to(losses.device)])
         received = distributed.all_reduce_sum(vector).cpu().numpy()
-        at = _slices(
-            {"loss": 2, "flops": 1, "low": lanes.size, "high": lanes.size, "peak": len(peaks)}
-        )
+        sizes = {"low": lanes.size, "high": lanes.size, "peak": len(peaks)}
+        at = _slices({"loss": 2, "flops": 1, "stop": 1, **sizes})
         loss_sum, num_scored = received[at["loss"]]
         low, high = (received[at[half]].astype(np.uint64) for half in ("low", "high"))
         return Summary(
@@ -148,6 +150,7 @@ class Interval:
             lanes=(low + (high << np.uint64(32))).reshape(lanes.shape),
             flops=float(received[at["flops"]].item()),
             peak_memory_bytes=int(received[at["peak"]].max()),
+            asks_to_stop=bool(received[at["stop"]].item()),
         )
 
 
@@ -172,7 +175,11 @@ class Reporter:
     def __init__(
         self, config: RunConfig, spec: OrderSpec, state: RunState, recorder: Recorder
     ) -> None:
-        """Open run_dir/metrics.jsonl, and drop lines after `state`, of an interrupted run."""
+        """Open run_dir/metrics.jsonl, and drop lines after `state`, of an interrupted run.
+
+        A file that asked an earlier session to stop goes.
+        """
+        self.is_asked_to_stop = False
         self._recorder = recorder
         self._is_main = distributed.is_main_rank()
         self._trackers: list[Tracker] = []
@@ -181,6 +188,8 @@ class Reporter:
         if not self._is_main:
             return
         folder = RunFolder(Path(config.run_dir))
+        self._stop_file = folder.stop
+        self._stop_file.unlink(missing_ok=True)
         kept = lines_up_to(folder, state.step)
         publish_text(folder.metrics, "".join(line + "\n" for line in kept))
         for line in kept:
@@ -219,13 +228,17 @@ class Reporter:
 
         `lr` and `gradient_norm` are those of the last step.
 
+        If somebody asks the run to stop, `is_asked_to_stop` is true from here on, on all ranks.
+
         Returns:
             `state` with the digests of these steps added.
 
         Raises:
             DivergedError: the loss is not finite. Nothing was recorded or written then.
         """
-        summary = interval.sum_over_ranks()
+        asks_to_stop = self._is_main and self._stop_file.exists()
+        summary = interval.sum_over_ranks(asks_to_stop=asks_to_stop)
+        self.is_asked_to_stop = summary.asks_to_stop
         if not math.isfinite(summary.loss):
             raise DivergedError(
                 f"the loss is {summary.loss} at step {state.step} (rows up to {state.g}): resume "
@@ -319,6 +332,8 @@ class Reporter:
         """
         if self._is_main:
             logger.info("finished: %s", self._totals)
+            if self.is_asked_to_stop:
+                logger.info("saved and ended at step %d: %s is there", state.step, self._stop_file)
             digest = format_digest(state.token_digest)
             logger.info("%s tokens consumed, digest %s", f"{state.consumed_tokens:,}", digest)
             logger.info("ledger head %s (record %d)", state.ledger_chain, state.ledger_seq)

@@ -134,6 +134,11 @@ class Recorder:
         self._writer.close()
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
+    def close(self) -> None:
+        """Close the ledger of a run that stops, right after the record of a checkpoint."""
+        if self._writer is not None:
+            self._writer.close()
+
     def _append(
         self,
         kind: Kind,

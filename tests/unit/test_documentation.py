@@ -33,7 +33,18 @@ BOX = str.maketrans(dict.fromkeys("│├└─", " "))
 GENERATED = ("quickstart/", "own/", "runs/", "study/", ".venv/")
 SHELL_WORDS = {"do", "else", "then"}
 SHELL_STATEMENTS = {"cd", "done", "export", "fi", "for", "if", "source"}
-OTHERS_PROGRAMS = {"cat", "git", "head", "ls", "pip", "python", "python3", "sbatch", "srun"}
+OTHERS_PROGRAMS = {
+    "cat",
+    "git",
+    "head",
+    "ls",
+    "pip",
+    "python",
+    "python3",
+    "sbatch",
+    "srun",
+    "touch",
+}
 OTHERS_MODULES = {"http", "pip", "pytest", "venv"}
 HEAVY = {"megatron", "torch", "transformers"}
 
