@@ -205,9 +205,7 @@ def _activation() -> str:
     return f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
 
 
-def _check(
-    executor: str, tasks: int, settings: dict[str, Any], options: PreprocessOptions
-) -> None:
+def _check(executor: str, tasks: int, settings: dict[str, Any], options: PreprocessOptions) -> None:
     if options.deduplicate and options.store is not None:
         raise ValueError(
             "deduplicate: the tasks of an executor need an --output-prefix that is a folder which "
