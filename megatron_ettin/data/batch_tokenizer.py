@@ -1,6 +1,6 @@
 """Encoders of texts to token ids: `tokenizers`, or `gigatoken` where it gives the same ids.
 
-gigatoken is about a hundred times faster. It implements Unicode's tables and the splitting rules
+gigatoken is about fifty times faster. It implements Unicode's tables and the splitting rules
 anew, so it is used only after it was compared with `tokenizers` on the tokenizer and text at hand.
 """
 
