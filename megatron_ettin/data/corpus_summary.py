@@ -98,6 +98,15 @@ def read_summary(prefix: Path) -> CorpusSummary | None:
     return summary if sizes == summary.sizes else None
 
 
+def forget_summary(prefix: Path) -> None:
+    """Remove the summary of a corpus that is about to be replaced.
+
+    The sizes and times go too: with the next summary they would speak of other inputs.
+    """
+    summary_path(prefix).unlink(missing_ok=True)
+    _stamps_path(prefix).unlink(missing_ok=True)
+
+
 def summary_path(prefix: Path) -> Path:
     """Return the path of a corpus' summary."""
     return Path(f"{prefix}.json")

@@ -15,6 +15,7 @@ What datatrove does with a task that fails, and what is made of it here:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -178,7 +179,9 @@ def _submit(shards: Any, finish: Any) -> str:
 def _run_stage(stage: Any) -> None:
     """Run a stage to its end; raise RuntimeError unless each task is marked as completed."""
     _forget_completed(stage)
-    stage.run()
+    # The local executor's own queue may break before the error of a task gets through.
+    with contextlib.suppress(EOFError):
+        stage.run()
     missing = stage.get_incomplete_ranks(skip_completed=True)
     if missing:
         logs = stage.logging_dir.resolve_paths("logs")

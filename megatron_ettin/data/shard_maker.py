@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from megatron_ettin.data.batch_tokenizer import BatchTokenizer, TokenizedTexts
-from megatron_ettin.data.corpus_summary import CorpusSummary, summary_path
+from megatron_ettin.data.corpus_summary import CorpusSummary, forget_summary
 from megatron_ettin.data.duplicates import Duplicates
 from megatron_ettin.data.encoding import DROPPED, DocumentSelector, count_name
 from megatron_ettin.data.output_store import store_files
@@ -210,7 +210,7 @@ class ShardWriter:
         for key in self._options.json_keys:
             # Removed before the first new file is in place, and written after the last one:
             # whatever happens in between, no summary vouches for files of another run.
-            summary_path(self._options.prefix(key, "document", self._shard)).unlink(missing_ok=True)
+            forget_summary(self._options.prefix(key, "document", self._shard))
 
 
 def empty_corpus(json_key: str, corpus: Path, counts: Counter[str]) -> str:
