@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ettin.data import blocks
+from megatron_ettin.data import blocks, corpus_summary
 from megatron_ettin.data.corpus_summary import OtherSettingsError, read_summary
 from megatron_ettin.data.encoding import SelectionRules, in_validation
 from megatron_ettin.data.preprocess import preprocess
@@ -390,3 +390,24 @@ def test_options_that_cannot_be_meant(
 def test_rules_that_cannot_be_meant(rules: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         SelectionRules(**rules)
+
+
+def test_times_of_other_inputs_never_vouch_for_a_corpus(
+    options: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ends between a new summary and the times of its inputs leaves no times."""
+    preprocess(options)
+    other = write_jsonl(tmp_path / "b.jsonl", [text[::-1] for text in texts()])
+    publish = corpus_summary.publish_text
+
+    def publish_summary_only(path: Path, content: str) -> None:
+        if path.name.endswith(".inputs.json"):
+            raise OSError("the machine went away")
+        publish(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_summary, "publish_text", publish_summary_only)
+        with pytest.raises(OSError, match="went away"):
+            preprocess(replace(options, inputs=expand_inputs([str(other)])))
+    assert other.stat().st_size == options.inputs[0].size
+    assert preprocess(options).seconds > 0
