@@ -230,13 +230,10 @@ def doubtful_characters() -> NDArray[np.bool_]:
 
 def _without_special_tokens(tokenizer: Tokenizer) -> str:
     """Return tokenizer.json without the special tokens, which gigatoken would find in text."""
-    content = json.loads((tokenizer.folder / "tokenizer.json").read_bytes())
-    content["added_tokens"] = [
-        token for token in content.get("added_tokens", []) if not token["special"]
-    ]
-    # Template of [CLS] and [SEP], which no longer exist; truncation and padding are not wanted.
-    content |= {"post_processor": None, "truncation": None, "padding": None}
-    return json.dumps(content)
+    content = json.loads(tokenizer.to_json())
+    content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+    # A template of [CLS] and [SEP], which no longer exist.
+    return json.dumps(content | {"post_processor": None})
 
 
 def _made_texts(tokenizer: Tokenizer) -> list[str]:

@@ -46,8 +46,10 @@ def parse_command(description: str, arguments: Sequence[str] | None) -> Command:
     parser = _parser(description)
     args = parser.parse_args(arguments)
     given = {name: value for name, value in vars(args).items() if value is not None}
+    if "executor" not in given and given.keys() & {"tasks", "executor_options"}:
+        parser.error("--tasks and --executor-options: only with --executor")
     execution = Execution(
-        given.pop("executor", None), given.pop("tasks", 1), given.pop("executor_options", {})
+        given.pop("executor", None), given.pop("tasks", 1), dict(given.pop("executor_options", ()))
     )
     everywhere: dict[str, Any] = {
         name: given.pop(name) for name in ("workers", "library") if name in given
@@ -77,6 +79,8 @@ def _of_one(given: dict[str, Any]) -> PreprocessOptions:
     if "://" in store + slash:
         given |= {"store": store, "output_prefix": name}
     given["output_prefix"] = Path(given["output_prefix"])
+    if "json_keys" in given:
+        given["json_keys"] = tuple(given["json_keys"])
     return PreprocessOptions(inputs=inputs, rules=SelectionRules(**rules), **given)
 
 
@@ -156,7 +160,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--output-prefix", metavar="PREFIX", help=prefix_help)
     add("--tokenizer", type=Path, metavar="FOLDER", help="holds tokenizer.json")
     keys_help = "fields to tokenise, each into a corpus of its own; default: text"
-    add("--json-keys", nargs="+", action=_Tuple, metavar="FIELD", help=keys_help)
+    add("--json-keys", nargs="+", metavar="FIELD", help=keys_help)
     add("--id-key", metavar="FIELD", help="field with the id of a document; default: id, if any")
     add("--url-key", metavar="FIELD", help="field with its address; default: url, if any")
     shards_help = "make one shard of each input, so that an interrupted run goes on after the last"
@@ -183,36 +187,15 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--executor", choices=["local", "ray", "slurm"], help=executor_help)
     add("--tasks", type=int, metavar="N", help="tasks of the executor; default: 1")
     settings_help = "options of datatrove's executor, such as partition=cpu time=4:00:00"
-    add("--executor-options", nargs="+", action=_Mapping, metavar="NAME=VALUE", help=settings_help)
+    add(
+        "--executor-options", nargs="+", type=_named_value, metavar="NAME=VALUE", help=settings_help
+    )
     return parser
 
 
-class _Mapping(argparse.Action):
-    """Store NAME=VALUE arguments as a dictionary; digits are numbers."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        pairs = [value.partition("=") for value in values]
-        for name, sign, _ in pairs:
-            if not sign:
-                parser.error(f"{option_string}: {name!r} is not NAME=VALUE")
-        found = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
-        setattr(namespace, self.dest, found)
-
-
-class _Tuple(argparse.Action):
-    """Store the values of an option as a tuple."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, tuple(values))
+def _named_value(text: str) -> tuple[str, int | str]:
+    """Return name and value of NAME=VALUE; digits are a number."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, int(value) if value.isdigit() else value

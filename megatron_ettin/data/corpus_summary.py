@@ -40,10 +40,9 @@ class CorpusSummary:
     sizes: dict[str, int]
     """Bytes of each .bin, .idx and .docs.parquet, by path from the summary's folder."""
 
-    def publish(self, prefix: Path, stamps: list[Any]) -> None:
-        """Write PREFIX.json, which completes the corpus, and then PREFIX.inputs.json."""
+    def publish(self, prefix: Path) -> None:
+        """Write PREFIX.json, which completes the corpus."""
         publish_text(summary_path(prefix), to_json({"format": FORMAT, **asdict(self)}))
-        publish_text(_stamps_path(prefix), to_json(stamps))
 
     def require_settings(
         self, prefix: Path, settings: dict[str, Any], tokenizer: Path, digest: str
@@ -96,6 +95,11 @@ def read_summary(prefix: Path) -> CorpusSummary | None:
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return summary if sizes == summary.sizes else None
+
+
+def publish_stamps(prefix: Path, stamps: list[Any]) -> None:
+    """Write PREFIX.inputs.json: paths, sizes and times of the files that a corpus was made from."""
+    publish_text(_stamps_path(prefix), to_json(stamps))
 
 
 def forget_summary(prefix: Path) -> None:

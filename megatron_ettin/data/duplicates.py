@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -76,7 +77,8 @@ def find_duplicates(options: PreprocessOptions) -> None:
     """
     shards = options.outputs()
     _folder(options).mkdir(parents=True, exist_ok=True)
-    with Progress("finding duplicates", sum(shard.raw_bytes for shard in shards)) as progress:
+    raw_bytes = sum(shard.raw_bytes for shard in shards)
+    with closing(Progress("finding duplicates", raw_bytes)) as progress:
         for shard in shards:
             if not _hashes(options, shard).exists():
                 _hash(options, shard, progress)

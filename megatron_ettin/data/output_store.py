@@ -50,16 +50,29 @@ def store_files(options: PreprocessOptions, paths: Iterable[Path]) -> None:
     """
     if options.store is None:
         return
-    folder = options.output_prefix.parent
     there = [path for path in paths if path.is_file()]
     for path in sorted(there, key=lambda path: _rank(path.name)):
-        url = f"{options.store}/{path.relative_to(folder).as_posix()}"
+        url = _url(options, path)
         with named_errors(url):
             system, name = file_system(url)
             system.makedirs(name.rpartition("/")[0], exist_ok=True)
             system.put_file(str(path), name)
         if path.name.endswith(LARGE):
             _hollow(path, path.stat().st_size)
+
+
+def remove_file(options: PreprocessOptions, path: Path) -> None:
+    """Remove a file that may be there, in the store first."""
+    if options.store is not None and path.is_file():
+        url = _url(options, path)
+        with named_errors(url):
+            system, name = file_system(url)
+            system.rm_file(name)
+    path.unlink(missing_ok=True)
+
+
+def _url(options: PreprocessOptions, path: Path) -> str:
+    return f"{options.store}/{path.relative_to(options.output_prefix.parent).as_posix()}"
 
 
 def _mirror(store: str, prefix: str, folder: Path) -> None:

@@ -6,6 +6,7 @@ which content it was made from.
 """
 
 import functools
+import glob
 import multiprocessing
 import os
 import signal
@@ -41,6 +42,7 @@ from megatron_ettin.data.raw_files import TextBatch
 from megatron_ettin.data.shard_maker import ShardMaker, empty_corpus
 from megatron_ettin.data.shard_reading import read_shard
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
+from megatron_ettin.order.shard_list import DATASET_FILE
 from megatron_ettin.publication import TEMPORARY_MARK, publish_text
 
 DATASET_FORMAT = "megatron-ettin-dataset/1"
@@ -122,7 +124,7 @@ def _preprocess(options: PreprocessOptions, say: Callable[[str], None]) -> Prepr
         if options.deduplicate:
             find_duplicates(options)
         raw_bytes = sum(shard.raw_bytes for shard in to_do)
-        with Progress(options.output_prefix.name, raw_bytes) as progress:
+        with closing(Progress(options.output_prefix.name, raw_bytes)) as progress:
             for made in _make(options, to_do, tokenizer, library, progress):
                 tokens += sum(s.tokens + s.validation_tokens for s in made.values())
     seconds = time.monotonic() - begin if to_do else 0.0
@@ -144,7 +146,7 @@ def preprocess_shard(options: PreprocessOptions, index: int) -> None:
     with staged(options) as local:
         if current_summaries(local, shard, tokenizer) is None:
             library, _ = _choose(local, shard, tokenizer)
-            with Progress(f"shard {index}", shard.raw_bytes) as progress:
+            with closing(Progress(f"shard {index}", shard.raw_bytes)) as progress:
                 ShardMaker(local, tokenizer, library).make(shard, progress)
 
 
@@ -229,7 +231,7 @@ def _publish_dataset(
         "shards": shards,
     }
     text = to_json(dataset)
-    path = corpus / "dataset.json"
+    path = corpus / DATASET_FILE
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         publish_text(path, text)
         store_files(options, [path])
@@ -237,7 +239,9 @@ def _publish_dataset(
 
 def _remove_leftovers(options: PreprocessOptions, corpus: Path) -> None:
     """Remove the temporary files of small ones that killed runs left; no run is at work now."""
-    folder, names = (corpus, "*") if options.shards else (corpus.parent, f"{corpus.name}.*")
+    folder, names = (
+        (corpus, "*") if options.shards else (corpus.parent, f"{glob.escape(corpus.name)}.*")
+    )
     for path in folder.glob(f"{names}{TEMPORARY_MARK}*"):
         path.unlink()
 
@@ -279,7 +283,10 @@ def _make(
     )
     # A task carries its shard, and of the options not the inputs of all others.
     make = partial(
-        _make_in_worker, replace(options, inputs=()), isinstance(library, GigatokenTokenizer)
+        _make_in_worker,
+        replace(options, inputs=()),
+        tokenizer.digest,
+        isinstance(library, GigatokenTokenizer),
     )
     try:
         futures = {pool.submit(make, shard): shard for shard in shards}
@@ -314,14 +321,18 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _make_in_worker(options: PreprocessOptions, fast: bool, shard: Shard) -> Summaries:
-    with Progress("", shard.raw_bytes, quiet=True) as progress:
-        return _worker_maker(options, fast).make(shard, progress)
+def _make_in_worker(
+    options: PreprocessOptions, tokenizer_digest: str, fast: bool, shard: Shard
+) -> Summaries:
+    with closing(Progress("", shard.raw_bytes, quiet=True)) as progress:
+        return _worker_maker(options, tokenizer_digest, fast).make(shard, progress)
 
 
 @functools.cache
-def _worker_maker(options: PreprocessOptions, fast: bool) -> ShardMaker:
+def _worker_maker(options: PreprocessOptions, tokenizer_digest: str, fast: bool) -> ShardMaker:
     tokenizer = load_tokenizer(options.tokenizer)
+    if tokenizer.digest != tokenizer_digest:
+        raise ValueError(f"{options.tokenizer}: tokenizer.json was changed while it was in use")
     library = GigatokenTokenizer(tokenizer) if fast else LibraryTokenizer(tokenizer)
     return ShardMaker(options, tokenizer, library)
 

@@ -1,8 +1,6 @@
 """A bar over the raw bytes of many shards, with rates."""
 
 from collections import Counter
-from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -22,17 +20,6 @@ class Progress:
         self._files_bytes = 0
         self._totals: Counter[str] = Counter()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.close()
-
     def advance(self, position: int, documents: int, tokens: int) -> None:
         """Show a place in the current file, in raw bytes, and count what was made since."""
         self._totals.update(documents=documents, tokens=tokens)
@@ -48,3 +35,7 @@ class Progress:
         self._files_bytes += size
         if not self._bar.disable:
             self._bar.update(self._files_bytes - self._bar.n)
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()

@@ -42,9 +42,10 @@ class Quarantine:
             )
 
     def publish(self) -> None:
-        """Give the file its name, and remove one of an earlier run if there is none."""
+        """Give the file its name; without one, remove what an earlier run left."""
         if self._file is None:
-            self._path.unlink(missing_ok=True)
+            for left in (self._path, self._temporary):
+                left.unlink(missing_ok=True)
             return
         self.close()
         sync(self._temporary)

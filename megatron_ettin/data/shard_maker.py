@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from megatron_ettin.data.batch_tokenizer import BatchTokenizer, TokenizedTexts
-from megatron_ettin.data.corpus_summary import CorpusSummary, forget_summary
+from megatron_ettin.data.corpus_summary import CorpusSummary, forget_summary, publish_stamps
 from megatron_ettin.data.duplicates import Duplicates
 from megatron_ettin.data.encoding import DROPPED, DocumentSelector, count_name
-from megatron_ettin.data.output_store import store_files
+from megatron_ettin.data.output_store import remove_file, store_files
 from megatron_ettin.data.pipeline import prefetch
 from megatron_ettin.data.preprocess_options import PreprocessOptions, Shard
 from megatron_ettin.data.progress import Progress
@@ -23,6 +23,7 @@ from megatron_ettin.data.shard_reading import read_shard
 from megatron_ettin.data.tokenize import Tokenizer
 from megatron_ettin.indexed import optimal_dtype
 from megatron_ettin.order.corpus_identity import identify_corpus
+from megatron_ettin.order.shard_list import DATASET_FILE
 
 
 class EncodedBatch(NamedTuple):
@@ -69,11 +70,12 @@ class ShardMaker:
         for json_key, counts in writer.counts.items():
             counts["bad"] = quarantine.records
             summaries[json_key] = self._summary(shard, json_key, counts)
-            prefix = options.prefix(json_key, "document", shard)
-            summaries[json_key].publish(prefix, [shard.before, shard.stamps])
+            summaries[json_key].publish(options.prefix(json_key, "document", shard))
             for part in options.parts:
+                prefix = options.prefix(json_key, part, shard)
+                publish_stamps(prefix, [shard.before, shard.stamps])
                 # Hashed now, while the pages are in memory, and not when a run starts.
-                identify_corpus(str(options.prefix(json_key, part, shard)))
+                identify_corpus(str(prefix))
         store_files(options, self._files(shard))
         for file in shard.inputs:
             progress.finish_file(file.size)
@@ -84,9 +86,9 @@ class ShardMaker:
         options = self._options
         for json_key in options.json_keys:
             for part in options.parts:
-                yield from _corpus_files(options.prefix(json_key, part, shard))
-            prefix = options.prefix(json_key, "document", shard)
-            yield from (Path(f"{prefix}{end}") for end in (".inputs.json", ".json"))
+                prefix = options.prefix(json_key, part, shard)
+                yield from _corpus_files(prefix)
+                yield from (Path(f"{prefix}{end}") for end in (".inputs.json", ".json"))
         yield options.bad_records(shard)
 
     def _encoded(
@@ -210,7 +212,11 @@ class ShardWriter:
         for key in self._options.json_keys:
             # Removed before the first new file is in place, and written after the last one:
             # whatever happens in between, no summary vouches for files of another run.
-            forget_summary(self._options.prefix(key, "document", self._shard))
+            for part in self._options.parts:
+                forget_summary(self._options.prefix(key, part, self._shard))
+                if self._shard.index is not None:
+                    # It would speak of a shard that is being replaced.
+                    remove_file(self._options, self._options.corpus(key, part) / DATASET_FILE)
 
 
 def empty_corpus(json_key: str, corpus: Path, counts: Counter[str]) -> str:

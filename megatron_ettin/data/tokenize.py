@@ -43,6 +43,10 @@ class Tokenizer:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
+    def to_json(self) -> str:
+        """Return the tokenizer as a tokenizer.json, without the folder's truncation and padding."""
+        return str(self._backend.to_str())
+
     @property
     def added_tokens(self) -> list[str]:
         """Spelling of the tokens that were added to the vocabulary and are not special."""

@@ -331,9 +331,9 @@ class Reporter:
         `verify --head` proves later that the ledger still continues from a head that was noted.
         """
         if self._is_main:
-            logger.info("finished: %s", self._totals)
             if self.is_asked_to_stop:
                 logger.info("saved and ended at step %d: %s is there", state.step, self._stop_file)
+            logger.info("%s: %s", "so far" if self.is_asked_to_stop else "finished", self._totals)
             digest = format_digest(state.token_digest)
             logger.info("%s tokens consumed, digest %s", f"{state.consumed_tokens:,}", digest)
             logger.info("ledger head %s (record %d)", state.ledger_chain, state.ledger_seq)

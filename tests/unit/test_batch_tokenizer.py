@@ -51,11 +51,11 @@ def changed(tokenizer: Tokenizer, folder: Path, **changes: object) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def require_equal(tokenizer: Tokenizer, texts: list[str]) -> None:
+def different(tokenizer: Tokenizer, texts: list[str]) -> str | None:
+    """Return the first text to which gigatoken gives other ids, escaped; None if there is none."""
     found = GigatokenTokenizer(tokenizer).encode(texts)
-    expected = LibraryTokenizer(tokenizer).encode(texts)
-    difference = find_difference(texts, found, expected)
-    assert difference is None, ascii(texts[difference])
+    difference = find_difference(texts, found, LibraryTokenizer(tokenizer).encode(texts))
+    return None if difference is None else ascii(texts[difference])
 
 
 def test_gigatoken_is_taken_where_it_agrees(tokenizer: Tokenizer) -> None:
@@ -74,7 +74,7 @@ def test_special_tokens_in_text_are_text_and_added_ones_are_tokens(
     }  # fmt: skip
     other = changed(tokenizer, tmp_path, added_tokens=[*content["added_tokens"], added])
     texts = ["a [MASK] b[CLS]", "at |||IP||| now", "[SEP]|||IP|||[PAD]"]
-    require_equal(other, texts)
+    assert different(other, texts) is None
     encoded = GigatokenTokenizer(other).encode(texts)
     assert np.count_nonzero(encoded.tokens == 300) == 2
     assert other.ids.mask not in encoded.tokens
@@ -158,7 +158,7 @@ def test_texts_with_doubtful_characters_get_the_ids_of_tokenizers(tokenizer: Tok
         "\u035c\U00010eac",
     ]
     assert find_doubtful(texts) == [1, 3, 4, 6]
-    require_equal(tokenizer, texts)
+    assert different(tokenizer, texts) is None
     found = GigatokenTokenizer(tokenizer)._backend.encode_batch(texts).to_list()
     expected = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
     assert found != expected, "gigatoken has the same tables by now: less needs to be doubtful"
@@ -199,7 +199,7 @@ PIECES = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(CHARACTERS | PIECES, max_size=30).map("".join), min_size=1, max_size=8))
 def test_ids_are_those_of_tokenizers(tokenizer: Tokenizer, texts: list[str]) -> None:
-    require_equal(tokenizer, texts)
+    assert different(tokenizer, texts) is None
 
 
 @pytest.mark.long
@@ -207,8 +207,17 @@ def test_ids_of_every_character_are_those_of_tokenizers(tokenizer: Tokenizer) ->
     """All characters in places where splitting and NFC depend on them; decompositions; marks."""
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     for pattern in ("{}'s", "\u0301{}", "{}\u0301", "a{}\u0323\u0301", "{}1a {}"):
-        require_equal(tokenizer, [pattern.replace("{}", character) for character in characters])
+        assert (
+            different(tokenizer, [pattern.replace("{}", character) for character in characters])
+            is None
+        )
     decomposed = [unicodedata.normalize("NFD", character) for character in characters]
-    require_equal(tokenizer, [f"{text}\u0323\u0301" for text in decomposed if len(text) > 1])
+    assert (
+        different(tokenizer, [f"{text}\u0323\u0301" for text in decomposed if len(text) > 1])
+        is None
+    )
     marks = [character for character in characters if unicodedata.combining(character)]
-    require_equal(tokenizer, [f"e{first}{second}" for first in marks for second in marks[::7]])
+    assert (
+        different(tokenizer, [f"e{first}{second}" for first in marks for second in marks[::7]])
+        is None
+    )

@@ -105,6 +105,7 @@ def test_what_a_file_cannot_mean(folder: Path, sources: str, message: str) -> No
         (["--config", "x", "--input", "a"], "--input: not with --config"),
         (["--input", "a"], "--output-prefix, --tokenizer: needed, unless --config"),
         (["--input", "a", "--executor-options", "x"], "'x' is not NAME=VALUE"),
+        (["--input", "a", "--tasks", "3"], "--tasks and --executor-options: only with --executor"),
     ],
 )
 def test_what_a_command_line_cannot_mean(

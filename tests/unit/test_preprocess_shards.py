@@ -23,6 +23,7 @@ from megatron_ettin.data.raw_files import expand_inputs
 from megatron_ettin.data.shard_maker import ShardMaker
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
 from megatron_ettin.indexed import IndexedReader
+from megatron_ettin.order.shard_list import list_shards
 
 ROOT = Path(__file__).parents[2]
 TIMED = (".identity.json", ".inputs.json")
@@ -312,3 +313,36 @@ def test_kills_at_any_moment_leave_no_trace(
     if kills > 5:
         assert any(".tmp" in line for line in struck), "every kill came at a quiet moment"
     print(Counter(struck))
+
+
+def test_dataset_json_never_speaks_of_replaced_shards(
+    options: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ends after one of two changed shards leaves a folder that training refuses."""
+    preprocess(options)
+    for name in ("1", "3"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "the film"}\n')
+    now = replace(options, inputs=expand_inputs([str(tmp_path / "*.jsonl")]))
+    make = ShardMaker.make
+
+    def make_one(self: ShardMaker, shard, progress):  # type: ignore[no-untyped-def]
+        if shard.index == 3:
+            raise OSError("the machine went away")
+        return make(self, shard, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardMaker, "make", make_one)
+        with pytest.raises(OSError, match="went away"):
+            preprocess(now)
+    for part in ("document", "validation"):
+        with pytest.raises(ValueError, match="preprocessing that is not finished"):
+            list_shards(str(options.corpus("text", part)))
+    preprocess(now)
+    assert len(list_shards(str(options.corpus("text", "document")))) == SHARDS
+
+
+def test_a_tokenizer_that_changes_meanwhile_is_refused(
+    options: PreprocessOptions, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.json was changed while it was in use"):
+        module._worker_maker(replace(options, inputs=()), "0" * 64, False)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DATASET_FILE = "dataset.json"
+from megatron_ettin.order.shard_list import DATASET_FILE
+
 #: Last part of the prefixes of a field's two corpora; the training corpus has the summary of both.
 TRAINING, VALIDATION = "_document", "_validation"
 NO_TOKEN = "no token"

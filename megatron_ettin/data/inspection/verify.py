@@ -21,7 +21,6 @@ from megatron_ettin.data.corpus_tokenizer import recorded_tokenizer
 from megatron_ettin.data.inspection.check import FAIL, PASS, CorpusCheck
 from megatron_ettin.data.inspection.raw_text import find_raw_file
 from megatron_ettin.data.inspection.shards import (
-    DATASET_FILE,
     ShardSummary,
     corpus_shards,
     is_validation,
@@ -36,6 +35,7 @@ from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.file_digests import FileDigest
 from megatron_ettin.native import TokenFile
 from megatron_ettin.order.corpus_identity import CorpusIdentity, hash_corpus
+from megatron_ettin.order.shard_list import DATASET_FILE
 
 EXAMPLE = "verify corpora/small_text_document --tokenizer tokenizer"
 #: Fields of PREFIX.identity.json that the content decides.
