@@ -46,6 +46,7 @@ def pretrain(config: RunConfig) -> None:
     from megatron_ettin.training.host_report import report_hosts
     from megatron_ettin.training.loop import train
     from megatron_ettin.training.optimizer import require_packages
+    from megatron_ettin.training.starting_checkpoint import choose_checkpoint
 
     require_packages(config.optimizer)
     choose_backend(config.model, config.hardware)  # fail fast on an unsupported backend
@@ -54,6 +55,7 @@ def pretrain(config: RunConfig) -> None:
         # The order counts: cheap refusals first, then the measurement of `auto`, then the corpora,
         # whose plans may take minutes to build, and the model last.
         start_checks.check_outputs(config)
+        choose_checkpoint(config)
         report_hosts(
             config,
             checkpoint_bytes=checkpoint_bytes(config),
@@ -66,7 +68,7 @@ def pretrain(config: RunConfig) -> None:
         state = set_up.starting_state(config, order)
         run = set_up.build_training(config, order, state)
         state = set_up.restore(run, state)
-        with run.reporter:
+        with run.reporter, run.keeper:
             run.reporter.report_end(train(run, state))
 
 
