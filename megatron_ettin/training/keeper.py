@@ -167,10 +167,15 @@ class Keeper:
             newest = max(done, default=0)
             unneeded = [entry for entry in unneeded if entry.step in done and entry.step < newest]
         for entry in unneeded:
-            # The line first: a checkpoint that is gone without one counts as lost.
-            self._record_removal(entry)
+            try:
+                # The line first: a checkpoint that is gone without one counts as lost.
+                self._record_removal(entry)
+                withdrawn = withdraw_folder(entry.folder)
+            except OSError as error:
+                logger.error("%s stays: %s", entry.folder, error)
+                return
             logger.info("removing %s (checkpoint.keep)", entry.folder)
-            self._thread.submit(_delete, withdraw_folder(entry.folder))
+            self._thread.submit(_delete, withdrawn)
 
     def _record_removal(self, entry: KeptCheckpoint) -> None:
         """Add a line to metrics.jsonl; a run that goes back to before the step drops it."""
