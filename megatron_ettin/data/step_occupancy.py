@@ -1,7 +1,7 @@
-"""How full a step is: micro-batches of a rank, idle ranks, time lost by them, settings without loss.
+"""Occupancy of a step: micro-batches of a rank, idle ranks, lost time, settings that lose less.
 
-Every rank runs as many micro-batches as the busiest one. Where rows are missing it computes padding,
-which takes as long. Nothing here imports torch.
+Every rank runs as many micro-batches as the busiest one. Where rows are missing it computes
+padding, which takes as long. Nothing here imports torch.
 """
 
 from __future__ import annotations

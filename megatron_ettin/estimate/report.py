@@ -37,7 +37,7 @@ def as_text(estimate: Estimate, source_of_rate: str) -> str:
         ),
         ("tokens/s", f"{estimate.tokens_per_s:,.0f} ({source_of_rate})"),
         *(fact for phase in estimate.phases for fact in _phase_facts(phase, estimate)),
-        *(("  or", text) for phase, text in estimate.advice if not phase),
+        *(("  instead", text) for phase, text in estimate.advice if not phase),
         (
             "hours",
             f"{estimate.hours:,.1f} for {estimate.tokens:,} tokens: "
@@ -58,7 +58,7 @@ def _phase_facts(phase: PhaseEstimate, estimate: Estimate) -> list[tuple[str, st
         f"{phase.tokens:,} tokens, {phase.steps:,} steps, {phase.tokens_per_s:,.0f} tokens/s, "
         f"{phase.hours:,.1f} hours"
     )
-    advice = [("    better", text) for name, text in estimate.advice if name == phase.name]
+    advice = [("    instead", text) for name, text in estimate.advice if name == phase.name]
     return [(f"  {phase.name}", numbers), ("    step", str(phase.occupancy)), *advice]
 
 
