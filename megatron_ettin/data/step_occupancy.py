@@ -14,7 +14,7 @@ from megatron_ettin.config import HardwareConfig, PhaseConfig
 
 #: Share of the time that a run may lose before other settings are suggested.
 TOLERATED_LOSS = 0.02
-#: Smallest share of the time for which a smaller micro-batch is suggested.
+#: Smallest share of the time for which a smaller micro-batch is taken: its matmuls are smaller too.
 WORTHWHILE_GAIN = 0.005
 
 
@@ -95,20 +95,20 @@ def lost_share(phases: Sequence[PhaseConfig], hardware: HardwareConfig, num_rank
 def fuller_micro_batch(
     phases: Sequence[PhaseConfig], hardware: HardwareConfig, num_ranks: int
 ) -> HardwareConfig | None:
-    """Return `hardware` with the smaller micro-batch that loses least time; None if none gains.
+    """Return `hardware` with a smaller micro-batch that loses less time; None if none gains.
 
-    It is at least half as large, unless ranks are idle for whole steps: then the rows are spread
-    over more of them.
+    A further step down must gain `WORTHWHILE_GAIN`. The micro-batch stays at least half as large,
+    unless ranks are idle for whole steps: then the rows are spread over more of them.
     """
     kept = hardware
-    least = lost_share(phases, hardware, num_ranks) - WORTHWHILE_GAIN
+    least = lost_share(phases, hardware, num_ranks)
     for slots in sorted(_smaller_micro_batches(phases, hardware, num_ranks), reverse=True):
         other = dataclasses.replace(hardware, micro_batch_tokens=slots)
         try:
             lost = lost_share(phases, other, num_ranks)
         except ValueError:  # ranks that share the slots cannot share these evenly
             continue
-        if lost < least:
+        if lost < least - WORTHWHILE_GAIN:
             kept, least = other, lost
     return None if kept is hardware else kept
 
