@@ -36,7 +36,7 @@ class PhaseEstimate:
     tokens: int
     steps: int
     occupancy: StepOccupancy
-    """Of a full step."""
+    """Places of a full step, and how many of them are filled."""
     tokens_per_s: float
     hours: float
 

@@ -26,12 +26,14 @@ logger = logging.getLogger(__name__)
 
 #: Clocks that differ by more are a warning. Nothing that is computed depends on them.
 LARGEST_CLOCK_SECONDS = 5.0
+#: Error of a sum of epochs.
+ROUNDING = 1e-9
 MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceReading:
-    """How often a phase reads the documents of a source."""
+    """Epochs of a source in a phase."""
 
     source: str
     epochs: float
@@ -111,7 +113,7 @@ def _layout(config: RunConfig, hosts: Hosts) -> str:
 
 
 def _phases(config: RunConfig, order: SampleOrder, hosts: Hosts) -> Iterator[tuple[int, str, str]]:
-    """Yield a line for each phase; lines with settings that lose less time, if much is lost."""
+    """Yield a line for each phase, and lines with settings that lose less time, if much is lost."""
     readings = source_readings(order)
     steps = count_steps(order, config.phases, config.data.skip_rows)
     advice = advise(config.phases, config.hardware, hosts.num_ranks)
@@ -141,7 +143,9 @@ def _repeats(order: SampleOrder) -> Iterator[tuple[int, str, str]]:
     for readings in source_readings(order):
         for reading in readings:
             most[reading.source] = max(most.get(reading.source, 0.0), reading.times_read)
-    repeated = [f"{source} {times:.2f} epochs" for source, times in most.items() if times > 1]
+    repeated = [
+        f"{source} {times:.2f} epochs" for source, times in most.items() if times > 1.0 + ROUNDING
+    ]
     if repeated:
         limit = "data.sources.NAME.max_epochs sets a limit"
         yield (

@@ -329,7 +329,7 @@ def test_a_measured_rate_replaces_the_guess(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_more_devices_than_micro_batches_are_no_faster(capsys: pytest.CaptureFixture[str]) -> None:
-    """2,770 rows in micro-batches of 64 are 44; 346 longer ones in micro-batches of 8 are 44 too."""
+    """A step has 44 micro-batches: of 64 out of 2,770 rows, or of 8 out of 346 longer ones."""
     layout = [*files("17m", "mlm"), "--hardware.micro_batch_tokens=65536"]
     few, enough, many = (
         estimated(capsys, *layout, f"--num_devices={count}") for count in (22, 44, 512)

@@ -1,4 +1,4 @@
-"""The report at the start: its lines, idle ranks, and epochs against documents counted one by one."""
+"""Report at the start: its lines, warnings, and epochs against documents counted one by one."""
 
 import dataclasses
 import logging
