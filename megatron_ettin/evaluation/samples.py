@@ -51,7 +51,7 @@ def fill_mask(folder: Path, texts: Sequence[str]) -> list[Sample]:
     return [
         Sample(
             given=text,
-            answer=", ".join(
+            answer=" · ".join(
                 f"{visible(each['token_str'])} ({each['score']:.1%})"
                 for each in fill(text, top_k=CANDIDATES)
             ),
