@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_ettin.command_parser import CommandParser
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, write report.html, report.png and summary.json, print the tables."""
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     run = "run_dir of a run, finished or not; NAME=RUN_DIR names it; repeat it for more runs"
     add("--run", action="append", required=True, metavar="RUN_DIR", help=run)

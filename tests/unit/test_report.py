@@ -194,7 +194,9 @@ def test_one_run_has_a_report_of_its_own(comparison: Comparison) -> None:
 
 def test_an_unfinished_run_says_how_far_it_is(comparison: Comparison) -> None:
     run = replace(comparison.runs[0], num_rows=1200)
-    assert "12,000 (25% of the rows)" in table.as_text(replace(comparison, runs=[run], differences=[]))
+    assert "12,000 (25% of the rows)" in table.as_text(
+        replace(comparison, runs=[run], differences=[])
+    )
 
 
 def test_configurations_are_compared_key_by_key(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
