@@ -99,10 +99,8 @@ def with_nearest_value(message: str) -> str:
 
 def _class_names(base: type) -> list[str]:
     """Return the names of all classes that are made of a class, itself left out."""
-    found: list[str] = []
-    for each in base.__subclasses__():
-        found += [each.__name__, *_class_names(each)]
-    return found
+    made: list[type] = base.__subclasses__()
+    return [name for each in made for name in (each.__name__, *_class_names(each))]
 
 
 def _instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace) -> RunConfig:
