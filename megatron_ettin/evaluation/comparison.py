@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from megatron_ettin import checkpoint
-from megatron_ettin.evaluation.config_differences import Difference, config_differences
+from megatron_ettin.evaluation.config_differences import ConfigDifference, config_differences
 from megatron_ettin.evaluation.probe import (
     Accuracy,
     LabelledTexts,
@@ -34,7 +34,7 @@ from megatron_ettin.order.run_folder import RunFolder, step_of
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What is to be measured on the weights of every run; nothing by default."""
+    """Measurements on the weights of every run; none by default."""
 
     probe: Path | None = None
     """File of labelled documents."""
@@ -70,7 +70,7 @@ class Comparison:
     """Runs beside each other, at least one, and what they are measured against."""
 
     runs: Sequence[ReportedRun]
-    differences: Sequence[Difference]
+    differences: Sequence[ConfigDifference]
     probe: ProbeDocuments | None
     versions: Mapping[str, str]
 

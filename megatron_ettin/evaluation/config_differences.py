@@ -1,4 +1,4 @@
-"""What differs between the configurations of runs, key by key."""
+"""Differences between the configurations of runs, key by key."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ ABSENT = "-"
 """Value of a key that a run's configuration lacks: a phase or a source of other runs."""
 
 
-class Difference(NamedTuple):
+class ConfigDifference(NamedTuple):
     """A key that differs, and its value in each run, as in YAML."""
 
     key: str
     values: tuple[str, ...]
 
 
-def config_differences(configs: Sequence[RunConfig]) -> list[Difference]:
+def config_differences(configs: Sequence[RunConfig]) -> list[ConfigDifference]:
     """Return the keys that differ, in the order of the configuration, without `run_dir`."""
     flat = [dict(_flat(_named(yaml.safe_load(to_yaml(config))))) for config in configs]
     keys = dict.fromkeys(key for each in flat for key in each)
     rows = ((key, tuple(each.get(key, ABSENT) for each in flat)) for key in keys)
-    return [Difference(*row) for row in rows if row[0] != "run_dir" and len(set(row[1])) > 1]
+    return [ConfigDifference(*row) for row in rows if row[0] != "run_dir" and len(set(row[1])) > 1]
 
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:

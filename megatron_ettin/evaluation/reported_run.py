@@ -1,4 +1,4 @@
-"""One run of a report: what its folder holds, and what was measured on its weights."""
+"""One run of a report: content of its folder, and measurements on its weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was measured on the weights of a run's newest checkpoint."""
+    """Measurements on the weights of a run's newest checkpoint."""
 
     step: int
     """Step of the checkpoint."""

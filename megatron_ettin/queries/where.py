@@ -52,7 +52,7 @@ class DocumentPlaces:
     id: str | None
     url: str | None
     reason: str | None
-    """Why there are no places; None if there are."""
+    """Reason why there are no places; None if there are."""
     places: list[Place]
 
 
