@@ -219,11 +219,11 @@ def _sections(
         "checkpoint": {
             "initialize_from": str(output / "start"),
             "resume": True,
-            "save_every_tokens": max(1, recipe.train_tokens // 10),
+            "save_every_tokens": max(1, recipe.train_tokens // 5),
             "keep": {"last": 1},
         },
         "validation": {
-            "every_tokens": max(1, recipe.train_tokens // 20),
+            "every_tokens": max(1, recipe.train_tokens // 10),
             "num_rows": held_out_rows,
             "seq_length": recipe.seq_length,
         },

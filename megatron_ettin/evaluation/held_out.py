@@ -122,9 +122,10 @@ def _loader(
 ) -> Loader:
     validation = dataclasses.replace(config.validation, num_rows=num_rows, seq_length=seq_length)
     data = dataclasses.replace(config.data, validation=[corpus])
+    # Every row of the run must fit, though only held-out ones are read.
+    longest = max([seq_length, *(phase.seq_length for phase in config.phases)])
+    hardware = HardwareConfig(micro_batch_tokens=longest)
+    measured = dataclasses.replace(config, validation=validation, data=data, hardware=hardware)
+    loader = Loader.of_run(measured, open_held_out_order(measured))
     # One row at a time: a long row takes memory enough.
-    hardware = HardwareConfig(micro_batch_tokens=seq_length)
-    measured = dataclasses.replace(
-        config, validation=validation, data=data, hardware=hardware, profile=False
-    )
-    return Loader.of_run(measured, open_held_out_order(measured))
+    return dataclasses.replace(loader, micro_batch_tokens=seq_length)
