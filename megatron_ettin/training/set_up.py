@@ -32,6 +32,7 @@ from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward
 from megatron_ettin.training.optimizer import build_optimizer
 from megatron_ettin.training.recorder import open_recorder
+from megatron_ettin.training.saving import Saver
 from megatron_ettin.training.start_checks import (
     check_same_order,
     check_same_run,
@@ -106,16 +107,19 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
     # A run that has ended already writes no record, so its ledger could not bind new files.
     if state.g < order.num_rows:
         _write_run_files(config, order)
+    optimizer = build_optimizer(ddp, config.optimizer, config.hardware)
+    reporter = Reporter(config, order.spec, state, recorder)
     return Training(
         config=config,
         stage=stage,
         ddp=ddp,
         forward_backward=_choose_forward_backward(config, stage),
-        optimizer=build_optimizer(ddp, config.optimizer, config.hardware),
+        optimizer=optimizer,
         loader=build_loader(config, order),
         validation=_build_validation(config),
-        reporter=Reporter(config, order.spec, state, recorder),
+        reporter=reporter,
         recorder=recorder,
+        saver=Saver(config, stage, optimizer, recorder=recorder, reporter=reporter),
     )
 
 
