@@ -59,8 +59,8 @@ class _Plan:
 class RankPart:
     """Result of one rank's thread."""
 
-    error: str = ""
-    """Reason why the disk refuses; empty if all is written."""
+    refusal: str = ""
+    """File that the disk refuses, and why; empty if all is written."""
     digests: Mapping[str, FileDigest] = field(default_factory=dict)
     """Files that the rank has written and synced."""
     results: list[WriteResult] = field(default_factory=list)
@@ -161,8 +161,8 @@ class PendingShards:
             OSError: this rank cannot.
         """
         for part in parts:
-            if part.error:
-                raise ShardsError(f"{self._folder}: cannot be written: {part.error}")
+            if part.refusal:
+                raise ShardsError(part.refusal)
         assert self._plan.metadata is not None
         self._writer.finish(self._plan.metadata, [part.results for part in parts])
         save_config(CheckpointingConfig("torch_dist", 1), str(self._folder))
@@ -176,7 +176,8 @@ class PendingShards:
             results = self._writer.write_data(plan, planner).wait() if plan.items else []
             self._part.set_result(RankPart("", _digests(self._writer.fs), results))
         except OSError as error:
-            self._part.set_result(RankPart(describe_error(error)))
+            refusal = f"{error.filename or self._folder}: cannot be written: {error.strerror}"
+            self._part.set_result(RankPart(refusal))
         except BaseException as error:  # raised in the main thread by `gather`
             self._part.set_exception(error)
 
@@ -189,11 +190,14 @@ class _Planner(MCoreSavePlanner):  # type: ignore[misc]
     def copy(self, plan: SavePlan, memory: dict[MetadataIndex, torch.Tensor]) -> None:
         """Copy what `plan` has into `memory`, which grows by what it lacks."""
         copied: dict[MetadataIndex, Any] = {}
+        # In fp32 the optimizer's weights are the model's, under another name.
+        known: dict[tuple[int, torch.Size, torch.dtype], MetadataIndex] = {}
         for item in plan.items:
             data = self.resolve_data(item)
-            copied[item.index] = (
-                _copy(data.detach(), memory, item.index) if torch.is_tensor(data) else data
-            )
+            if isinstance(data, torch.Tensor):
+                first = known.setdefault((data.data_ptr(), data.shape, data.dtype), item.index)
+                data = copied[first] if first in copied else _copy(data.detach(), memory, first)
+            copied[item.index] = data
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
         self._copied = copied

@@ -407,7 +407,7 @@ def test_a_run_needs_the_memory_and_the_disk_that_were_estimated(
     run_layout(LAYOUTS["tp1"], [f"--config={config}"], tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     found = estimated(capsys, f"--config={config}", "--device=cpu")
-    measured = json.loads(lines[-1])["peak_memory_bytes"]
+    measured = max(json.loads(line).get("peak_memory_bytes", 0) for line in lines)
     assert found["memory_bytes"]["total"] == pytest.approx(measured, rel=0.1)
     assert found["checkpoints"] == 1
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
