@@ -19,7 +19,7 @@ from megatron_ettin.hashing_files import HashingFiles
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
 from megatron_ettin.publication import begin_folder, publish_folder
-from megatron_ettin.shard_writer import ShardWriter
+from megatron_ettin.shard_saver import ShardSaver
 from megatron_ettin.training.optimizer import build_optimizer
 
 
@@ -54,9 +54,9 @@ def save_times(model: ModelConfig, folder: Path, *, rounds: int) -> SaveTimes:
     `folder` is made and removed.
     """
     stage, optimizer = _model_and_optimizer(model)
-    now, beside = ShardWriter(copies=False), ShardWriter()
+    now, beside = ShardSaver(copies=False), ShardSaver()
     # In turns, so that a busy disk slows all kinds alike.
-    saves = {
+    saves: dict[str, Callable[[], _Save]] = {
         "plain": lambda: _save(folder, stage, optimizer, now, FileSystem()),
         "hashing": lambda: _save(folder, stage, optimizer, now, HashingFiles()),
         "beside": lambda: _save(folder, stage, optimizer, beside, HashingFiles()),
@@ -107,7 +107,7 @@ def _save(
     folder: Path,
     stage: EttinModel,
     optimizer: MegatronOptimizer,
-    writer: ShardWriter,
+    writer: ShardSaver,
     files: FileSystem,
 ) -> _Save:
     rmtree(folder, ignore_errors=True)

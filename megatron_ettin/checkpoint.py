@@ -35,7 +35,7 @@ from megatron_ettin.file_digests import FileDigest, FileList
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
-from megatron_ettin.shard_writer import PendingShards, RankPart, ShardWriter
+from megatron_ettin.shard_saver import PendingShards, RankPart, ShardSaver
 from megatron_ettin.shards import ShardsError, describe_error, read_shards
 
 #: Packages whose versions a checkpoint records.
@@ -169,7 +169,7 @@ def begin(
     folder: Path,
     stage: MegatronModule,
     optimizer: MegatronOptimizer | None,
-    writer: ShardWriter,
+    writer: ShardSaver,
     *,
     config: RunConfig,
     state: RunState,
@@ -196,7 +196,7 @@ def write(
     state: RunState,
 ) -> FileList:
     """Write all files of a checkpoint but its state, as `begin` and `complete` do together."""
-    writer = ShardWriter(copies=False)
+    writer = ShardSaver(copies=False)
     return begin(folder, stage, optimizer, writer, config=config, state=state).complete()
 
 
@@ -230,7 +230,7 @@ def save_weights(
 
     `config_yaml` holds the sections of a run that the weights decide.
     """
-    writer = ShardWriter(copies=False)
+    writer = ShardSaver(copies=False)
     pending = _begin(folder, stage, None, writer, saved=saved, config_yaml=config_yaml)
     publish(folder, pending.complete(), RunState(tokenizer_sha256=tokenizer_sha256))
 
@@ -239,7 +239,7 @@ def _begin(
     folder: Path,
     stage: MegatronModule,
     optimizer: MegatronOptimizer | None,
-    writer: ShardWriter,
+    writer: ShardSaver,
     *,
     saved: SavedModel,
     config_yaml: str,

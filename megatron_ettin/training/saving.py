@@ -18,7 +18,7 @@ from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import is_unfinished
-from megatron_ettin.shard_writer import ShardWriter
+from megatron_ettin.shard_saver import ShardSaver
 from megatron_ettin.shards import ShardsError
 from megatron_ettin.training.metrics import Reporter, SavedCheckpoint
 from megatron_ettin.training.recorder import Recorder
@@ -56,7 +56,7 @@ class Saver:
         self._config, self._stage, self._optimizer = config, stage, optimizer
         self._recorder, self._reporter = recorder, reporter
         self._folder = RunFolder(Path(config.run_dir))
-        self._writer = ShardWriter()
+        self._writer = ShardSaver()
         self._pending: _Pending | None = None
         self._head: Head | None = None
         self._refusal: Exception | None = None

@@ -149,7 +149,7 @@ def test_the_names_that_cpu_redirects_exist() -> None:
 
 
 def test_a_save_hands_the_tensors_to_the_strategy_and_does_no_more() -> None:
-    """`dist_checkpointing.save` calls the `async_save` that shard_writer.py overrides, last."""
+    """`dist_checkpointing.save` calls the `async_save` that shard_saver.py overrides, last."""
     source = inspect.getsource(dist_checkpointing.save)
     assert "sharded_strategy.async_save(sharded_state_dict, checkpoint_dir" in source
     after = source.split("sharded_strategy.async_save(")[1]

@@ -8,6 +8,7 @@ results. Those outlive a rank that fails and hold its output open. Torch's write
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -48,11 +49,11 @@ class _Plan:
     """Plan of a save, which holds for all saves of the same tensors."""
 
     local: SavePlan
-    """What this rank has."""
+    """Tensors and objects of this rank."""
     agreed: SavePlan
-    """What this rank writes, and to which file."""
+    """Those that this rank writes, and to which file."""
     metadata: Metadata | None
-    """What all ranks write; on the main rank."""
+    """Description of all ranks' shards; on the main rank."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class RankPart:
     digests: Mapping[str, FileDigest] = field(default_factory=dict)
     """Files that the rank has written and synced."""
     results: list[WriteResult] = field(default_factory=list)
-    """Where each tensor lies."""
+    """Place of each tensor in the files."""
 
 
-class ShardWriter:
+class ShardSaver:
     """Writes shards of the same model again and again, each time in a thread.
 
     From one save to the next it keeps the plan and the host memory of the copies, which has the
@@ -288,8 +289,11 @@ def _copy(
 
 def _num_bytes(planner: _Planner, item: WriteItem) -> int:
     """Return the bytes of a tensor, or of an object."""
-    data = planner.resolve_data(item)
-    return data.nbytes if isinstance(data, torch.Tensor) else data.getbuffer().nbytes
+    if item.tensor_data is None:
+        data = planner.resolve_data(item)
+        assert isinstance(data, io.BytesIO)
+        return data.getbuffer().nbytes
+    return math.prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
 
 
 def _require_space(folder: Path, num_bytes: int, free: int) -> None:
