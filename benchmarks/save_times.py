@@ -37,6 +37,9 @@ class SaveTimes:
     """Time that training waits for a save beside it: the copy, and the publication."""
     copy_seconds: float
     """The part of it before training goes on."""
+    least_share: float
+    """The shortest such wait over the shortest save of the former kind: least disturbed by other
+    work, which slows a copy more than a disk."""
     first_stall_seconds: float
     """The wait for the first save of a run, which also takes the memory from the system."""
     check_seconds: float
@@ -79,6 +82,8 @@ def save_times(model: ModelConfig, folder: Path, *, rounds: int) -> SaveTimes:
         plain_seconds=median("plain", lambda save: save.seconds),
         stall_seconds=median("beside", lambda save: save.stall_seconds),
         copy_seconds=median("beside", lambda save: save.copy_seconds),
+        least_share=min(save.stall_seconds for save in times["beside"])
+        / min(save.seconds for save in times["hashing"]),
         first_stall_seconds=first.stall_seconds,
         check_seconds=statistics.median(checks),
     )

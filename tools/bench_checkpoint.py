@@ -34,7 +34,8 @@ def main() -> None:
                 ("  saved without hashing", f"{times.plain_seconds:.2f} s"),
                 (
                     "  wait for a save beside training",
-                    f"{times.stall_seconds:.3f} s, {times.stall_share:.1%} of a save "
+                    f"{times.stall_seconds:.3f} s, {times.stall_share:.1%} of a save, "
+                    f"{times.least_share:.1%} by the shortest of each "
                     f"(copy {times.copy_seconds:.3f} s; first save "
                     f"{times.first_stall_seconds:.3f} s)",
                 ),
