@@ -45,10 +45,13 @@ class SaveTimes:
     check_seconds: float
     """Hashing the files anew, as before a load; they are in memory."""
 
-    @property
-    def stall_share(self) -> float:
-        """Wait for a save beside training, as a share of a save that training waits for."""
-        return self.stall_seconds / self.save_seconds
+    def describe_stall(self) -> str:
+        """Return the wait for a save beside training, and its share of a save that is waited for."""
+        return (
+            f"{self.stall_seconds:.3f} s, {self.stall_seconds / self.save_seconds:.1%} of a save, "
+            f"{self.least_share:.1%} by the shortest of each (copy {self.copy_seconds:.3f} s; "
+            f"first save {self.first_stall_seconds:.3f} s)"
+        )
 
 
 def save_times(model: ModelConfig, folder: Path, *, rounds: int) -> SaveTimes:

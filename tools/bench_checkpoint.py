@@ -32,13 +32,7 @@ def main() -> None:
                 (name, f"{times.gigabytes:.3f} GB"),
                 ("  saved", f"{times.save_seconds:.2f} s"),
                 ("  saved without hashing", f"{times.plain_seconds:.2f} s"),
-                (
-                    "  wait for a save beside training",
-                    f"{times.stall_seconds:.3f} s, {times.stall_share:.1%} of a save, "
-                    f"{times.least_share:.1%} by the shortest of each "
-                    f"(copy {times.copy_seconds:.3f} s; first save "
-                    f"{times.first_stall_seconds:.3f} s)",
-                ),
+                ("  wait for a save beside training", times.describe_stall()),
                 ("  checked", f"{times.check_seconds:.2f} s"),
             ]
             print(*text_facts(facts), sep="\n", flush=True)

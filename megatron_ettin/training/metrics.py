@@ -379,7 +379,10 @@ class Reporter:
         self._file.append(record)
         self._totals.add(record)
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
-        # W&B ignores a step before the last one, which a checkpoint's may be.
+        if record["step"] < self._step:
+            # W&B ignores a step before the last one, which a checkpoint's may be; a later step gets
+            # its line, and keeps its own place.
+            numbers = {k: v for k, v in numbers.items() if k not in ("step", "tokens")}
         self._step = max(self._step, record["step"])
         for tracker in self._trackers:
             tracker.log(record["kind"], numbers, self._step)
