@@ -46,7 +46,7 @@ class SaveTimes:
     """Hashing the files anew, as before a load; they are in memory."""
 
     def describe_stall(self) -> str:
-        """Return the wait for a save beside training, and its share of a save that is waited for."""
+        """Return the wait for a save beside training, and its share of the other kind of save."""
         return (
             f"{self.stall_seconds:.3f} s, {self.stall_seconds / self.save_seconds:.1%} of a save, "
             f"{self.least_share:.1%} by the shortest of each (copy {self.copy_seconds:.3f} s; "
