@@ -92,7 +92,9 @@ def rank_memory(work: Work, stage: int) -> dict[str, int]:
     during_backward = activations + dropout + max(logits, _output_gradients(work, stage) + backward)
     peak = max(during_backward, _embedding_gradients(work, stage), _optimizer_step(work, stage))
     runtime = work.device.runtime_bytes
+    copy = 0
     if work.device.kind == "cpu":
+        copy = _checkpoint_copy(work, stage)
         runtime += CPU_RUNNING_BYTES + _heap_overhead(work, activations)
         if work.bytes_per_element != FP32:
             runtime += CPU_KERNELS_BYTES
@@ -102,6 +104,7 @@ def rank_memory(work: Work, stage: int) -> dict[str, int]:
         "dropout": dropout,
         "logits": logits,
         "rest_of_step": peak - activations - dropout - logits,
+        "checkpoint_copy": copy,
         "runtime": runtime,
     }
 
@@ -142,6 +145,15 @@ def _kept(work: Work, stage: int) -> dict[str, int]:
         "master_weights": masters,
         "moments": 2 * FP32 * own,
     }
+
+
+def _checkpoint_copy(work: Work, stage: int) -> int:
+    """Count what a save copies: weights in fp32 and two moments; in bf16 those weights too.
+
+    The first data-parallel rank writes the moments of all.
+    """
+    weights = 0 if work.bytes_per_element == FP32 else work.bytes_per_element
+    return (weights + 3 * FP32) * rank_parameters(work, stage)
 
 
 def _activations(work: Work, stage: int) -> tuple[int, int]:

@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,13 +22,13 @@ from numpy.typing import NDArray
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
-from megatron_ettin.devices import Device, gpu_called
-from megatron_ettin.model.counts import mfu
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.digest import add_digests, format_digest
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training.console import Console, RunProgress, Totals
+from megatron_ettin.training.device_figures import known_gpu, mfu_field, peak_memory_bytes
+from megatron_ettin.training.metrics_file import MetricsFile, lines_up_to
 from megatron_ettin.training.micro_batch import MicroBatch, Report
 from megatron_ettin.training.preparation import LANES, ORDER_LANES, TOKEN_LANES, Prepared, StepRange
 from megatron_ettin.training.recorder import Recorder
@@ -54,6 +53,8 @@ class Summary:
     """Largest memory that any rank has needed since the run began."""
     asks_to_stop: bool
     """A rank has asked for the end of the run."""
+    is_written_by_all: bool
+    """All ranks have written their part of the pending checkpoint."""
 
     @property
     def tokens(self) -> int:
@@ -123,7 +124,7 @@ class Interval:
             self._losses[0] += report["loss_sums"].sum()
             self._losses[1] += report["counts"].sum()
 
-    def sum_over_ranks(self, *, asks_to_stop: bool = False) -> Summary:
+    def sum_over_ranks(self, *, asks_to_stop: bool = False, is_written: bool = False) -> Summary:
         """Sum over all ranks; all of them call this and get the same result.
 
         One all-reduce of float64 carries everything (`_slices` names its parts). A digest lane goes
@@ -134,14 +135,14 @@ class Interval:
         peaks = np.zeros(distributed.world_size())
         peaks[distributed.rank()] = peak_memory_bytes()
         low, high = lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)
-        once = [self._flops, asks_to_stop]
+        once = [self._flops, asks_to_stop, is_written]
         sent = np.concatenate([once, low.ravel(), high.ravel(), peaks], dtype=np.float64)
         # Losses stay on the device until here; this copies the rest to them, and the sum back.
         losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
         vector = torch.cat([losses, torch.from_numpy(sent).to(losses.device)])
         received = distributed.all_reduce_sum(vector).cpu().numpy()
         sizes = {"low": lanes.size, "high": lanes.size, "peak": len(peaks)}
-        at = _slices({"loss": 2, "flops": 1, "stop": 1, **sizes})
+        at = _slices({"loss": 2, "flops": 1, "stop": 1, "written": 1, **sizes})
         loss_sum, num_scored = received[at["loss"]]
         low, high = (received[at[half]].astype(np.uint64) for half in ("low", "high"))
         return Summary(
@@ -151,6 +152,7 @@ class Interval:
             flops=float(received[at["flops"]].item()),
             peak_memory_bytes=int(received[at["peak"]].max()),
             asks_to_stop=bool(received[at["stop"]].item()),
+            is_written_by_all=received[at["written"]].item() == distributed.world_size(),
         )
 
 
@@ -160,6 +162,19 @@ def _slices(sizes: dict[str, int]) -> dict[str, slice]:
     return {
         name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCheckpoint:
+    """A checkpoint that was published, and its cost."""
+
+    folder: Path
+    num_bytes: int
+    """Bytes of the tensors of all ranks."""
+    stall_seconds: float
+    """Time that training waited for it."""
+    seconds: float
+    """Time from the save to the publication."""
 
 
 class DivergedError(ValueError):
@@ -180,10 +195,12 @@ class Reporter:
         A file that asked an earlier session to stop goes.
         """
         self.is_asked_to_stop = False
+        self.is_written_by_all = False
+        self._step = state.step
         self._recorder = recorder
         self._is_main = distributed.is_main_rank()
         self._trackers: list[Tracker] = []
-        self._gpu = _known_gpu()
+        self._gpu = known_gpu()
         self._totals = Totals()
         if not self._is_main:
             return
@@ -194,7 +211,7 @@ class Reporter:
         publish_text(folder.metrics, "".join(line + "\n" for line in kept))
         for line in kept:
             self._totals.add(json.loads(line))
-        self._file = folder.metrics.open("a")
+        self._file = MetricsFile(folder.metrics)
         self._trackers = open_trackers(config, spec.order_id, state)
         self._console = Console(RunProgress(config.phases, spec.phases), state.consumed_tokens)
 
@@ -222,11 +239,18 @@ class Reporter:
             self._console.advance(tokens)
 
     def report_steps(
-        self, state: RunState, interval: Interval, *, lr: float, gradient_norm: float
+        self,
+        state: RunState,
+        interval: Interval,
+        *,
+        lr: float,
+        gradient_norm: float,
+        is_written: bool,
     ) -> RunState:
         """Record the steps of an interval and write their line.
 
-        `lr` and `gradient_norm` are those of the last step.
+        `lr` and `gradient_norm` are those of the last step. `is_written`: this rank has written its
+        part of the pending checkpoint; `is_written_by_all` then says whether all ranks have.
 
         If somebody asks the run to stop, `is_asked_to_stop` is true from here on, on all ranks.
 
@@ -237,8 +261,9 @@ class Reporter:
             DivergedError: the loss is not finite. Nothing was recorded or written then.
         """
         asks_to_stop = self._is_main and self._stop_file.exists()
-        summary = interval.sum_over_ranks(asks_to_stop=asks_to_stop)
+        summary = interval.sum_over_ranks(asks_to_stop=asks_to_stop, is_written=is_written)
         self.is_asked_to_stop = summary.asks_to_stop
+        self.is_written_by_all = summary.is_written_by_all
         if not math.isfinite(summary.loss):
             raise DivergedError(
                 f"the loss is {summary.loss} at step {state.step} (rows up to {state.g}): resume "
@@ -318,10 +343,24 @@ class Reporter:
             f"({held_out.scored_tokens:,} tokens)",
         )
 
-    def report_saved(self, folder: Path, seconds: float) -> None:
-        """Log that a checkpoint was saved, and the time that training waited for it."""
-        if self._is_main:
-            logger.info("saved %s in %.1f s", folder, seconds)
+    def report_saved(self, state: RunState, saved: SavedCheckpoint) -> None:
+        """Report the checkpoint of `state`; later steps may have lines already."""
+        if not self._is_main:
+            return
+        record = {
+            "kind": "checkpoint",
+            "step": state.step,
+            "phase": state.phase,
+            "tokens": state.consumed_tokens,
+            "save_stall_seconds": saved.stall_seconds,
+            "save_seconds": saved.seconds,
+            "bytes": saved.num_bytes,
+        }
+        self._write(record)
+        logger.info(
+            "saved %s in %.1f s (training waited %.1f s)",
+            *(saved.folder, saved.seconds, saved.stall_seconds),
+        )
 
     def report_end(self, state: RunState) -> None:
         """Log the totals, the digest of the tokens (equal for twins) and the head of the ledger.
@@ -337,58 +376,13 @@ class Reporter:
             logger.info("ledger head %s (record %d)", state.ledger_chain, state.ledger_seq)
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.append(record)
         self._totals.add(record)
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
+        if record["step"] < self._step:
+            # W&B ignores a step before the last one, which a checkpoint's may be; a later step gets
+            # its line, and keeps its own place.
+            numbers = {k: v for k, v in numbers.items() if k not in ("step", "tokens")}
+        self._step = max(self._step, record["step"])
         for tracker in self._trackers:
-            tracker.log(record["kind"], numbers, record["step"])
-
-
-def mfu_field(gpu: Device | None, flops_per_second: float, ranks: int) -> dict[str, float]:
-    """Return the field `mfu` of a line: the share of the peak of `ranks` GPUs that was used.
-
-    There is no field if the peak is unknown. A share above 1 is logged as an error and left out,
-    for a wrong figure must not end a run. `flops_per_second` is the sum over all ranks.
-    """
-    if gpu is None:
-        return {}
-    peak = gpu.peak_flops["bf16"] * ranks
-    try:
-        return {"mfu": mfu(flops_per_second, peak, f"{ranks} x {gpu.name}")}
-    except ValueError as error:
-        logger.error("%s", error)
-        return {}
-
-
-def _known_gpu() -> Device | None:
-    """Return this rank's GPU if its peak is known, else log that it is not. None on a CPU."""
-    device = distributed.device()
-    if device.type == "cpu":
-        return None
-    name = torch.cuda.get_device_name(device)
-    gpu = gpu_called(name)
-    if gpu is None:
-        logger.info("the peak of %s is not known: metrics.jsonl has no mfu", name)
-    return gpu
-
-
-def lines_up_to(folder: RunFolder, step: int) -> list[str]:
-    """Return the complete lines of an earlier session that belong to steps up to `step`."""
-    return [line for line in folder.metrics_lines() if json.loads(line)["step"] <= step]
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest memory that this rank has needed so far (tools/estimate.py predicts it).
-
-    On a GPU: the peak of torch's allocations, without the CUDA context. On a CPU: the peak of the
-    process's resident set, from /proc, because `getrusage` starts from the parent's peak.
-    """
-    if distributed.device().type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "VmHWM":
-            return int(value.split()[0]) * 1024
-    raise OSError("/proc/self/status has no VmHWM")
+            tracker.log(record["kind"], numbers, self._step)

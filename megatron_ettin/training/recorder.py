@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from megatron_ettin.order.ledger import Kind, LedgerWriter, find_description
 from megatron_ettin.order.run_folder import RunFolder, step_of
 from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.preparation import MASK_LANE, ORDER_LANES, TOKEN_LANES, StepRange
+
+logger = logging.getLogger(__name__)
 
 
 def open_recorder(
@@ -46,7 +49,12 @@ def open_recorder(
 
 
 class Recorder:
-    """Appends to the ledger of a run; does nothing on the ranks without a writer."""
+    """Appends to the ledger of a run; does nothing on the ranks without a writer.
+
+    While a checkpoint is pending, records of later steps wait in memory: the record of the
+    checkpoint comes right after the last step that it contains. Records also wait while the disk
+    refuses them.
+    """
 
     def __init__(
         self,
@@ -68,6 +76,8 @@ class Recorder:
         """
         self._writer = writer
         self._opening: list[tuple[Kind, dict[str, Any]]] = []
+        self._due: list[Callable[[], None]] = []  # appends that the disk has refused so far
+        self._held: list[Callable[[], None]] | None = None  # appends after a pending checkpoint's
         if writer is None:
             return
         is_new = writer.head.seq < 0
@@ -91,19 +101,15 @@ class Recorder:
 
     def record_steps(self, steps: Sequence[StepRange], lanes: NDArray[np.uint64]) -> None:
         """Record n > 0 steps with the sums of their digests over all ranks, `lanes` [n, LANES]."""
-        if self._writer is None:
+        writer = self._writer
+        if writer is None:
             return
-        self._open(self._writer, steps[0].step - 1, steps[0].g_begin)
-        self._writer.append_steps(
-            step=np.array([s.step for s in steps], dtype=np.uint64),
-            phase=np.array([s.phase for s in steps], dtype=np.uint32),
-            g_begin=np.array([s.g_begin for s in steps], dtype=np.uint64),
-            g_end=np.array([s.g_end for s in steps], dtype=np.uint64),
-            n_tokens=np.array([s.tokens for s in steps], dtype=np.uint64),
-            order_digest=lanes[:, ORDER_LANES],
-            token_digest=lanes[:, TOKEN_LANES],
-            mask_digest=lanes[:, MASK_LANE],
-        )
+
+        def append() -> None:
+            self._open(writer, steps[0].step - 1, steps[0].g_begin)
+            _append_steps(writer, steps, lanes)
+
+        self._add(append)
 
     def record_skip(self, state: RunState, phase: int, end: int) -> None:
         """Record that rows [state.g, end) are skipped."""
@@ -113,12 +119,17 @@ class Recorder:
     def record_checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
         """Record a checkpoint whose files are written; return the state to save in it.
 
-        The ledger is durable up to and including this record when the call returns.
+        The ledger is durable up to and including this record when the call returns. Records since
+        `hold` come after it, with `release`.
+
+        Raises:
+            OSError: the disk refuses.
         """
         payload = {**_checkpoint_payload(state, name), "files_sha256": files_sha256}
-        self._append(Kind.CHECKPOINT, state, 0, payload=payload)
         if self._writer is None:
             return state
+        self._append_due()
+        self._append_now(self._writer, Kind.CHECKPOINT, state, 0, payload=payload)
         head = self._writer.sync()
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
@@ -127,9 +138,10 @@ class Recorder:
 
         A run that had ended before has no writer and keeps the record that its state names.
         """
-        self._append(Kind.END, state, 0, payload=_digests(state))
         if self._writer is None:
             return state
+        self._append_due()
+        self._append_now(self._writer, Kind.END, state, 0, payload=_digests(state))
         head = self._writer.sync()
         self._writer.close()
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
@@ -137,7 +149,18 @@ class Recorder:
     def close(self) -> None:
         """Close the ledger of a run that stops, right after the record of a checkpoint."""
         if self._writer is not None:
+            self._append_due()
             self._writer.close()
+
+    def hold(self) -> None:
+        """Keep the records that follow in memory, as the record of a checkpoint is still due."""
+        self._held = []
+
+    def release(self) -> None:
+        """Append the records since `hold`."""
+        held, self._held = self._held or [], None
+        self._due += held
+        self._try_to_append_due()
 
     def _append(
         self,
@@ -148,10 +171,44 @@ class Recorder:
         payload: dict[str, Any],
         g_end: int | None = None,
     ) -> None:
-        if self._writer is None:
+        writer = self._writer
+        if writer is not None:
+            self._add(
+                lambda: self._append_now(writer, kind, state, phase, payload=payload, g_end=g_end)
+            )
+
+    def _add(self, append: Callable[[], None]) -> None:
+        """Append a record when its turn comes: now, as a rule."""
+        if self._held is not None:
+            self._held.append(append)
             return
-        self._open(self._writer, state.step, state.g)
-        self._writer.append(
+        self._due.append(append)
+        self._try_to_append_due()
+
+    def _try_to_append_due(self) -> None:
+        try:
+            self._append_due()
+        except OSError as error:
+            logger.error("%s: the ledger's next %d records wait in memory", error, len(self._due))
+
+    def _append_due(self) -> None:
+        """Append what is due; OSError if the disk refuses, and what is left is due then."""
+        while self._due:
+            self._due[0]()
+            del self._due[0]
+
+    def _append_now(
+        self,
+        writer: LedgerWriter,
+        kind: Kind,
+        state: RunState,
+        phase: int,
+        *,
+        payload: dict[str, Any],
+        g_end: int | None = None,
+    ) -> None:
+        self._open(writer, state.step, state.g)
+        writer.append(
             kind,
             step=state.step,
             g_begin=state.g,
@@ -162,9 +219,25 @@ class Recorder:
 
     def _open(self, writer: LedgerWriter, step: int, g: int) -> None:
         """Write the START or RESUME that is due; late, so that a resume that fails leaves none."""
-        opening, self._opening = self._opening, []
-        for kind, payload in opening:
+        while self._opening:
+            kind, payload = self._opening[0]
             writer.append(kind, step=step, g_begin=g, g_end=g, payload=payload)
+            del self._opening[0]
+
+
+def _append_steps(
+    writer: LedgerWriter, steps: Sequence[StepRange], lanes: NDArray[np.uint64]
+) -> None:
+    writer.append_steps(
+        step=np.array([s.step for s in steps], dtype=np.uint64),
+        phase=np.array([s.phase for s in steps], dtype=np.uint32),
+        g_begin=np.array([s.g_begin for s in steps], dtype=np.uint64),
+        g_end=np.array([s.g_end for s in steps], dtype=np.uint64),
+        n_tokens=np.array([s.tokens for s in steps], dtype=np.uint64),
+        order_digest=lanes[:, ORDER_LANES],
+        token_digest=lanes[:, TOKEN_LANES],
+        mask_digest=lanes[:, MASK_LANE],
+    )
 
 
 def describe_run(

@@ -33,6 +33,7 @@ from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward
 from megatron_ettin.training.optimizer import build_optimizer
 from megatron_ettin.training.recorder import open_recorder
+from megatron_ettin.training.saving import Saver
 from megatron_ettin.training.start_checks import (
     check_same_order,
     check_same_run,
@@ -107,17 +108,21 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
     # A run that has ended already writes no record, so its ledger could not bind new files.
     if state.g < order.num_rows:
         _write_run_files(config, order)
+    optimizer = build_optimizer(ddp, config.optimizer, config.hardware)
+    reporter = Reporter(config, order.spec, state, recorder)
+    keeper = open_keeper(config, is_over=state.g == order.num_rows)
     return Training(
         config=config,
         stage=stage,
         ddp=ddp,
         forward_backward=_choose_forward_backward(config, stage),
-        optimizer=build_optimizer(ddp, config.optimizer, config.hardware),
+        optimizer=optimizer,
         loader=build_loader(config, order),
         validation=_build_validation(config),
-        reporter=Reporter(config, order.spec, state, recorder),
+        reporter=reporter,
         recorder=recorder,
-        keeper=open_keeper(config, is_over=state.g == order.num_rows),
+        keeper=keeper,
+        saver=Saver(config, stage, optimizer, recorder=recorder, reporter=reporter, keeper=keeper),
     )
 
 

@@ -182,7 +182,7 @@ def test_a_decoder_starts_from_an_encoder_and_reports_to_wandb(
 
 
 def test_a_torn_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
-    from megatron_ettin.training.metrics import lines_up_to
+    from megatron_ettin.training.metrics_file import lines_up_to
 
     run = RunFolder(tmp_path)
     assert lines_up_to(run, 2) == []
