@@ -37,7 +37,7 @@ from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.initialize import initial_tensor, local_shard
 from megatron_ettin.model.provider import build_model, logical_parameters
 from megatron_ettin.objectives import CausalLM
-from megatron_ettin.training.optimizer import ShardedAdam, build_optimizer
+from megatron_ettin.training.optimizer import ShardedOptimizer, build_optimizer
 
 STEPS = 50
 #: 500 tokens are padded to 512; three heads would not divide by four.
@@ -265,7 +265,7 @@ def main_weights(
     """Return this rank's fp32 weights of a parameter, and the part of `wanted` that they are."""
     if parameter.dtype == torch.float32:
         return parameter.detach(), wanted
-    if not isinstance(optimizer, ShardedAdam):
+    if not isinstance(optimizer, ShardedOptimizer):
         return parameter.main_param, wanted
     if parameter not in optimizer.model_param_group_index_map:
         return torch.empty(0), torch.empty(0)
