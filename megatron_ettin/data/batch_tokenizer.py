@@ -8,7 +8,7 @@ import contextlib
 import functools
 import itertools
 import json
-import random
+import random  # noqa: TID251 (drawn with a fixed seed)
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
