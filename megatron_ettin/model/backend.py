@@ -84,9 +84,20 @@ def _recipe_lack(recipe: Fp8Recipe) -> str | None:
     return None if available else f"hardware.fp8_recipe {recipe}: {reason}"
 
 
+def by_transformer_engine(backend: Backend) -> bool:
+    """Tell whether Transformer Engine computes a backend's layers."""
+    match backend:
+        case "transformer_engine":
+            return True
+        case "local":
+            return False
+        case _:
+            assert_never(backend)
+
+
 def linears(backend: Backend) -> Linears:
     """Return the linear modules of a backend."""
-    if backend == "local":
+    if not by_transformer_engine(backend):
         return Linears(ColumnParallelLinear, RowParallelLinear)
     from megatron.core.extensions import transformer_engine as extension
 
@@ -104,7 +115,7 @@ def core_attention(
     if not torch.cuda.is_available() or config.params_dtype == torch.float32:
         return SdpaCoreAttention
     ranks = config.tensor_model_parallel_size * config.context_parallel_size
-    if backend == "transformer_engine" and transformer_engine_attends(
+    if by_transformer_engine(backend) and transformer_engine_attends(
         config.num_attention_heads // ranks,
         config.kv_channels,
         is_causal=mask_type == AttnMaskType.causal,

@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model import weight_map
-from megatron_ettin.model.backend import Backend, choose_backend
+from megatron_ettin.model.backend import Backend, by_transformer_engine, choose_backend
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.initialize import initial_tensor, local_shard
 from megatron_ettin.model.layer_spec import block_spec
@@ -161,7 +161,7 @@ def _require_known(overrides: dict[str, Any]) -> None:
 
 def _backend_fields(backend: Backend) -> dict[str, object]:
     """Return the fusions: Transformer Engine's rotation, and accumulation of weight gradients."""
-    fuses = backend == "transformer_engine"
+    fuses = by_transformer_engine(backend)
     return {
         "gradient_accumulation_fusion": fuses,
         "apply_rope_fusion": fuses,
