@@ -61,6 +61,8 @@ class EstimateConfig:
     """Not needed, like data."""
     run_dir: str | None = None
     """Not needed, like data."""
+    profile: bool = False
+    """Not needed, like data."""
 
 
 @dataclass(frozen=True, kw_only=True)
