@@ -28,6 +28,7 @@ from megatron_ettin.config import (
     HardwareConfig,
     ModelConfig,
     OptimizerConfig,
+    OptimizerName,
     PhaseConfig,
     RunConfig,
     SeedConfig,
@@ -62,7 +63,7 @@ class Case:
     pipeline: int
     precision: Literal["fp32", "bf16"]
     shares_state: bool
-    name: Literal["stable_adamw", "adamw"]
+    name: OptimizerName
 
     @property
     def hardware(self) -> HardwareConfig:
@@ -288,7 +289,7 @@ def first_weights(precision: str) -> Tensors:
 def reference(optimizer: str, precision: str) -> list[Tensors]:
     """Return whole float64 weights after each step."""
     weights = first_weights(precision)
-    steps = {"stable_adamw": stable_adamw, "adamw": adamw}[optimizer](weights)
+    steps = REFERENCES[optimizer](weights)
     return [{name: weight.detach().clone() for name, weight in step.items()} for step in steps]
 
 
@@ -334,3 +335,7 @@ def adamw(weights: Tensors) -> Iterator[Tensors]:
 
 def is_padded(name: str) -> bool:
     return name in ("embedding.word_embeddings.weight", "output_layer.bias")
+
+
+#: By optimizer.name: its update of whole float64 tensors.
+REFERENCES = {"stable_adamw": stable_adamw, "adamw": adamw}
