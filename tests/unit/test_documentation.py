@@ -1,6 +1,6 @@
 """Commands, options, files and links in the documents exist; `--help` answers.
 
-In README.md, CONTRIBUTING.md, AGENTS.md and docs/, a ```bash block is a promise and is checked command by
+In README.md, CONTRIBUTING.md, AGENTS.md and docs/, a ```bash block is a promise, checked command by
 command; text that is not to be checked goes into another kind of block. UPPER_CASE words and
 `$variables` are places to fill in. A block that starts with a folder (`megatron_ettin/`) is a tree:
 one entry a line, two spaces or more before its description.
