@@ -3,6 +3,7 @@
 And for one that keeps a single moment: no part of the state has to be made up for Megatron-Core.
 """
 
+import inspect
 from pathlib import Path
 from typing import get_args
 
@@ -105,6 +106,13 @@ def test_every_name_has_an_update_and_its_moments_are_counted(name: OptimizerNam
     if update is not None:
         assert config.num_moments == len(update.moments), "tools/estimate.py counts them"
         assert not config.needs_whole_tensors
+
+
+def test_the_recipe_shows_the_lines_that_are_tested_here() -> None:
+    recipe = (ROOT / "docs" / "extending.md").read_text()
+    lines = inspect.getsource(SignOfMomentum.update).splitlines()[2:]
+    assert len(lines) == 7
+    assert [line for line in lines if line.strip() not in recipe] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
