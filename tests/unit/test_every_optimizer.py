@@ -111,7 +111,7 @@ def test_every_name_has_an_update_and_its_moments_are_counted(name: OptimizerNam
 def test_the_recipe_shows_the_lines_that_are_tested_here() -> None:
     recipe = (ROOT / "docs" / "extending.md").read_text()
     lines = inspect.getsource(SignOfMomentum.update).splitlines()[2:]
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert [line for line in lines if line.strip() not in recipe] == []
 
 
