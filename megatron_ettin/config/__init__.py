@@ -23,6 +23,7 @@ from megatron_ettin.config.hardware import Fp8Recipe, HardwareConfig, check_fp8,
 from megatron_ettin.config.model import ModelConfig
 from megatron_ettin.config.run import (
     CheckpointConfig,
+    KeepConfig,
     LoggingConfig,
     OptimizerConfig,
     OptimizerName,
@@ -39,6 +40,7 @@ __all__ = [
     "Decay",
     "Fp8Recipe",
     "HardwareConfig",
+    "KeepConfig",
     "LoggingConfig",
     "ModelConfig",
     "OptimizerConfig",

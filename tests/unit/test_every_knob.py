@@ -64,6 +64,7 @@ CHANGES_NOTHING = {
     *(f"optimizer.{name}" for name in ("lr", "weight_decay", "warmup_tokens", "clip_grad")),
     *("optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"),
     *(f"checkpoint.{name}" for name in ("resume", "amend_order", "initialize_from", "check_files")),
+    *("checkpoint.fallback", "checkpoint.copy_to"),
     *("logging.log_every_steps", "logging.wandb", "logging.tensorboard"),
     *("seeds.order", "seeds.mask", "seeds.init", "seeds.dropout"),
     *("run_dir", "profile"),
@@ -80,6 +81,7 @@ LEFT_OUT = {
     "hardware.deterministic": "not measured",
     "hardware.cuda_graphs": "`hardware.cuda_graphs`",
     "hardware.threads_per_rank": "counts on a CPU only",
+    "checkpoint.keep": "`checkpoint.keep`",
     "validation": "Validation",
     "data": "Corpora are mapped into memory",
 }
