@@ -20,6 +20,7 @@ from megatron_ettin.config import (
     CheckpointConfig,
     DataConfig,
     HardwareConfig,
+    KeepConfig,
     ModelConfig,
     OptimizerConfig,
     PhaseConfig,
@@ -55,6 +56,8 @@ CHANGES: dict[str, Any] = {
     "hardware.precision": "fp32",
     "hardware.use_distributed_optimizer": False,
     "checkpoint.save_every_tokens": 10**8,
+    "checkpoint.keep.last": 1,
+    "checkpoint.keep.every_tokens": 10**9,
 }
 #: Fields that change neither memory, time, steps nor disk.
 CHANGES_NOTHING = {
@@ -81,7 +84,6 @@ LEFT_OUT = {
     "hardware.deterministic": "not measured",
     "hardware.cuda_graphs": "`hardware.cuda_graphs`",
     "hardware.threads_per_rank": "counts on a CPU only",
-    "checkpoint.keep": "`checkpoint.keep`",
     "validation": "Validation",
     "data": "Corpora are mapped into memory",
 }
@@ -90,6 +92,8 @@ BEFORE: dict[str, dict[str, Any]] = {
     "phases.batch_ramp_start": {"batch_ramp_start": 128, "batch_ramp_tokens": 10**9},
     "phases.batch_ramp_tokens": {"batch_ramp_start": 128, "batch_ramp_tokens": 10**9},
     "hardware.sequence_parallel": {"tensor_parallel_size": 4},
+    "checkpoint.keep.last": {"save_every_tokens": 10**8},
+    "checkpoint.keep.every_tokens": {"save_every_tokens": 10**8, "keep": KeepConfig(last=2)},
 }
 
 
@@ -148,10 +152,14 @@ def test_every_field_is_known_to_the_estimate() -> None:
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_the_estimate_follows_a_field(field: str) -> None:
-    section, name = field.split(".")
+    section, *names = field.split(".")
     before = BEFORE.get(field, {})
     base = run(**{section: before})
-    changed = run(**{section: {**before, name: CHANGES[field]}})
+    value = CHANGES[field]
+    if len(names) > 1:
+        inner = getattr(getattr(base, section), names[0])
+        value = dataclasses.replace(inner, **{names[1]: value})
+    changed = run(**{section: {**before, names[0]: value}})
     assert numbers(changed) != numbers(base)
 
 
