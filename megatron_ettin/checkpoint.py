@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
@@ -113,6 +114,9 @@ class SavedModel:
     """Tokenizer folder, as an absolute path; None if the model came without one."""
     prediction_shift: int = 0
     """Distance from a [MASK] back to the position that predicts it, as in `Objective`."""
+    objective: str | None = None
+    """Class of the objective that trained the weights, as `config.yaml` names it (its module and
+    name); None if it is not on record, because they were imported."""
     special_ids: dict[str, int | list[int]] = field(default_factory=dict)
     """Token ids by field of config.json (`eos_token_id`) that an imported model came with."""
 
@@ -130,6 +134,7 @@ class SavedModel:
             max_seq_length=max(phase.seq_length for phase in config.phases),
             tokenizer=str(Path(config.data.tokenizer).absolute()),
             prediction_shift=config.objective.prediction_shift,
+            objective=configuration.class_path(config.objective),
         )
 
 
@@ -338,12 +343,31 @@ def read_model(folder: Path) -> SavedModel:
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here ({MODEL_FILE} is missing)")
     document = read_json(folder / MODEL_FILE)
+    if "objective" not in document:  # saved by an earlier version, which named it in config.yaml
+        document["objective"] = _trained_by(folder)
     try:
         return SavedModel(**{**document, "model": ModelConfig(**document["model"])})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / MODEL_FILE}: not a saved model: {describe_error(error)}; {REMEDY}"
         ) from error
+
+
+def _trained_by(folder: Path) -> str | None:
+    """Return the class of the objective of the run that saved `folder`, which need not be at hand.
+
+    None for weights that no run had trained when they were saved.
+    """
+    if not read_state(folder).step:
+        return None
+    path = folder / CONFIG_FILE
+    try:
+        objective: str = yaml.safe_load(path.read_text())["objective"]["class_path"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: does not name the objective: {describe_error(error)}; {REMEDY}"
+        ) from error
+    return objective
 
 
 def read_config(folder: Path) -> RunConfig:

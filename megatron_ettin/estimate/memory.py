@@ -16,7 +16,7 @@ from megatron_ettin.model.counts import Attention, layer_matrix_parameters
 FP32 = 4
 #: Bytes of a chunk of logits (model/linear_cross_entropy.py, which imports torch).
 LOGITS_CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
-#: Elements that the optimizer updates at a time (training/adamw.py, which imports torch).
+#: Elements that the optimizer updates at a time (training/block_optimizer.py, which imports torch).
 OPTIMIZER_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 #: On a CPU: what the C library has taken from the system and cannot use for the next tensor (freed
 #: blocks between kept ones), as a share of the activations. Measured (docs/estimate.md).
@@ -44,6 +44,8 @@ class Work:
     """Scored positions of a micro-batch."""
     micro_batches: int
     """Micro-batches of a rank in a step."""
+    moments: int
+    """Tensors that the optimizer keeps beside each weight."""
     device: Device
 
     @property
@@ -143,7 +145,7 @@ def _kept(work: Work, stage: int) -> dict[str, int]:
         "weights": work.bytes_per_element * parameters,
         "gradients": FP32 * parameters,
         "master_weights": masters,
-        "moments": 2 * FP32 * own,
+        "moments": work.moments * FP32 * own,
     }
 
 
@@ -164,7 +166,7 @@ def _activations(work: Work, stage: int) -> tuple[int, int]:
     in_flight = min(stages - stage, work.micro_batches)
     per_layer = [layer_activations(work, layer) for layer in layers]
     dropout = dropout_factors(work)
-    if work.hardware.recompute == "full":
+    if work.hardware.recomputes_layers:
         inputs = len(layers) * work.shared_slots * work.model.hidden_size * work.bytes_per_element
         return in_flight * (inputs + _around_layers(work, stage)) + max(per_layer), dropout
     around = _around_layers(work, stage)

@@ -88,6 +88,11 @@ CALLS: list[tuple[Callable[..., Any], set[str]]] = [
             "distributed_optimizer_instance_id",
         },
     ),
+    # training/optimizer.py adds moments that an optimizer does not keep to what this returns.
+    (
+        distrib_optimizer.DistributedOptimizer._get_main_param_and_optimizer_states,
+        {"model_param"},
+    ),
     (FP32Optimizer, {"optimizer", "config", "init_state_fn"}),
     (
         Float16OptimizerWithFloat16Params,

@@ -1,6 +1,6 @@
 """Commands, options, files and links in the documents exist; `--help` answers.
 
-In README.md, CONTRIBUTING.md and docs/, a ```bash block is a promise and is checked command by
+In README.md, CONTRIBUTING.md, AGENTS.md and docs/, a ```bash block is a promise, checked command by
 command; text that is not to be checked goes into another kind of block. UPPER_CASE words and
 `$variables` are places to fill in. A block that starts with a folder (`megatron_ettin/`) is a tree:
 one entry a line, two spaces or more before its description.
@@ -20,7 +20,12 @@ from tests.shell_blocks import blocks, commands
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "AGENTS.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 PRETRAIN = ("-m", "megatron_ettin.pretrain")
 

@@ -21,7 +21,7 @@ from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.counts import Attention
 from megatron_ettin.model.linear_cross_entropy import CHUNK_BYTES
 from megatron_ettin.model.provider import build_model, build_stage, transformer_config
-from megatron_ettin.training.adamw import BLOCK_ELEMENTS
+from megatron_ettin.training.block_optimizer import BLOCK_ELEMENTS
 from tests.conftest import TinyCorpus
 from tests.published import PARAMETERS
 from tools import estimate as tool
@@ -66,6 +66,7 @@ def work(attention: Attention = "bidirectional", **changes: Any) -> memory.Work:
         "slots": 512,
         "scored": 512,
         "micro_batches": 8,
+        "moments": 2,
         "device": CPU,
     }
     return memory.Work(**{**fields, **changes})
