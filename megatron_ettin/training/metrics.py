@@ -28,8 +28,8 @@ from megatron_ettin.model.counts import mfu
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.digest import add_digests, format_digest
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.publication import publish_text
 from megatron_ettin.training.console import Console, RunProgress, Totals
+from megatron_ettin.training.kept_lines import cut_metrics
 from megatron_ettin.training.micro_batch import MicroBatch, Report
 from megatron_ettin.training.preparation import LANES, ORDER_LANES, TOKEN_LANES, Prepared, StepRange
 from megatron_ettin.training.recorder import Recorder
@@ -190,10 +190,7 @@ class Reporter:
         folder = RunFolder(Path(config.run_dir))
         self._stop_file = folder.stop
         self._stop_file.unlink(missing_ok=True)
-        kept = lines_up_to(folder, state.step)
-        publish_text(folder.metrics, "".join(line + "\n" for line in kept))
-        for line in kept:
-            self._totals.add(json.loads(line))
+        self._totals = cut_metrics(folder, state.step)
         self._file = folder.metrics.open("a")
         self._trackers = open_trackers(config, state)
         self._console = Console(RunProgress(config.phases, spec.phases), state.consumed_tokens)
@@ -374,11 +371,6 @@ def _known_gpu() -> Device | None:
     if gpu is None:
         logger.info("the peak of %s is not known: metrics.jsonl has no mfu", name)
     return gpu
-
-
-def lines_up_to(folder: RunFolder, step: int) -> list[str]:
-    """Return the complete lines of an earlier session that belong to steps up to `step`."""
-    return [line for line in folder.metrics_lines() if json.loads(line)["step"] <= step]
 
 
 def peak_memory_bytes() -> int:
