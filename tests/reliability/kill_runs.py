@@ -152,7 +152,9 @@ class Moments:
         if not self._lives(launch, lambda: bool(self._signs(moment) - before), IDLE_SECONDS):
             return False
         # A save takes longer than the other moments.
-        return self._lives(launch, lambda: False, chance.uniform(0, 0.3 if moment == "save" else 0.01))
+        return self._lives(
+            launch, lambda: False, chance.uniform(0, 0.3 if moment == "save" else 0.01)
+        )
 
     @staticmethod
     def _lives(launch: Launch, has_come: Callable[[], bool], seconds: float) -> bool:
@@ -333,7 +335,9 @@ class Campaign:
             run = {"start": start, "kills": [asdict(each) for each in made]}
             with self._record.open("a") as file:
                 file.write(json.dumps(run) + "\n")
-            print(f"{start}: {done + len(made)} kills, {number + 1} runs", file=sys.stderr, flush=True)
+            print(
+                f"{start}: {done + len(made)} kills, {number + 1} runs", file=sys.stderr, flush=True
+            )
 
 
 def summary(kills: Sequence[Kill]) -> dict[str, Any]:

@@ -31,9 +31,7 @@ def start(layout: Layout, arguments: list[str], run: RunFolder, logs: Path, *, s
     already = len(run.metrics_lines())
     deadline = time.monotonic() + DEADLINE_SECONDS
     arguments = [*arguments, *layout.arguments()]
-    with started_ranks(
-        pretrain_main, [arguments], ranks=layout.processes, logs=logs
-    ) as processes:
+    with started_ranks(pretrain_main, [arguments], ranks=layout.processes, logs=logs) as processes:
         while any(process.is_alive() for process in processes):
             assert time.monotonic() < deadline, (logs / "rank0.log").read_text()[-4000:]
             if stops and len(run.metrics_lines()) >= already + STEPS:
