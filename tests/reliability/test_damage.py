@@ -133,12 +133,14 @@ def way_of(base: Base, run: Path, named: Path) -> str:
     try:
         train_here(base.arguments, run)
     except (ValueError, OSError) as error:  # what pretrain.main turns into one message
-        # Of a corpus that changed, the message names the entry of the order that says so.
-        names = (named.name, str(named.parent), "order.json: phases[0].pools[")
-        assert any(name in str(error) for name in names), error
-        return REFUSED
-    assert end_of(run) == base.expected
-    return SURVIVED
+        message = str(error)
+    else:
+        assert end_of(run) == base.expected
+        return SURVIVED
+    # Of a corpus that changed, the message names the entry of the order that says so.
+    names = (named.name, str(named.parent), "order.json: phases[0].pools[")
+    assert any(name in message for name in names), message
+    return REFUSED
 
 
 def ways_in_run(base: Base, kind: Kind, copies: Path, *, flips: int) -> set[str]:

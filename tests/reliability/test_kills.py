@@ -1,6 +1,5 @@
 """kill -9 at random moments of whole runs; tests/reliability/kill_runs.py says how."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest

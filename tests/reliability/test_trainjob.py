@@ -41,7 +41,7 @@ def clone(tiny_corpus: TinyCorpus, tmp_path: Path) -> Path:
     sections = yaml.safe_load(corpus.write_config(tmp_path / "whole.yaml").read_text())
     blend = sections["data"]["blend"]["short"]
     sections["data"] |= {
-        "blend": {name: blend for name in PHASES},
+        "blend": dict.fromkeys(PHASES, blend),
         "pools": {name: [n / 3, (n + 1) / 3] for n, name in enumerate(PHASES)},
     }
     del sections["phases"]
