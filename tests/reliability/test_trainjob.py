@@ -45,7 +45,7 @@ def clone(tiny_corpus: TinyCorpus, tmp_path: Path) -> Path:
         "pools": {name: [n / 3, (n + 1) / 3] for n, name in enumerate(PHASES)},
     }
     del sections["phases"]
-    files = {f"phase/{name}": {"phases": [phase_of(name)]} for name in PHASES}
+    files = {f"phase/{name}": {"phases+": [phase_of(name)]} for name in PHASES}
     files |= {
         "model/150m": {name: sections.pop(name) for name in ("model", "optimizer")},
         "objective/mlm": {"objective": "MaskedLM"},
@@ -60,7 +60,7 @@ def clone(tiny_corpus: TinyCorpus, tmp_path: Path) -> Path:
 
 
 def phase_of(name: str) -> dict[str, object]:
-    return {"name": name, "train_tokens": 10_000, "seq_length": 128, "global_batch_size": 8}
+    return {"name": name, "train_tokens": 12_000, "seq_length": 128, "global_batch_size": 8}
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def test_a_pod_that_is_killed_and_comes_back(clone: Path) -> None:
     configs = [f"--config={path}" for path in [*others, *phases]]
     run_layouts([(Layout(2), [*configs, f"--run_dir={alone}"])], ranks=2, folder=clone)
     curve, expected = read_curve(run.path), read_curve(alone)
-    assert len(run.read_ledger().forks()) == 1, "the pod was killed when nothing was to be lost"
+    assert f"resumed from {run.checkpoints.relative_to(clone)}" in (clone / "pod0.log").read_text()
     assert curve == expected, "losses are equal, bit for bit"
     weights, wanted = final_weights(run.path), final_weights(alone)
     assert all(bool((weights[name] == wanted[name]).all()) for name in wanted)
