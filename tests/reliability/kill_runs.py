@@ -47,6 +47,9 @@ STARTERS: dict[str, Starter] = {"torchrun": torchrun, "forked": forked_agent}
 #: Seconds of a start that are imports.
 IMPORT_SECONDS = {"torchrun": 8.0, "forked": 0.0}
 VICTIMS = ("everything", "a rank", "the agent")
+ANY_TIME, START = "any time", "start"
+#: Moments of a kill; half of the kills come at any time.
+MOMENTS = ("save", "publish", "ledger", "report", "fork", "temporary file", START)
 #: Kills of one run, after which it is left alone.
 MOST_KILLS = 5
 #: Far above what a start, a step or a save takes.
@@ -142,19 +145,23 @@ class Moments:
     seconds: float
     """Time that an undisturbed run takes, from its start to its end."""
 
-    def wait(self, moment: str, launch: Launch, chance: random.Random) -> bool:
-        """Return when the moment has come, or the launch has ended before it: False."""
-        if moment == "any time":
-            return self._lives(launch, lambda: False, chance.uniform(0, self.seconds))
-        if moment == "start":
-            return self._lives(launch, lambda: False, chance.uniform(0, self.seconds / 3))
+    def wait(self, moment: str, launch: Launch, chance: random.Random) -> str | None:
+        """Return the moment that has come, which is any time if `moment` does not come.
+
+        None if the launch ends before it.
+        """
+        longest = self.seconds / 3 if moment == START else self.seconds
+        if moment in (START, ANY_TIME):
+            return (
+                moment if self._lives(launch, lambda: False, chance.uniform(0, longest)) else None
+            )
         before = self._signs(moment)
-        if not self._lives(launch, lambda: bool(self._signs(moment) - before), IDLE_SECONDS):
-            return False
+        if not self._lives(launch, lambda: bool(self._signs(moment) - before), longest):
+            return None
+        came = moment if self._signs(moment) - before else ANY_TIME
         # A save takes longer than the other moments.
-        return self._lives(
-            launch, lambda: False, chance.uniform(0, 0.3 if moment == "save" else 0.01)
-        )
+        rest = chance.uniform(0, 0.3 if moment == "save" else 0.01)
+        return came if self._lives(launch, lambda: False, rest) else None
 
     @staticmethod
     def _lives(launch: Launch, has_come: Callable[[], bool], seconds: float) -> bool:
@@ -203,10 +210,6 @@ class Moments:
         return left
 
 
-#: Moments of a kill; half of the kills come at any time.
-MOMENTS = ("save", "publish", "ledger", "report", "fork", "temporary file", "start")
-
-
 def _inodes(paths: Iterator[Path]) -> set[object]:
     found: set[object] = set()
     try:
@@ -235,19 +238,18 @@ def run_and_kill(
         with starter(ARGUMENTS, folder, log) as launch:
             while len(kills) < most:
                 victim = chance.choice(VICTIMS)
-                moment = "any time" if chance.random() < 0.5 else chance.choice(MOMENTS)
-                if not moments.wait(moment, launch, chance) or not strike(victim, launch, chance):
+                wanted = ANY_TIME if chance.random() < 0.5 else chance.choice(MOMENTS)
+                moment = moments.wait(wanted, launch, chance)
+                if moment is None or not strike(victim, launch, chance):
                     break
                 if victim != "a rank":
-                    left = launch.wait_until_gone()
-                    kills.append(Kill(victim, moment, moments.left()))
-                    if left:
-                        raise OrphanError(f"{kills[-1]}: processes {left} are alive")
-                    break
+                    launch.wait_until_gone()
                 kills.append(Kill(victim, moment, moments.left()))
+                if victim != "a rank":
+                    break
             code = _wait_for_the_end(launch, folder)
             if left := launch.wait_until_gone():
-                raise OrphanError(f"after the end of a launch processes {left} are alive")
+                raise OrphanError(f"{kills[-1:]}: after the end processes {left} are alive")
         if code == 0:
             return kills
     raise AssertionError(f"the run never ended:\n{log.read_text()[-4000:]}")
