@@ -192,7 +192,7 @@ def test_a_torn_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
         for step in (1, 2, 3)
     ]
     run.metrics.write_text("\n".join([*lines, '{"ki']))
-    assert cut_metrics(run, 2) == Totals(tokens=2, seconds=4.0, loss=1.0)
+    assert cut_metrics(run, 2) == Totals(tokens=2, seconds=4.0, loss=1.0, steps=2)
     assert run.metrics.read_text().splitlines() == lines[:2]
     inode = run.metrics.stat().st_ino
     cut_metrics(run, 2)
