@@ -32,7 +32,8 @@ class Launch:
     """A started command: its agent's process id, and how to ask for its exit code."""
 
     agent: int
-    mark: str
+    mark: str | None
+    """A variable with its value that only this launch's processes have in their environment."""
     exit_code: Callable[[], int | None]
     """The agent's exit code; None while it runs."""
 
@@ -49,8 +50,8 @@ class Launch:
         state, _, session = _status(pid)
         if state in "ZX" or not state:
             return False
-        if session == self.agent:
-            return True
+        if session == self.agent or self.mark is None:
+            return session == self.agent
         with suppress(OSError):
             return self.mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
         return False
@@ -112,7 +113,8 @@ def forked_agent(arguments: Sequence[str], folder: Path, log: Path) -> Iterator[
     logs = log.with_suffix(".d")
     logs.mkdir(exist_ok=True)
     with started_ranks(be_agent, [arguments, folder], ranks=1, logs=logs) as (process,):
-        launch = Launch(process.pid or 0, MARK, lambda: process.exitcode)
+        # Forked processes are found by their session alone: their environment is the server's.
+        launch = Launch(process.pid or 0, None, lambda: process.exitcode)
         try:
             yield launch
         finally:
