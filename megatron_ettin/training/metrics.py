@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 import math
 import time
@@ -25,10 +24,10 @@ from megatron_ettin.config import RunConfig
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.digest import add_digests, format_digest
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.publication import publish_text
 from megatron_ettin.training.console import Console, RunProgress, Totals
 from megatron_ettin.training.device_figures import known_gpu, mfu_field, peak_memory_bytes
-from megatron_ettin.training.metrics_file import MetricsFile, lines_up_to
+from megatron_ettin.training.kept_lines import cut_metrics
+from megatron_ettin.training.metrics_file import MetricsFile
 from megatron_ettin.training.micro_batch import MicroBatch, Report
 from megatron_ettin.training.preparation import LANES, ORDER_LANES, TOKEN_LANES, Prepared, StepRange
 from megatron_ettin.training.recorder import Recorder
@@ -207,10 +206,7 @@ class Reporter:
         folder = RunFolder(Path(config.run_dir))
         self._stop_file = folder.stop
         self._stop_file.unlink(missing_ok=True)
-        kept = lines_up_to(folder, state.step)
-        publish_text(folder.metrics, "".join(line + "\n" for line in kept))
-        for line in kept:
-            self._totals.add(json.loads(line))
+        self._totals = cut_metrics(folder, state.step)
         self._file = MetricsFile(folder.metrics)
         self._trackers = open_trackers(config, spec.order_id, state)
         self._console = Console(RunProgress(config.phases, spec.phases), state.consumed_tokens)

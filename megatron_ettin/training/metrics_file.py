@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from megatron_ettin.order.run_folder import RunFolder
-
 logger = logging.getLogger(__name__)
 
 
@@ -50,8 +48,3 @@ class MetricsFile:
             logger.error("%s: %s: %d lines wait in memory", self._path, error.strerror, count)
         else:
             self._waiting = b""
-
-
-def lines_up_to(folder: RunFolder, step: int) -> list[str]:
-    """Return the complete lines of an earlier session that belong to steps up to `step`."""
-    return [line for line in folder.metrics_lines() if json.loads(line)["step"] <= step]

@@ -25,7 +25,7 @@ from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.publication import publish_text
+from megatron_ettin.publication import publish_text, remove_leftovers
 from megatron_ettin.training import rotary_bases
 from megatron_ettin.training.keeper import open_keeper
 from megatron_ettin.training.loop import Training
@@ -106,7 +106,8 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         stage,
     )
     # A run that has ended already writes no record, so its ledger could not bind new files.
-    if state.g < order.num_rows:
+    if state.g < order.num_rows and distributed.is_main_rank():
+        _remove_leftovers(RunFolder(Path(config.run_dir)))
         _write_run_files(config, order)
     optimizer = build_optimizer(ddp, config.optimizer, config.hardware)
     reporter = Reporter(config, order.spec, state, recorder)
@@ -169,10 +170,14 @@ def _build_validation(config: RunConfig) -> Validation | None:
     )
 
 
+def _remove_leftovers(folder: RunFolder) -> None:
+    """Remove what killed processes of this run left; the ledger's lock excludes live ones."""
+    for path in (folder.config, folder.order, folder.metrics, folder.wandb_id):
+        remove_leftovers(path)
+
+
 def _write_run_files(config: RunConfig, order: SampleOrder) -> None:
-    """Write run_dir/config.yaml and run_dir/order.json, on the main rank."""
-    if not distributed.is_main_rank():
-        return
+    """Write run_dir/config.yaml and run_dir/order.json."""
     folder = RunFolder(Path(config.run_dir))
     folder.path.mkdir(parents=True, exist_ok=True)
     publish_text(folder.config, configuration.to_yaml(config))
