@@ -31,7 +31,9 @@ from megatron_ettin.training.preparation import (
     prefetch,
 )
 from megatron_ettin.training.recorder import Recorder
+from megatron_ettin.training.signals import StopRequest, StopSignals
 from megatron_ettin.training.validation import Validation
+from megatron_ettin.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +49,14 @@ class Training:
     validation: Validation | None
     reporter: Reporter
     recorder: Recorder
+    stop: StopSignals
+    watchdog: Watchdog
 
 
 def train(run: Training, state: RunState) -> RunState:
     """Run the steps from `state` to the end of the last phase; return the state at the end.
 
-    A run that is asked to stop (`RunFolder.stop`) saves at its next report, and ends there.
+    A run that is asked to stop (`StopSignals`) saves after its step, and ends there.
     """
     spec = run.loader.order.spec
     with _profile(run.config) as step_done:
@@ -63,7 +67,7 @@ def train(run: Training, state: RunState) -> RunState:
                 state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
                 run.recorder.record_phase(state, index, phase)
             state = _train_phase(run, phase, settings, state, step_done)
-            if run.reporter.is_asked_to_stop and state.g < spec.num_rows:
+            if run.stop.request and state.g < spec.num_rows:
                 run.recorder.close()
                 return state
     return run.recorder.record_end(state)
@@ -79,8 +83,10 @@ def _train_phase(
     """Run the phase's steps; the last one may be short, and none spans two phases."""
     interval = Interval()
     state = _skip(run, phase, state)
+    run.watchdog.expect_long_work()
     coming = phase_micro_batches(run.config, run.loader, state, phase.end_g)
     with prefetch(coming) as prepared:
+        run.reporter.times.begin()
         for step, batches in itertools.groupby(prepared, key=attrgetter("step")):
             before = state
             lr = learning_rate(
@@ -90,28 +96,34 @@ def _train_phase(
                 phase_tokens=state.phase_tokens,
             )
             state = train_step(run, step, batches, state, lr, interval)
+            is_last = run.stop.agree() != StopRequest.NONE
+            run.watchdog.step_done(state.step)
             step_done()
             # Skipped rows that follow count as done: a phase may end with some.
             next_g = pass_skipped_rows(phase, run.config.data.skip_rows, state.g)
             ends = next_g == phase.end_g
-            saves = ends or _crosses(run.config.checkpoint.save_every_tokens, before, state)
+            saves = (
+                ends or is_last or _crosses(run.config.checkpoint.save_every_tokens, before, state)
+            )
             logs = state.step % run.config.logging.log_every_steps == 0
             # A checkpoint and a skip need the steps before them in the ledger, so both report.
             if logs or saves or next_g > state.g:
                 norm = run.optimizer.gradient_norm()
                 state = run.reporter.report_steps(state, interval, lr=lr, gradient_norm=norm)
                 interval = Interval()
-            is_last = run.reporter.is_asked_to_stop
             state = _skip(run, phase, state)
             if run.validation is not None and (
                 state.g == run.loader.order.num_rows
                 or _crosses(run.config.validation.every_tokens, before, state)
             ):
+                run.watchdog.expect_long_work()
                 run.reporter.report_validation(state, run.validation.measure(run.ddp))
-            if saves or is_last:
+            if saves:
+                run.watchdog.expect_long_work()
                 state = _save(run, state)
             if is_last:
                 break
+            run.reporter.times.begin()
     return state
 
 
@@ -169,6 +181,7 @@ def _save(run: Training, state: RunState) -> RunState:
     """
     started = time.perf_counter()
     folder = RunFolder(Path(run.config.run_dir)).checkpoint(state.step)
+    run.reporter.settle()
     files = checkpoint.write(folder, run.stage, run.optimizer, config=run.config, state=state)
     state = run.recorder.record_checkpoint(state, folder.name, files.sha256)
     checkpoint.publish(folder, files, state)

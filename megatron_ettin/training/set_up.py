@@ -6,11 +6,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ettin import checkpoint, checkpoint_files, distributed
@@ -31,13 +27,16 @@ from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward
 from megatron_ettin.training.optimizer import build_optimizer
+from megatron_ettin.training.rank_times import RankTimes
 from megatron_ettin.training.recorder import open_recorder
+from megatron_ettin.training.signals import StopSignals
 from megatron_ettin.training.start_checks import (
     check_same_order,
     check_same_run,
     plans_other_rows,
 )
 from megatron_ettin.training.validation import Validation
+from megatron_ettin.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -106,26 +105,32 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
     # A run that has ended already writes no record, so its ledger could not bind new files.
     if state.g < order.num_rows:
         _write_run_files(config, order)
+    folder = RunFolder(Path(config.run_dir))
+    reporter = Reporter(config, order.spec, state, recorder)
     return Training(
         config=config,
         stage=stage,
         ddp=ddp,
-        forward_backward=_choose_forward_backward(config, stage),
+        forward_backward=_choose_forward_backward(config, stage, reporter.times),
         optimizer=build_optimizer(ddp, config.optimizer, config.hardware),
         loader=build_loader(config, order),
         validation=_build_validation(config),
-        reporter=Reporter(config, order.spec, state, recorder),
+        reporter=reporter,
         recorder=recorder,
+        stop=StopSignals(folder.stop),
+        watchdog=Watchdog(folder.hangs, config.trouble.hang_seconds),
     )
 
 
-def _choose_forward_backward(config: RunConfig, stage: EttinModel) -> ForwardBackward:
+def _choose_forward_backward(
+    config: RunConfig, stage: EttinModel, times: RankTimes
+) -> ForwardBackward:
     """Return the function that runs a step's passes: Megatron-Core's, or a replay of graphs."""
     if config.hardware.cuda_graphs:
         from megatron_ettin.training.graphs import GraphedForwardBackward
 
-        return GraphedForwardBackward(stage)
-    stage.config.finalize_model_grads_func = finalize_model_grads
+        return GraphedForwardBackward(stage, finalize=times.finalize)
+    stage.config.finalize_model_grads_func = times.finalize
     forward_backward: ForwardBackward = get_forward_backward_func()
     return forward_backward
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import socket
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +16,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_ettin.file_lock import open_locked
 from megatron_ettin.order.ledger.forks import (
     Cut,
     decide_cut,
@@ -30,7 +29,6 @@ from megatron_ettin.order.ledger.format import (
     EVENTS_FILE,
     FORKS_FOLDER,
     GENESIS,
-    LOCK_FILE,
     RECORD,
     RECORD_BYTES,
     RECORDS_FILE,
@@ -41,6 +39,7 @@ from megatron_ettin.order.ledger.format import (
     format_event,
     seal,
 )
+from megatron_ettin.order.ledger.lock import lock_ledger
 from megatron_ettin.order.ledger.scan import Scan, scan
 from megatron_ettin.publication import sync
 
@@ -57,12 +56,13 @@ class LedgerWriter:
         self._lock = self._records = self._events = -1
         self._seq, self._step, self._g, self._chain = 0, 0, 0, GENESIS
         self._record_bytes = self._event_bytes = 0
+        self._is_torn = False
         self._owed: Cut | None = None
         #: Payloads, by seq, of the records that `open` kept.
         self.events: dict[int, dict[str, Any]] = {}
         try:
             (folder / FORKS_FOLDER).mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder / LOCK_FILE)
+            self._lock = lock_ledger(folder)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._records = os.open(folder / RECORDS_FILE, flags, 0o644)
             self._events = os.open(folder / EVENTS_FILE, flags, 0o644)
@@ -214,16 +214,25 @@ class LedgerWriter:
         records["unix_ns"] = time.time_ns() if unix_ns is None else unix_ns
         content = bytearray(records.tobytes())
         chain = seal(content, self._chain)
+        if self._is_torn:
+            self._cut_torn_end()
         try:
             if line:
                 _write_all(self._events, line, self._paths[EVENTS_FILE])
             _write_all(self._records, content, self._paths[RECORDS_FILE])
         except BaseException:
-            # Both files go back to the last whole append, so the ledger stays readable.
-            os.ftruncate(self._records, self._record_bytes)
-            os.ftruncate(self._events, self._event_bytes)
+            # Both files go back to the last whole append, so the ledger stays readable. A disk that
+            # is read-only refuses this too; then it is done before the next append.
+            self._is_torn = True
+            with suppress(OSError):
+                self._cut_torn_end()
             raise
         self._follow(records[-1], chain, self._event_bytes + len(line))
+
+    def _cut_torn_end(self) -> None:
+        os.ftruncate(self._records, self._record_bytes)
+        os.ftruncate(self._events, self._event_bytes)
+        self._is_torn = False
 
     def _follow(self, last: np.void, chain: bytes, event_bytes: int) -> None:
         """Take `last` as the record that the next append follows."""
@@ -363,20 +372,6 @@ def _whole(name: str, column: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]
             f"{name} is {values.dtype} {list(values.shape)}, not integers {list(shape)}"
         )
     return values
-
-
-def _lock(path: Path) -> int:
-    """Return a descriptor that holds the lock; the kernel releases it when the process ends."""
-    try:
-        descriptor = open_locked(path, os.O_RDWR | os.O_CREAT, wait=False)
-    except BlockingIOError as error:
-        holder = path.read_text(errors="replace").strip() or "a process"
-        raise LedgerError(
-            f"{path}: {holder} is writing this ledger; wait for its end, or end it"
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return descriptor
 
 
 def _write_all(descriptor: int, content: bytes | bytearray, path: Path) -> None:
