@@ -116,11 +116,11 @@ def _train_phase(
                 state.g == run.loader.order.num_rows
                 or _crosses(run.config.validation.every_tokens, before, state)
             ):
-                run.watchdog.expect_long_work()
-                run.reporter.report_validation(state, run.validation.measure(run.ddp))
+                with run.watchdog.long_work():
+                    run.reporter.report_validation(state, run.validation.measure(run.ddp))
             if saves:
-                run.watchdog.expect_long_work()
-                state = _save(run, state)
+                with run.watchdog.long_work():
+                    state = _save(run, state)
             if is_last:
                 break
             run.reporter.times.begin()

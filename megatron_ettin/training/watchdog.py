@@ -7,6 +7,8 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -64,8 +66,15 @@ class Watchdog:
         self._step = step
         self._begin(self._hang_seconds)
 
+    @contextmanager
+    def long_work(self) -> Iterator[None]:
+        """Give the block the time of long work, and begin to wait for a step after it."""
+        self.expect_long_work()
+        yield
+        self._begin(self._hang_seconds)
+
     def expect_long_work(self) -> None:
-        """Begin to wait for work that may take longer than a step."""
+        """Begin to wait for a step that may take long, or for the end."""
         if self._hang_seconds is not None:
             self._begin(max(self._hang_seconds, distributed.TIMEOUT.total_seconds()))
 

@@ -19,21 +19,21 @@ ROOT = Path(__file__).parents[2]
 HANG_SECONDS = 6.0
 
 
-def torchrun(how: str, arguments: list[str]) -> str:
+def torchrun(how: str, arguments: list[str], log: Path) -> str:
     """Run the hanging program on two ranks to its end; return its output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, "--max-restarts=1", "tests/hanging.py", how, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
+    with log.open("w") as file:
+        done = subprocess.run(
+            [*command, "--max-restarts=1", "tests/hanging.py", how, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 0, log.read_text()[-4000:]
+    return log.read_text()
 
 
 @pytest.mark.slow
@@ -54,6 +54,7 @@ def test_a_hang_is_written_down_and_the_run_goes_on(
             *(config, saves, f"--run_dir={run.path}", "--checkpoint.resume=true"),
             f"--trouble.hang_seconds={HANG_SECONDS}",
         ],
+        tmp_path / "log",
     )
     texts = {path.name: path.read_text() for path in run.hangs.glob("*.txt")}
     by_rank = {name[-len("0000.txt") :][:4]: text for name, text in texts.items()}

@@ -14,7 +14,7 @@ from tests.conftest import TinyCorpus
 from tests.ranks import pretrain_main, run_ranks
 
 #: Added to each step of one rank; far above what a step takes.
-SECONDS = 0.4
+SECONDS = 1.0
 
 
 def pretrain_slowly(arguments: Sequence[str], slow_rank: str) -> None:
@@ -49,7 +49,7 @@ def test_the_slowest_rank_is_named(tiny_corpus: TinyCorpus, tmp_path: Path) -> N
     for line in lines[1:]:
         assert line["slowest_rank"] == 1
         assert line["slowest_host"]
-        assert line["rank_seconds_max"] > 0.5 * SECONDS, "the rest goes by during other work"
-        assert line["rank_seconds_min"] < 0.5 * line["rank_seconds_max"], "it waits for rank 1"
+        # A part of it goes by during other work; all that rank 0 waits for rank 1 is left out.
+        assert line["rank_seconds_max"] - line["rank_seconds_min"] > 0.3 * SECONDS
         middle = (line["rank_seconds_min"] + line["rank_seconds_max"]) / 2
         assert line["rank_seconds_median"] == pytest.approx(middle)
