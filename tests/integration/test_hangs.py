@@ -17,6 +17,8 @@ from tests.ranks import run_job
 ROOT = Path(__file__).parents[2]
 #: Far above a step's time here, and as short as the test may be.
 HANG_SECONDS = 6.0
+#: Without the second one, ranks that are started again find the old ones' addresses (torch 2.13).
+VARIABLES = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def torchrun(how: str, arguments: list[str], log: Path) -> str:
@@ -26,7 +28,7 @@ def torchrun(how: str, arguments: list[str], log: Path) -> str:
         done = subprocess.run(
             [*command, "--max-restarts=1", "tests/hanging.py", how, *arguments],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **VARIABLES, "PYTHONPATH": str(ROOT)},
             stdout=file,
             stderr=subprocess.STDOUT,
             timeout=300,
@@ -67,7 +69,7 @@ def test_a_hang_is_written_down_and_the_run_goes_on(
     else:
         assert set(by_rank) == {"0000"}
         assert output.count("in hang\n") == 1, "only the log has the stacks of this rank"
-    assert output.count("error: no step was finished within") == 1
+    assert output.count("error: no step was finished within") == len(by_rank)
     waited_for = json.loads(next(run.hangs.glob("*rank_0000.collectives.json")).read_text())
     assert waited_for["entries"]
     assert "resumed from" in output
