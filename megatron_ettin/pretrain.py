@@ -16,6 +16,8 @@ from pathlib import Path
 from megatron_ettin.config import RunConfig, parse_args, to_yaml
 from megatron_ettin.ending import end_with_launcher, fail
 
+logger = logging.getLogger(__name__)
+
 
 def main() -> None:
     """Run the configuration of the command line; an error ends in one message and exit code 1.
@@ -27,6 +29,13 @@ def main() -> None:
     try:
         config = parse_args()
         _set_up_logging()
+        # The imports take ten seconds and more.
+        logger.info(
+            "%s, %s tokens, into %s: loading torch and Megatron-Core",
+            type(config.objective).__name__,
+            f"{sum(phase.train_tokens for phase in config.phases):,}",
+            config.run_dir,
+        )
         code = pretrain(config)
     except (ValueError, OSError) as error:
         fail(f"error: {error}")
@@ -49,10 +58,11 @@ def pretrain(config: RunConfig) -> int:
     from megatron_ettin.order.ledger.lock import refuse_second_run
     from megatron_ettin.order.run_folder import RunFolder
     from megatron_ettin.training import precision, set_up, start_checks
-    from megatron_ettin.training.host_report import report_hosts
+    from megatron_ettin.training.host_report import check_hosts
     from megatron_ettin.training.loop import train
     from megatron_ettin.training.optimizer import require_packages
     from megatron_ettin.training.signals import StopRequest
+    from megatron_ettin.training.start_summary import log_summary
 
     require_packages(config.optimizer)
     choose_backend(config.model, config.hardware)  # fail fast on an unsupported backend
@@ -63,7 +73,7 @@ def pretrain(config: RunConfig) -> int:
         start_checks.check_outputs(config)
         if distributed.is_main_rank():
             refuse_second_run(RunFolder(Path(config.run_dir)).ledger)
-        report_hosts(
+        hosts = check_hosts(
             config,
             checkpoint_bytes=checkpoint_bytes(config),
             num_checkpoints=num_checkpoints(config, [p.train_tokens for p in config.phases]),
@@ -73,6 +83,7 @@ def pretrain(config: RunConfig) -> int:
         order = open_order(config, RunFolder(Path(config.run_dir)).begun_order())
         start_checks.check_held_out(config)
         state = set_up.starting_state(config, order)
+        log_summary(config, order, state, hosts)
         run = set_up.build_training(config, order, state)
         state = set_up.restore(run, state)
         with run.stop, run.watchdog:
@@ -92,6 +103,13 @@ def _set_up_logging() -> None:
     # Megatron-Core reports every bucket, and warns of missing packages and of its own defaults.
     logging.getLogger("megatron").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"megatron\.core")
+    # Megatron-Core calls these by the names that torch 2.13 replaces; torch's wrapper warns.
+    warnings.filterwarnings(
+        "ignore",
+        message=r"`torch\.distributed\.\w+_tensor` is deprecated",
+        category=FutureWarning,
+        module=r"torch\.distributed\.c10d_logger",
+    )
     logging.basicConfig(
         level=logging.INFO if is_main else logging.ERROR,
         format="%(asctime)s %(message)s",

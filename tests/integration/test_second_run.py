@@ -49,7 +49,9 @@ def test_a_second_run_is_refused_with_the_first_ones_process(
             rf"error: .*/ledger/lock: process {first.pid} on \S+ is writing this ledger; wait"
         )
         assert len(re.findall(expected, output)) == 1, output
-        assert "hosts:" not in output, "it is refused before anything else is looked at"
+        assert "corpus files, alike on all" not in output, (
+            "it is refused before anything else is looked at"
+        )
         assert files_of(run) == before
         assert first.is_alive()
         read = len(run.metrics_lines())
