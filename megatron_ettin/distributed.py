@@ -246,6 +246,25 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def cpu_group() -> torch.distributed.ProcessGroup:
+    """Return a group of all ranks that works on the CPU. All ranks call this."""
+    if device().type == "cpu":
+        return world_group()
+    group: torch.distributed.ProcessGroup = torch.distributed.new_group(
+        backend="gloo", timeout=TIMEOUT
+    )
+    return group
+
+
+def largest(value: int, group: torch.distributed.ProcessGroup) -> int:
+    """Return the largest `value` of any rank of a `cpu_group`; no rank waits for its GPU."""
+    if group.size() == 1:
+        return value
+    values = torch.tensor([value])
+    torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
+    return int(values)
+
+
 def broadcast(value: T) -> T:
     """Return rank 0's value on all ranks; it is pickled."""
     values = [value]

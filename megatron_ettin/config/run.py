@@ -9,6 +9,7 @@ from megatron_ettin.config.checks import require_positive
 from megatron_ettin.config.data import DataConfig, PhaseConfig
 from megatron_ettin.config.hardware import HardwareConfig, check_fp8, check_layout
 from megatron_ettin.config.model import ModelConfig
+from megatron_ettin.config.trouble import TroubleConfig
 from megatron_ettin.objectives import Objective
 
 OptimizerName = Literal["stable_adamw", "adamw", "muon"]
@@ -189,6 +190,8 @@ class RunConfig:
     """Reports."""
     validation: ValidationConfig = ValidationConfig()
     """Held-out loss."""
+    trouble: TroubleConfig = field(default_factory=TroubleConfig)
+    """Answers to steps that go wrong."""
     seeds: SeedConfig = SeedConfig()
     """Seeds of the sample order, masks, initial weights and dropout."""
     profile: bool = False

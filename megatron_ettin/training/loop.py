@@ -31,7 +31,9 @@ from megatron_ettin.training.preparation import (
 )
 from megatron_ettin.training.recorder import Recorder
 from megatron_ettin.training.saving import Saver
+from megatron_ettin.training.signals import StopRequest, StopSignals
 from megatron_ettin.training.validation import Validation
+from megatron_ettin.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +51,14 @@ class Training:
     recorder: Recorder
     keeper: Keeper
     saver: Saver
+    stop: StopSignals
+    watchdog: Watchdog
 
 
 def train(run: Training, state: RunState) -> RunState:
     """Run the steps from `state` to the end of the last phase; return the state at the end.
 
-    A run that is asked to stop (`RunFolder.stop`) saves at its next report, and ends there.
+    A run that is asked to stop (`StopSignals`) saves after its step, and ends there.
     """
     spec = run.loader.order.spec
     with _profile(run.config) as step_done:
@@ -65,7 +69,7 @@ def train(run: Training, state: RunState) -> RunState:
                 state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
                 run.recorder.record_phase(state, index, phase)
             state = _train_phase(run, phase, settings, state, step_done)
-            if run.reporter.is_asked_to_stop and state.g < spec.num_rows:
+            if run.stop.request and state.g < spec.num_rows:
                 state = run.saver.finish(state)
                 run.recorder.close()
                 return state
@@ -82,8 +86,10 @@ def _train_phase(
     """Run the phase's steps; the last one may be short, and none spans two phases."""
     interval = Interval()
     state = _skip(run, phase, state)
+    run.watchdog.expect_long_work()
     coming = phase_micro_batches(run.config, run.loader, state, phase.end_g)
     with prefetch(coming) as prepared:
+        run.reporter.times.begin()
         for step, batches in itertools.groupby(prepared, key=attrgetter("step")):
             before = state
             lr = learning_rate(
@@ -93,28 +99,32 @@ def _train_phase(
                 phase_tokens=state.phase_tokens,
             )
             state = train_step(run, step, batches, state, lr, interval)
+            is_last = run.stop.agree() != StopRequest.NONE
+            run.watchdog.step_done(state.step)
             step_done()
             # Skipped rows that follow count as done: a phase may end with some.
             next_g = pass_skipped_rows(phase, run.config.data.skip_rows, state.g)
             ends = next_g == phase.end_g
             logs = state.step % run.config.logging.log_every_steps == 0
             is_due = ends or _crosses(run.config.checkpoint.save_every_tokens, before, state)
-            saves = is_due or (logs and run.saver.is_owed)
+            saves = is_due or is_last or (logs and run.saver.is_owed)
             # A checkpoint and a skip need the steps before them in the ledger, so both report.
             if logs or saves or next_g > state.g:
                 state = _report(run, state, interval, lr)
                 interval = Interval()
-            is_last = run.reporter.is_asked_to_stop
             state = _skip(run, phase, state)
             if run.validation is not None and (
                 state.g == run.loader.order.num_rows
                 or _crosses(run.config.validation.every_tokens, before, state)
             ):
-                run.reporter.report_validation(state, run.validation.measure(run.ddp))
-            if saves or is_last:
-                run.saver.begin(state)
+                with run.watchdog.long_work():
+                    run.reporter.report_validation(state, run.validation.measure(run.ddp))
+            if saves:
+                with run.watchdog.long_work():
+                    run.saver.begin(state)
             if is_last:
                 break
+            run.reporter.times.begin()
     return state
 
 
@@ -179,7 +189,8 @@ def _report(run: Training, state: RunState, interval: Interval, lr: float) -> Ru
         run.saver.wait()
         raise
     if run.reporter.is_written_by_all:
-        run.saver.wait()
+        with run.watchdog.long_work():
+            run.saver.wait()
     return state
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,10 +29,12 @@ from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.training.console import Console, RunProgress, Totals
 from megatron_ettin.training.device_figures import known_gpu, mfu_field, peak_memory_bytes
 from megatron_ettin.training.kept_lines import cut_metrics
-from megatron_ettin.training.metrics_file import MetricsFile
+from megatron_ettin.training.late_writes import LateWrites, LineFile
 from megatron_ettin.training.micro_batch import MicroBatch, Report
 from megatron_ettin.training.preparation import LANES, ORDER_LANES, TOKEN_LANES, Prepared, StepRange
+from megatron_ettin.training.rank_times import RankTimes
 from megatron_ettin.training.recorder import Recorder
+from megatron_ettin.training.stopwatch import Stopwatch
 from megatron_ettin.training.trackers import Tracker, open_trackers
 from megatron_ettin.training.validation import HeldOutLoss
 
@@ -50,47 +54,15 @@ class Summary:
     """Operations of the model for all documents, without padding and recomputation."""
     peak_memory_bytes: int
     """Largest memory that any rank has needed since the run began."""
-    asks_to_stop: bool
-    """A rank has asked for the end of the run."""
     is_written_by_all: bool
     """All ranks have written their part of the pending checkpoint."""
+    own_seconds: NDArray[np.float64]
+    """[ranks] time of each rank's own part of a step, as the rank has measured it."""
 
     @property
     def tokens(self) -> int:
         """Tokens of all steps."""
         return sum(step.tokens for step in self.steps)
-
-
-class Stopwatch:
-    """Seconds that the device spends inside `measure` blocks; only reading waits for the device."""
-
-    def __init__(self) -> None:
-        """Start at zero."""
-        self._times: list[tuple[Any, Any]] = []
-
-    @contextmanager
-    def measure(self) -> Iterator[None]:
-        """Add the time of the block."""
-        begin = _moment()
-        yield
-        self._times.append((begin, _moment()))
-
-    def seconds(self) -> float:
-        """Return the sum; on a GPU, wait for the last block to end."""
-        if not torch.cuda.is_available():
-            return sum(end - begin for begin, end in self._times)
-        for _, end in self._times[-1:]:
-            end.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in self._times) / 1000.0
-
-
-def _moment() -> Any:
-    """Return the time now, or on a GPU an event that its queue of work stamps with the time."""
-    if not torch.cuda.is_available():
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
 
 
 class Interval:
@@ -123,25 +95,27 @@ class Interval:
             self._losses[0] += report["loss_sums"].sum()
             self._losses[1] += report["counts"].sum()
 
-    def sum_over_ranks(self, *, asks_to_stop: bool = False, is_written: bool = False) -> Summary:
+    def sum_over_ranks(self, own_seconds: float = 0.0, *, is_written: bool = False) -> Summary:
         """Sum over all ranks; all of them call this and get the same result.
 
         One all-reduce of float64 carries everything (`_slices` names its parts). A digest lane goes
         as two halves of 32 bits, whose sums over fewer than 2^21 ranks are exact in a double. Each
-        rank writes its peak of memory to a place of its own, so the sum leaves it as it is.
+        rank writes its peak of memory and its own time to places of its own, so the sum leaves
+        them as they are.
         """
         lanes = np.array(self._lanes, dtype=np.uint64)  # [steps, LANES]
-        peaks = np.zeros(distributed.world_size())
-        peaks[distributed.rank()] = peak_memory_bytes()
+        own = np.zeros((2, distributed.world_size()))
+        own[:, distributed.rank()] = peak_memory_bytes(), own_seconds
         low, high = lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)
-        once = [self._flops, asks_to_stop, is_written]
-        sent = np.concatenate([once, low.ravel(), high.ravel(), peaks], dtype=np.float64)
+        sent = np.concatenate(
+            [[self._flops, is_written], low.ravel(), high.ravel(), own.ravel()], dtype=np.float64
+        )
         # Losses stay on the device until here; this copies the rest to them, and the sum back.
         losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
         vector = torch.cat([losses, torch.from_numpy(sent).to(losses.device)])
         received = distributed.all_reduce_sum(vector).cpu().numpy()
-        sizes = {"low": lanes.size, "high": lanes.size, "peak": len(peaks)}
-        at = _slices({"loss": 2, "flops": 1, "stop": 1, "written": 1, **sizes})
+        sizes = {"low": lanes.size, "high": lanes.size, "peak": own.shape[1]}
+        at = _slices({"loss": 2, "flops": 1, "written": 1, **sizes, "seconds": own.shape[1]})
         loss_sum, num_scored = received[at["loss"]]
         low, high = (received[at[half]].astype(np.uint64) for half in ("low", "high"))
         return Summary(
@@ -150,8 +124,8 @@ class Interval:
             lanes=(low + (high << np.uint64(32))).reshape(lanes.shape),
             flops=float(received[at["flops"]].item()),
             peak_memory_bytes=int(received[at["peak"]].max()),
-            asks_to_stop=bool(received[at["stop"]].item()),
             is_written_by_all=received[at["written"]].item() == distributed.world_size(),
+            own_seconds=received[at["seconds"]],
         )
 
 
@@ -193,7 +167,6 @@ class Reporter:
 
         A file that asked an earlier session to stop goes.
         """
-        self.is_asked_to_stop = False
         self.is_written_by_all = False
         self._step = state.step
         self._recorder = recorder
@@ -201,13 +174,14 @@ class Reporter:
         self._trackers: list[Tracker] = []
         self._gpu = known_gpu()
         self._totals = Totals()
+        self.times = RankTimes()
         if not self._is_main:
             return
         folder = RunFolder(Path(config.run_dir))
-        self._stop_file = folder.stop
-        self._stop_file.unlink(missing_ok=True)
+        folder.stop.unlink(missing_ok=True)
         self._totals = cut_metrics(folder, state.step)
-        self._file = MetricsFile(folder.metrics)
+        self._file = LineFile(folder.metrics)
+        self._late = LateWrites(folder.metrics)
         self._trackers = open_trackers(config, spec.order_id, state)
         self._console = Console(RunProgress(config.phases, spec.phases), state.consumed_tokens)
 
@@ -225,6 +199,8 @@ class Reporter:
         if not self._is_main:
             return
         self._console.close()
+        with suppress(OSError):  # steps after the last checkpoint are repeated, with their lines
+            self._late.settle()
         self._file.close()
         for tracker in self._trackers:
             tracker.close(failed=kind is not None)
@@ -248,17 +224,13 @@ class Reporter:
         `lr` and `gradient_norm` are those of the last step. `is_written`: this rank has written its
         part of the pending checkpoint; `is_written_by_all` then says whether all ranks have.
 
-        If somebody asks the run to stop, `is_asked_to_stop` is true from here on, on all ranks.
-
         Returns:
             `state` with the digests of these steps added.
 
         Raises:
             DivergedError: the loss is not finite. Nothing was recorded or written then.
         """
-        asks_to_stop = self._is_main and self._stop_file.exists()
-        summary = interval.sum_over_ranks(asks_to_stop=asks_to_stop, is_written=is_written)
-        self.is_asked_to_stop = summary.asks_to_stop
+        summary = interval.sum_over_ranks(self.times.take_mean(), is_written=is_written)
         self.is_written_by_all = summary.is_written_by_all
         if not math.isfinite(summary.loss):
             raise DivergedError(
@@ -311,6 +283,7 @@ class Reporter:
             **share,
             "optimizer_share": optimizer_seconds / seconds,
             "peak_memory_bytes": summary.peak_memory_bytes,
+            **self.times.describe(summary.own_seconds),
             "token_digest": format_digest(state.token_digest),
         }
         if self._is_main:
@@ -358,21 +331,41 @@ class Reporter:
             *(saved.folder, saved.seconds, saved.stall_seconds),
         )
 
-    def report_end(self, state: RunState) -> None:
+    def write_durably(self, report: dict[str, Any]) -> None:
+        """Write a line of metrics.jsonl that no tracker gets; for the main rank alone.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._late.settle()
+        self._file.append(json.dumps(report))
+
+    def settle(self) -> None:
+        """Make the lines durable that a full disk has refused: a checkpoint undoes none of them.
+
+        Raises:
+            OSError: on the main rank, if the disk still refuses them.
+        """
+        if self._is_main:
+            self._late.settle()
+
+    def report_end(self, state: RunState, *, stopped_by: str = "") -> None:
         """Log the totals, the digest of the tokens (equal for twins) and the head of the ledger.
+
+        `stopped_by` says who asked for the end; empty for a run that is complete.
 
         `verify --head` proves later that the ledger still continues from a head that was noted.
         """
         if self._is_main:
-            if self.is_asked_to_stop:
-                logger.info("saved and ended at step %d: %s is there", state.step, self._stop_file)
-            logger.info("%s: %s", "so far" if self.is_asked_to_stop else "finished", self._totals)
+            if stopped_by:
+                logger.info("saved and ended at step %d: %s", state.step, stopped_by)
+            logger.info("%s: %s", "so far" if stopped_by else "finished", self._totals)
             digest = format_digest(state.token_digest)
             logger.info("%s tokens consumed, digest %s", f"{state.consumed_tokens:,}", digest)
             logger.info("ledger head %s (record %d)", state.ledger_chain, state.ledger_seq)
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.append(record)
+        self._late.write(partial(self._file.append, json.dumps(record)))
         self._totals.add(record)
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
         if record["step"] < self._step:

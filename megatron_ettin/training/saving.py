@@ -13,6 +13,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_ettin import checkpoint, distributed
 from megatron_ettin.checkpoint import PendingCheckpoint, RunState
 from megatron_ettin.config import RunConfig
+from megatron_ettin.file_digests import FileList
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import RunFolder
@@ -140,12 +141,15 @@ class Saver:
         """
         folder = pending.checkpoint.folder
         files = pending.checkpoint.complete()
-        state = distributed.from_main_rank(
-            lambda: self._recorder.record_checkpoint(pending.state, folder.name, files.sha256)
-        )
+        state = distributed.from_main_rank(lambda: self._record(pending.state, folder, files))
         checkpoint.publish(folder, files, state)
         self._keeper.note_published()
         self._head = state.ledger_head
+
+    def _record(self, state: RunState, folder: Path, files: FileList) -> RunState:
+        """Make the lines and records before a checkpoint durable, and its own record."""
+        self._reporter.settle()
+        return self._recorder.record_checkpoint(state, folder.name, files.sha256)
 
     def _refused(self, folder: Path, error: ShardsError | OSError) -> None:
         """Say why a save failed, remove what it has written, and owe it."""

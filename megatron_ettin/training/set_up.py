@@ -6,11 +6,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ettin import checkpoint, checkpoint_files, distributed
@@ -32,14 +28,17 @@ from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward
 from megatron_ettin.training.optimizer import build_optimizer
+from megatron_ettin.training.rank_times import RankTimes
 from megatron_ettin.training.recorder import open_recorder
 from megatron_ettin.training.saving import Saver
+from megatron_ettin.training.signals import StopSignals
 from megatron_ettin.training.start_checks import (
     check_same_order,
     check_same_run,
     plans_other_rows,
 )
 from megatron_ettin.training.validation import Validation
+from megatron_ettin.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -110,13 +109,14 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         _remove_leftovers(RunFolder(Path(config.run_dir)))
         _write_run_files(config, order)
     optimizer = build_optimizer(ddp, config.optimizer, config.hardware)
+    folder = RunFolder(Path(config.run_dir))
     reporter = Reporter(config, order.spec, state, recorder)
-    keeper = open_keeper(config, is_over=state.g == order.num_rows)
+    keeper = open_keeper(config, reporter)
     return Training(
         config=config,
         stage=stage,
         ddp=ddp,
-        forward_backward=_choose_forward_backward(config, stage),
+        forward_backward=_choose_forward_backward(config, stage, reporter.times),
         optimizer=optimizer,
         loader=build_loader(config, order),
         validation=_build_validation(config),
@@ -124,16 +124,20 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         recorder=recorder,
         keeper=keeper,
         saver=Saver(config, stage, optimizer, recorder=recorder, reporter=reporter, keeper=keeper),
+        stop=StopSignals(folder.stop),
+        watchdog=Watchdog(folder.hangs, config.trouble.hang_seconds),
     )
 
 
-def _choose_forward_backward(config: RunConfig, stage: EttinModel) -> ForwardBackward:
+def _choose_forward_backward(
+    config: RunConfig, stage: EttinModel, times: RankTimes
+) -> ForwardBackward:
     """Return the function that runs a step's passes: Megatron-Core's, or a replay of graphs."""
     if config.hardware.cuda_graphs:
         from megatron_ettin.training.graphs import GraphedForwardBackward
 
-        return GraphedForwardBackward(stage)
-    stage.config.finalize_model_grads_func = finalize_model_grads
+        return GraphedForwardBackward(stage, finalize=times.finalize)
+    stage.config.finalize_model_grads_func = times.finalize
     forward_backward: ForwardBackward = get_forward_backward_func()
     return forward_backward
 

@@ -64,9 +64,8 @@ def test_records_that_the_disk_refuses_come_later_in_their_order(
         record_step(recorder, 4)
         with pytest.raises(OSError, match=r"records\.led"):
             recorder.record_checkpoint(saved, "step_00000003", "0" * 64)
-    assert [m.split(": ")[-1] for m in caplog.messages] == [
-        f"the ledger's next {count} records wait in memory" for count in (1, 2)
-    ]
+    (said,) = caplog.messages
+    assert "cannot be written (File too large): the run goes on, 1 writes wait in memory" in said
     assert kinds(tmp_path) == [("START", 0), ("STEP", 1)]
     recorder.record_checkpoint(saved, "step_00000003", "0" * 64)
     recorder.release()
