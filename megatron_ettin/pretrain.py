@@ -6,15 +6,20 @@ optimizer -> checkpoint -> loop. Heavy imports come after the configuration has 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_ettin.config import RunConfig, parse_args, to_yaml
 from megatron_ettin.ending import end_with_launcher, fail
+
+if TYPE_CHECKING:
+    from megatron_ettin.order import SampleOrder
 
 
 def main() -> None:
@@ -42,9 +47,8 @@ def pretrain(config: RunConfig) -> None:
     from megatron_ettin.estimate.plan import checkpoint_bytes, num_checkpoints
     from megatron_ettin.model.backend import choose_backend
     from megatron_ettin.order.run_folder import RunFolder
-    from megatron_ettin.training import precision, set_up, start_checks
+    from megatron_ettin.training import precision, start_checks
     from megatron_ettin.training.host_report import report_hosts
-    from megatron_ettin.training.loop import train
     from megatron_ettin.training.optimizer import require_packages
 
     require_packages(config.optimizer)
@@ -63,11 +67,29 @@ def pretrain(config: RunConfig) -> None:
         require_one_tokenizer(config)
         order = open_order(config, RunFolder(Path(config.run_dir)).begun_order())
         start_checks.check_held_out(config)
-        state = set_up.starting_state(config, order)
-        run = set_up.build_training(config, order, state)
-        state = set_up.restore(run, state)
-        with run.reporter:
-            run.reporter.report_end(train(run, state))
+        goes_back = train_from_checkpoint(config, order, goes_back=False)
+        while goes_back:
+            gc.collect()  # the weights that were left, before they are built anew
+            goes_back = train_from_checkpoint(config, order, goes_back=True)
+
+
+def train_from_checkpoint(config: RunConfig, order: SampleOrder, *, goes_back: bool) -> bool:
+    """Train from the newest checkpoint on; return whether the run goes back to its last one.
+
+    `goes_back`: this process has trained the run already.
+    """
+    from megatron_ettin.training import set_up
+    from megatron_ettin.training.loop import train
+
+    state = set_up.starting_state(config, order, goes_back=goes_back)
+    run = set_up.build_training(config, order, state)
+    state = set_up.restore(run, state)
+    with run.reporter:
+        state = train(run, state)
+        goes_back = run.watch.goes_back and not run.reporter.is_asked_to_stop
+        if not goes_back:
+            run.reporter.report_end(state)
+    return goes_back
 
 
 def _set_up_logging() -> None:

@@ -22,6 +22,7 @@ from megatron_ettin.config.run import (
     SeedConfig,
     ValidationConfig,
 )
+from megatron_ettin.config.trouble import TroubleConfig
 
 __all__ = [
     "FIRST_ROTARY_BASES",
@@ -37,6 +38,7 @@ __all__ = [
     "RunConfig",
     "SeedConfig",
     "SourceConfig",
+    "TroubleConfig",
     "ValidationConfig",
     "check_fp8",
     "check_layout",

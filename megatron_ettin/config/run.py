@@ -9,6 +9,7 @@ from megatron_ettin.config.checks import require_positive
 from megatron_ettin.config.data import DataConfig, PhaseConfig
 from megatron_ettin.config.hardware import HardwareConfig, check_fp8, check_layout
 from megatron_ettin.config.model import ModelConfig
+from megatron_ettin.config.trouble import TroubleConfig
 from megatron_ettin.objectives import Objective
 
 
@@ -130,6 +131,8 @@ class RunConfig:
     """Reports."""
     validation: ValidationConfig = ValidationConfig()
     """Held-out loss."""
+    trouble: TroubleConfig = field(default_factory=TroubleConfig)
+    """Answers to losses that are not finite, and to spikes of the loss."""
     seeds: SeedConfig = SeedConfig()
     """Seeds of the sample order, masks, initial weights and dropout."""
     profile: bool = False

@@ -10,7 +10,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,13 +26,16 @@ from megatron_ettin.devices import Device, gpu_called
 from megatron_ettin.model.counts import mfu
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.digest import add_digests, format_digest
+from megatron_ettin.order.interventions import Intervention
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training.console import Console, RunProgress, Totals
 from megatron_ettin.training.micro_batch import MicroBatch, Report
 from megatron_ettin.training.preparation import LANES, ORDER_LANES, TOKEN_LANES, Prepared, StepRange
 from megatron_ettin.training.recorder import Recorder
+from megatron_ettin.training.stopwatch import Stopwatch
 from megatron_ettin.training.trackers import Tracker, open_trackers
+from megatron_ettin.training.trouble import DivergedError
 from megatron_ettin.training.validation import HeldOutLoss
 
 logger = logging.getLogger(__name__)
@@ -61,38 +63,6 @@ class Summary:
         return sum(step.tokens for step in self.steps)
 
 
-class Stopwatch:
-    """Seconds that the device spends inside `measure` blocks; only reading waits for the device."""
-
-    def __init__(self) -> None:
-        """Start at zero."""
-        self._times: list[tuple[Any, Any]] = []
-
-    @contextmanager
-    def measure(self) -> Iterator[None]:
-        """Add the time of the block."""
-        begin = _moment()
-        yield
-        self._times.append((begin, _moment()))
-
-    def seconds(self) -> float:
-        """Return the sum; on a GPU, wait for the last block to end."""
-        if not torch.cuda.is_available():
-            return sum(end - begin for begin, end in self._times)
-        for _, end in self._times[-1:]:
-            end.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in self._times) / 1000.0
-
-
-def _moment() -> Any:
-    """Return the time now, or on a GPU an event that its queue of work stamps with the time."""
-    if not torch.cuda.is_available():
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
-
-
 class Interval:
     """Steps since the last report, as this rank has seen them."""
 
@@ -102,19 +72,30 @@ class Interval:
         self.optimizer = Stopwatch()
         self._steps: list[StepRange] = []
         self._lanes: list[NDArray[np.uint64]] = []
-        self._flops = 0.0
+        self._flops: list[float] = []
         self._losses = torch.zeros(2, dtype=torch.float64, device=distributed.device())
 
     def begin_step(self, step: StepRange) -> None:
         """Begin a step: micro-batches that are consumed from here on belong to it."""
         self._steps.append(step)
         self._lanes.append(np.zeros(LANES, dtype=np.uint64))
+        self._flops.append(0.0)
+
+    def drop_step(self) -> None:
+        """Forget the step that was begun last: its update is not made, and it has no losses."""
+        for of_steps in (self._steps, self._lanes, self._flops):
+            of_steps.pop()
+
+    @property
+    def has_steps(self) -> bool:
+        """Tell whether there is anything to report."""
+        return bool(self._steps)
 
     def consume(self, batches: Iterator[Prepared]) -> Iterator[MicroBatch]:
         """Yield micro-batches, and add each to the step when the model takes it."""
         for batch in batches:
             self._lanes[-1] += batch.lanes
-            self._flops += batch.flops
+            self._flops[-1] += batch.flops
             yield batch.micro_batch
 
     def add_losses(self, reports: list[Report]) -> None:
@@ -134,7 +115,7 @@ class Interval:
         peaks = np.zeros(distributed.world_size())
         peaks[distributed.rank()] = peak_memory_bytes()
         low, high = lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)
-        once = [self._flops, asks_to_stop]
+        once = [sum(self._flops), asks_to_stop]
         sent = np.concatenate([once, low.ravel(), high.ravel(), peaks], dtype=np.float64)
         # Losses stay on the device until here; this copies the rest to them, and the sum back.
         losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
@@ -162,10 +143,6 @@ def _slices(sizes: dict[str, int]) -> dict[str, slice]:
     }
 
 
-class DivergedError(ValueError):
-    """The loss is not finite; nothing was saved after it."""
-
-
 class Reporter:
     """Reports steps to the ledger, metrics.jsonl, console, W&B and TensorBoard.
 
@@ -190,7 +167,7 @@ class Reporter:
         folder = RunFolder(Path(config.run_dir))
         self._stop_file = folder.stop
         self._stop_file.unlink(missing_ok=True)
-        kept = lines_up_to(folder, state.step)
+        kept = lines_up_to(folder, state)
         publish_text(folder.metrics, "".join(line + "\n" for line in kept))
         for line in kept:
             self._totals.add(json.loads(line))
@@ -242,7 +219,8 @@ class Reporter:
         if not math.isfinite(summary.loss):
             raise DivergedError(
                 f"the loss is {summary.loss} at step {state.step} (rows up to {state.g}): resume "
-                f"from the last checkpoint with a lower optimizer.lr"
+                f"from the last checkpoint with a lower optimizer.lr, or with trouble.on_nan skip "
+                f"or rewind"
             )
         self._recorder.record_steps(summary.steps, summary.lanes)
         lanes = summary.lanes.sum(axis=0, dtype=np.uint64)
@@ -320,6 +298,27 @@ class Reporter:
             f"{held_out.scored_tokens:,}",
         )
 
+    def report_intervention(
+        self, state: RunState, intervention: Intervention, *, end: int, count: str
+    ) -> None:
+        """Report that rows [state.g, end) are left out by a decision, the `count`-th."""
+        if not self._is_main:
+            return
+        record = {
+            "kind": intervention.action,
+            "step": state.step,
+            "phase": state.phase,
+            "tokens": state.consumed_tokens,
+            "reason": intervention.reason,
+            "rows": [state.g, end],
+            "skipped_step": intervention.step,
+            "skipped_loss": intervention.loss,
+            "skipped_grad_norm": intervention.gradient_norm,
+            "skipped_z": intervention.z,
+        }
+        self._write(record)
+        logger.warning("%s (intervention %s)", intervention, count)
+
     def report_saved(self, folder: Path, seconds: float) -> None:
         """Log that a checkpoint was saved, and the time that training waited for it."""
         if self._is_main:
@@ -376,9 +375,14 @@ def _known_gpu() -> Device | None:
     return gpu
 
 
-def lines_up_to(folder: RunFolder, step: int) -> list[str]:
-    """Return the complete lines of an earlier session that belong to steps up to `step`."""
-    return [line for line in folder.metrics_lines() if json.loads(line)["step"] <= step]
+def lines_up_to(folder: RunFolder, state: RunState) -> list[str]:
+    """Return the complete lines of an earlier session about steps and rows before `state`."""
+
+    def is_before(said: dict[str, Any]) -> bool:
+        # Rows that were left out after a checkpoint belong to its step too.
+        return said["step"] <= state.step and said.get("rows", [0])[-1] <= state.g
+
+    return [line for line in folder.metrics_lines() if is_before(json.loads(line))]
 
 
 def peak_memory_bytes() -> int:

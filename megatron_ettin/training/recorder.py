@@ -18,6 +18,7 @@ from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
+from megatron_ettin.order.interventions import CONFIGURED, Intervention
 from megatron_ettin.order.ledger import Kind, LedgerWriter, find_description
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.rows import TokenIds
@@ -105,10 +106,20 @@ class Recorder:
             mask_digest=lanes[:, MASK_LANE],
         )
 
-    def record_skip(self, state: RunState, phase: int, end: int) -> None:
-        """Record that rows [state.g, end) are skipped."""
-        payload = {"reason": "data.skip_rows"}
-        self._append(Kind.SKIP, state, phase, payload=payload, g_end=end)
+    def record_skip(
+        self, state: RunState, phase: int, end: int, intervention: Intervention | None = None
+    ) -> None:
+        """Record that rows [state.g, end) are skipped: by the configuration, or a decision.
+
+        A decision is durable when the call returns, so that what follows from it may begin.
+        """
+        if intervention is None:
+            payload: dict[str, Any] = {"reason": CONFIGURED}
+            self._append(Kind.SKIP, state, phase, payload=payload, g_end=end)
+            return
+        self._append(Kind.SKIP, state, phase, payload=intervention.payload(), g_end=end)
+        if self._writer is not None:
+            self._writer.sync()
 
     def record_checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
         """Record a checkpoint whose files are written; return the state to save in it.
@@ -135,7 +146,7 @@ class Recorder:
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
     def close(self) -> None:
-        """Close the ledger of a run that stops, right after the record of a checkpoint."""
+        """Close the ledger of a run that stops, after the record of a checkpoint or a decision."""
         if self._writer is not None:
             self._writer.close()
 

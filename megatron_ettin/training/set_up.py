@@ -23,7 +23,8 @@ from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import open_held_out_order
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import OrderSpec, SampleOrder
+from megatron_ettin.order.interventions import read_interventions
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training import rotary_bases
@@ -37,13 +38,16 @@ from megatron_ettin.training.start_checks import (
     check_same_run,
     plans_other_rows,
 )
+from megatron_ettin.training.trouble import Watch
 from megatron_ettin.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
 
-def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
+def starting_state(config: RunConfig, order: SampleOrder, *, goes_back: bool = False) -> RunState:
     """Return the state at the start: of the newest checkpoint with `resume`, else of a new run.
+
+    `goes_back`: this process has trained the run already, and resumes it in any case.
 
     Raises:
         CheckpointError: run_dir holds a run already, or a run with another order; or a new run's
@@ -56,7 +60,7 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
         return RunState(
             tokenizer_sha256=digest, initialized_from=_source_of_weights(config, digest)
         )
-    if not config.checkpoint.resume:
+    if not (config.checkpoint.resume or goes_back):
         raise CheckpointError(
             f"{config.run_dir}: holds checkpoints of a run already ({newest.name}): give "
             f"--checkpoint.resume true to go on from there, or another run_dir"
@@ -92,6 +96,7 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         ids=order.ids,
         is_amended=bool(state.step) and plans_other_rows(order.spec, state),
     )
+    watch = open_watch(config, order.spec)
     stage = build_model(config.model, config.objective.attention, config.hardware, config.seeds)
     ddp = DistributedDataParallel(
         stage.config,
@@ -116,7 +121,15 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         validation=_build_validation(config),
         reporter=Reporter(config, order.spec, state, recorder),
         recorder=recorder,
+        watch=watch,
     )
+
+
+def open_watch(config: RunConfig, spec: OrderSpec) -> Watch:
+    """Return a watch that knows all decisions in the ledger; the ledger is open, so none moves."""
+    ledger = RunFolder(Path(config.run_dir)).ledger
+    decided = read_interventions(ledger) if distributed.is_main_rank() else []
+    return Watch(config.trouble, config.data.skip_rows, spec, distributed.broadcast(decided))
 
 
 def _choose_forward_backward(config: RunConfig, stage: EttinModel) -> ForwardBackward:

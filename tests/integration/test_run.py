@@ -182,12 +182,16 @@ def test_a_decoder_starts_from_an_encoder_and_reports_to_wandb(
 
 
 def test_a_torn_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
+    from megatron_ettin.checkpoint import RunState
     from megatron_ettin.training.metrics import lines_up_to
 
     run = RunFolder(tmp_path)
-    assert lines_up_to(run, 2) == []
-    run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    assert lines_up_to(run, 2) == ['{"step": 1}', '{"step": 2}']
+    state = RunState(step=2, g=9)
+    assert lines_up_to(run, state) == []
+    left_out = ['{"step": 2, "rows": [8, 9]}', '{"step": 2, "rows": [9, 12]}']
+    lines = ['{"step": 1}', '{"step": 2}', *left_out, '{"step": 3}']
+    run.metrics.write_text("\n".join([*lines, '{"st']))
+    assert lines_up_to(run, state) == lines[:3]
 
 
 def test_a_curve_is_read_back(tmp_path: Path) -> None:
