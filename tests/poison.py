@@ -24,7 +24,7 @@ def _forward_step(
 ) -> tuple[Any, Any]:
     batch = next(batches)
     found = [factors[g] for g in batch.packed.g.tolist() if g in factors]
-    norm = [parameter for parameter in model.parameters() if parameter.dim() == 1][-1]
+    norm = [weight for name, weight in model.named_parameters() if "norm" in name][-1]
     kept = norm.detach().clone()
     if found:
         norm.data.mul_(found[0])

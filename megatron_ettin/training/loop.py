@@ -128,7 +128,7 @@ def _train_steps(
                 or _crosses(run.config.validation.every_tokens, before, state)
             ):
                 run.reporter.report_validation(state, run.validation.measure(run.ddp))
-            if saves or is_last:
+            if (saves or is_last) and state.step > run.watch.saved_step:
                 state = _save(run, state)
             if is_last or is_troubled:
                 break
@@ -201,7 +201,7 @@ def _save(run: Training, state: RunState) -> RunState:
     files = checkpoint.write(folder, run.stage, run.optimizer, config=run.config, state=state)
     state = run.recorder.record_checkpoint(state, folder.name, files.sha256)
     checkpoint.publish(folder, files, state)
-    run.watch.begin_after_checkpoint()
+    run.watch.begin_after_checkpoint(state.step)
     run.reporter.report_saved(folder, time.perf_counter() - started)
     return state
 

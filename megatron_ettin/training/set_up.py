@@ -96,7 +96,7 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         ids=order.ids,
         is_amended=bool(state.step) and plans_other_rows(order.spec, state),
     )
-    watch = open_watch(config, order.spec)
+    watch = open_watch(config, order.spec, state)
     stage = build_model(config.model, config.objective.attention, config.hardware, config.seeds)
     ddp = DistributedDataParallel(
         stage.config,
@@ -125,11 +125,17 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
     )
 
 
-def open_watch(config: RunConfig, spec: OrderSpec) -> Watch:
+def open_watch(config: RunConfig, spec: OrderSpec, state: RunState) -> Watch:
     """Return a watch that knows all decisions in the ledger; the ledger is open, so none moves."""
     ledger = RunFolder(Path(config.run_dir)).ledger
     decided = read_interventions(ledger) if distributed.is_main_rank() else []
-    return Watch(config.trouble, config.data.skip_rows, spec, distributed.broadcast(decided))
+    return Watch(
+        config.trouble,
+        config.data.skip_rows,
+        spec,
+        distributed.broadcast(decided),
+        saved_step=state.step,
+    )
 
 
 def _choose_forward_backward(config: RunConfig, stage: EttinModel) -> ForwardBackward:

@@ -51,7 +51,7 @@ def robust_z(losses: Sequence[float], loss: float) -> float | None:
 
 
 class Watch:
-    """What this session knows of a run's troubles; all ranks hold the same."""
+    """Judge of the steps of a session; all ranks hold the same and come to the same verdict."""
 
     def __init__(
         self,
@@ -59,11 +59,18 @@ class Watch:
         skip_rows: Sequence[tuple[int, int]],
         spec: OrderSpec,
         interventions: Sequence[Intervention],
+        *,
+        saved_step: int,
     ) -> None:
-        """Take the settings, `data.skip_rows`, the order, and the decisions that the run made."""
+        """Take the settings, `data.skip_rows`, the order, and the decisions that the run made.
+
+        `saved_step` is the step that the run starts from: 0, or that of a checkpoint.
+        """
         self.skipped = SkippedRows(skip_rows, interventions, spec)
         self.goes_back = False
         """The last decision returns the run to its last checkpoint."""
+        self.saved_step = saved_step
+        """Step of the last checkpoint. A step that is left out changes nothing that it holds."""
         self._config = config
         self._phase_ids = spec.phase_ids()
         self._interventions = list(interventions)
@@ -142,8 +149,9 @@ class Watch:
         self.skipped.add(intervention)
         self.goes_back = intervention.action == "rewind"
 
-    def begin_after_checkpoint(self) -> None:
-        """Forget the steps that a checkpoint holds: a rewind cannot leave them out."""
+    def begin_after_checkpoint(self, step: int) -> None:
+        """Forget the steps that a checkpoint after `step` holds: a rewind cannot undo them."""
+        self.saved_step = step
         self._begins.clear()
 
     @property
