@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from megatron_ettin import distributed
 from megatron_ettin.training import loop, micro_batch
 from megatron_ettin.training.micro_batch import MicroBatch
 from tests.ranks import pretrain_main
@@ -15,7 +16,7 @@ Factors = Mapping[int, float]
 
 
 def poisoned_step(factors: Factors) -> Callable[..., Any]:
-    """Return a forward step that multiplies the last norm of the stage where a row asks for it."""
+    """Return a forward step that multiplies the last norm of the model where a row asks for it."""
     return partial(_forward_step, factors)
 
 
@@ -26,7 +27,7 @@ def _forward_step(
     found = [factors[g] for g in batch.packed.g.tolist() if g in factors]
     norm = [weight for name, weight in model.named_parameters() if "norm" in name][-1]
     kept = norm.detach().clone()
-    if found:
+    if found and distributed.is_last_stage():
         norm.data.mul_(found[0])
     try:
         return micro_batch.forward_step(iter([batch]), model)

@@ -7,12 +7,14 @@ records that the return then moves to a fork.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ettin.order.interventions import Intervention, SkipRecord, read_skips
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.answer import add_shared_arguments, show
+from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,18 @@ class SkippedStretch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SkippedPiece:
+    """A piece of a document in a row that was left out; `offset` and `length` are in tokens."""
+
+    g: int
+    source: str
+    document: int
+    """Ordinal in the source's corpus, from 0."""
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Skips:
     """Everything that a run left out."""
 
@@ -52,16 +66,23 @@ class Skips:
     """Decisions that the run made by itself; a replay records one of them again."""
     skips: list[SkippedStretch]
     """Records of the ledger, then those of its forks."""
+    pieces: list[SkippedPiece] | None = None
+    """Content of the rows that the ledger leaves out; None if nobody asked."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    add_shared_arguments(parser, "skips --run runs/encoder")
+    add_shared_arguments(parser, "skips --run runs/encoder --documents")
+    told = "list what stands in the rows too, which needs the corpora"
+    parser.add_argument("--documents", action="store_true", help=told)
 
 
 def print_answer(args: argparse.Namespace) -> int:
     """Print the answer; return 0."""
-    return show(list_skips(args.run), args)
+    answer = list_skips(args.run)
+    if args.documents:
+        answer = dataclasses.replace(answer, pieces=list_pieces(open_run(args.run), answer.skips))
+    return show(answer, args)
 
 
 def list_skips(folder: Path) -> Skips:
@@ -85,6 +106,26 @@ def list_skips(folder: Path) -> Skips:
             for record, intervention in zip(records, decided, strict=True)
         ],
     )
+
+
+def list_pieces(run: RecordedRun, skips: list[SkippedStretch]) -> list[SkippedPiece]:
+    """Return the pieces of all rows that the ledger, without its forks, leaves out."""
+    found: list[SkippedPiece] = []
+    for skip in skips:
+        if skip.fork is not None:
+            continue
+        pieces = run.order.pieces(skip.g_begin, skip.g_end)
+        found += [
+            SkippedPiece(
+                g=int(pieces.g[index]),
+                source=run.order.source_names[pieces.source[index]],
+                document=int(pieces.document[index]),
+                offset=int(pieces.offset[index]),
+                length=int(pieces.length[index]),
+            )
+            for index in range(len(pieces.g))
+        ]
+    return found
 
 
 def _stretch(

@@ -16,7 +16,8 @@ from megatron_ettin.evaluation.layouts import LAYOUTS, read_curve
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.ledger.format import RECORD_BYTES
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.queries.skips import SkippedStretch, list_skips
+from megatron_ettin.queries.recorded_run import open_run
+from megatron_ettin.queries.skips import SkippedStretch, list_pieces, list_skips
 from megatron_ettin.queries.verify import verify
 from megatron_ettin.training import loop
 from megatron_ettin.training.recorder import Recorder
@@ -157,6 +158,8 @@ def test_a_rewind_leaves_out_the_steps_before_too(
     train(config, run, *options, factors=factors)
     skips = list_skips(run).skips
     assert rows_of(skips) == [(early[1][0], bad[1]), (start, start + 8)]
+    pieces = list_pieces(open_run(run), skips)
+    assert {piece.g for piece in pieces} == {*range(early[1][0], bad[1]), *range(start, start + 8)}
     assert [skip.fork is None for skip in skips] == [True, True, False, False]
     assert sorted((s.g_begin, s.g_end) for s in skips[2:]) == [bad, (start + 4, start + 8)]
     assert len(list((run / "ledger" / "forks").glob("*.led"))) == 2
