@@ -21,4 +21,5 @@ PYBIND11_MODULE(_native, module) {
   me::BindRows(module);
   me::BindDraws(module);
   me::BindDigests(module);
+  me::BindTexts(module);
 }

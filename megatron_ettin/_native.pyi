@@ -19,6 +19,7 @@ __all__: list[str] = [
     "Purpose",
     "RowPieces",
     "RowPlan",
+    "TextHasher",
     "TokenCorpus",
     "TokenFile",
     "TokenFileBuilder",
@@ -28,6 +29,7 @@ __all__: list[str] = [
     "counter_draws",
     "counter_key",
     "dropout_factors",
+    "find_texts",
     "initial_weights",
     "mask_digests",
     "mask_tokens",
@@ -392,6 +394,18 @@ class PackedRows:
         int64[m*L].
         """
 
+class TextHasher:
+    """
+    SHA-256 of many texts in one call, by the OpenSSL that `library`, a loaded library, is linked to.
+
+    OSError if it is not loaded or offers no SHA-256. The path is that of Python's own `_hashlib`.
+    """
+    def __init__(self, library: str) -> None: ...
+    def sha256(self, texts: list[str]) -> numpy.typing.NDArray[numpy.uint8]:
+        """
+        Return [n, 32]: the SHA-256 of the UTF-8 of each text. The list must not change meanwhile.
+        """
+
 def assemble_rows(
     plans: collections.abc.Sequence[RowPlan],
     source_index: numpy.typing.NDArray[numpy.int32],
@@ -501,6 +515,13 @@ def dropout_factors(
 
     Raises:
         ValueError: naming the argument that is out of range.
+    """
+
+def find_texts(texts: list[str], characters: numpy.typing.NDArray[numpy.bool]) -> list[int]:
+    """
+    Return the indices of the texts with a character whose entry in bool[0x110000] is true.
+
+    No ASCII character may be among them; the list must not change meanwhile.
     """
 
 def initial_weights(

@@ -6,6 +6,7 @@ optimizer -> checkpoint -> loop. Heavy imports come after the configuration has 
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import os
@@ -19,7 +20,10 @@ from megatron_ettin.config import RunConfig, parse_args, to_yaml
 from megatron_ettin.ending import end_with_launcher, fail
 
 if TYPE_CHECKING:
+    from megatron_ettin.checkpoint import RunState
     from megatron_ettin.order import SampleOrder
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -32,6 +36,13 @@ def main() -> None:
     try:
         config = parse_args()
         _set_up_logging()
+        # The imports take ten seconds and more.
+        logger.info(
+            "%s, %s tokens, into %s: loading torch and Megatron-Core",
+            type(config.objective).__name__,
+            f"{sum(phase.train_tokens for phase in config.phases):,}",
+            config.run_dir,
+        )
         pretrain(config)
     except (ValueError, OSError) as error:
         fail(f"error: {error}")
@@ -47,9 +58,11 @@ def pretrain(config: RunConfig) -> None:
     from megatron_ettin.estimate.plan import checkpoint_bytes, num_checkpoints
     from megatron_ettin.model.backend import choose_backend
     from megatron_ettin.order.run_folder import RunFolder
-    from megatron_ettin.training import precision, start_checks
-    from megatron_ettin.training.host_report import report_hosts
+    from megatron_ettin.training import precision, set_up, start_checks
+    from megatron_ettin.training.host_report import check_hosts
     from megatron_ettin.training.optimizer import require_packages
+    from megatron_ettin.training.start_summary import log_summary
+    from megatron_ettin.training.starting_checkpoint import choose_checkpoint
 
     require_packages(config.optimizer)
     choose_backend(config.model, config.hardware)  # fail fast on an unsupported backend
@@ -58,33 +71,35 @@ def pretrain(config: RunConfig) -> None:
         # The order counts: cheap refusals first, then the measurement of `auto`, then the corpora,
         # whose plans may take minutes to build, and the model last.
         start_checks.check_outputs(config)
-        report_hosts(
+        hosts = check_hosts(
             config,
             checkpoint_bytes=checkpoint_bytes(config),
             num_checkpoints=num_checkpoints(config, [p.train_tokens for p in config.phases]),
         )
+        choose_checkpoint(config)  # all hosts see the same run folder
         config = precision.resolve(config)
         require_one_tokenizer(config)
         order = open_order(config, RunFolder(Path(config.run_dir)).begun_order())
         start_checks.check_held_out(config)
-        goes_back = train_from_checkpoint(config, order, goes_back=False)
-        while goes_back:
+        state = set_up.starting_state(config, order)
+        log_summary(config, order, state, hosts)
+        going_back = dataclasses.replace(
+            config, checkpoint=dataclasses.replace(config.checkpoint, resume=True)
+        )
+        while train_from(config, order, state):
             gc.collect()  # the weights that were left, before they are built anew
-            goes_back = train_from_checkpoint(config, order, goes_back=True)
+            choose_checkpoint(going_back)
+            state = set_up.starting_state(going_back, order)
 
 
-def train_from_checkpoint(config: RunConfig, order: SampleOrder, *, goes_back: bool) -> bool:
-    """Train from the newest checkpoint on; return whether the run goes back to its last one.
-
-    `goes_back`: this process has trained the run already.
-    """
+def train_from(config: RunConfig, order: SampleOrder, state: RunState) -> bool:
+    """Train from `state` on; return whether the run has to go back to its newest checkpoint."""
     from megatron_ettin.training import set_up
     from megatron_ettin.training.loop import train
 
-    state = set_up.starting_state(config, order, goes_back=goes_back)
     run = set_up.build_training(config, order, state)
     state = set_up.restore(run, state)
-    with run.reporter:
+    with run.reporter, run.keeper:
         state = train(run, state)
         goes_back = run.watch.goes_back and not run.reporter.is_asked_to_stop
         if not goes_back:
@@ -97,6 +112,13 @@ def _set_up_logging() -> None:
     # Megatron-Core reports every bucket, and warns of missing packages and of its own defaults.
     logging.getLogger("megatron").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"megatron\.core")
+    # Megatron-Core calls these by the names that torch 2.13 replaces; torch's wrapper warns.
+    warnings.filterwarnings(
+        "ignore",
+        message=r"`torch\.distributed\.\w+_tensor` is deprecated",
+        category=FutureWarning,
+        module=r"torch\.distributed\.c10d_logger",
+    )
     logging.basicConfig(
         level=logging.INFO if is_main else logging.ERROR,
         format="%(asctime)s %(message)s",

@@ -25,6 +25,17 @@ def logged_ids(log: Path) -> set[str]:
     return {record.run.run_id for record in parsed_records(log) if record.HasField("run")}
 
 
+def logged_config(log: Path) -> dict[str, Any]:
+    """Read the configuration of the W&B run back, by its first names."""
+    found: dict[str, Any] = {}
+    for record in parsed_records(log):
+        if record.HasField("run"):
+            for item in record.run.config.update:
+                assert item.key, f"a nested key: {list(item.nested_key)}"
+                found[item.key] = json.loads(item.value_json)
+    return found
+
+
 def parsed_records(log: Path) -> Iterator[Any]:
     """Yield the records of an offline log."""
     from wandb.proto import wandb_internal_pb2

@@ -8,9 +8,11 @@ import contextlib
 import functools
 import itertools
 import json
+import queue
 import random
 import unicodedata
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.data.tokenize import SPECIAL_TOKENS, Tokenizer
+from megatron_ettin.native import find_texts
 
 try:
     from gigatoken.gigatoken_rs import load_hf_json
@@ -29,8 +32,6 @@ RESTART_CHARACTERS = 2**30
 #: Texts of the comparison before a run: of made text, and characters of the input.
 MADE_TEXTS = 500
 SAMPLE_CHARACTERS = 2**16
-#: Characters that are looked up at a time.
-LOOKED_UP_CHARACTERS = 2**16
 #: Code point below which no character is doubtful.
 FIRST_DOUBTFUL = 0x300
 #: Planes of Unicode above this one hold no letters, numbers, marks or spaces.
@@ -79,13 +80,11 @@ class GigatokenTokenizer:
         """
         self._library = LibraryTokenizer(tokenizer)
         self._json = _without_special_tokens(tokenizer)
-        self._load()
+        self._backends: queue.SimpleQueue[_Backend] = queue.SimpleQueue()
+        self._backends.put(_Backend(self._json))
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Return the ids of the texts, on all cores."""
-        if self._characters >= RESTART_CHARACTERS:
-            self._load()
-        self._characters += sum(map(len, texts))
+        """Return the ids of the texts, on one core; threads may call it at the same time."""
         doubtful = find_doubtful(texts)
         if len(doubtful) == len(texts):
             return self._library.encode(texts)
@@ -94,23 +93,44 @@ class GigatokenTokenizer:
             return encoded
         return _replaced(encoded, doubtful, self._library.encode([texts[i] for i in doubtful]))
 
+    def prepare(self) -> None:
+        """Build the tables that gigatoken builds at its first text; needs no lock of Python's."""
+        self._encode(["two", "texts"])
+
     def _encode(self, texts: Sequence[str]) -> TokenizedTexts:
+        try:
+            backend = self._backends.get_nowait()
+        except queue.Empty:  # each thread has a backend of its own, with a cache of its own
+            backend = _Backend(self._json)
+        encoded = backend.encode(texts)
+        if backend.num_characters < RESTART_CHARACTERS:
+            self._backends.put(backend)
+        return encoded
+
+
+class _Backend:
+    """Loaded tokenizer of gigatoken, for one thread at a time."""
+
+    def __init__(self, tokenizer_json: str) -> None:
+        if load_hf_json is None:
+            raise ImportError("gigatoken is not installed")
+        self.num_characters = 0
+        """Characters that were encoded."""
+        with _errors_of_gigatoken():
+            self._loaded = load_hf_json(tokenizer_json)
+
+    def encode(self, texts: Sequence[str]) -> TokenizedTexts:
+        self.num_characters += sum(map(len, texts))
         with _errors_of_gigatoken():
             if len(texts) == 1:
                 # A long text is a batch alone, and takes half of the memory in this call.
-                ids = self._backend.encode(texts[0])
+                ids = self._loaded.encode(texts[0])
                 return TokenizedTexts(ids, np.array([len(ids)]))
-            rows = self._backend.encode_batch(list(texts)).layout
+            # Its own threads would share a cache, and take half as much time again.
+            rows = self._loaded.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(rows.offsets.data)
         tokens = np.asarray(rows.content.data)[offsets[0] : offsets[-1]]
         return TokenizedTexts(tokens, np.diff(offsets))
-
-    def _load(self) -> None:
-        if load_hf_json is None:
-            raise ImportError("gigatoken is not installed")
-        self._characters = 0
-        with _errors_of_gigatoken():
-            self._backend = load_hf_json(self._json)
 
 
 @contextlib.contextmanager
@@ -147,7 +167,12 @@ def choose_library(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[BatchTo
 def _compare_on_made_texts(tokenizer: Tokenizer) -> tuple[GigatokenTokenizer, str | None]:
     """Return gigatoken with the tokenizer, and a made text for which it gives other ids or None."""
     fast = GigatokenTokenizer(tokenizer)
-    return fast, _find_difference(fast, LibraryTokenizer(tokenizer), _made_texts(tokenizer))
+    with ThreadPoolExecutor(1) as thread:
+        prepared = thread.submit(fast.prepare)
+        texts = _made_texts(tokenizer)
+        doubtful_characters()
+        prepared.result()
+    return fast, _find_difference(fast, LibraryTokenizer(tokenizer), texts)
 
 
 def _find_difference(
@@ -181,33 +206,7 @@ def find_difference(
 
 def find_doubtful(texts: Sequence[str]) -> list[int]:
     """Return the indices of the texts with a character of `doubtful_characters`."""
-    # CPython knows of each string whether it is ASCII, so most texts cost nothing.
-    others = [index for index, text in enumerate(texts) if not text.isascii()]
-    ends = np.cumsum([len(texts[index]) for index in others], dtype=np.int64)
-    found: set[int] = set()
-    group: list[str] = []
-    begin = size = 0
-    for index in others:
-        text = texts[index]
-        # A long text is looked at in parts, short ones together: what fits into a core's cache.
-        for part in range(0, len(text), LOOKED_UP_CHARACTERS):
-            group.append(text[part : part + LOOKED_UP_CHARACTERS])
-            size += len(group[-1])
-            if size >= LOOKED_UP_CHARACTERS:
-                found.update((begin + _doubtful_places("".join(group))).tolist())
-                begin, size = begin + size, 0
-                group.clear()
-    found.update((begin + _doubtful_places("".join(group))).tolist())
-    places = np.searchsorted(ends, sorted(found), side="right")
-    return [others[place] for place in np.unique(places).tolist()]
-
-
-def _doubtful_places(text: str) -> NDArray[np.int64]:
-    """Return the places of the doubtful characters of a text."""
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    # Most characters need no look into the table.
-    places = np.flatnonzero(codes >= FIRST_DOUBTFUL)
-    return places[doubtful_characters()[codes[places]]]
+    return find_texts(list(texts), doubtful_characters())
 
 
 @functools.cache
@@ -250,7 +249,8 @@ def _made_texts(tokenizer: Tokenizer) -> list[str]:
         pieces,
         [f"e{chr(code)}" for code in range(0x300, 0x370)],
         [chr(code) for code in random_.sample(range(0x80, 0x3000), 1000)],
-        [chr(code) for code in random_.sample([*range(0xD800), *range(0xE000, 0x110000)], 3000)],
+        # All of Unicode but the surrogates.
+        [chr(n + 0x800 * (n >= 0xD800)) for n in random_.sample(range(0x110000 - 0x800), 3000)],
     ]
     pool = [part for kind in kinds for part in kind]
     # Each kind is drawn as often as its share says, whatever its size.

@@ -1,8 +1,9 @@
 """From batches of raw documents to the tokens of each corpus: hashing, selection, validation."""
 
+import functools
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from megatron_ettin.data.batch_tokenizer import BatchTokenizer, LibraryTokenizer, TokenizedTexts
 from megatron_ettin.data.raw_files import TextBatch, TokenBatch
 from megatron_ettin.data.tokenize import Tokenizer
+from megatron_ettin.native import TextHasher
 
 #: Reasons why a document is not stored, in the order in which they are tried.
 DROPPED = ("duplicate", "empty", "too_short", "too_long")
@@ -90,15 +92,16 @@ class DocumentSelector:
         batch: TextBatch | TokenBatch,
         field: int,
         encoded: TokenizedTexts,
+        hashes: NDArray[np.uint8],
         duplicate: NDArray[np.bool_] | None,
         name: str,
     ) -> EncodedField:
         """Return the documents of one field that are stored, by corpus.
 
-        `duplicate` [n] marks documents whose text came before; `name` is the raw file's, for
-        messages. ValueError naming the document whose ids are not those of `tokenizers`.
+        `hashes` [n, 32] are those of `hash_documents`; `duplicate` [n] marks documents whose text
+        came before; `name` is the raw file's, for messages. ValueError naming the document whose
+        ids are not those of `tokenizers`.
         """
-        hashes = hash_documents(batch, field)
         if isinstance(batch, TextBatch) and not isinstance(self._library, LibraryTokenizer):
             self._compare(batch.texts[field], batch.lines, encoded, hashes, name)
         kept, dropped = self._kept(encoded.lengths, duplicate)
@@ -171,14 +174,28 @@ class DocumentSelector:
 
 def hash_documents(batch: TextBatch | TokenBatch, field: int = 0) -> NDArray[np.uint8]:
     """Return [n, 32]: the SHA-256 of each document's UTF-8 text, or of its ids as int32."""
-    sha256 = hashlib.sha256
     if isinstance(batch, TextBatch):
-        digests = [sha256(text.encode()).digest() for text in batch.texts[field]]
+        hasher = _text_hasher()
+        if hasher is not None:
+            return hasher.sha256(batch.texts[field])
+        contents: Iterable[bytes] = (text.encode() for text in batch.texts[field])
     else:
         ends = np.cumsum(batch.lengths)
         parts = np.split(batch.tokens.astype("<i4", copy=False), ends[:-1])
-        digests = [sha256(part.tobytes()).digest() for part in parts]
+        contents = (part.tobytes() for part in parts)
+    digests = [hashlib.sha256(content).digest() for content in contents]
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32)
+
+
+@functools.cache
+def _text_hasher() -> TextHasher | None:
+    """Return the hasher that needs no lock of Python's; None where Python holds OpenSSL inside."""
+    try:
+        import _hashlib
+
+        return TextHasher(_hashlib.__file__)
+    except (ImportError, AttributeError, OSError):
+        return None
 
 
 def in_validation(text: str, share: float) -> bool:

@@ -2,10 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 #: Items that wait between two stages: enough to hide that their times vary.
 DEPTH = 2
@@ -55,3 +58,20 @@ def prefetch(items: Iterable[Item]) -> Generator[Item, None, None]:
     finally:
         closed.set()
         thread.join()
+
+
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
+) -> Generator[Result, None, None]:
+    """Yield the function of each item, in order, from threads; `num_threads` items are in work.
+
+    The function should release Python's lock. Close the generator: it waits for the threads.
+    """
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="map") as pool:
+        begun: deque[Future[Result]] = deque()
+        for item in items:
+            begun.append(pool.submit(function, item))
+            if len(begun) > num_threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()

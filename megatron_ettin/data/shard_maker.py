@@ -8,12 +8,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megatron_ettin.data.batch_tokenizer import BatchTokenizer, TokenizedTexts
 from megatron_ettin.data.corpus_summary import CorpusSummary, forget_summary, publish_stamps
 from megatron_ettin.data.duplicates import Duplicates
-from megatron_ettin.data.encoding import DROPPED, DocumentSelector, count_name
+from megatron_ettin.data.encoding import (
+    DROPPED,
+    DocumentSelector,
+    count_name,
+    hash_documents,
+)
 from megatron_ettin.data.output_store import remove_file, store_files
-from megatron_ettin.data.pipeline import prefetch
+from megatron_ettin.data.pipeline import map_in_threads, prefetch
 from megatron_ettin.data.preprocess_options import PreprocessOptions, Shard
 from megatron_ettin.data.progress import Progress
 from megatron_ettin.data.provenance import CorpusWriter, sidecar_path
@@ -25,13 +33,18 @@ from megatron_ettin.indexed import optimal_dtype
 from megatron_ettin.order.corpus_identity import identify_corpus
 from megatron_ettin.order.shard_list import DATASET_FILE
 
+#: Threads that encode: two are as fast as the reading and writing, which share Python's lock.
+NUM_ENCODERS = 2
+
 
 class EncodedBatch(NamedTuple):
-    """Batch of a raw file, with the ids of each of its fields."""
+    """Batch of a raw file, with the ids and the hashes of each of its fields."""
 
     file: RawFile
     batch: TextBatch | TokenBatch
     fields: list[TokenizedTexts]
+    hashes: list[NDArray[np.uint8]]
+    """[n, 32] each, of `hash_documents`."""
 
 
 class ShardMaker:
@@ -94,12 +107,16 @@ class ShardMaker:
     def _encoded(
         self, batches: Iterator[tuple[RawFile, TextBatch | TokenBatch]]
     ) -> Iterator[EncodedBatch]:
-        for file, batch in batches:
+        def encode(item: tuple[RawFile, TextBatch | TokenBatch]) -> EncodedBatch:
+            file, batch = item
             if isinstance(batch, TextBatch):
                 fields = [self._library.encode(texts) for texts in batch.texts]
             else:
                 fields = [TokenizedTexts(batch.tokens, batch.lengths)]
-            yield EncodedBatch(file, batch, fields)
+            hashes = [hash_documents(batch, field) for field in range(len(fields))]
+            return EncodedBatch(file, batch, fields, hashes)
+
+        return map_in_threads(encode, batches, NUM_ENCODERS)
 
     def _summary(self, shard: Shard, json_key: str, counts: Counter[str]) -> CorpusSummary:
         options = self._options
@@ -184,6 +201,7 @@ class ShardWriter:
                 item.batch,
                 index,
                 item.fields[index],
+                item.hashes[index],
                 None if duplicates is None else duplicates.among(self.records, count),
                 item.file.path,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,15 +86,16 @@ def parse(arguments: Sequence[str] | None = None) -> Question:
     parser = _parser()
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        parsed = parser.parse_args(with_phases_by_name(parser, given))
-        options = vars(parser.instantiate(parsed))
+        arguments = with_phases_by_name(parser, given)
+        options = vars(parser.instantiate(parser.parse_args(arguments)))
         for name in ("num_devices", "tokens", "device_memory_gib", "tokens_per_s"):
             if options[name] is not None and not options[name] > 0:
                 raise ValueError(f"--{name}: {options[name]} is not positive")
         if not 0.0 < options["fill"] <= 1.0:
             raise ValueError(f"--fill: {options['fill']} is no share in (0, 1]")
         options.pop("config")
-        return _question(options)
+        # A value that is given counts, also where it equals the default.
+        return _question(options, set(vars(parser.parse_args(arguments, defaults=False))))
     except (jsonargparse.ArgumentError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
@@ -131,18 +132,19 @@ def _parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _question(options: dict[str, Any]) -> Question:
+def _question(options: dict[str, Any], given: Collection[str]) -> Question:
+    """Fill in what is not `given`: names of sections and options."""
     sections = {name: options[name] for name in EstimateConfig.__dataclass_fields__}
     phases = sections["phases"]
     if phases is None:
         phases = list(PUBLISHED_PHASES)
-        if sections["checkpoint"] == CheckpointConfig():
+        if "checkpoint" not in given:
             sections["checkpoint"] = CheckpointConfig(save_every_tokens=PUBLISHED_SAVE_EVERY_TOKENS)
     if options["tokens"] is not None:
         factor = options["tokens"] / sum(phase.train_tokens for phase in phases)
         phases = [phase.scaled(factor) for phase in phases]
     on_gpu = options["device"] != "cpu"
-    choose = sections["hardware"] == HardwareConfig()
+    choose = "hardware" not in given
     if choose:
         longest = max(phase.seq_length for phase in phases)
         sections["hardware"] = HardwareConfig(

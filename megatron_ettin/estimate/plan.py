@@ -7,6 +7,12 @@ import math
 from dataclasses import dataclass
 
 from megatron_ettin.config import HardwareConfig, PhaseConfig, RunConfig
+from megatron_ettin.data.step_occupancy import (
+    StepOccupancy,
+    advise,
+    fuller_micro_batch,
+    step_occupancy,
+)
 from megatron_ettin.devices import GIB, Device
 from megatron_ettin.estimate.memory import Work, largest_rank
 from megatron_ettin.estimate.throughput import average, tokens_per_second
@@ -29,6 +35,8 @@ class PhaseEstimate:
     name: str
     tokens: int
     steps: int
+    occupancy: StepOccupancy
+    """Places of a full step, and how many of them are filled."""
     tokens_per_s: float
     hours: float
 
@@ -44,6 +52,8 @@ class Estimate:
     memory_bytes: dict[str, int]
     """Bytes by part, on the rank that needs most, in its most demanding phase."""
     phases: list[PhaseEstimate]
+    advice: list[tuple[str, str]]
+    """Settings that lose less time, as (phase, text) or, for the whole run, ("", text)."""
     checkpoints: int
     checkpoint_bytes: int
 
@@ -61,6 +71,11 @@ class Estimate:
     def hours(self) -> float:
         """Hours of all phases."""
         return sum(phase.hours for phase in self.phases)
+
+    @property
+    def device_hours(self) -> float:
+        """Hours of all phases, times the devices."""
+        return self.hours * self.num_devices
 
     @property
     def tokens_per_s(self) -> float:
@@ -85,7 +100,8 @@ def estimate(
         num_devices: ranks.
         fill: share of the slots that hold tokens.
         tokens_per_s: a measured rate of the whole world, in place of the estimated one.
-        choose_micro_batch: take the largest micro-batch that fits instead of the configuration's.
+        choose_micro_batch: take the largest micro-batch that fits, or a smaller one that loses less
+            time to empty places, instead of the configuration's.
 
     Raises:
         EstimateError: the run cannot be laid out over the ranks, or does not fit.
@@ -109,6 +125,7 @@ def estimate(
         num_devices=num_devices,
         memory_bytes=memory,
         phases=phases,
+        advice=advise(config.phases, config.hardware, num_devices),
         checkpoints=num_checkpoints(config, [phase.tokens for phase in phases]),
         checkpoint_bytes=checkpoint_bytes(config),
     )
@@ -129,7 +146,10 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 
 def num_checkpoints(config: RunConfig, phase_tokens: list[int]) -> int:
-    """Count the checkpoints: each time the cadence is crossed, and at the end of each phase."""
+    """Count the checkpoints: each time the cadence is crossed, and at the end of each phase.
+
+    With `checkpoint.keep`, return the most that it leaves.
+    """
     every = config.checkpoint.save_every_tokens
     consumed = 0
     saved = 0
@@ -139,7 +159,11 @@ def num_checkpoints(config: RunConfig, phase_tokens: list[int]) -> int:
             saved += 1
         else:
             saved += consumed // every - before // every + bool(consumed % every)
-    return saved
+    keep = config.checkpoint.keep
+    if keep.keeps_all:
+        return saved
+    multiples = consumed // keep.every_tokens if keep.every_tokens is not None else 0
+    return min(saved, len(phase_tokens) + (keep.last or 1) + multiples)
 
 
 def _work(config: RunConfig, phase: PhaseConfig, device: Device, num_devices: int) -> Work:
@@ -153,16 +177,9 @@ def _work(config: RunConfig, phase: PhaseConfig, device: Device, num_devices: in
         world_size=num_devices,
         slots=slots,
         scored=math.ceil(share * slots),
-        micro_batches=_micro_batches(hardware, phase, num_devices),
+        micro_batches=step_occupancy(phase, hardware, num_devices).micro_batches,
         device=device,
     )
-
-
-def _micro_batches(hardware: HardwareConfig, phase: PhaseConfig, num_devices: int) -> int:
-    """Return the micro-batches of a rank in a full step."""
-    replicas = num_devices // hardware.model_ranks
-    rows = hardware.micro_batch_rows(phase.seq_length) * replicas
-    return -(-phase.global_batch_size // rows)
 
 
 def _phase(
@@ -176,6 +193,7 @@ def _phase(
     tokens = phase.train_tokens
     if phase.train_rows is not None:
         tokens = min(tokens, int(phase.train_rows * phase.seq_length * fill))
+    occupancy = step_occupancy(phase, config.hardware, num_devices)
     rate = measured or tokens_per_second(
         config.model,
         config.objective.attention,
@@ -184,13 +202,14 @@ def _phase(
         world_size=num_devices,
         seq_length=phase.seq_length,
         scored_share=config.objective.scored_share(phase.name),
-        fill=fill,
-        micro_batches=_micro_batches(config.hardware, phase, num_devices),
+        fill=fill * (1.0 - occupancy.lost_share),
+        micro_batches=occupancy.micro_batches,
     )
     return PhaseEstimate(
         name=phase.name,
         tokens=tokens,
         steps=num_steps(phase, tokens, fill),
+        occupancy=occupancy,
         tokens_per_s=rate,
         hours=tokens / rate / 3600,
     )
@@ -207,7 +226,10 @@ def num_steps(phase: PhaseConfig, tokens: int, fill: float) -> int:
 
 
 def _with_largest_micro_batch(config: RunConfig, device: Device, num_devices: int) -> RunConfig:
-    """Return `config` with the largest power-of-two micro-batch that leaves some memory free."""
+    """Return `config` with the micro-batch to take where none is given.
+
+    The largest power of two that leaves some memory free, or a smaller one that loses less time.
+    """
     longest = max(phase.seq_length for phase in config.phases)
     slots = max(LARGEST_MICRO_BATCH_TOKENS, longest)
     while True:
@@ -215,7 +237,8 @@ def _with_largest_micro_batch(config: RunConfig, device: Device, num_devices: in
         config = dataclasses.replace(config, hardware=hardware)
         needed = sum(run_memory(config, device, num_devices).values())
         if needed <= COMFORTABLE_SHARE * _memory(device, num_devices) or slots == longest:
-            return config
+            fuller = fuller_micro_batch(config.phases, hardware, num_devices)
+            return dataclasses.replace(config, hardware=fuller or hardware)
         slots = max(slots // 2, longest)
 
 

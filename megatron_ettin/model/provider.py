@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Any, Literal
 
 import torch
@@ -20,8 +19,6 @@ from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.initialize import initial_tensor, local_shard
 from megatron_ettin.model.layer_spec import block_spec
 
-logger = logging.getLogger(__name__)
-
 Attention = Literal["bidirectional", "causal"]
 ATTENTION_MASKS: dict[Attention, AttnMaskType] = {
     "bidirectional": AttnMaskType.padding,
@@ -37,7 +34,6 @@ def build_model(
     Needs process groups (`distributed.process_groups`).
     """
     backend = choose_backend(model, hardware)
-    logger.info("layers by %s, %s", backend.replace("_", " "), hardware.precision)
     stage = build_stage(model, attention, hardware, seeds, backend)
     initialize_weights(stage, seeds.init)
     return stage.to(distributed.device())

@@ -6,6 +6,7 @@ Another batch size moves the cuts between steps, never the rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from megatron_ettin.config import PhaseConfig
 from megatron_ettin.order.order import Order
@@ -64,3 +65,30 @@ def plan_steps(
             if settings.batch_ramp_tokens is not None and phase_tokens < settings.batch_ramp_tokens:
                 phase_tokens += int(order.row_tokens(g, end).sum())
             g = pass_skipped_rows(phase, skip_rows, end)
+
+
+def count_steps(
+    order: Order, phases: Sequence[PhaseConfig], skip_rows: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Count the steps of each phase as `plan_steps` cuts them.
+
+    Only a phase whose batch grows is walked through: its steps depend on its rows' tokens.
+    """
+    counts = []
+    for phase, settings in zip(order.spec.phases, phases, strict=True):
+        if settings.batch_ramp_tokens is None:
+            lengths = _stretches(phase, skip_rows)
+            counts.append(sum(-(-length // settings.global_batch_size) for length in lengths))
+        else:
+            planned = plan_steps(order, phases, skip_rows, g=phase.start_g, phase_tokens=0)
+            begins = (begin for begin, _ in planned)
+            counts.append(sum(1 for _ in takewhile(phase.end_g.__gt__, begins)))
+    return counts
+
+
+def _stretches(phase: PhaseSpec, skip_rows: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """Yield the lengths of the phase's stretches of rows between those that are skipped."""
+    begin = phase.start_g
+    for first, end in (*skip_rows, (phase.end_g, phase.end_g)):
+        yield max(min(first, phase.end_g) - begin, 0)
+        begin = max(begin, end)

@@ -75,6 +75,7 @@ class Totals:
     """Totals of a run over the lines of metrics.jsonl, those of earlier sessions too."""
 
     tokens: int = 0
+    steps: int = 0
     seconds: float = 0.0
     """Time of the steps, without validation and checkpoints."""
     loss: float = math.nan
@@ -83,15 +84,16 @@ class Totals:
     def add(self, record: Mapping[str, Any]) -> None:
         """Add a line of training; the others do not count."""
         if record["kind"] == "train":
-            self.tokens, self.loss = record["tokens"], record["loss"]
+            self.tokens, self.steps = record["tokens"], record["step"]
+            self.loss = record["loss"]
             self.seconds += record["seconds"]
 
     def __str__(self) -> str:
         """Return them in words."""
         rate = self.tokens / self.seconds if self.seconds else 0.0
         return (
-            f"{self.tokens:,} tokens in {self.seconds / 3600.0:.3g} h of steps, {rate:,.0f} tok/s "
-            f"on average, last loss {self.loss:.4f}"
+            f"{self.tokens:,} tokens, {self.steps:,} steps in {duration(self.seconds)}, "
+            f"{rate:,.0f} tok/s on average, last loss {self.loss:.4f}"
         )
 
 
@@ -127,20 +129,35 @@ class Console:
     ) -> None:
         """Show the record of an interval with `tokens`, which began at `started` and ends now."""
         self._progress.add(state, tokens, started=started, now=now)
-        numbers = [*_numbers(record), *_times(self._progress.seconds_left(state))]
+        numbers = [*_numbers(record), *self._times(state)]
         if self._bar.disable:
-            logger.info("%s", " · ".join([self.place(record), *numbers]))
+            logger.info("%s", " · ".join([self.place(state), *numbers]))
         else:
             self._bar.set_description_str(f"{record['phase']} step {record['step']}")
             self._bar.set_postfix_str(" · ".join(numbers))
 
-    def place(self, record: Mapping[str, Any]) -> str:
-        """Return phase, step and tokens of a record, with their share of the run."""
-        tokens, total = record["tokens"], self._progress.total_tokens
+    def report(self, state: RunState, text: str) -> None:
+        """Log an event at `state` with its place in the run and the time that is left."""
+        logger.info("%s", " · ".join([self.place(state), text, *self._times(state)]))
+
+    def place(self, state: RunState) -> str:
+        """Return phase, step and tokens of a state, with the share of the run that is done.
+
+        Rows differ in fill, so a run may end with a few tokens more or fewer than planned. The
+        share is that of the tokens in the rows.
+        """
+        tokens = state.consumed_tokens
+        _, left = self._progress.tokens_left(state)
         return (
-            f"{record['phase']} step {record['step']} · {tokens / 1e6:,.2f}M of "
-            f"{total / 1e6:,.2f}M tokens ({tokens / total:.1%})"
+            f"{state.phase} step {state.step} · {tokens / 1e6:,.2f}M of "
+            f"{self._progress.total_tokens / 1e6:,.2f}M tokens ({tokens / (tokens + left):.1%})"
         )
+
+    def _times(self, state: RunState) -> list[str]:
+        left = self._progress.seconds_left(state)
+        if left is None:
+            return []
+        return [f"left: phase {duration(left[0])}, run {duration(left[1])}"]
 
     def close(self) -> None:
         """End the bar."""
@@ -158,12 +175,6 @@ def _numbers(record: Mapping[str, Any]) -> list[str]:
     if "mfu" in record:
         numbers.append(f"MFU {record['mfu']:.1%}")
     return [*numbers, f"{record['peak_memory_bytes'] / 2**30:.2f} GiB"]
-
-
-def _times(left: tuple[float, float] | None) -> list[str]:
-    if left is None:
-        return []
-    return [f"left: phase {duration(left[0])}, run {duration(left[1])}"]
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Report of the hosts at the start of a run; hosts that differ where they may not end it.
+"""Check of the hosts at the start of a run: hosts that differ where they may not end it.
 
 All ranks tell about themselves in one small dictionary each, and the first rank of a host about the
 files that its host sees.
@@ -7,7 +7,6 @@ files that its host sees.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import platform
 import shutil
@@ -23,10 +22,6 @@ from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.shard_list import list_shards
 from megatron_ettin.training.start_checks import StartError
 
-logger = logging.getLogger(__name__)
-
-#: Clocks that differ by more are reported as a warning. Nothing that is computed depends on them.
-LARGEST_CLOCK_SECONDS = 5.0
 TOKEN_PREFIX = ".seen-by-all-hosts."
 SHARED_FOLDER = (
     "mount the file system of the run on all hosts under the same path, or give a --run_dir on one "
@@ -50,8 +45,30 @@ class HostFacts:
     """State of each file of the corpora, by path; empty but for the first rank of a host."""
 
 
-def report_hosts(config: RunConfig, *, checkpoint_bytes: int, num_checkpoints: int) -> None:
-    """Log hosts, layout, versions, clocks, files and disk, on the main rank. All ranks call this.
+@dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """Hosts of a run that may start on them."""
+
+    ranks: list[str]
+    """Each host with its ranks."""
+    num_ranks: int
+    versions: dict[str, str]
+    """Installed packages, alike on all hosts."""
+    clock_spread_seconds: float
+    """Largest difference of two clocks, with the time that leaving a barrier takes."""
+    num_corpus_files: int
+    """Files that the run reads, alike on all hosts."""
+    folder: Path
+    """Run folder, or its nearest parent that exists."""
+    free_bytes: int
+    """Free space there."""
+    checkpoint_bytes: int
+    num_checkpoints: int
+    """Checkpoints to come, at most: those that were removed are counted again."""
+
+
+def check_hosts(config: RunConfig, *, checkpoint_bytes: int, num_checkpoints: int) -> Hosts:
+    """Compare versions, run folder and corpora of all hosts, and look for room. All ranks call it.
 
     Args:
         config: the run.
@@ -73,22 +90,16 @@ def report_hosts(config: RunConfig, *, checkpoint_bytes: int, num_checkpoints: i
             f"{there} on {facts[0].host}: has {free / GIB:.2f} GiB free, but a checkpoint takes "
             f"{checkpoint_bytes / GIB:.2f} GiB: make room, or give another --run_dir"
         )
-    spread = _clock_spread(facts)
-    logger.info("%s", _describe_hosts(config, facts))
-    logger.info("%s", _describe_versions(facts[0]))
-    level = logging.INFO if spread <= LARGEST_CLOCK_SECONDS else logging.WARNING
-    logger.log(
-        level, "clocks within %.3f s; %d corpus files, alike on all", spread, len(facts[0].corpora)
-    )
-    needed = left * checkpoint_bytes
-    logger.log(
-        logging.INFO if needed <= free else logging.WARNING,
-        "%s: %.2f GiB free, for at most %d checkpoints of %.2f GiB: %.2f GiB",
-        there,
-        free / GIB,
-        left,
-        checkpoint_bytes / GIB,
-        needed / GIB,
+    return Hosts(
+        ranks=_ranks_by_host(facts),
+        num_ranks=len(facts),
+        versions={k: v for k, v in facts[0].versions.items() if v != "not installed"},
+        clock_spread_seconds=_clock_spread(facts),
+        num_corpus_files=len(facts[0].corpora),
+        folder=there,
+        free_bytes=free,
+        checkpoint_bytes=checkpoint_bytes,
+        num_checkpoints=left,
     )
 
 
@@ -195,22 +206,10 @@ def _clock_spread(facts: Sequence[HostFacts]) -> float:
     return max(times) - min(times)
 
 
-def _describe_hosts(config: RunConfig, facts: Sequence[HostFacts]) -> str:
-    """Return ranks by host, and the layout."""
+def _ranks_by_host(facts: Sequence[HostFacts]) -> list[str]:
     numbered = itertools.groupby(enumerate(facts), key=lambda item: (item[1].agent, item[1].host))
     ranks = {key: [rank for rank, _ in group] for key, group in numbered}
-    hosts = ", ".join(
+    return [
         f"{host} (rank {own[0]})" if len(own) == 1 else f"{host} (ranks {own[0]}-{own[-1]})"
         for (_, host), own in ranks.items()
-    )
-    hardware = config.hardware
-    return (
-        f"hosts: {len(ranks)}, ranks: {len(facts)}: {hosts}; "
-        f"tensor {hardware.tensor_parallel_size} x pipeline {hardware.pipeline_parallel_size} x "
-        f"context {hardware.context_parallel_size} x data {len(facts) // hardware.model_ranks}"
-    )
-
-
-def _describe_versions(first: HostFacts) -> str:
-    installed = {k: v for k, v in first.versions.items() if v != "not installed"}
-    return ", ".join(f"{name} {version}" for name, version in installed.items())
+    ]

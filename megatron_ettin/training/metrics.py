@@ -172,7 +172,7 @@ class Reporter:
         for line in kept:
             self._totals.add(json.loads(line))
         self._file = folder.metrics.open("a")
-        self._trackers = open_trackers(config, state)
+        self._trackers = open_trackers(config, spec.order_id, state)
         self._console = Console(RunProgress(config.phases, spec.phases), state.consumed_tokens)
 
     def __enter__(self) -> Reporter:
@@ -290,12 +290,10 @@ class Reporter:
             "scored_tokens": held_out.scored_tokens,
         }
         self._write(record)
-        logger.info(
-            "%s · held-out loss %.4f ± %.4f (%s tokens)",
-            self._console.place(record),
-            held_out.loss,
-            held_out.standard_error,
-            f"{held_out.scored_tokens:,}",
+        self._console.report(
+            state,
+            f"held-out loss {held_out.loss:.4f} ± {held_out.standard_error:.4f} "
+            f"({held_out.scored_tokens:,} tokens)",
         )
 
     def report_intervention(

@@ -28,6 +28,7 @@ from megatron_ettin.order.interventions import read_interventions
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training import rotary_bases
+from megatron_ettin.training.keeper import open_keeper
 from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward
@@ -44,10 +45,10 @@ from megatron_ettin.training.validation import Validation
 logger = logging.getLogger(__name__)
 
 
-def starting_state(config: RunConfig, order: SampleOrder, *, goes_back: bool = False) -> RunState:
+def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
     """Return the state at the start: of the newest checkpoint with `resume`, else of a new run.
 
-    `goes_back`: this process has trained the run already, and resumes it in any case.
+    `choose_checkpoint` has compared its files.
 
     Raises:
         CheckpointError: run_dir holds a run already, or a run with another order; or a new run's
@@ -60,13 +61,11 @@ def starting_state(config: RunConfig, order: SampleOrder, *, goes_back: bool = F
         return RunState(
             tokenizer_sha256=digest, initialized_from=_source_of_weights(config, digest)
         )
-    if not (config.checkpoint.resume or goes_back):
+    if not config.checkpoint.resume:
         raise CheckpointError(
             f"{config.run_dir}: holds checkpoints of a run already ({newest.name}): give "
             f"--checkpoint.resume true to go on from there, or another run_dir"
         )
-    if config.checkpoint.check_files:
-        checkpoint_files.check_files(newest)
     check_same_run(config, newest)
     state = checkpoint.read_state(newest)
     check_same_order(config, order.spec, newest, state)
@@ -122,6 +121,7 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         reporter=Reporter(config, order.spec, state, recorder),
         recorder=recorder,
         watch=watch,
+        keeper=open_keeper(config, is_over=state.g == order.num_rows),
     )
 
 

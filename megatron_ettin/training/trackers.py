@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
+
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig, to_yaml
 from megatron_ettin.order.run_folder import RunFolder
@@ -24,11 +26,11 @@ class Tracker(Protocol):
         """Write what is left and end; `failed` if the run ends by an error."""
 
 
-def open_trackers(config: RunConfig, state: RunState) -> list[Tracker]:
+def open_trackers(config: RunConfig, order_id: str, state: RunState) -> list[Tracker]:
     """Open those that the configuration asks for, at the state that the run starts from."""
     trackers: list[Tracker] = []
     if config.logging.wandb:
-        trackers.append(WandbTracker(config, state))
+        trackers.append(WandbTracker(config, order_id, state))
     if config.logging.tensorboard:
         trackers.append(TensorBoardTracker(RunFolder(Path(config.run_dir)), state))
     return trackers
@@ -37,7 +39,7 @@ def open_trackers(config: RunConfig, state: RunState) -> list[Tracker]:
 class WandbTracker:
     """A Weights & Biases run; its id is in the run folder, so that a resumed run continues it."""
 
-    def __init__(self, config: RunConfig, state: RunState) -> None:
+    def __init__(self, config: RunConfig, order_id: str, state: RunState) -> None:
         """Begin a W&B run, or continue that of the run folder."""
         import wandb
 
@@ -47,7 +49,7 @@ class WandbTracker:
             name=folder.path.name,
             id=_wandb_id(folder, state),
             resume="allow",
-            config={"yaml": to_yaml(config)},
+            config=wandb_config(config, order_id),
         )
 
     def log(self, kind: str, numbers: Mapping[str, float], step: int) -> None:
@@ -57,6 +59,17 @@ class WandbTracker:
     def close(self, *, failed: bool) -> None:
         """Finish the W&B run."""
         self._run.finish(exit_code=1 if failed else 0)
+
+
+def wandb_config(config: RunConfig, order_id: str) -> dict[str, Any]:
+    """Return the fields of a run by section, and its order id, for W&B's table of runs.
+
+    W&B names a field by dots (`optimizer.lr`) and sorts by it, but only through mappings. So the
+    phases, a list, become a mapping by name.
+    """
+    sections: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    phases = {phase["name"]: phase for phase in sections["phases"]}
+    return {**sections, "phases": phases, "order_id": order_id}
 
 
 def _wandb_id(folder: RunFolder, state: RunState) -> str:

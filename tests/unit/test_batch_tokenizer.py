@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from megatron_ettin.data.batch_tokenizer import (
     find_doubtful,
 )
 from megatron_ettin.data.batches import TextBatch
-from megatron_ettin.data.encoding import DocumentSelector, SelectionRules
+from megatron_ettin.data.encoding import DocumentSelector, SelectionRules, hash_documents
 from megatron_ettin.data.tokenize import (
     Tokenizer,
     load_tokenizer,
@@ -127,10 +128,11 @@ def test_other_ids_in_the_run_stop_it_and_name_the_document(tokenizer: Tokenizer
     batch = TextBatch((texts,), None, None, range(11, 4011), 0)
     wrong = Wrong(tokenizer)
     library = DocumentSelector(tokenizer, wrong, SelectionRules())
+    hashes = hash_documents(batch)
     with pytest.raises(ValueError, match=r"a.jsonl:\d+: gigatoken gives other ids .*--library tok"):
-        library.select(batch, 0, wrong.encode(texts), None, "a.jsonl")
+        library.select(batch, 0, wrong.encode(texts), hashes, None, "a.jsonl")
     right = LibraryTokenizer(tokenizer).encode(texts)
-    assert not sum(library.select(batch, 0, right, None, "a.jsonl").dropped.values())
+    assert not sum(library.select(batch, 0, right, hashes, None, "a.jsonl").dropped.values())
 
 
 def test_doubtful_characters_are_few_and_rare() -> None:
@@ -159,22 +161,36 @@ def test_texts_with_doubtful_characters_get_the_ids_of_tokenizers(tokenizer: Tok
     ]
     assert find_doubtful(texts) == [1, 3, 4, 6]
     assert different(tokenizer, texts) is None
-    found = GigatokenTokenizer(tokenizer)._backend.encode_batch(texts).to_list()
-    expected = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
-    assert found != expected, "gigatoken has the same tables by now: less needs to be doubtful"
+    alone = GigatokenTokenizer(tokenizer)._encode(texts)
+    expected = LibraryTokenizer(tokenizer).encode(texts)
+    assert find_difference(texts, alone, expected) is not None, (
+        "gigatoken has the same tables by now: less needs to be doubtful"
+    )
 
 
 def test_the_encoder_starts_anew_before_its_cache_grows(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RESTART_CHARACTERS", 100)
+    loads = []
+    load = module.load_hf_json
+    monkeypatch.setattr(module, "load_hf_json", lambda text: loads.append(text) or load(text))
+    monkeypatch.setattr(module, "RESTART_CHARACTERS", 2 * sum(map(len, TEXTS)))
     library = GigatokenTokenizer(tokenizer)
-    backends = set()
-    for _ in range(6):
+    for calls in range(1, 7):
         found = library.encode(TEXTS)
-        backends.add(id(library._backend))
         assert find_difference(TEXTS, found, LibraryTokenizer(tokenizer).encode(TEXTS)) is None
-    assert library._characters < 6 * sum(map(len, TEXTS))
+        assert len(loads) == (calls + 1) // 2
+
+
+def test_threads_encode_at_the_same_time(tokenizer: Tokenizer) -> None:
+    library = GigatokenTokenizer(tokenizer)
+    batches = [[f"{text} {n}" for text in TEXTS for n in range(i, 200)] for i in range(40)]
+    expected = [LibraryTokenizer(tokenizer).encode(texts) for texts in batches]
+    with ThreadPoolExecutor(4) as threads:
+        for texts, found, right in zip(
+            batches, threads.map(library.encode, batches), expected, strict=True
+        ):
+            assert find_difference(texts, found, right) is None
 
 
 CHARACTERS = st.characters(exclude_categories=("Cs",))

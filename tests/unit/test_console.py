@@ -120,6 +120,31 @@ def test_a_line_has_everything(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_every_line_has_the_share_that_is_done_and_the_time_that_is_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    console = Console(progress(), 0, stream=io.StringIO())
+    at = state(100, 100_000)
+    console.report(at, "an event before any report")
+    console.report_steps(at, record(at), tokens=100_000, started=0.0, now=10.0)
+    console.report(at, "held-out loss 4.0000")
+    # The last rows held more than planned: the run is done, not more than done.
+    console.report(state(2500, 4_100_000, "long"), "an event at the end")
+    console.close()
+    assert caplog.messages[0] == (
+        "short step 10 · 0.10M of 4.00M tokens (2.5%) · an event before any report"
+    )
+    assert caplog.messages[2] == (
+        "short step 10 · 0.10M of 4.00M tokens (2.5%) · held-out loss 4.0000 · "
+        "left: phase 1 m 30 s, run 6 m 30 s"
+    )
+    assert caplog.messages[3] == (
+        "long step 250 · 4.10M of 4.00M tokens (100.0%) · an event at the end · "
+        "left: phase 0 s, run 0 s"
+    )
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -141,10 +166,10 @@ def test_a_terminal_has_a_bar_and_no_lines(caplog: pytest.LogCaptureFixture) -> 
 
 def test_totals_count_earlier_sessions() -> None:
     totals = Totals()
-    totals.add({"kind": "train", "tokens": 3_600_000, "seconds": 1800.0, "loss": 5.0})
+    totals.add({"kind": "train", "step": 100, "tokens": 3_600_000, "seconds": 1800.0, "loss": 5.0})
     totals.add({"kind": "validation", "tokens": 3_600_000, "heldout_loss": 6.0})
-    totals.add({"kind": "train", "tokens": 7_200_000, "seconds": 3600.0, "loss": 4.5})
-    text = "7,200,000 tokens in 1.5 h of steps, 1,333 tok/s on average, last loss 4.5000"
+    totals.add({"kind": "train", "step": 200, "tokens": 7_200_000, "seconds": 3600.0, "loss": 4.5})
+    text = "7,200,000 tokens, 200 steps in 1 h 30 m, 1,333 tok/s on average, last loss 4.5000"
     assert str(totals) == text
 
 

@@ -307,7 +307,7 @@ def test_twins_differ_only_in_what_they_attend_to_and_score(
     encoder = estimated(capsys, *files("150m", "mlm"), *layout)
     decoder = estimated(capsys, *files("150m", "clm"), *layout)
     differing = {name for name in encoder if encoder[name] != decoder[name]}
-    assert differing == {"memory_bytes", "tokens_per_s", "hours", "phases"}
+    assert differing == {"memory_bytes", "tokens_per_s", "hours", "device_hours", "phases"}
     assert encoder["hours"] < decoder["hours"]
     parts = encoder["memory_bytes"]
     assert {part for part in parts if parts[part] != decoder["memory_bytes"][part]} <= {
@@ -326,6 +326,44 @@ def test_a_budget_scales_all_but_memory(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_measured_rate_replaces_the_guess(capsys: pytest.CaptureFixture[str]) -> None:
     found = estimated(capsys, *files("1b", "clm"), "--tokens_per_s=1e6")
     assert found["hours"] == pytest.approx(2e12 / 1e6 / 3600)
+
+
+def test_more_devices_than_micro_batches_are_no_faster(capsys: pytest.CaptureFixture[str]) -> None:
+    """A step has 44 micro-batches: of 64 out of 2,770 rows, or of 8 out of 346 longer ones."""
+    layout = [*files("17m", "mlm"), "--hardware.micro_batch_tokens=65536"]
+    few, enough, many = (
+        estimated(capsys, *layout, f"--num_devices={count}") for count in (22, 44, 512)
+    )
+    assert enough["hours"] == pytest.approx(few["hours"] / 2)
+    assert many["hours"] == pytest.approx(enough["hours"])
+    assert many["device_hours"] == pytest.approx(512 * many["hours"])
+    phase = many["phases"][0]
+    assert (phase["micro_batches"], phase["idle_ranks"]) == (1, 468)
+    assert phase["lost_share"] == pytest.approx(1.0 - 2770 / (512 * 64))
+    assert "pretrain: global_batch_size 32,768 leaves no rank idle" in many["advice"]
+    assert "44 ranks with these micro-batches take as long" in many["advice"]
+
+
+def test_text_says_what_is_idle_and_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    tool.main([*files("17m", "mlm"), "--num_devices=512", "--hardware.micro_batch_tokens=65536"])
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    said = "1 micro-batch of 64 rows a rank, 468 of 512 ranks idle: 91.5% of the time lost"
+    assert ["step", said] in lines
+    assert ["instead", "global_batch_size 32,768 leaves no rank idle"] in lines
+    assert ["instead", "hardware.micro_batch_tokens 8192 loses 32.4% of the run"] in lines
+    (hours,) = [rest for name, rest in lines if name == "hours"]
+    assert hours.endswith(" GPU-hours")
+
+
+def test_a_value_that_is_given_counts_although_it_is_the_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    default = HardwareConfig().micro_batch_tokens
+    given = [*files("17m", "mlm"), "--hardware.micro_batch_tokens", str(default)]
+    assert estimated(capsys, *given)["micro_batch_tokens"] == default
+    assert estimated(capsys, *files("17m", "mlm"))["micro_batch_tokens"] > default
+    never = [*files("17m", "mlm"), "--checkpoint.save_every_tokens=null"]
+    assert estimated(capsys, *never)["checkpoints"] == 3, "one at the end of each phase"
 
 
 def test_steps_of_a_phase() -> None:

@@ -1,8 +1,8 @@
-"""Report of the hosts at the start: what it says, and what of two hosts may not differ."""
+"""Hosts at the start of a run: what is known of them, and what of two may not differ."""
 
 import dataclasses
-import logging
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import pytest
 from megatron_ettin import distributed
 from megatron_ettin.config import RunConfig
 from megatron_ettin.training import host_report
-from megatron_ettin.training.host_report import HostFacts, corpus_states, report_hosts
+from megatron_ettin.training.host_report import HostFacts, Hosts, check_hosts, corpus_states
 from megatron_ettin.training.start_checks import StartError
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
@@ -37,38 +37,32 @@ def add_host(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
     monkeypatch.setattr(distributed, "all_gather", gather)
 
 
-def report(config: RunConfig, *, checkpoint_bytes: int = 2**30) -> None:
-    report_hosts(config, checkpoint_bytes=checkpoint_bytes, num_checkpoints=3)
+def check(config: RunConfig, *, checkpoint_bytes: int = 2**30) -> Hosts:
+    return check_hosts(config, checkpoint_bytes=checkpoint_bytes, num_checkpoints=3)
 
 
 @pytest.mark.usefixtures("one_process")
-def test_report_of_one_host(
-    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_host(config: RunConfig, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    with caplog.at_level(logging.INFO):
-        report(config)
+    hosts = check(config)
     assert sorted(tmp_path.iterdir()) == before, "nothing is left"
-    hosts, versions, files, disk = caplog.messages[-4:]
-    assert hosts.startswith("hosts: 1, ranks: 1: ")
-    assert hosts.endswith("(rank 0); tensor 1 x pipeline 1 x context 1 x data 1")
-    assert "python 3." in versions
-    assert "megatron-core 0." in versions
-    assert "megatron-ettin " in versions
-    assert files == "clocks within 0.000 s; 6 corpus files, alike on all"
-    assert disk.endswith("for at most 3 checkpoints of 1.00 GiB: 3.00 GiB")
+    assert hosts.ranks == [f"{platform.node()} (rank 0)"]
+    assert hosts.num_ranks == 1
+    assert hosts.versions["python"] == platform.python_version()
+    assert {"megatron-core", "megatron-ettin", "torch"} <= set(hosts.versions)
+    assert hosts.clock_spread_seconds == 0.0
+    assert hosts.num_corpus_files == 6
+    assert hosts.folder == tmp_path
+    assert hosts.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+    assert (hosts.num_checkpoints, hosts.checkpoint_bytes) == (3, 2**30)
 
 
 @pytest.mark.usefixtures("one_process")
-def test_report_of_two_hosts(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_two_hosts(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     add_host(monkeypatch, lambda f: dataclasses.replace(f, unix_seconds=f.unix_seconds + 7.0))
-    with caplog.at_level(logging.INFO):
-        report(config)
-    assert "hosts: 2, ranks: 2: one (rank 0), two (rank 1); tensor 1 " in caplog.messages[-4]
-    assert "clocks within 7.000 s" in caplog.messages[-2]
-    assert caplog.records[-2].levelno == logging.WARNING
+    hosts = check(config)
+    assert hosts.ranks == ["one (rank 0)", "two (rank 1)"]
+    assert hosts.clock_spread_seconds == pytest.approx(7.0)
 
 
 @pytest.mark.usefixtures("one_process")
@@ -97,13 +91,13 @@ def test_difference_stops_the_run(
 ) -> None:
     add_host(monkeypatch, change)
     with pytest.raises(StartError, match=named):
-        report(config)
+        check(config)
 
 
 @pytest.mark.usefixtures("one_process")
 def test_disk_without_room_for_a_checkpoint_stops_the_run(config: RunConfig) -> None:
     with pytest.raises(StartError, match=r"GiB free, but a checkpoint takes 1048576\.00 GiB"):
-        report(config, checkpoint_bytes=2**50)
+        check(config, checkpoint_bytes=2**50)
 
 
 def test_state_of_a_corpus_tells_size_time_and_error(config: RunConfig, tmp_path: Path) -> None:
@@ -129,10 +123,10 @@ def test_state_of_a_corpus_tells_size_time_and_error(config: RunConfig, tmp_path
 
 
 @pytest.mark.usefixtures("one_process")
-def test_report_takes_no_time(config: RunConfig) -> None:
-    report(config)
+def test_the_check_takes_no_time(config: RunConfig) -> None:
+    check(config)
     begin = time.perf_counter()
-    report(config)
+    check(config)
     assert time.perf_counter() - begin < 0.2
 
 

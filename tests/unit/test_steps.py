@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from megatron_ettin.config import PhaseConfig
 from megatron_ettin.order import PhaseSpec
-from megatron_ettin.order.steps import find_step_end, pass_skipped_rows
+from megatron_ettin.order.steps import (
+    count_steps,
+    find_step_end,
+    pass_skipped_rows,
+    plan_steps,
+)
+from tests.conftest import TinyCorpus
+from tests.orders import FIRST, SECOND, make_order
 
 PHASE = PhaseConfig(name="only", train_tokens=10_000, seq_length=64, global_batch_size=12)
 
@@ -63,3 +70,18 @@ def test_every_row_is_in_one_step_or_skipped(
         trained += range(g, end)
         g = pass_skipped_rows(phase, skip, end)
     assert trained == [g for g in range(start, phase.end_g) if g not in left_out]
+
+
+@pytest.mark.parametrize("ramp", [{}, {"batch_ramp_start": 2, "batch_ramp_tokens": 12_000}])
+@pytest.mark.parametrize("skip", [[], [(0, 5), (40, 41), (100, 400)], [(50, 10_000)]])
+def test_steps_are_counted_as_they_are_planned(
+    ramp: dict[str, int], skip: list[tuple[int, int]], tiny_corpus: TinyCorpus
+) -> None:
+    phases = [dataclasses.replace(FIRST, **ramp), SECOND]
+    order = make_order(tiny_corpus, *phases)
+    planned = [begin for begin, _ in plan_steps(order, phases, skip, g=0, phase_tokens=0)]
+    of_phase = [
+        sum(phase.start_g <= begin < phase.end_g for begin in planned)
+        for phase in order.spec.phases
+    ]
+    assert count_steps(order, phases, skip) == of_phase

@@ -12,8 +12,9 @@ from megatron_ettin.training import start_checks
 from megatron_ettin.training.trackers import TensorBoardTracker, WandbTracker, open_trackers
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
-from tests.wandb_logs import logged_ids, logged_losses
+from tests.wandb_logs import logged_config, logged_ids, logged_losses
 
+ORDER_ID = "61a34623582b"
 LOSSES = {1: 5.0, 2: 4.5, 3: 4.25, 4: 4.125}
 
 
@@ -30,15 +31,22 @@ def log_steps(tracker: WandbTracker | TensorBoardTracker, steps: list[int]) -> N
 
 @pytest.mark.slow
 def test_a_resumed_run_continues_its_wandb_run(config: RunConfig, tmp_path: Path) -> None:
-    log_steps(WandbTracker(config, RunState()), [1, 2, 3])
+    log_steps(WandbTracker(config, ORDER_ID, RunState()), [1, 2, 3])
     identity = RunFolder(tmp_path / "run").wandb_id.read_text().strip()
-    log_steps(WandbTracker(config, RunState(step=2)), [3, 4])
+    log_steps(WandbTracker(config, ORDER_ID, RunState(step=2)), [3, 4])
     logs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert [logged_ids(log) for log in logs] == [{identity}] * len(logs)
     losses = [loss for log in logs for loss in logged_losses(log)]
     assert losses == [LOSSES[step] for step in (1, 2, 3, 3, 4)]
+    # Fields of their own, that runs can be sorted by, and the order that they followed.
+    for log in logs:
+        found = logged_config(log)
+        assert found["optimizer"]["lr"] == config.optimizer.lr
+        assert found["phases"]["short"]["global_batch_size"] == 16
+        assert found["objective"]["init_args"]["mask_rate"] == 0.3
+        assert found["order_id"] == ORDER_ID
     # A run that begins anew in the folder, before any checkpoint, is another W&B run.
-    WandbTracker(config, RunState()).close(failed=True)
+    WandbTracker(config, ORDER_ID, RunState()).close(failed=True)
     assert RunFolder(tmp_path / "run").wandb_id.read_text().strip() != identity
 
 
@@ -48,15 +56,15 @@ def test_the_environment_chooses_the_id_of_a_run_that_begins(
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr("wandb.init", lambda **settings: seen.append(settings))
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
-    WandbTracker(config, RunState())
+    WandbTracker(config, ORDER_ID, RunState())
     monkeypatch.setenv("WANDB_RUN_ID", "another")
-    WandbTracker(config, RunState(step=2))
+    WandbTracker(config, ORDER_ID, RunState(step=2))
     assert [settings["id"] for settings in seen] == ["mine", "mine"]
     assert {settings["resume"] for settings in seen} == {"allow"}
 
 
 def test_no_flag_opens_nothing(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
-    assert open_trackers(tiny_config(tiny_corpus, tmp_path / "run"), RunState()) == []
+    assert open_trackers(tiny_config(tiny_corpus, tmp_path / "run"), ORDER_ID, RunState()) == []
 
 
 def test_a_missing_tensorboard_is_named(
