@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
@@ -33,7 +36,8 @@ from megatron_ettin.file_digests import FileDigest, FileList, sha256_of_json
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
-from megatron_ettin.shards import ShardsError, describe_error, read_shards, write_shards
+from megatron_ettin.shard_saver import PendingShards, RankPart, ShardSaver
+from megatron_ettin.shards import ShardsError, describe_error, read_shards
 
 #: Packages whose versions a checkpoint records.
 PACKAGES = (
@@ -73,6 +77,9 @@ class RunState:
     """Sum of the consumed rows' order digests, low lane first."""
     token_digest: tuple[int, int] = (0, 0)
     """Sum of the consumed rows' token digests, low lane first."""
+    recent_losses: tuple[float, ...] = ()
+    """Mean losses of the last steps of the phase, the latest last, up to `trouble.window_steps`;
+    none unless `trouble.on_spike` compares with them."""
     phase_ids: tuple[str, ...] = ()
     """Chained order ids of the phases."""
     phase_ends: tuple[int, ...] = ()
@@ -110,6 +117,9 @@ class SavedModel:
     """Tokenizer folder, as an absolute path; None if the model came without one."""
     prediction_shift: int = 0
     """Distance from a [MASK] back to the position that predicts it, as in `Objective`."""
+    objective: str | None = None
+    """Class of the objective that trained the weights, as `config.yaml` names it (its module and
+    name); None if it is not on record, because they were imported."""
     special_ids: dict[str, int | list[int]] = field(default_factory=dict)
     """Token ids by field of config.json (`eos_token_id`) that an imported model came with."""
 
@@ -127,7 +137,62 @@ class SavedModel:
             max_seq_length=max(phase.seq_length for phase in config.phases),
             tokenizer=str(Path(config.data.tokenizer).absolute()),
             prediction_shift=config.objective.prediction_shift,
+            objective=configuration.class_path(config.objective),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingCheckpoint:
+    """A checkpoint whose shards threads write, in `folder` with `.unfinished`."""
+
+    folder: Path
+    shards: PendingShards
+    texts: Mapping[str, str]
+    """Content of the small files beside the shards, by name."""
+
+    def complete(self) -> FileList:
+        """Wait for the threads of all ranks, write the other files, and list them all.
+
+        All ranks call this, and get the same list. `publish` adds the state.
+
+        Raises:
+            ShardsError, OSError: the disk refuses, on all ranks; the message says why.
+        """
+        parts = self.shards.gather()
+        return distributed.from_main_rank(lambda: self._complete(parts))
+
+    def _complete(self, parts: list[RankPart]) -> FileList:
+        every = self.shards.finish(parts)
+        unfinished = unfinished_folder(self.folder)
+        for name, text in self.texts.items():
+            (unfinished / name).write_bytes(text.encode())
+            every[name] = FileDigest.of_content(text.encode())
+        # Versions of Megatron-Core write different small files beside the shards: list what is
+        # there, and hash what this project has not hashed while writing.
+        others = [path for path in unfinished.iterdir() if path.name not in every]
+        return FileList(every | {path.name: FileDigest.of_file(path) for path in others})
+
+
+def begin(
+    folder: Path,
+    stage: MegatronModule,
+    optimizer: MegatronOptimizer | None,
+    writer: ShardSaver,
+    *,
+    config: RunConfig,
+    state: RunState,
+) -> PendingCheckpoint:
+    """Copy a run's state, and begin to write it to `folder` with `.unfinished`.
+
+    All ranks call this. `stage` is the unwrapped module (a DDP wrapper would prefix every name).
+    Training may go on when the call returns; the caller then calls `complete` and `publish`.
+
+    Raises:
+        CheckpointError: `folder` exists.
+        ShardsError, OSError: the disk has no room, or refuses, on all ranks. Nothing is left then.
+    """
+    saved, text = SavedModel.of_run(config, state), configuration.to_yaml(config)
+    return _begin(folder, stage, optimizer, writer, saved=saved, config_yaml=text)
 
 
 def write(
@@ -138,37 +203,27 @@ def write(
     config: RunConfig,
     state: RunState,
 ) -> FileList:
-    """Write all files of a checkpoint but its state, which `publish` adds. All ranks call this.
-
-    `stage` is the unwrapped module (a DDP wrapper would prefix every name). The files are in
-    `folder` with `.unfinished`; the list of them is the same on all ranks.
-
-    Raises:
-        CheckpointError: `folder` exists.
-        ShardsError: the disk refuses; the message says why.
-    """
-    return _write(
-        folder,
-        stage,
-        optimizer,
-        saved=SavedModel.of_run(config, state),
-        config_yaml=configuration.to_yaml(config),
-    )
+    """Write all files of a checkpoint but its state, as `begin` and `complete` do together."""
+    writer = ShardSaver(copies=False)
+    return begin(folder, stage, optimizer, writer, config=config, state=state).complete()
 
 
 def publish(folder: Path, files: FileList, state: RunState) -> None:
-    """Add the state to what `write` has written, and name it `folder`. All ranks call this.
+    """Add the state to files that are complete, and name their folder `folder`.
 
-    Nobody takes an unfinished folder for a checkpoint, so `state` may name a record of the ledger
-    that holds the digest of the list.
+    All ranks call this. Nobody takes an unfinished folder for a checkpoint, so `state` may name a
+    record of the ledger that holds the digest of the list.
+
+    Raises:
+        OSError: the disk refuses, on all ranks.
     """
+    distributed.from_main_rank(lambda: _publish(folder, files, state))
+
+
+def discard(folder: Path) -> None:
+    """Remove what was written of a checkpoint that is not published, as far as the disk allows."""
     if distributed.is_main_rank():
-        fields = {"versions": package_versions(), **dataclasses.asdict(state)}
-        document = {**files.to_document(), **fields, "state_sha256": sha256_of_json(fields)}
-        text = json.dumps(document, indent=2) + "\n"
-        (unfinished_folder(folder) / STATE_FILE).write_text(text)
-        publish_folder(folder)
-    distributed.barrier()
+        shutil.rmtree(unfinished_folder(folder), ignore_errors=True)
 
 
 def save_weights(
@@ -183,40 +238,43 @@ def save_weights(
 
     `config_yaml` holds the sections of a run that the weights decide.
     """
-    files = _write(folder, stage, None, saved=saved, config_yaml=config_yaml)
-    publish(folder, files, RunState(tokenizer_sha256=tokenizer_sha256))
+    writer = ShardSaver(copies=False)
+    pending = _begin(folder, stage, None, writer, saved=saved, config_yaml=config_yaml)
+    publish(folder, pending.complete(), RunState(tokenizer_sha256=tokenizer_sha256))
 
 
-def _write(
+def _begin(
     folder: Path,
     stage: MegatronModule,
     optimizer: MegatronOptimizer | None,
+    writer: ShardSaver,
     *,
     saved: SavedModel,
     config_yaml: str,
-) -> FileList:
-    unfinished = unfinished_folder(folder)
-    if distributed.is_main_rank():
-        if folder.exists():
-            raise CheckpointError(f"{folder}: exists already; a checkpoint is never replaced")
-        begin_folder(folder)
-    distributed.barrier()
-    digests = write_shards(unfinished, stage, optimizer)
-    if distributed.is_main_rank():
-        texts = {
-            CONFIG_FILE: config_yaml,
-            MODEL_FILE: json.dumps(dataclasses.asdict(saved), indent=2) + "\n",
-        }
-        for name, text in texts.items():
-            (unfinished / name).write_bytes(text.encode())
-            digests[name] = FileDigest.of_content(text.encode())
-    every = {name: file for part in distributed.all_gather(digests) for name, file in part.items()}
-    if distributed.is_main_rank():
-        # Versions of Megatron-Core write different small files beside the shards: list what is
-        # there, and hash what this module has not hashed while writing.
-        others = [path for path in unfinished.iterdir() if path.name not in every]
-        every |= {path.name: FileDigest.of_file(path) for path in others}
-    return FileList(distributed.broadcast(every))
+) -> PendingCheckpoint:
+    distributed.from_main_rank(lambda: _begin_folder(folder))
+    try:
+        shards = writer.begin(unfinished_folder(folder), stage, optimizer)
+    except ShardsError:
+        discard(folder)
+        raise
+    model = json.dumps(dataclasses.asdict(saved), indent=2) + "\n"
+    texts = {CONFIG_FILE: config_yaml, MODEL_FILE: model}
+    return PendingCheckpoint(folder=folder, shards=shards, texts=texts)
+
+
+def _begin_folder(folder: Path) -> None:
+    if folder.exists():
+        raise CheckpointError(f"{folder}: exists already; a checkpoint is never replaced")
+    begin_folder(folder)
+
+
+def _publish(folder: Path, files: FileList, state: RunState) -> None:
+    fields = {"versions": package_versions(), **dataclasses.asdict(state)}
+    document = {**files.to_document(), **fields, "state_sha256": sha256_of_json(fields)}
+    text = json.dumps(document, indent=2) + "\n"
+    (unfinished_folder(folder) / STATE_FILE).write_text(text)
+    publish_folder(folder)
 
 
 def load(
@@ -275,6 +333,7 @@ def read_state(folder: Path) -> RunState:
     try:
         for name in ("order_digest", "token_digest", "phase_ids", "phase_ends"):
             document[name] = tuple(document[name])
+        document["recent_losses"] = tuple(document.get("recent_losses", ()))
         return RunState(**document)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
@@ -288,12 +347,31 @@ def read_model(folder: Path) -> SavedModel:
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here ({MODEL_FILE} is missing)")
     document = read_json(folder / MODEL_FILE)
+    if "objective" not in document:  # saved by an earlier version, which named it in config.yaml
+        document["objective"] = _trained_by(folder)
     try:
         return SavedModel(**{**document, "model": ModelConfig(**document["model"])})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / MODEL_FILE}: not a saved model: {describe_error(error)}; {REMEDY}"
         ) from error
+
+
+def _trained_by(folder: Path) -> str | None:
+    """Return the class of the objective of the run that saved `folder`, which need not be at hand.
+
+    None for weights that no run had trained when they were saved.
+    """
+    if not read_state(folder).step:
+        return None
+    path = folder / CONFIG_FILE
+    try:
+        objective: str = yaml.safe_load(path.read_text())["objective"]["class_path"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: does not name the objective: {describe_error(error)}; {REMEDY}"
+        ) from error
+    return objective
 
 
 def read_config(folder: Path) -> RunConfig:

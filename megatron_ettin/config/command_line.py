@@ -49,10 +49,15 @@ def to_yaml(config: RunConfig) -> str:
     """Return the resolved configuration as YAML that `load_config` reads back identically."""
     values = dataclasses.asdict(config)
     values["objective"] = {
-        "class_path": f"{type(config.objective).__module__}.{type(config.objective).__qualname__}",
+        "class_path": class_path(config.objective),
         "init_args": dataclasses.asdict(config.objective),
     }
     return yaml.safe_dump(values, sort_keys=False)
+
+
+def class_path(objective: Objective) -> str:
+    """Return the module and name of an objective's class, by which a saved YAML file names it."""
+    return f"{type(objective).__module__}.{type(objective).__qualname__}"
 
 
 def load_config(path: Path) -> RunConfig:

@@ -20,7 +20,7 @@ from megatron_ettin.data.raw_files import expand_inputs
 from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.domain.recipe import MASK_RATE, PHASE, DomainRecipe, make_recipe
 from megatron_ettin.evaluation.model import open_model
-from megatron_ettin.export.architecture import objective_of, read_huggingface_config
+from megatron_ettin.export.architecture import objective_for, read_huggingface_config
 from megatron_ettin.export.huggingface import check_free, from_huggingface
 from megatron_ettin.export.vocabulary_swap import VocabularySwap, plan_swap
 from megatron_ettin.model.counts import parameters
@@ -186,7 +186,7 @@ def _sections(
     held_out_rows: int,
 ) -> dict[str, Any]:
     """Return the run's YAML, complete, with absolute paths."""
-    output, objective = options.output.absolute(), objective_of(saved)
+    output, objective = options.output.absolute(), objective_for(saved)
     arguments = {"mask_rate": MASK_RATE} if issubclass(objective, MaskingObjective) else {}
     names = ["domain", *(["general"] if options.general else [])]
     shares = {"domain": 1 - options.replayed, "general": options.replayed}

@@ -50,7 +50,7 @@ KINDS = (
         model_class=ModernBertDecoderForCausalLM,
     ),
 )
-#: Objectives by which a model may have been trained; attention and prediction_shift identify one.
+#: Objectives that a run can go on with from imported weights; the first that fits is taken.
 OBJECTIVES: tuple[type[Objective], ...] = (MaskedLM, CausalLM, MaskedNextToken)
 #: Fields that have one value in the Ettin model, by their names in transformers.
 FIXED_FIELDS: dict[str, Any] = {
@@ -74,8 +74,14 @@ def kind_of(attention: Attention) -> ModelKind:
     return kind
 
 
-def objective_of(saved: SavedModel) -> type[Objective]:
-    """Return the objective of such a model; raise ValueError if there is none like it."""
+def objective_for(saved: SavedModel) -> type[Objective]:
+    """Return an objective that trains such a model further, whatever trained it before.
+
+    A model that a run trained says its own: `SavedModel.objective`.
+
+    Raises:
+        ValueError: no objective attends and predicts like this.
+    """
     for objective in OBJECTIVES:
         if (objective.attention, objective.prediction_shift) == (
             saved.attention,
@@ -85,6 +91,17 @@ def objective_of(saved: SavedModel) -> type[Objective]:
     raise ValueError(
         f"prediction_shift: {saved.prediction_shift!r} is no objective's with {saved.attention} "
         f"attention; 1 is that of masked next-token prediction, 0 of all others"
+    )
+
+
+def prediction(saved: SavedModel) -> str:
+    """Name what a position of the model predicts."""
+    if saved.attention == "causal":
+        return "the next token"
+    return (
+        f"the token {saved.prediction_shift} further on"
+        if saved.prediction_shift
+        else "its own token"
     )
 
 
@@ -166,7 +183,7 @@ def read_huggingface_config(
             prediction_shift=prediction_shift,
             special_ids=_special_ids(config),
         )
-        objective_of(saved)
+        objective_for(saved)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return saved

@@ -22,7 +22,7 @@ from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.config import HardwareConfig, SeedConfig, check_layout
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.export import architecture, weights
-from megatron_ettin.export.architecture import ModelKind, kind_of, objective_of
+from megatron_ettin.export.architecture import ModelKind, kind_of, objective_for
 from megatron_ettin.export.card import CardMetadata, CardRevision, model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.export.vocabulary_swap import VocabularySwap
@@ -258,7 +258,7 @@ def own_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _run_sections(saved: SavedModel, hardware: HardwareConfig) -> str:
-    objective = objective_of(saved)
+    objective = objective_for(saved)
     sections = {
         "objective": {"class_path": f"{objective.__module__}.{objective.__qualname__}"},
         "model": dataclasses.asdict(saved.model),

@@ -1,6 +1,7 @@
 """Files that a conversion writes in either direction; nothing is lost (weights: test_sizes)."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.config import parse_args
 from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
-from megatron_ettin.objectives import MaskedNextToken
+from megatron_ettin.objectives import MaskedLM, MaskedNextToken
 from tests.parity.conftest import Case
 from tests.parity.references import (
     KINDS,
@@ -117,7 +118,8 @@ def test_the_card_says_what_the_model_is(kind: str, task: str, tmp_path: Path) -
     )
     for said in (
         f"| parameters | {count:,} ",
-        f"{type(config.objective).__name__}: {config.objective.attention} attention",
+        f"| objective | {type(config.objective).__name__} |",
+        f"| attention | {config.objective.attention}; a position predicts ",
         f"16 tokens {local}",
         "160000 in global layers, 20000 in local ones",
         "| step | 1 |",
@@ -153,13 +155,45 @@ def test_shifted_predictions_are_said_and_read_back(nano: Case, tmp_path: Path) 
     to_huggingface(tmp_path / "c", tmp_path / "hf")
     card = (tmp_path / "hf" / "README.md").read_text()
     assert front_matter(card)["pipeline_tag"] == "feature-extraction"
-    for said in ("MaskedNextToken", "`fill-mask` pipeline does not know", "no training of theirs"):
+    for said in (
+        "| objective | not on record |",
+        "a position predicts the token 1 further on",
+        "`fill-mask` pipeline does not know",
+        "no training of theirs",
+    ):
         assert said in " ".join(card.split())
     assert AutoConfig.from_pretrained(tmp_path / "hf").prediction_shift == 1
     again = from_huggingface(tmp_path / "hf", tmp_path / "again")
     assert again == saved
     assert checkpoint.read_model(tmp_path / "again").prediction_shift == 1
     assert "MaskedNextToken" in (tmp_path / "again" / "config.yaml").read_text()
+
+
+class MaskedWords(MaskedLM):
+    """Attends and predicts as MaskedLM does, and is another objective."""
+
+
+def test_the_card_names_the_objective_that_trained_the_model(tmp_path: Path) -> None:
+    config = dataclasses.replace(make_run("encoder", tmp_path / "none"), objective=MaskedWords())
+    save_run(tmp_path / "c", config, "extension", "")
+    to_huggingface(tmp_path / "c", tmp_path / "hf")
+    assert "| objective | MaskedWords |" in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_an_earlier_checkpoint_names_its_objective_in_its_configuration(tmp_path: Path) -> None:
+    config = dataclasses.replace(make_run("encoder", tmp_path / "none"), objective=MaskedWords())
+    save_run(tmp_path / "c", config, "extension", "")
+    path = tmp_path / "c" / "model.json"
+    saved = checkpoint.read_model(tmp_path / "c")
+    path.write_text(
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "objective"})
+    )
+    assert checkpoint.read_model(tmp_path / "c") == saved
+    (tmp_path / "c" / "config.yaml").write_text("model: {}\n")
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"config\.yaml: does not name the objective"
+    ):
+        checkpoint.read_model(tmp_path / "c")
 
 
 def test_a_run_records_where_masks_are_predicted(tmp_path: Path) -> None:
