@@ -23,7 +23,6 @@ from examples import fetch_text
 from examples.fetch_text import read_json_lines
 from megatron_ettin.evaluation.run_curves import RunCurves, read_curves
 from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
-from megatron_ettin.export.vocabulary_swap import plan_swap
 from tools import preprocess_data, train_tokenizer
 
 MODEL = Path("examples/model/nano.yaml")
@@ -92,8 +91,10 @@ def measure(
     train(folder, "prose", objective, seed, general_tokens, runs / "general", num_points=1)
     (checkpoint,) = (runs / "general/checkpoints").glob("step_????????")
     to_huggingface(checkpoint, runs / "hf")
-    swap = plan_swap(runs / "hf", folder / "code", [str(folder / "code.jsonl")])
-    from_huggingface(runs / "hf", runs / "swapped", swap=swap)
+    sample = [str(folder / "code.jsonl")]
+    from_huggingface(
+        runs / "hf", runs / "swapped", tokenizer=folder / "code", tokenizer_sample=sample
+    )
     start = ["--checkpoint.initialize_from", str(runs / "swapped")]
     changed = train(folder, "code", objective, seed, tokens // 2, runs / "changed", start)
     random = train(folder, "code", objective, seed, tokens, runs / "random")

@@ -22,7 +22,6 @@ from megatron_ettin.domain.recipe import MASK_RATE, PHASE, DomainRecipe, make_re
 from megatron_ettin.evaluation.model import open_model
 from megatron_ettin.export.architecture import objective_for, read_huggingface_config
 from megatron_ettin.export.huggingface import check_free, from_huggingface
-from megatron_ettin.export.vocabulary_swap import VocabularySwap, plan_swap
 from megatron_ettin.model.counts import parameters
 from megatron_ettin.objectives.base import MaskingObjective
 from megatron_ettin.publication import publish_text
@@ -36,7 +35,7 @@ MICRO_BATCH_SLOTS = {"cpu": 2048, "cuda": 16_384}
 
 @dataclass(frozen=True, kw_only=True)
 class DomainOptions:
-    """What a user gives."""
+    """Options of a continued training."""
 
     model: Path
     """Hugging Face folder, ModernBERT-shaped."""
@@ -74,7 +73,7 @@ def prepare(options: DomainOptions, say: Callable[[str], None]) -> None:
     """
     saved = read_huggingface_config(options.model, None, None)
     tokenizer = options.tokenizer or options.model
-    swap = _checked_swap(options, saved, tokenizer)
+    _check_tokenizer(options, saved, tokenizer)
     seq_length = options.seq_length or saved.max_seq_length
     if seq_length > saved.max_seq_length:
         raise ValueError(
@@ -97,9 +96,9 @@ def prepare(options: DomainOptions, say: Callable[[str], None]) -> None:
     )
     start = options.output / "start"
     if not start.exists():
-        if swap is not None:
-            say(swap.describe())
-        from_huggingface(options.model, start, swap=swap)
+        from_huggingface(
+            options.model, start, tokenizer=options.tokenizer, tokenizer_sample=options.text
+        )
     sections = _sections(options, saved, tokenizer, recipe, held_out_rows)
     publish_text(options.output / CONFIG, yaml.safe_dump(sections, sort_keys=False))
     say(
@@ -109,20 +108,15 @@ def prepare(options: DomainOptions, say: Callable[[str], None]) -> None:
     )
 
 
-def _checked_swap(
-    options: DomainOptions, saved: SavedModel, tokenizer: Path
-) -> VocabularySwap | None:
-    """Return the vocabulary swap, if one is asked for; ValueError if the tokenizer cannot be."""
+def _check_tokenizer(options: DomainOptions, saved: SavedModel, tokenizer: Path) -> None:
+    """Raise ValueError if the tokenizer cannot be read, or needs a change that is not asked for."""
     size = load_tokenizer(tokenizer).ids.vocab_size
-    if options.tokenizer is not None:
-        return plan_swap(options.model, options.tokenizer, options.text)
-    if size > saved.model.vocab_size:
+    if options.tokenizer is None and size > saved.model.vocab_size:
         raise ValueError(
             f"{tokenizer / 'tokenizer.json'}: has {size} ids, but the model's embedding has "
             f"{saved.model.vocab_size} rows: not the tokenizer that it was trained with. Put that "
             f"one there, and give this one with --tokenizer to change the vocabulary"
         )
-    return None
 
 
 def _claim(options: DomainOptions) -> None:

@@ -1,4 +1,4 @@
-"""What continued training changed: held-out losses and accuracy, before and after, as a page."""
+"""Comparison of a run with its start: held-out losses and accuracy, before and after, as a page."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AccuracyPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continuation:
+class BeforeAfter:
     """A run and the weights that it began from, measured alike."""
 
     before: Path
@@ -104,7 +104,7 @@ def measure(
     labels: Path | None = None,
     num_rows: int | None = None,
     seq_length: int | None = None,
-) -> Continuation:
+) -> BeforeAfter:
     """Measure the newest checkpoint of a run, and the one that it was initialised from.
 
     `before` is another checkpoint to compare with. `labels` is a file with fields text and label;
@@ -140,7 +140,7 @@ def measure(
     accuracy = None
     if texts is not None:
         accuracy = _accuracies(*texts, original=original, before=before, after=after)
-    return Continuation(before=before, after=after, corpora=corpora, accuracy=accuracy)
+    return BeforeAfter(before=before, after=after, corpora=corpora, accuracy=accuracy)
 
 
 def _start(run: Path, config: RunConfig) -> Path:
@@ -185,7 +185,7 @@ def _probe(model: Model, texts: LabelledTexts) -> Accuracy:
     )
 
 
-def loss_lines(measured: Continuation) -> Iterator[LossLine]:
+def loss_lines(measured: BeforeAfter) -> Iterator[LossLine]:
     """Yield a line for each corpus, then for ranges of its positions if there are several."""
     for name, pair in measured.corpora.items():
         ranges = list(pair.before.ranges())
@@ -206,7 +206,7 @@ def loss_lines(measured: Continuation) -> Iterator[LossLine]:
             )
 
 
-def accuracy_lines(measured: Continuation) -> Iterator[str]:
+def accuracy_lines(measured: BeforeAfter) -> Iterator[str]:
     """Yield what the labels say, if there are any."""
     pair = measured.accuracy
     if pair is None:
@@ -221,21 +221,21 @@ def accuracy_lines(measured: Continuation) -> Iterator[str]:
         yield f"{pair.num_left_out:,} labelled documents are left out: the run was trained on them"
 
 
-def as_text(measured: Continuation) -> str:
+def as_text(measured: BeforeAfter) -> str:
     """Return the tables for a console."""
     rows = [line.cells() for line in loss_lines(measured)]
     lines = text_table(HEADINGS, rows, numbers=HEADINGS[2:])
     return "\n".join([*lines, *accuracy_lines(measured)])
 
 
-def write_page(measured: Continuation, output: Path) -> None:
+def write_page(measured: BeforeAfter, output: Path) -> None:
     """Write before_after.html and before_after.json to a folder."""
     output.mkdir(parents=True, exist_ok=True)
     publish_text(output / "before_after.html", page(measured))
     publish_text(output / "before_after.json", json.dumps(summary(measured), indent=2) + "\n")
 
 
-def summary(measured: Continuation) -> dict[str, Any]:
+def summary(measured: BeforeAfter) -> dict[str, Any]:
     """Return the numbers as JSON values."""
     pair = measured.accuracy
     return {
@@ -246,7 +246,7 @@ def summary(measured: Continuation) -> dict[str, Any]:
     }
 
 
-def page(measured: Continuation) -> str:
+def page(measured: BeforeAfter) -> str:
     """Return a self-contained HTML page."""
     draw = partial(_draw, measured)
     light, dark = (as_data_url(as_svg(draw, theme)) for theme in (LIGHT, DARK))
@@ -277,7 +277,7 @@ def _table_row(line: Sequence[str]) -> str:
     return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
 
 
-def _draw(measured: Continuation, theme: Theme) -> Figure:
+def _draw(measured: BeforeAfter, theme: Theme) -> Figure:
     """Draw held-out loss over the position, a panel for each corpus."""
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
     panels = figure.subplots(1, len(measured.corpora), squeeze=False)[0]

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from megatron_ettin.export import architecture, weights
 from megatron_ettin.export.architecture import ModelKind, kind_of, objective_for
 from megatron_ettin.export.card import CardMetadata, CardRevision, model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
-from megatron_ettin.export.vocabulary_swap import VocabularySwap
+from megatron_ettin.export.vocabulary_swap import VocabularySwap, plan_swap
 from megatron_ettin.model import weight_map
 from megatron_ettin.model.provider import build_stage
 from megatron_ettin.model.weight_map import Architecture
@@ -115,14 +115,15 @@ def from_huggingface(
     pipeline_parallel_size: int = 1,
     sliding_window: int | None = None,
     prediction_shift: int | None = None,
-    swap: VocabularySwap | None = None,
+    tokenizer: Path | None = None,
+    tokenizer_sample: Sequence[str] = (),
 ) -> SavedModel:
     """Convert a ModernBERT-shaped folder to a checkpoint of weights, which appears when complete.
 
     The sizes are checked against the model and written to the checkpoint's config.yaml; its tensors
     fit any layout. `sliding_window` replaces the window that transformers computes with,
-    `prediction_shift` what config.json says of it. With `swap`, the model gets its tokenizer, and
-    the embedding and output bias get its rows.
+    `prediction_shift` what config.json says of it. `tokenizer` is a folder whose vocabulary the
+    model gets, and `tokenizer_sample` raw text for it (`plan_swap`); a notice says what was kept.
 
     Raises:
         ValueError: naming the field, file or tensor that does not convert, or the size that does
@@ -136,21 +137,21 @@ def from_huggingface(
     )
     files = weights.find_tensors(folder, saved.model, kind.architecture)
     read: Callable[[str], torch.Tensor] = functools.partial(weights.read_tensor, files)
-    if swap is None:
-        tokenizer = own_tokenizer(folder)
+    if tokenizer is None:
+        loaded = own_tokenizer(folder)
     else:
-        tokenizer = load_tokenizer(swap.tokenizer)
-        saved, read = _swapped(folder, saved, read, swap)
+        loaded = load_tokenizer(tokenizer)
+        saved, read = _swapped(folder, saved, read, plan_swap(folder, tokenizer, tokenizer_sample))
     check_layout(saved.model, hardware)
-    if tokenizer is not None:
-        saved = dataclasses.replace(saved, tokenizer=str(tokenizer.folder.absolute()))
+    if loaded is not None:
+        saved = dataclasses.replace(saved, tokenizer=str(loaded.folder.absolute()))
     write_checkpoint(
         output,
         saved,
         read,
         source=folder,
         names_of=kind.architecture,
-        tokenizer=tokenizer,
+        tokenizer=loaded,
         hardware=hardware,
     )
     return saved
@@ -177,6 +178,7 @@ def _swapped(
     def read_swapped(name: str) -> torch.Tensor:
         return swap.rows(read(name)) if name in tables else read(name)
 
+    logger.warning("notice: %s", swap.describe())
     model = dataclasses.replace(saved.model, vocab_size=swap.size)
     # The ids that the model named are those of the old tokenizer.
     return dataclasses.replace(saved, model=model, special_ids={}), read_swapped

@@ -121,12 +121,12 @@ def test_a_sample_weighs_the_pieces_by_their_occurrences(
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_the_converted_model_has_the_new_vocabulary(
-    kind: Kind, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: Kind, folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     general, domain = folders
     start = write_random_model(tmp_path / "hf", kind, general)
     main(f"from-hf --input {start} --tokenizer {domain} --output {tmp_path / 'checkpoint'}".split())
-    assert "of 311 tokens" in capsys.readouterr().out
+    assert "of 311 tokens" in caplog.text
     to_huggingface(tmp_path / "checkpoint", tmp_path / "again")
     before, after = (
         load_file(folder / "model.safetensors") for folder in (start, tmp_path / "again")
