@@ -37,8 +37,8 @@ def texts_of(path: Path) -> list[str]:
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write two texts, labels, a tokenizer of each text, and a model of general text."""
     folder = tmp_path_factory.mktemp("given")
-    general = write_texts(folder / "general.jsonl", WORDS[:200], 30)
-    domain = write_texts(folder / "domain.jsonl", WORDS[100:], 30)
+    general = write_texts(folder / "general.jsonl", WORDS[:200], 45)
+    domain = write_texts(folder / "domain.jsonl", WORDS[100:], 45)
     write_tokenizer(train_tokenizer(texts_of(general), 330), folder / "general")
     write_tokenizer(train_tokenizer(texts_of(domain), 350), folder / "domain")
     write_random_model(folder / "hf", "encoder", folder / "general", max_tokens=MODEL_ROW)
