@@ -27,6 +27,17 @@ class Batch:
     """[t] the token predicted *from hidden state p*; read only where `loss_mask` is set."""
     loss_mask: NDArray[np.bool_]
     """[t] the scored positions."""
+    weights: NDArray[np.float32] | None = None
+    """[t] factor of the loss, read where `loss_mask` is set; None: 1 everywhere."""
+    counted: NDArray[np.bool_] | None = None
+    """[t] the tokens over which the summed loss is averaged; None: the scored positions."""
+    prediction_distance: int | NDArray[np.int64] = 0
+    """Slots from a scored position forward to the token that it predicts, or [m] of each row."""
+
+    @property
+    def averaged(self) -> NDArray[np.bool_]:
+        """Positions [t] over which the summed loss is averaged."""
+        return self.loss_mask if self.counted is None else self.counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +50,31 @@ class Objective(ABC):
     attention: ClassVar[Literal["bidirectional", "causal"]]
     prediction_shift: ClassVar[int] = 0
     """Distance from a [MASK] back to the position that predicts it, in a model that fills masks."""
+    measures_text: ClassVar[bool] = False
+    """True if the loss is -log p(text), or a bound of it from above, in nats per token."""
 
     @abstractmethod
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
         """Return inputs, labels and scored positions: a function of (rows, mask_seed) only."""
 
-    @abstractmethod
     def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
         """Rebuild the unmasked tokens [t] from the batch that was consumed (for the digest)."""
+        tokens = batch.tokens.copy()
+        scored = np.flatnonzero(batch.loss_mask)
+        distances = np.broadcast_to(batch.prediction_distance, len(batch.rows.g))
+        tokens[scored + distances[scored // batch.rows.seq_length]] = batch.labels[scored]
+        return tokens
 
     def scored_share(self, phase: str) -> float:
-        """Return an upper bound of the share of a row's slots that are scored in `phase`."""
+        """Return a bound from above of the share of slots that are scored in `phase`, on average.
+
+        A single row may have more.
+        """
         return 1.0
+
+    def largest_scored_share(self, phase: str) -> float:
+        """Return that share of the rows that have most scored positions."""
+        return self.scored_share(phase)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_ettin.objectives.base import Batch, Objective, next_tokens
 from megatron_ettin.rows import CUT_PIECE, PADDING, Rows, TokenIds
@@ -17,6 +16,7 @@ class CausalLM(Objective):
     """Next-token prediction inside each piece; no prediction crosses a segment boundary."""
 
     attention: ClassVar[Literal["bidirectional", "causal"]] = "causal"
+    measures_text: ClassVar[bool] = True
 
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
         """Shift by one inside segments; do not score a [SEP] that ends no document."""
@@ -32,8 +32,10 @@ class CausalLM(Objective):
             cut_ends = rows.cu_seqlens[1:][rows.segment_kind == CUT_PIECE] - 2
             loss_mask[cut_ends] = False
         labels = next_tokens(rows, ids.pad)
-        return Batch(rows=rows, tokens=rows.tokens, labels=labels, loss_mask=loss_mask)
-
-    def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
-        """Return the inputs: nothing was masked."""
-        return batch.tokens
+        return Batch(
+            rows=rows,
+            tokens=rows.tokens,
+            labels=labels,
+            loss_mask=loss_mask,
+            prediction_distance=1,
+        )

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from megatron_ettin.objectives.base import Batch, MaskingObjective
 from megatron_ettin.rows import Rows, TokenIds
 
@@ -25,7 +22,3 @@ class MaskedLM(MaskingObjective):
         """Mask by counters of (mask_seed, g, position); labels are the original tokens."""
         tokens, selected = self.mask_tokens(rows, phase=phase, mask_seed=mask_seed, ids=ids)
         return Batch(rows=rows, tokens=tokens, labels=rows.tokens, loss_mask=selected)
-
-    def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
-        """Put the labels back where the input was masked."""
-        return np.where(batch.loss_mask, batch.labels, batch.tokens)

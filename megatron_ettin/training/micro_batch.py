@@ -27,7 +27,7 @@ ALIGNMENT = 128
 NO_LABEL = -1
 
 Report = dict[str, torch.Tensor]
-"""Row numbers, loss sums and counts of a micro-batch, each [m]; see `forward_step`."""
+"""Row numbers, loss sums and the tokens they are averaged over, each [m]; see `forward_step`."""
 LossFunction = Callable[[SummedLoss], tuple[torch.Tensor, torch.Tensor, Report]]
 ForwardBackward = Callable[..., list[Report]]
 """Runs a step's micro-batches, as Megatron-Core's `get_forward_backward_func()` does."""
@@ -45,10 +45,14 @@ class MicroBatch:
     """[n] int64 scored slots of these t, ascending; then slot 0 for each padded position."""
     labels: torch.Tensor
     """[n] int64 tokens to predict at `scored`; NO_LABEL for padded positions."""
+    weights: torch.Tensor | None
+    """[n] float32 factors of the losses at `scored`; None: 1 everywhere."""
     counts: torch.Tensor
     """[m] int64 scored positions of each row; padded positions count in none."""
+    averaged: torch.Tensor
+    """[m] int64 tokens of each row over which its loss is averaged; mostly `counts` itself."""
     total: torch.Tensor
-    """[] int32 sum of `counts`."""
+    """[] int32 sum of `averaged`."""
     memory: torch.Tensor
     """[bytes] uint8 buffer that all other tensors are views of."""
     copied: torch.cuda.Event | None
@@ -67,7 +71,8 @@ class MicroBatch:
     def shapes(self) -> tuple[int, ...]:
         """Lengths that a CUDA graph fixes: micro-batches with equal ones can share a graph."""
         tensors = (self.tokens, self.packed.cu_seqlens_q, self.scored, self.counts)
-        return (*map(len, tensors), self.packed.max_seqlen_q, self.packed.first_slot)
+        has_weights = self.weights is not None
+        return (*map(len, tensors), self.packed.max_seqlen_q, self.packed.first_slot, has_weights)
 
     def clone(self) -> MicroBatch:
         """Return a copy with memory of its own, on the same device."""
@@ -92,7 +97,9 @@ class MicroBatch:
             ),
             scored=view_of_copy(self.scored),
             labels=view_of_copy(self.labels),
+            weights=None if self.weights is None else view_of_copy(self.weights),
             counts=view_of_copy(self.counts),
+            averaged=view_of_copy(self.averaged),
             total=view_of_copy(self.total),
             memory=memory,
             copied=None,
@@ -126,16 +133,24 @@ def make_micro_batch(
     scored = np.flatnonzero(batch.loss_mask[slots])
     in_stream = slots.start + scored
     missing = padded_positions(len(scored), capacity) - len(scored)
+    counts = _by_row(batch, in_stream)
+    averaged = counts
+    if batch.counted is not None:
+        averaged = _by_row(batch, slots.start + np.flatnonzero(batch.counted[slots]))
     arrays: dict[str, NDArray[Any]] = {
         "tokens": batch.tokens[slots],
         "position_ids": rows.position_ids[slots],
         "cu_seqlens": segment_boundaries(rows.cu_seqlens),
         "g": rows.g,
-        "counts": np.bincount(in_stream // rows.seq_length, minlength=len(rows.g)),
-        "total": np.array([len(scored)], dtype=np.int32),
+        "counts": counts,
+        "total": np.array([averaged.sum()], dtype=np.int32),
         "scored": np.pad(scored, (0, missing)),
         "labels": np.pad(batch.labels[in_stream], (0, missing), constant_values=NO_LABEL),
     }
+    if batch.counted is not None:
+        arrays["averaged"] = averaged
+    if batch.weights is not None:
+        arrays["weights"] = np.pad(batch.weights[in_stream], (0, missing))
     memory, there, copied = copy_to_device(arrays, stream)
     packed = PackedRows.of(
         there["cu_seqlens"],
@@ -149,11 +164,18 @@ def make_micro_batch(
         packed=packed,
         scored=there["scored"],
         labels=there["labels"],
+        weights=there.get("weights"),
         counts=there["counts"],
+        averaged=there.get("averaged", there["counts"]),
         total=there["total"][0],
         memory=memory,
         copied=copied,
     )
+
+
+def _by_row(batch: Batch, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many of these slots of the stream lie in each row [m]."""
+    return np.bincount(slots // batch.rows.seq_length, minlength=len(batch.rows.g))
 
 
 def segment_boundaries(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -236,7 +258,8 @@ def _filled(
 
 
 def _torch_dtype(array: NDArray[Any]) -> torch.dtype:
-    return {"int64": torch.int64, "int32": torch.int32}[array.dtype.name]
+    types = {"int64": torch.int64, "int32": torch.int32, "float32": torch.float32}
+    return types[array.dtype.name]
 
 
 def forward_step(
@@ -246,21 +269,25 @@ def forward_step(
     batch = next(batches)
     batch.wait()
     output = model(
-        tokens=batch.tokens, packed=batch.packed, scored=batch.scored, labels=batch.labels
+        tokens=batch.tokens,
+        packed=batch.packed,
+        scored=batch.scored,
+        labels=batch.labels,
+        weights=batch.weights,
     )
     return output, partial(_summed_loss, batch)
 
 
 def _summed_loss(batch: MicroBatch, loss: SummedLoss) -> tuple[torch.Tensor, torch.Tensor, Report]:
-    """Return (sum of the loss, scored positions, report) for losses [n] at the scored slots.
+    """Return (sum of the loss, tokens to average over, report) for losses [n] at the scored slots.
 
     Megatron-Core sums over micro-batches and ranks and divides gradients by the total, so the loss
-    is the mean over all scored tokens of the global batch. The report holds g, sums and counts by
-    row [m].
+    is the mean over these tokens of the global batch: mostly the scored ones. The report holds g,
+    sums and tokens by row [m].
     """
     # by_position holds the rows' scored positions one row after the other, padded ones last, so
     # that counts [m] are the lengths of segments. index_add_ would sum in another order from run to
     # run on a GPU. unsafe: the checks of lengths would wait for the device.
     sums = torch.segment_reduce(loss.by_position.double(), "sum", lengths=batch.counts, unsafe=True)
-    report = {"g": batch.packed.g, "loss_sums": sums, "counts": batch.counts}
+    report = {"g": batch.packed.g, "loss_sums": sums, "counts": batch.averaged}
     return loss.total, batch.total, report

@@ -17,7 +17,7 @@ from megatron_ettin.training.preparation import micro_batches, prefetch
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
-    """Mean loss per scored token, its standard error over rows, and the number of tokens."""
+    """Mean loss per token, its standard error over rows, and the tokens that it is a mean over."""
 
     loss: float
     standard_error: float
@@ -56,7 +56,7 @@ class Validation:
 
 
 def mean_over_rows(rows: torch.Tensor) -> HeldOutLoss:
-    """Return the ratio of sums and its standard error; rows [n, 2] are (loss sum, scored tokens).
+    """Return the ratio of sums and its standard error; rows [n, 2] are (loss sum, tokens).
 
     Rows have different numbers of tokens, so the error is that of a ratio estimator: from the
     residuals of each row's loss sum to mean * tokens.

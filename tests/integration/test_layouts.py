@@ -14,7 +14,7 @@ from megatron_ettin.evaluation.layouts import (
 from tests.conftest import TinyCorpus
 from tests.ranks import run_layouts
 
-OBJECTIVES = ("MaskedLM", "CausalLM")
+OBJECTIVES = ("MaskedLM", "CausalLM", "MaskedDiffusion")
 #: Cases: a layout and what else its command line says. Rows are of 128, then of 256 slots.
 CASES = {name: (name, ["--hardware.micro_batch_tokens=512"]) for name in LAYOUTS} | {
     f"micro_batch_{rows}": ("tp1", [f"--hardware.micro_batch_tokens={256 * rows}"])
