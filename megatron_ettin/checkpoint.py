@@ -93,12 +93,22 @@ class RunState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Face:
+    """Use of weights that were trained by several objectives at once: as one of them needs it."""
+
+    attention: Attention
+    prediction_shift: int
+    objective: str
+    """As in `SavedModel`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SavedModel:
     """Description of a checkpoint's weights, for those of a run and of a conversion alike."""
 
     model: ModelConfig
     """The architecture."""
-    attention: Literal["bidirectional", "causal"]
+    attention: Attention
     """Direction of the attention."""
     rotary_base_global: float
     """RoPE base of the global layers, in the phase last trained."""
@@ -110,6 +120,11 @@ class SavedModel:
     """Tokenizer folder, as an absolute path; None if the model came without one."""
     prediction_shift: int = 0
     """Distance from a [MASK] back to the position that predicts it, as in `Objective`."""
+    objective: str | None = None
+    """Class of the objective that trained the weights, as `config.yaml` names it (its module and
+    name), in the phase last trained; None if it is not on record."""
+    faces: tuple[Face, ...] = ()
+    """Uses of the weights, the one above first, if rows of that phase had several objectives."""
     special_ids: dict[str, int | list[int]] = field(default_factory=dict)
     """Token ids by field of config.json (`eos_token_id`) that an imported model came with."""
 
@@ -118,16 +133,48 @@ class SavedModel:
         """Describe the model of a run in `state`."""
         phases = {phase.name: phase for phase in config.phases}
         phase = phases[state.phase] if state.phase else config.phases[0]
+        objectives = [part.objective for part in config.objective.for_phase(phase.name).row_shares()]
+        faces = tuple(
+            Face(
+                attention=objective.attention,
+                prediction_shift=objective.prediction_shift,
+                objective=as_class(objective)["class_path"],
+            )
+            for objective in objectives
+        )
         return cls(
             # Weights do not depend on the backend that trained them.
             model=dataclasses.replace(config.model, backend="auto"),
-            attention=config.objective.attention,
+            attention=faces[0].attention,
             rotary_base_global=phase.rotary_bases.base_global,
             rotary_base_local=phase.rotary_bases.base_local,
             max_seq_length=max(phase.seq_length for phase in config.phases),
             tokenizer=str(Path(config.data.tokenizer).absolute()),
-            prediction_shift=config.objective.prediction_shift,
+            prediction_shift=faces[0].prediction_shift,
+            objective=faces[0].objective,
+            faces=faces if len(faces) > 1 else (),
         )
+
+    def as_face(self, attention: Attention) -> SavedModel:
+        """Return the description of the weights with this attention.
+
+        Raises:
+            ValueError: they were not trained with it.
+        """
+        for face in self.faces:
+            if face.attention == attention:
+                return dataclasses.replace(
+                    self,
+                    attention=attention,
+                    prediction_shift=face.prediction_shift,
+                    objective=face.objective,
+                )
+        if self.attention != attention:
+            raise ValueError(
+                f"these weights were last trained with {self.attention} attention only, not with "
+                f"{attention}; objective Mixture trains both"
+            )
+        return self
 
 
 def write(
@@ -281,7 +328,9 @@ def read_model(folder: Path) -> SavedModel:
         raise CheckpointError(f"{folder}: no checkpoint here ({MODEL_FILE} is missing)")
     document = read_json(folder / MODEL_FILE)
     try:
-        return SavedModel(**{**document, "model": ModelConfig(**document["model"])})
+        document["model"] = ModelConfig(**document["model"])
+        document["faces"] = tuple(Face(**face) for face in document.get("faces", ()))
+        return SavedModel(**document)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / MODEL_FILE}: not a saved model: {describe_error(error)}; {REMEDY}"

@@ -13,7 +13,7 @@ import yaml
 
 from megatron_ettin.config.combine import ConfigFile, check_names, with_phases_by_name
 from megatron_ettin.config.run import RunConfig
-from megatron_ettin.objectives import Objective
+from megatron_ettin.objectives import Objective, as_class
 
 CONFIG_HELP = (
     "YAML file; repeat the option for more files. A later file overrides the fields that it names; "
@@ -42,10 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> RunConfig:
 def to_yaml(config: RunConfig) -> str:
     """Return the resolved configuration as YAML that `load_config` reads back identically."""
     values = dataclasses.asdict(config)
-    values["objective"] = {
-        "class_path": f"{type(config.objective).__module__}.{type(config.objective).__qualname__}",
-        "init_args": dataclasses.asdict(config.objective),
-    }
+    values["objective"] = as_class(config.objective)
     return yaml.safe_dump(values, sort_keys=False)
 
 

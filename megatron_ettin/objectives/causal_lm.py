@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from megatron_ettin.objectives.base import Batch, Objective, next_tokens
+from megatron_ettin.objectives.base import Attention, Batch, Objective, next_tokens
 from megatron_ettin.rows import CUT_PIECE, PADDING, Rows, TokenIds
 
 
@@ -15,7 +15,7 @@ from megatron_ettin.rows import CUT_PIECE, PADDING, Rows, TokenIds
 class CausalLM(Objective):
     """Next-token prediction inside each piece; no prediction crosses a segment boundary."""
 
-    attention: ClassVar[Literal["bidirectional", "causal"]] = "causal"
+    attention: ClassVar[Attention] = "causal"
     measures_text: ClassVar[bool] = True
 
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:

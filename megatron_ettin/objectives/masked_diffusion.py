@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin import native
-from megatron_ettin.objectives.base import Batch, Objective
+from megatron_ettin.objectives.base import Attention, Batch, Objective
 from megatron_ettin.rows import Rows, TokenIds
 
 #: 2^64 / golden ratio. Multiples of it, modulo 2^64, fill the circle more evenly than any random
@@ -26,7 +26,7 @@ class MaskedDiffusion(Objective):
     the special ones: an unbiased estimate of a bound of -log p(text), in nats per token.
     """
 
-    attention: ClassVar[Literal["bidirectional", "causal"]] = "bidirectional"
+    attention: ClassVar[Attention] = "bidirectional"
     measures_text: ClassVar[bool] = True
 
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from megatron_ettin.objectives.base import Batch, MaskingObjective
+from megatron_ettin.objectives.base import Attention, Batch, MaskingObjective
 from megatron_ettin.rows import Rows, TokenIds
 
 
@@ -13,7 +13,7 @@ from megatron_ettin.rows import Rows, TokenIds
 class MaskedLM(MaskingObjective):
     """BERT's objective at ModernBERT's mask rate; special tokens are never masked."""
 
-    attention: ClassVar[Literal["bidirectional", "causal"]] = "bidirectional"
+    attention: ClassVar[Attention] = "bidirectional"
 
     mask_rate: float = 0.3
     """Share of the non-special tokens that are predicted: 80 % [MASK], 10 % random, 10 % kept."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from megatron_ettin.objectives.base import Batch, MaskingObjective, next_tokens
+from megatron_ettin.objectives.base import Attention, Batch, MaskingObjective, next_tokens
 from megatron_ettin.rows import Rows, TokenIds
 
 
@@ -20,7 +20,7 @@ class MaskedNextToken(MaskingObjective):
     every masked token is predicted.
     """
 
-    attention: ClassVar[Literal["bidirectional", "causal"]] = "bidirectional"
+    attention: ClassVar[Attention] = "bidirectional"
     prediction_shift: ClassVar[int] = 1
 
     mask_rate: float = 0.15

@@ -107,7 +107,8 @@ def _train_phase(
                 state.g == run.loader.order.num_rows
                 or _crosses(run.config.validation.every_tokens, before, state)
             ):
-                run.reporter.report_validation(state, run.validation.measure(run.ddp))
+                held_out = run.validation.measure(run.ddp, phase.name)
+                run.reporter.report_validation(state, held_out)
             if saves or is_last:
                 state = _save(run, state)
             if is_last:

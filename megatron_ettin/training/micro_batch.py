@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_ettin import distributed
-from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.model.attention import MixedRows, PackedRows
 from megatron_ettin.model.linear_cross_entropy import SummedLoss
-from megatron_ettin.objectives import Batch
+from megatron_ettin.objectives import Attention, Batch
 
 #: GPUs get scored positions in multiples of this, whole tiles of their matmuls.
 POSITIONS_MULTIPLE = 128
@@ -71,8 +71,11 @@ class MicroBatch:
     def shapes(self) -> tuple[int, ...]:
         """Lengths that a CUDA graph fixes: micro-batches with equal ones can share a graph."""
         tensors = (self.tokens, self.packed.cu_seqlens_q, self.scored, self.counts)
-        has_weights = self.weights is not None
-        return (*map(len, tensors), self.packed.max_seqlen_q, self.packed.first_slot, has_weights)
+        packed, has_weights = self.packed, self.weights is not None
+        parts = [n for slots, part in _parts(packed) for n in (len(slots), len(part.cu_seqlens_q))]
+        is_causal = packed.attention == "causal"
+        rest = (packed.max_seqlen_q, packed.first_slot, has_weights, is_causal)
+        return (*map(len, tensors), *rest, *parts)
 
     def clone(self) -> MicroBatch:
         """Return a copy with memory of its own, on the same device."""
@@ -83,18 +86,26 @@ class MicroBatch:
             begin = x.storage_offset() * x.element_size()
             return memory[begin : begin + x.nbytes].view(x.dtype).view(x.shape)
 
-        packed = self.packed
-        assert packed.position_ids is not None
-        return dataclasses.replace(
-            self,
-            tokens=view_of_copy(self.tokens),
-            packed=PackedRows.of(
+        def packed_copy(packed: PackedRows) -> PackedRows:
+            mixed = packed.mixed
+            if mixed is not None:
+                parts = [(view_of_copy(slots), packed_copy(part)) for slots, part in mixed.parts]
+                mixed = MixedRows(tuple(parts), view_of_copy(mixed.places))
+            assert packed.position_ids is not None
+            return PackedRows.of(
                 view_of_copy(packed.cu_seqlens_q),
                 packed.max_seqlen_q,
                 view_of_copy(packed.position_ids),
                 view_of_copy(packed.g),
                 first_slot=packed.first_slot,
-            ),
+                attention=packed.attention,
+                mixed=mixed,
+            )
+
+        return dataclasses.replace(
+            self,
+            tokens=view_of_copy(self.tokens),
+            packed=packed_copy(self.packed),
             scored=view_of_copy(self.scored),
             labels=view_of_copy(self.labels),
             weights=None if self.weights is None else view_of_copy(self.weights),
@@ -111,7 +122,12 @@ class MicroBatch:
         A graph reads the same memory at each replay, so values come here in one copy.
         """
         self.memory.copy_(other.memory)
-        self.packed.masks.clear()
+        for packed in (self.packed, *(part for _, part in _parts(self.packed))):
+            packed.masks.clear()
+
+
+def _parts(packed: PackedRows) -> tuple[tuple[torch.Tensor, PackedRows], ...]:
+    return () if packed.mixed is None else packed.mixed.parts
 
 
 def make_copy_stream() -> torch.cuda.Stream | None:
@@ -151,14 +167,9 @@ def make_micro_batch(
         arrays["averaged"] = averaged
     if batch.weights is not None:
         arrays["weights"] = np.pad(batch.weights[in_stream], (0, missing))
+    arrays |= _mixed_arrays(batch)
     memory, there, copied = copy_to_device(arrays, stream)
-    packed = PackedRows.of(
-        there["cu_seqlens"],
-        rows.seq_length,
-        there["position_ids"],
-        there["g"],
-        first_slot=slots.start,
-    )
+    packed = _packed_rows(batch, there, first_slot=slots.start)
     return MicroBatch(
         tokens=there["tokens"],
         packed=packed,
@@ -170,6 +181,57 @@ def make_micro_batch(
         total=there["total"][0],
         memory=memory,
         copied=copied,
+    )
+
+
+def _mixed_arrays(batch: Batch) -> dict[str, NDArray[Any]]:
+    """Return the rows of each direction as streams of their own; nothing if there is one only."""
+    rows, is_causal = batch.rows, batch.is_causal
+    if not isinstance(is_causal, np.ndarray) or is_causal.all() or not is_causal.any():
+        return {}
+    arrays: dict[str, NDArray[Any]] = {}
+    slots = np.arange(len(rows.tokens)).reshape(len(rows.g), rows.seq_length)
+    lengths = np.diff(rows.cu_seqlens).reshape(len(rows.g), -1)
+    for attention, chosen in (("causal", is_causal), ("bidirectional", ~is_causal)):
+        boundaries = np.cumsum([0, *lengths[chosen].ravel()], dtype=np.int32)
+        arrays[f"{attention} slots"] = slots[chosen].ravel()
+        arrays[f"{attention} cu_seqlens"] = segment_boundaries(boundaries)
+        arrays[f"{attention} g"] = rows.g[chosen]
+    in_parts = np.concatenate([arrays["causal slots"], arrays["bidirectional slots"]])
+    return {**arrays, "places": np.argsort(in_parts)}
+
+
+def _packed_rows(batch: Batch, there: dict[str, torch.Tensor], *, first_slot: int) -> PackedRows:
+    """Describe the stream from its arrays on the device, by name."""
+    seq_length, positions = batch.rows.seq_length, there["position_ids"]
+    attention: Attention | None = None
+    mixed = None
+    if "places" in there:
+        kinds: tuple[Attention, ...] = ("causal", "bidirectional")
+        parts = [
+            (
+                there[f"{kind} slots"],
+                PackedRows.of(
+                    there[f"{kind} cu_seqlens"],
+                    seq_length,
+                    positions,
+                    there[f"{kind} g"],
+                    attention=kind,
+                ),
+            )
+            for kind in kinds
+        ]
+        mixed = MixedRows(tuple(parts), there["places"])
+    elif batch.is_causal is not None:
+        attention = "causal" if np.all(batch.is_causal) else "bidirectional"
+    return PackedRows.of(
+        there["cu_seqlens"],
+        seq_length,
+        positions,
+        there["g"],
+        first_slot=first_slot,
+        attention=attention,
+        mixed=mixed,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -31,10 +32,12 @@ class Validation:
     loader: Loader
     num_rows: int
 
-    def measure(self, ddp: DistributedDataParallel) -> HeldOutLoss:
-        """Measure the loss; all ranks call this and get the same result."""
+    def measure(self, ddp: DistributedDataParallel, phase: str) -> HeldOutLoss:
+        """Measure the loss of the objective of `phase`; all ranks call this and get the same."""
         ddp.eval()
-        batches = micro_batches(self.loader, 0, self.num_rows)
+        objective = self.loader.objective.for_phase(phase)
+        loader = dataclasses.replace(self.loader, objective=objective)
+        batches = micro_batches(loader, 0, self.num_rows)
         with torch.no_grad(), prefetch(batches) as prepared:
             reports = get_forward_backward_func()(
                 forward_step_func=forward_step,

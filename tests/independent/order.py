@@ -260,6 +260,20 @@ def noise_level(g: int, mask_seed: int) -> float:
     return 1 - place * 2.0**-53
 
 
+def objective_of(g: int, phase: Phase, start: dict[str, Any]) -> dict[str, Any]:
+    """Return the plain objective of a row."""
+    objective: dict[str, Any] = start["objective"]
+    if objective["name"] == "ByPhase":
+        objective = objective["by_phase"].get(phase.entry["name"], objective["objective"])
+    if objective["name"] != "Mixture":
+        return objective
+    place = (draw(key(start["seeds"]["mask"], 9, g), 0) >> 11) * 2.0**-53
+    sums = list(accumulate(objective["shares"]))
+    number = sum(each / sums[-1] <= place for each in sums[:-1])
+    chosen: dict[str, Any] = objective["objectives"][number]
+    return chosen
+
+
 def inputs_and_labels(
     segments: Sequence[Segment], g: int, phase: Phase, start: dict[str, Any]
 ) -> tuple[list[int], list[int | None], float]:
@@ -269,7 +283,7 @@ def inputs_and_labels(
     """
     tokens = [token for segment, _ in segments for token in segment]
     labels: list[int | None] = [None] * len(tokens)
-    objective, ids = start["objective"], start["token_ids"]
+    objective, ids = objective_of(g, phase, start), start["token_ids"]
     firsts = list(accumulate((len(segment) for segment, _ in segments), initial=0))
     if objective["name"] == "CausalLM":
         for (_, ends), begin, end in zip(segments, firsts, firsts[1:], strict=False):

@@ -87,10 +87,24 @@ def sections(name: str, tiny: TinyCorpus, present: TinyCorpus) -> dict[str, Any]
             },
             "seeds": {"order": 5, "mask": 2**63 + 11, "init": 3},
         }
-    if name == "diffusion":
+    if name == "composed":
         return {
-            "objective": "MaskedDiffusion",
-            "phases": [phase("short", 8_000, 64), phase("long", 6_000, 128, pack="concat")],
+            "objective": {
+                "class_path": "ByPhase",
+                "init_args": {
+                    "objective": "MaskedDiffusion",
+                    "by_phase": {
+                        "long": {
+                            "class_path": "Mixture",
+                            "init_args": {
+                                "objectives": ["CausalLM", "MaskedDiffusion", "MaskedNextToken"],
+                                "shares": [0.3, 0.1, 0.2],
+                            },
+                        }
+                    },
+                },
+            },
+            "phases": [phase("short", 8_000, 64), phase("long", 9_000, 128, pack="concat")],
             "data": {
                 **tiny.data,
                 "blend": {"short": blend, "long": blend},
@@ -141,7 +155,7 @@ def sections(name: str, tiny: TinyCorpus, present: TinyCorpus) -> dict[str, Any]
 
 
 @pytest.fixture(
-    scope="module", params=["encoder", "decoder", "present decoder", "shifted", "diffusion"]
+    scope="module", params=["encoder", "decoder", "present decoder", "shifted", "composed"]
 )
 def run(
     request: pytest.FixtureRequest,
