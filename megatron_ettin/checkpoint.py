@@ -13,7 +13,6 @@ import json
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
@@ -30,6 +29,7 @@ from megatron_ettin.checkpoint_files import (
 )
 from megatron_ettin.config import ModelConfig, RunConfig
 from megatron_ettin.file_digests import FileDigest, FileList
+from megatron_ettin.objectives import Attention, Objective, as_class
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
@@ -92,7 +92,7 @@ class RunState:
         return Head(self.ledger_seq, self.ledger_chain) if self.ledger_chain else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Face:
     """Use of weights that were trained by several objectives at once: as one of them needs it."""
 
@@ -100,6 +100,12 @@ class Face:
     prediction_shift: int
     objective: str
     """As in `SavedModel`."""
+
+    @classmethod
+    def of(cls, objective: Objective) -> Face:
+        """Return the use that an objective trains for."""
+        path = as_class(objective)["class_path"]
+        return cls(objective.attention, objective.prediction_shift, path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +139,8 @@ class SavedModel:
         """Describe the model of a run in `state`."""
         phases = {phase.name: phase for phase in config.phases}
         phase = phases[state.phase] if state.phase else config.phases[0]
-        objectives = [part.objective for part in config.objective.for_phase(phase.name).row_shares()]
         faces = tuple(
-            Face(
-                attention=objective.attention,
-                prediction_shift=objective.prediction_shift,
-                objective=as_class(objective)["class_path"],
-            )
-            for objective in objectives
+            Face.of(part.objective) for part in config.objective.for_phase(phase.name).row_shares()
         )
         return cls(
             # Weights do not depend on the backend that trained them.

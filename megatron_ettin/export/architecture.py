@@ -50,7 +50,7 @@ KINDS = (
         model_class=ModernBertDecoderForCausalLM,
     ),
 )
-#: Objectives by which a model may have been trained; attention and prediction_shift identify one.
+#: Objectives of weights whose own is not on record; attention and prediction_shift identify one.
 OBJECTIVES: tuple[type[Objective], ...] = (MaskedLM, CausalLM, MaskedNextToken)
 #: Fields that have one value in the Ettin model, by their names in transformers.
 FIXED_FIELDS: dict[str, Any] = {
@@ -72,6 +72,17 @@ def kind_of(attention: Attention) -> ModelKind:
     """Return the kind of model that attends in this way."""
     (kind,) = (kind for kind in KINDS if kind.attention == attention)
     return kind
+
+
+def attention_of(architecture: Architecture) -> Attention:
+    """Return how a model of this kind attends."""
+    (kind,) = (kind for kind in KINDS if kind.architecture == architecture)
+    return kind.attention
+
+
+def objective_name(saved: SavedModel) -> str:
+    """Return the name of the class that trained the weights, or of one that fits them."""
+    return (saved.objective or objective_of(saved).__name__).rpartition(".")[2]
 
 
 def objective_of(saved: SavedModel) -> type[Objective]:
