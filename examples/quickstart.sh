@@ -90,6 +90,11 @@ done
 # 4. The report on both.
 probe=quickstart/probe-$length.jsonl
 head -n $reviews $text/probe.jsonl > $probe
-once report "$probe $runs/*/metrics.jsonl quickstart/hf/*/*" "quickstart/report.* quickstart/summary.json" \
-  python tools/report.py --probe $probe --output quickstart \
-  --encoder $runs/encoder quickstart/hf/encoder --decoder $runs/decoder quickstart/hf/decoder
+once report "$probe $runs/*/metrics.jsonl $runs/*/checkpoints/*/*" \
+  "quickstart/report.* quickstart/summary.json" \
+  python tools/report.py --run encoder=$runs/encoder --run decoder=$runs/decoder \
+  --output quickstart --probe $probe \
+  --masked-text "This is one of the [MASK] movies I have ever seen." \
+  --masked-text "The acting was great but the [MASK] was boring." \
+  --masked-text "Paris is the capital of [MASK]." \
+  --prompt "This movie is" --prompt "Albert Einstein was"

@@ -28,7 +28,7 @@ from megatron_ettin.checkpoint_files import (
     read_json,
 )
 from megatron_ettin.config import ModelConfig, RunConfig
-from megatron_ettin.file_digests import FileDigest, FileList
+from megatron_ettin.file_digests import FileDigest, FileList, sha256_of_json
 from megatron_ettin.objectives import Attention, Objective, as_class
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
@@ -210,11 +210,8 @@ def publish(folder: Path, files: FileList, state: RunState) -> None:
     that holds the digest of the list.
     """
     if distributed.is_main_rank():
-        document = {
-            "versions": package_versions(),
-            **files.to_document(),
-            **dataclasses.asdict(state),
-        }
+        fields = {"versions": package_versions(), **dataclasses.asdict(state)}
+        document = {**files.to_document(), **fields, "state_sha256": sha256_of_json(fields)}
         text = json.dumps(document, indent=2) + "\n"
         (unfinished_folder(folder) / STATE_FILE).write_text(text)
         publish_folder(folder)
@@ -307,10 +304,21 @@ def check_architecture(folder: Path, model: ModelConfig) -> None:
 
 
 def read_state(folder: Path) -> RunState:
-    """Return the state of the run at the checkpoint `folder`."""
+    """Return the state of the run at the checkpoint `folder`.
+
+    Raises:
+        CheckpointError: it is damaged, or not of this version.
+    """
     document = read_json(folder / STATE_FILE)
-    for name in ("versions", "files", "files_sha256"):
+    for name in ("files", "files_sha256"):
         document.pop(name, None)
+    expected = document.pop("state_sha256", None)  # earlier versions have none
+    if expected is not None and sha256_of_json(document) != expected:
+        raise CheckpointError(
+            f"{folder / STATE_FILE}: its fields have not the SHA-256 that state_sha256 says; "
+            f"{REMEDY}"
+        )
+    document.pop("versions", None)
     try:
         for name in ("order_digest", "token_digest", "phase_ids", "phase_ends"):
             document[name] = tuple(document[name])

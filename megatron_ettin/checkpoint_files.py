@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,41 @@ def check_files(folder: Path) -> FileList:
     Raises:
         CheckpointError: no checkpoint, one without digests, or other files than were saved.
     """
-    listed = read_files(folder)
+    if faults := find_faults(folder):
+        raise CheckpointError(describe_faults(faults))
+    return read_files(folder)
+
+
+def find_faults(folder: Path) -> list[str]:
+    """Compare every file of a checkpoint as `check_files` does; return a line for each difference.
+
+    All ranks call this and get the same lines, also if only one of them sees a fault.
+    """
+    faults = []
     place, size = distributed.local_rank()
-    # The files in order of size are dealt out to the ranks of a machine, so that each hashes about
-    # as many bytes.
-    by_size = sorted(listed.files, key=lambda name: -listed.files[name].num_bytes)
-    faults = differences(folder, listed, by_size[place::size])
-    if place == 0:
-        faults += unlisted(folder, listed, beside=[STATE_FILE])
-    if every := [fault for part in distributed.all_gather(faults) for fault in part]:
-        more = f" (and {len(every) - 1} more such files)" if len(every) > 1 else ""
-        raise CheckpointError(
-            f"{every[0]}{more}. The checkpoint is not as it was saved: {REMEDY}; {SKIP_CHECK} to "
-            f"load it as it is"
-        )
-    return listed
+    try:
+        listed = read_files(folder)
+        # The files in order of size are dealt out to the ranks of a machine, so that each hashes
+        # about as many bytes.
+        by_size = sorted(listed.files, key=lambda name: -listed.files[name].num_bytes)
+        faults = differences(folder, listed, by_size[place::size])
+        if place == 0:
+            faults += unlisted(folder, listed, beside=[STATE_FILE])
+    except (CheckpointError, OSError) as error:
+        faults.append(str(error))
+    every = [fault for part in distributed.all_gather(faults) for fault in part]
+    return list(dict.fromkeys(every))
+
+
+def describe_faults(faults: Sequence[str]) -> str:
+    """Return the message about a checkpoint with one fault or more: the first, and the remedy."""
+    if SKIP_CHECK in faults[0] or REMEDY in faults[0]:
+        return faults[0]
+    more = f" (and {len(faults) - 1} more such files)" if len(faults) > 1 else ""
+    return (
+        f"{faults[0]}{more}. The checkpoint is not as it was saved: {REMEDY}; {SKIP_CHECK} to "
+        f"load it as it is"
+    )
 
 
 def read_files(folder: Path) -> FileList:

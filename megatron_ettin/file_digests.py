@@ -45,10 +45,7 @@ class FileList:
     @property
     def sha256(self) -> str:
         """SHA-256 of the list as JSON: keys sorted, no spaces, UTF-8 (`sha` in docs/order.md)."""
-        text = json.dumps(
-            self._as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        )
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_of_json(self._as_json())
 
     def to_document(self) -> dict[str, Any]:
         """Return the two fields of state.json that hold the list."""
@@ -81,6 +78,12 @@ class FileList:
             name: {"bytes": file.num_bytes, "sha256": file.sha256}
             for name, file in sorted(self.files.items())
         }
+
+
+def sha256_of_json(value: object) -> str:
+    """Return the SHA-256 of a value as JSON: keys sorted, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(folder: Path, listed: FileList, names: Iterable[str]) -> list[str]:

@@ -56,6 +56,7 @@ def pretrain(config: RunConfig) -> None:
     from megatron_ettin.training.loop import train
     from megatron_ettin.training.optimizer import require_packages
     from megatron_ettin.training.start_summary import log_summary
+    from megatron_ettin.training.starting_checkpoint import choose_checkpoint
 
     require_packages(config.optimizer)
     choose_backend(config.model, config.hardware)  # fail fast on an unsupported backend
@@ -69,6 +70,7 @@ def pretrain(config: RunConfig) -> None:
             checkpoint_bytes=checkpoint_bytes(config),
             num_checkpoints=num_checkpoints(config, [p.train_tokens for p in config.phases]),
         )
+        choose_checkpoint(config)  # all hosts see the same run folder
         config = precision.resolve(config)
         require_one_tokenizer(config)
         order = open_order(config, RunFolder(Path(config.run_dir)).begun_order())
@@ -77,7 +79,7 @@ def pretrain(config: RunConfig) -> None:
         log_summary(config, order, state, hosts)
         run = set_up.build_training(config, order, state)
         state = set_up.restore(run, state)
-        with run.reporter:
+        with run.reporter, run.keeper:
             run.reporter.report_end(train(run, state))
 
 

@@ -67,6 +67,23 @@ def publish_folder(folder: Path) -> None:
     rename_durably(unfinished, folder)
 
 
+def withdraw_folder(folder: Path) -> Path:
+    """Take a folder's name away durably, before its files are removed; return the folder.
+
+    The new name is that of an unfinished folder, so a half-removed one is never taken for whole.
+    """
+    unfinished = unfinished_folder(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    rename_durably(folder, unfinished)
+    return unfinished
+
+
+def remove_unfinished_folders(parent: Path) -> None:
+    """Remove what killed processes left of `begin_folder` and `withdraw_folder` in a folder."""
+    for path in parent.glob(f"*{_UNFINISHED_SUFFIX}"):
+        shutil.rmtree(path)
+
+
 def unfinished_folder(folder: Path) -> Path:
     """Return the name of a folder while it is written."""
     return folder.with_name(folder.name + _UNFINISHED_SUFFIX)

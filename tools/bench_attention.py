@@ -13,6 +13,7 @@ import json
 from typing import Any
 
 from benchmarks.model_sizes import SIZES
+from megatron_ettin.command_parser import CommandParser
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--models", nargs="+", choices=SIZES, default=["17m", "150m", "1b"], metavar="SIZE")
     add("--slots", type=int, help="slots of a micro-batch (CPU 4096, GPU 65536)")

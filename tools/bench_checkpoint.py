@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.model_sizes import SIZES, model_of_size
+from megatron_ettin.command_parser import CommandParser
 from megatron_ettin.text_table import text_facts
 
 
@@ -41,7 +42,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--models", nargs="+", choices=SIZES, default=["17m", "150m"], metavar="SIZE")
     add("--rounds", type=int, default=5, help="saves of each kind (5)")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from benchmarks.order_corpora import Bench
 from benchmarks.order_parts import PARTS, Measured, measure_parts
 from benchmarks.order_table import as_text, figures
+from megatron_ettin.command_parser import CommandParser
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--documents", type=int, default=4_000_000, help="documents of the planned corpus (4 M)")
     add("--threads", type=int, default=os.cpu_count(), help="threads of the parallel index build")

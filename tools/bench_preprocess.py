@@ -14,6 +14,7 @@ from tqdm import tqdm
 from benchmarks.preprocess_bench import measure
 from benchmarks.preprocess_rounds import CONTENDERS, ContenderError
 from benchmarks.preprocess_table import as_text
+from megatron_ettin.command_parser import CommandParser
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--mb", type=float, default=200, help="size of the text in MB (200)")
     add("--part-mb", type=float, default=20, help="size for megatron and datatrove (20)")

@@ -5,7 +5,6 @@ python tools/bench_train.py --device cpu --models nano 17m --json
 The text is the quickstart's: `make quickstart QUICKSTART_SHORT=1` makes it.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from benchmarks.model_sizes import SIZES
 from benchmarks.training_cells import Cell, measure_cells, training_cells
 from benchmarks.training_table import Report
+from megatron_ettin.command_parser import CommandParser
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
 
 def parse_arguments() -> tuple[list[Cell], bool]:
     """Return the cells to measure, and whether to print a JSON object."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--models", nargs="+", choices=SIZES, default=["nano", "17m"], metavar="SIZE")
     add("--objectives", nargs="+", choices=["mlm", "clm"], default=["mlm", "clm"])

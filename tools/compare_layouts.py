@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from megatron_ettin.command_parser import CommandParser
+
 
 def main() -> None:
     """Run every layout and print how far its losses and weights are from the first one's."""
@@ -35,7 +37,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = CommandParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--config", action="append", required=True, help="YAML of the run, as for pretrain; repeat")
     add("--output", type=Path, required=True, help="folder for the runs")

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_ettin.command_parser import CommandParser
+
 MODEL_HELP = "folder, or repository of the Hub; NAME=FOLDER names it in results"
 CONFIG_HELP = "YAML file with tasks, such as examples/evaluation/nano.yaml"
 OUTPUT_HELP = "folder of the results; what is there already is not measured again"
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
     add("--config", type=Path, required=True, metavar="FILE", help=CONFIG_HELP)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from megatron_ettin.command_parser import CommandParser
+
 RUN_HELP = "run_dir of a run, finished or not; NAME=RUN_DIR names it"
 OUTPUT_HELP = "FILE.png or FILE.html; both are written, of one name"
 
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=OUTPUT_HELP)
     args = parser.parse_args(arguments)

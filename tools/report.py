@@ -1,19 +1,23 @@
-"""Report on an encoder and its decoder twin: curves, held-out losses, a linear probe, samples."""
+"""Report on any runs: curves, numbers, what differs in their configurations, probe, samples."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_ettin.command_parser import CommandParser
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, measure, write report.html, report.png and summary.json, print the table."""
+    """Parse, measure, write report.html, report.png and summary.json, print the tables."""
     args = parse_arguments(arguments)
+    from megatron_ettin.evaluation.comparison import Questions, compare
     from megatron_ettin.evaluation.report import write_report
+    from megatron_ettin.evaluation.run_curves import named_folders
     from megatron_ettin.evaluation.table import as_text
-    from megatron_ettin.evaluation.twins import compare
 
+    questions = Questions(probe=args.probe, masked_texts=args.masked_text, prompts=args.prompt)
     try:
-        comparison = compare(tuple(args.encoder), tuple(args.decoder), args.probe)
+        comparison = compare(named_folders(args.run), questions)
         write_report(comparison, args.output)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
@@ -23,14 +27,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
-    folders = {"nargs": 2, "type": Path, "required": True, "metavar": ("RUN_DIR", "MODEL_DIR")}
-    for twin in ("encoder", "decoder"):
-        add(f"--{twin}", **folders, help=f"finished run of the {twin}, and its to-hf folder")
-    probe = "documents with fields text and label (any raw format); no run may have seen them"
-    add("--probe", type=Path, required=True, metavar="FILE", help=probe)
+    run = "run_dir of a run, finished or not; NAME=RUN_DIR names it; repeat it for more runs"
+    add("--run", action="append", required=True, metavar="RUN_DIR", help=run)
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the report")
+    weights = parser.add_argument_group(
+        "measured on the weights", "on each run's newest checkpoint; without these, none is read"
+    )
+    add = weights.add_argument
+    probe = (
+        "documents with fields text and label (any raw format) for a linear probe; those that a "
+        "run was trained on are left out"
+    )
+    add("--probe", type=Path, metavar="FILE", help=probe)
+    masked = "text with one [MASK], which encoders fill; repeat it for more"
+    add("--masked-text", action="append", default=[], metavar="TEXT", help=masked)
+    prompt = "beginning of a text, which decoders continue; repeat it for more"
+    add("--prompt", action="append", default=[], metavar="TEXT", help=prompt)
     return parser.parse_args(arguments)
 
 

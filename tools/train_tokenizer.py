@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from megatron_ettin.command_parser import CommandParser
 from megatron_ettin.data.raw_files import READERS, RawFile, expand_inputs, read_text_batches
 from megatron_ettin.data.tokenize import train_tokenizer, write_tokenizer
 
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     formats = ", ".join(READERS)
     input_help = f"files, globs, folders, URLs, or @FILE with a list of these: {formats}"

@@ -16,6 +16,7 @@ from megatron_ettin.config.hardware import HardwareConfig, check_fp8, check_layo
 from megatron_ettin.config.model import ModelConfig
 from megatron_ettin.config.run import (
     CheckpointConfig,
+    KeepConfig,
     LoggingConfig,
     OptimizerConfig,
     RunConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "HardwareConfig",
+    "KeepConfig",
     "LoggingConfig",
     "ModelConfig",
     "OptimizerConfig",

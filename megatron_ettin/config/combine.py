@@ -8,7 +8,6 @@ mapping.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import typing
 from collections.abc import Collection, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from megatron_ettin.command_parser import check_options, nearest
 from megatron_ettin.config.data import PhaseConfig
 from megatron_ettin.objectives import Objective
 
@@ -96,8 +96,8 @@ def _check_fields(
 
 
 def _suggestion(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+    near = nearest(name, known)
+    return f"did you mean {near}?" if near else f"there are {', '.join(sorted(known))}"
 
 
 def with_phases_by_name(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
@@ -107,9 +107,10 @@ def with_phases_by_name(parser: jsonargparse.ArgumentParser, arguments: Sequence
     there is one phase only, `--phases.FIELD VALUE` means that phase.
 
     Raises:
-        ValueError: no phase has the name, or no name is given where there are several phases; no
-            such field, or a value of another type.
+        ValueError: no such option; no phase has the name, or no name is given where there are
+            several phases; no such field, or a value of another type.
     """
+    check_options(arguments, parser)
     changes, others = _split(arguments)
     if not changes:
         return list(arguments)

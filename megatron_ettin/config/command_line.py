@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import jsonargparse
 import yaml
 
+from megatron_ettin.command_parser import HelpFirst, hint
 from megatron_ettin.config.combine import ConfigFile, check_names, with_phases_by_name
 from megatron_ettin.config.run import RunConfig
 from megatron_ettin.objectives import Objective, as_class
@@ -25,6 +27,10 @@ class ConfigError(ValueError):
     """A configuration cannot be used; the message names the field, and the file if there is one."""
 
 
+class RunParser(HelpFirst, jsonargparse.ArgumentParser):  # type: ignore[misc]
+    """Parser of a run's fields."""
+
+
 def parse_args(argv: Sequence[str] | None = None) -> RunConfig:
     """Return the run that the command line describes (`--help` exits).
 
@@ -36,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> RunConfig:
         arguments = with_phases_by_name(parser, sys.argv[1:] if argv is None else argv)
         return _instantiate(parser, parser.parse_args(arguments))
     except (jsonargparse.ArgumentError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(with_nearest_value(str(error))) from error
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -66,14 +72,32 @@ def _parser() -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(
         subclasses_enabled=[Objective], docstring_parse_attribute_docstrings=True
     )
-    parser = jsonargparse.ArgumentParser(
+    parser = RunParser(
         prog="python -m megatron_ettin.pretrain",
+        usage="%(prog)s --config FILE [--config FILE ...] [--SECTION.FIELD VALUE ...]",
         description="Pre-train an Ettin encoder or decoder.",
         exit_on_error=False,
     )
     parser.add_argument("--config", action=ConfigFile, sections=RunConfig, help=CONFIG_HELP)
     parser.add_class_arguments(RunConfig)
     return parser
+
+
+def with_nearest_value(message: str) -> str:
+    """Append the nearest value to jsonargparse's message about a field with a few values."""
+    literal = re.search(r"Literal\[(.+?)\]\. Got value: (\S+)", message)
+    if literal is not None:
+        return message + hint(literal[2], re.findall(r"'([^']+)'", literal[1]))
+    objective = re.search(r"Expected a dot import path string: (\w+)", message)
+    if objective is not None:
+        return message + hint(objective[1], _class_names(Objective))
+    return message
+
+
+def _class_names(base: type) -> list[str]:
+    """Return the names of all classes that are made of a class, itself left out."""
+    made: list[type] = base.__subclasses__()
+    return [name for each in made for name in (each.__name__, *_class_names(each))]
 
 
 def _instantiate(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace) -> RunConfig:

@@ -46,6 +46,30 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepConfig:
+    """Checkpoints that stay in run_dir: all, unless a field is given.
+
+    The newest one and those at the end of a phase always stay.
+    """
+
+    last: int | None = None
+    """Number of newest checkpoints that stay."""
+    every_tokens: int | None = None
+    """The first checkpoint at or after each multiple of this many consumed tokens stays."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are not positive."""
+        for name in ("last", "every_tokens"):
+            if getattr(self, name) is not None:
+                require_positive("checkpoint.keep", name, getattr(self, name))
+
+    @property
+    def keeps_all(self) -> bool:
+        """Tell whether nothing is ever removed."""
+        return self.last is None and self.every_tokens is None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Saving of checkpoints, and the checkpoint that a run starts from."""
 
@@ -62,6 +86,19 @@ class CheckpointConfig:
     check_files: bool = True
     """Compare the SHA-256 of every file of a checkpoint with the saved digest before loading.
     False also loads checkpoints without digests, which earlier versions saved."""
+    fallback: bool = True
+    """Resume from the checkpoint before if the newest one is damaged or incomplete, which is then
+    renamed. Needs check_files. False ends the run with an error that names the damage."""
+    keep: KeepConfig = KeepConfig()
+    """Checkpoints that stay in run_dir."""
+    copy_to: str | None = None
+    """Second place: a folder or a URL for fsspec (s3://BUCKET/RUN), of this run alone. Each
+    checkpoint is copied there in the background, and a start fetches what run_dir lacks."""
+
+    @property
+    def falls_back(self) -> bool:
+        """Tell whether a start looks for an earlier checkpoint if the newest one is damaged."""
+        return self.resume and self.fallback and self.check_files
 
 
 @dataclass(frozen=True, kw_only=True)

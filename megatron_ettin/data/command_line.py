@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jsonargparse
 import yaml
 
+from megatron_ettin.command_parser import CommandParser
 from megatron_ettin.config.data import DataConfig, RawSourceConfig
 from megatron_ettin.data.encoding import SelectionRules
 from megatron_ettin.data.preprocess_options import PreprocessOptions
@@ -151,7 +152,7 @@ def _read_data(path: Path) -> DataConfig:
 
 def _parser(description: str) -> argparse.ArgumentParser:
     # An option that is not given is None, so that PreprocessOptions alone knows the defaults.
-    parser = argparse.ArgumentParser(description=description)
+    parser = CommandParser(description=description)
     add = parser.add_argument
     add("--config", metavar="FILE", help=CONFIG_HELP)
     inputs_help = "files, globs, URLs, or @FILE with one of them per line"

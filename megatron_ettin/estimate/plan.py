@@ -147,7 +147,10 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 
 def num_checkpoints(config: RunConfig, phase_tokens: list[int]) -> int:
-    """Count the checkpoints: each time the cadence is crossed, and at the end of each phase."""
+    """Count the checkpoints: each time the cadence is crossed, and at the end of each phase.
+
+    With `checkpoint.keep`, return the most that it leaves.
+    """
     every = config.checkpoint.save_every_tokens
     consumed = 0
     saved = 0
@@ -157,7 +160,11 @@ def num_checkpoints(config: RunConfig, phase_tokens: list[int]) -> int:
             saved += 1
         else:
             saved += consumed // every - before // every + bool(consumed % every)
-    return saved
+    keep = config.checkpoint.keep
+    if keep.keeps_all:
+        return saved
+    multiples = consumed // keep.every_tokens if keep.every_tokens is not None else 0
+    return min(saved, len(phase_tokens) + (keep.last or 1) + multiples)
 
 
 def _work(config: RunConfig, phase: PhaseConfig, device: Device, num_devices: int) -> Work:

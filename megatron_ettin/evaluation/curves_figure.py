@@ -24,6 +24,8 @@ MARKS: dict[MarkKind, tuple[str, bool]] = {
     "skip": ("d", True),
 }
 LEGEND = {"checkpoint": "checkpoint", "fork": "fork: resumed from here", "skip": "rows skipped"}
+#: Length of a dash of a unigram loss, in line widths.
+DASH = 4.0
 #: Width of a letter as a share of the panels' width, for names of phases that fit into them.
 LETTER = 0.0085
 #: Letters of the names at the left of a lane; more are counted instead.
@@ -182,7 +184,18 @@ def _draw_losses(axes: Any, runs: Sequence[RunCurves], canvas: Canvas) -> None:
 
 
 def _draw_held_out(axes: Any, runs: Sequence[RunCurves], canvas: Canvas) -> None:
-    """Draw each held-out loss with two standard errors on either side."""
+    """Draw each held-out loss with two standard errors on either side, and the unigram losses.
+
+    The dashes of a run's unigram loss lie in the gaps of the others', so that equal ones are seen.
+    """
+    unigrams = [index for index, run in enumerate(runs) if run.unigram is not None]
+    for place, index in enumerate(unigrams):
+        title = f"{runs[index].name}: unigram, held-out {runs[index].unigram:.4f}"
+        gap = DASH * max(1, len(unigrams) - 1)
+        axes.axhline(
+            runs[index].unigram, color=canvas.look(index)["color"], linewidth=1.4,
+            linestyle=(-place * DASH, (DASH, gap)), gid=canvas.name(index, "unigram", title),
+        )  # fmt: skip
     for index, run in enumerate(runs):
         look = canvas.look(index)
         tokens, losses = run.series("heldout_loss")
@@ -210,7 +223,7 @@ def _draw_held_out(axes: Any, runs: Sequence[RunCurves], canvas: Canvas) -> None
 
 def _draw_learning_rates(axes: Any, runs: Sequence[RunCurves], canvas: Canvas) -> None:
     for index, run in enumerate(runs):
-        tokens, rates = run.series("lr")
+        tokens, rates = run.learning_rates()
         gid = canvas.name(index, "lr", f"{run.name}: learning rate")
         # Runs of one schedule would hide each other: later ones are thinner.
         width = 1.3 + 3.2 * (len(runs) - 1 - index) / max(len(runs) - 1, 1)
@@ -249,6 +262,10 @@ def _draw_legend(figure: Figure, runs: Sequence[RunCurves], canvas: Canvas) -> N
                    markerfacecolor=face)
         )  # fmt: skip
     labels = [*(_plain(run.name) for run in runs), *(LEGEND[kind] for kind in kinds)]
+    if any(run.unigram is not None for run in runs):
+        look = (0.0, (DASH, DASH))
+        handles.append(Line2D([], [], color=canvas.theme.text, linewidth=1.4, linestyle=look))
+        labels.append("unigram, held-out")
     columns = max(1, min(len(labels), 100 // (max(map(len, labels)) + 8)))
     figure.legend(
         handles, labels, loc="outside upper center", ncols=columns, fontsize=9, handlelength=2.4

@@ -36,7 +36,7 @@ TEST_SHARE = 0.5
 INVERSE_REGULARISATION = 1.0
 """scikit-learn's default for LogisticRegression, fixed: nothing is tuned on these labels."""
 MAX_TOKENS = 256
-"""Tokens kept of a text, special tokens counted. Whole reviews take twice the time."""
+"""Tokens kept of a text, special tokens counted."""
 BATCH_TOKENS = 2048
 """Positions of a batch, padding counted: few enough for a processor's cache."""
 
@@ -48,6 +48,25 @@ class LabelledTexts:
     texts: list[str]
     labels: NDArray[np.str_]
     is_test: NDArray[np.bool_]
+
+    def kept(self, is_kept: NDArray[np.bool_], path: Path) -> LabelledTexts:
+        """Return some of the documents, which came from `path`.
+
+        Raises:
+            ValueError: the fitted ones among them have fewer than two labels, or none is a test.
+        """
+        texts = [text for text, keep in zip(self.texts, is_kept.tolist(), strict=True) if keep]
+        labels, is_test = self.labels[is_kept], self.is_test[is_kept]
+        fitted_labels = sorted(set(labels[~is_test].tolist()))
+        if len(fitted_labels) < 2 or not is_test.any():
+            left_out = len(self.texts) - len(texts)
+            others = f" ({left_out} more are left out: trained on)" if left_out else ""
+            raise ValueError(
+                f"{path}: {len(texts)} documents{others}, {int(is_test.sum())} of them for "
+                f"the test, the others with labels {fitted_labels}: a probe needs test documents, "
+                f"and two labels beside them"
+            )
+        return LabelledTexts(texts=texts, labels=labels, is_test=is_test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +108,8 @@ def read_labelled_texts(path: Path) -> LabelledTexts:
     # By hash of the text, so that copies are on one side; the prefix makes the choice independent
     # of the corpus' own validation share, which hashes the bare text.
     is_test = np.array([in_validation(f"test\n{text}", TEST_SHARE) for text in texts])
-    fitted_labels = sorted(set(labels[~is_test].tolist()))
-    if len(fitted_labels) < 2 or not is_test.any():
-        raise ValueError(
-            f"{path}: {len(texts)} documents, {int(is_test.sum())} of them for the test, the "
-            f"others with labels {fitted_labels}: a probe needs test documents, and two labels "
-            f"beside them"
-        )
-    return LabelledTexts(texts=texts, labels=labels, is_test=is_test)
+    every = LabelledTexts(texts=texts, labels=labels, is_test=is_test)
+    return every.kept(np.ones(len(texts), dtype=np.bool_), path)
 
 
 def mean_hidden_states(model: Any, tokenizer: Any, texts: Sequence[str]) -> NDArray[np.float32]:

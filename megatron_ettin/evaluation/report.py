@@ -1,14 +1,18 @@
-"""report.html, report.png and summary.json of a pair of twins."""
+"""report.html, report.png and summary.json of any runs, one or many."""
 
 from __future__ import annotations
 
 import html
 import json
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-from megatron_ettin.evaluation import figure, table
-from megatron_ettin.evaluation.theme import DARK, LIGHT, as_data_url
-from megatron_ettin.evaluation.twins import Comparison, Twin
+from megatron_ettin.evaluation import table
+from megatron_ettin.evaluation.comparison import Comparison, is_causal
+from megatron_ettin.evaluation.curves_figure import draw_curves
+from megatron_ettin.evaluation.reported_run import ReportedRun
+from megatron_ettin.evaluation.theme import DARK, LIGHT, as_data_url, as_png, as_svg
 from megatron_ettin.publication import publish_bytes, publish_text
 
 STYLE = """
@@ -41,13 +45,15 @@ def write_report(comparison: Comparison, output: Path) -> None:
     """Write the three files to a folder, each of which appears when it is complete."""
     output.mkdir(parents=True, exist_ok=True)
     publish_text(output / "report.html", page(comparison))
-    publish_bytes(output / "report.png", figure.png(comparison))
+    draw = partial(draw_curves, [run.curves for run in comparison.runs])
+    publish_bytes(output / "report.png", as_png(draw))
     publish_text(output / "summary.json", json.dumps(table.summary(comparison), indent=2) + "\n")
 
 
 def page(comparison: Comparison) -> str:
     """Return a self-contained HTML page, readable on light and dark screens."""
-    title = "An encoder and its decoder twin"
+    title = html.escape(", ".join(_names(comparison)))
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes(comparison))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -58,17 +64,13 @@ def page(comparison: Comparison) -> str:
 </head>
 <body>
 <h1>{title}</h1>
-<p class="lead">{html.escape(_lead(comparison))}</p>
 {_figure(comparison)}
 <h2>Numbers</h2>
-{_table(comparison)}
-<ul class="notes">{"".join(f"<li>{html.escape(note)}</li>" for note in table.NOTES)}</ul>
-<h2>The same tokens?</h2>
+{_numbers(comparison)}
+<ul class="notes">{notes}</ul>
+{_differences(comparison)}
 {_digests(comparison)}
-<h2>The encoder fills masks</h2>
-{_samples(comparison.encoder)}
-<h2>The decoder writes</h2>
-{_samples(comparison.decoder)}
+{"".join(_samples(run) for run in comparison.runs)}
 <h2>Versions</h2>
 <p class="notes">{html.escape(", ".join(f"{n} {v}" for n, v in comparison.versions.items()))}</p>
 </body>
@@ -76,56 +78,75 @@ def page(comparison: Comparison) -> str:
 """
 
 
-def _lead(comparison: Comparison) -> str:
-    run = comparison.encoder.run
-    model, phases = run.model.model, run.config.phases
-    lengths = ", ".join(f"{phase.name} (rows of {phase.seq_length:,} tokens)" for phase in phases)
-    return (
-        f"{model.num_layers} layers of width {model.hidden_size}, a vocabulary of "
-        f"{model.vocab_size:,}, {run.state.consumed_tokens:,} tokens in {len(phases)} phases: "
-        f"{lengths}. What differs between the two runs: {', '.join(comparison.differing)}."
-    )
-
-
 def _figure(comparison: Comparison) -> str:
-    light, dark = (as_data_url(figure.svg(comparison, theme)) for theme in (LIGHT, DARK))
+    draw = partial(draw_curves, [run.curves for run in comparison.runs])
+    light, dark = (as_data_url(as_svg(draw, theme)) for theme in (LIGHT, DARK))
     return f"""<figure>
 <picture>
 <source media="(prefers-color-scheme: dark)" srcset="{dark}">
-<img src="{light}" alt="Loss of both twins and learning rate over the tokens trained on">
+<img src="{light}" alt="Losses, learning rate and throughput over the tokens trained on">
 </picture>
-<figcaption>The training loss is over the blend of the phase at hand, the held-out loss over a fixed
-set of rows, with equal shares of every held-out corpus.</figcaption>
+<figcaption>The training loss is over the blend of the phase at hand, thin as reported and bold as a
+mean over neighbours. The held-out loss is over a fixed set of rows, with equal shares of every
+held-out corpus; bars are two standard errors.</figcaption>
 </figure>"""
 
 
-def _table(comparison: Comparison) -> str:
-    lines = "\n".join(
-        f'<tr><th scope="row">{html.escape(row.name)}</th><td>{html.escape(row.encoder)}</td>'
-        f"<td>{html.escape(row.decoder)}</td></tr>"
-        for row in table.rows(comparison)
+def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table whose first column names the lines."""
+    columns = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in headings)
+    body = "\n".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in lines
     )
     return f"""<div class="scroll"><table>
-<thead><tr><th></th><th scope="col">encoder</th><th scope="col">decoder</th></tr></thead>
+<thead><tr><th></th>{columns}</tr></thead>
 <tbody>
-{lines}
+{body}
 </tbody>
 </table></div>"""
 
 
+def _names(comparison: Comparison) -> list[str]:
+    return [run.name for run in comparison.runs]
+
+
+def _numbers(comparison: Comparison) -> str:
+    lines = [(row.name, *row.cells) for row in table.rows(comparison)]
+    return _table(_names(comparison), lines)
+
+
+def _differences(comparison: Comparison) -> str:
+    if len(comparison.runs) == 1:
+        return ""
+    lines = [(each.key, *each.values) for each in comparison.differences]
+    found = _table(_names(comparison), lines) if lines else "<p>Nothing.</p>"
+    return f"<h2>What differs in their configurations</h2>\n{found}"
+
+
 def _digests(comparison: Comparison) -> str:
-    encoder, decoder, verdict = table.token_digests(comparison)
-    return f"""<p>The digest is over every row as it was consumed, before masking:
-<span class="verdict">{verdict}</span>.</p>
+    digests, verdict = table.token_digests(comparison)
+    said = "" if verdict is None else f': <span class="verdict">{verdict}</span>'
+    lines = "\n".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td><code>{digest}</code></td></tr>'
+        for name, digest in digests.items()
+    )
+    return f"""<h2>The tokens consumed</h2>
+<p>The digest is over every row as it was consumed, before masking{said}.</p>
 <table>
-<tr><th scope="row">encoder</th><td><code>{encoder}</code></td></tr>
-<tr><th scope="row">decoder</th><td><code>{decoder}</code></td></tr>
+{lines}
 </table>"""
 
 
-def _samples(twin: Twin) -> str:
+def _samples(run: ReportedRun) -> str:
+    if run.measured is None or not run.measured.samples:
+        return ""
     pairs = "\n".join(
         f"<dt>{html.escape(sample.given)}</dt><dd>{html.escape(sample.answer)}</dd>"
-        for sample in twin.samples
+        for sample in run.measured.samples
     )
-    return f"<dl>\n{pairs}\n</dl>"
+    does = "continues" if is_causal(run) else "fills masks"
+    heading = html.escape(f"{run.name} {does}, step {run.measured.step:,}")
+    return f"<h2>{heading}</h2>\n<dl>\n{pairs}\n</dl>\n"

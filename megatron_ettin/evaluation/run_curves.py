@@ -50,6 +50,10 @@ class RunCurves:
     validation: Sequence[Mapping[str, Any]]
     """Lines of metrics.jsonl about held-out losses."""
     marks: Sequence[Mark]
+    warm_up: Sequence[tuple[int, float]] = ()
+    """Tokens and learning rates before the first report."""
+    unigram: float | None = None
+    """Held-out loss of the training text's token frequencies alone; None if unknown."""
 
     @property
     def tokens(self) -> int:
@@ -76,6 +80,12 @@ class RunCurves:
         chosen = [(line["tokens"], line[field]) for line in lines if field in line]
         points = np.array(chosen, dtype=np.float64).reshape(-1, 2)
         return points[:, 0], points[:, 1]
+
+    def learning_rates(self) -> tuple[Points, Points]:
+        """Return tokens and learning rates, from the first step on."""
+        tokens, rates = self.series("lr")
+        before = np.array(self.warm_up, dtype=np.float64).reshape(-1, 2)
+        return np.concatenate([before[:, 0], tokens]), np.concatenate([before[:, 1], rates])
 
     def loss_at(self, tokens: int) -> float:
         """Return the smoothed training loss at a number of tokens."""
@@ -109,12 +119,31 @@ def read_curves(name: str, folder: Path) -> RunCurves:
     training = [line for line in lines if line["kind"] == "train"]
     if not training:
         raise ValueError(f"{run.metrics}: no line of training yet")
+    ledger = run.read_ledger() if run.has_ledger() else Ledger.empty(run.ledger)
     return RunCurves(
         name=name,
         training=training,
         validation=[line for line in lines if line["kind"] == "validation"],
-        marks=read_marks(run.read_ledger()) if run.has_ledger() else [],
+        marks=read_marks(ledger),
+        warm_up=_warm_up(run, ledger, training[0]),
     )
+
+
+def _warm_up(run: RunFolder, ledger: Ledger, first: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """Return the corners of the learning rate before the first report: it rises from 0.
+
+    Nothing without a ledger, a configuration or a warm-up.
+    """
+    if not len(ledger.steps) or not run.config.is_file():
+        return []
+    optimizer = (config := run.read_config()).optimizer
+    begin, end = int(ledger.steps["n_tokens"][0]), int(first["tokens"])
+    if optimizer.warmup_tokens <= 0 or begin >= end:
+        return []
+    corners = [(begin, 0.0)]
+    if begin < optimizer.warmup_tokens < end:
+        corners.append((optimizer.warmup_tokens, optimizer.lr * config.phases[0].lr_start))
+    return corners
 
 
 def read_marks(ledger: Ledger) -> list[Mark]:

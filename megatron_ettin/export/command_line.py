@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ettin.command_parser import CommandParser
+
 DESCRIPTION = (
     "Convert checkpoints to Hugging Face folders and back, and from Composer (docs/conversion.md)."
 )
@@ -14,7 +16,7 @@ DESCRIPTION = (
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command and its options."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    parser = CommandParser(description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     add = _command(commands, "to-hf", "convert a checkpoint to a ModernBERT folder")
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run_dir/checkpoints/step_N")

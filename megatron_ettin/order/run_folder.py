@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.spec import OrderSpec
-from megatron_ettin.publication import is_unfinished
+from megatron_ettin.publication import is_unfinished, rename_durably
 
 if TYPE_CHECKING:
     from megatron_ettin.config import RunConfig
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.yaml"
 #: A checkpoint's last file: a checkpoint without it is not complete.
 STATE_FILE = "state.json"
+#: Kind of the lines of metrics.jsonl that name a checkpoint which the run removes.
+REMOVED = "removed"
+_SET_ASIDE = ".damaged"
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,31 @@ class RunFolder:
     def complete_checkpoints(self) -> list[Path]:
         """Return the folders of all checkpoints that were saved whole, sorted by name."""
         # A save writes the state last, and then gives the folder its name.
-        states = self.checkpoints.glob(f"*/{STATE_FILE}")
-        return sorted(state.parent for state in states if not is_unfinished(state.parent))
+        folders = [state.parent for state in self.checkpoints.glob(f"*/{STATE_FILE}")]
+        return sorted(path for path in folders if not (is_unfinished(path) or is_set_aside(path)))
 
     def newest_checkpoint(self) -> Path | None:
         """Return the complete checkpoint with the most steps, if there is one."""
         named = [path for path in self.complete_checkpoints() if step_of(path) is not None]
         return max(named, key=lambda path: step_of(path) or 0, default=None)
+
+    def set_aside_checkpoints(self) -> list[Path]:
+        """Return the damaged checkpoints that starts have renamed, sorted by name."""
+        return sorted(path for path in self.checkpoints.glob("*") if is_set_aside(path))
+
+    def removed_checkpoints(self) -> set[str]:
+        """Return the names of the checkpoints that the run itself has removed (`keep`).
+
+        Lines of metrics.jsonl that are no JSON are passed over.
+        """
+        names = set()
+        for line in self.metrics_lines():
+            if f'"{REMOVED}"' in line:
+                with suppress(ValueError, KeyError, TypeError):
+                    report = json.loads(line)
+                    if report["kind"] == REMOVED:
+                        names.add(str(report["checkpoint"]))
+        return names
 
     def read_config(self) -> RunConfig:
         """Read the configuration.
@@ -165,6 +187,20 @@ class RunFolder:
             except ValueError as error:
                 raise ValueError(f"{self.metrics}:{number}: not JSON: {error}") from error
         return reports
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint durably, so that its step can be saved again; return its path."""
+    names = [f"{checkpoint.name}{_SET_ASIDE}"]
+    while (aside := checkpoint.with_name(names[-1])).exists():
+        names.append(f"{names[0]}-{len(names) + 1}")
+    rename_durably(checkpoint, aside)
+    return aside
+
+
+def is_set_aside(path: Path) -> bool:
+    """Tell whether a folder has the name of a damaged checkpoint that was set aside."""
+    return path.suffix.partition("-")[0] == _SET_ASIDE
 
 
 def step_of(checkpoint: Path) -> int | None:

@@ -60,6 +60,7 @@ def check_chain(folder: Path) -> ChainCheck:
     for branch in branches:
         if branch.fork is not None:
             check.notes.append(_describe_fork(branch.fork))
+        check.notes += _passed_over(branch.ledger)
         _check_sums(branch, check)
     check_folder(run, side_files, branches, check)
     check.notes += _missing(run, ledger)
@@ -114,9 +115,24 @@ def _missing(run: RunFolder, ledger: Ledger) -> list[str]:
         notes.append("no END record: the run goes on, was ended by force, or waits to be resumed")
     names = [point.payload["name"] for point in ledger.checkpoints()]
     gone = [name for name in names if not (run.checkpoints / name).is_dir()]
-    if gone:
-        notes.append(f"{len(gone)} of {len(names)} checkpoints are gone: {_listed(gone)}")
+    removed = [name for name in gone if name in run.removed_checkpoints()] if gone else []
+    for which, state in (
+        (removed, "were removed by checkpoint.keep"),
+        ([name for name in gone if name not in removed], "are gone"),
+    ):
+        if which:
+            notes.append(f"{len(which)} of {len(names)} checkpoints {state}: {_listed(which)}")
     return notes
+
+
+def _passed_over(ledger: Ledger) -> list[str]:
+    """Return a note on each RESUME that passed over damaged checkpoints."""
+    return [
+        f"record {seq}: the run went on from {payload.get('from_checkpoint')}, because later "
+        f"checkpoints were damaged: {_listed(payload['set_aside'])}"
+        for seq, payload in ledger.events.items()
+        if payload.get("set_aside")
+    ]
 
 
 def _listed(names: Sequence[str], shown: int = 5) -> str:

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ettin.file_digests import FileList, differences, unlisted
+from megatron_ettin.file_digests import FileList, differences, sha256_of_json, unlisted
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import STATE_FILE, RunFolder
 from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.branches import Branch
 from megatron_ettin.queries.record import digest_hex
+
+#: Fields of a state that its `state_sha256`, which earlier versions lack, does not cover.
+UNBOUND = {"files", "files_sha256", "state_sha256"}
 
 
 def check_checkpoint(path: Path, content: bytes, branches: list[Branch], check: Check) -> None:
@@ -36,6 +39,9 @@ def check_checkpoint(path: Path, content: bytes, branches: list[Branch], check: 
         check.fail(f"{path}: not the state of a run ({error})")
         return
     check.items += 1
+    fields = {name: state[name] for name in state.keys() - UNBOUND}
+    if (expected := state.get("state_sha256")) not in (None, found := sha256_of_json(fields)):
+        check.fail(f"{path}: its fields have SHA-256 {found}, but state_sha256 is {expected}")
     holder = next((branch for branch in branches if branch.ledger.holds(head)), None)
     if holder is None:
         what = f"{path}: its chain head is no record of this ledger, nor of one of its forks"

@@ -8,10 +8,12 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_ettin.queries.absence import reason_without_places
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import (
     Document,
     DocumentName,
+    DocumentOrigin,
     Sidecars,
     add_document_arguments,
     document_name,
@@ -49,6 +51,8 @@ class DocumentPlaces:
     tokens: int
     id: str | None
     url: str | None
+    reason: str | None
+    """Reason why there are no places; None if there are."""
     places: list[Place]
 
 
@@ -80,20 +84,24 @@ def locate(run: RecordedRun, name: DocumentName) -> Where:
     """
     sidecars = Sidecars(run)
     documents = find_documents(run, name, sidecars)
+    origins = sidecars.origins(documents)
     return Where(
         run=str(run.folder),
         steps_done=run.steps_done,
-        documents=[
-            DocumentPlaces(
-                source=document.source,
-                ordinal=document.ordinal,
-                tokens=run.order.corpus(document.source).length(document.ordinal),
-                id=origin.id,
-                url=origin.url,
-                places=list_places(run, document),
-            )
-            for document, origin in zip(documents, sidecars.origins(documents), strict=True)
-        ],
+        documents=[_located(run, *each) for each in zip(documents, origins, strict=True)],
+    )
+
+
+def _located(run: RecordedRun, document: Document, origin: DocumentOrigin) -> DocumentPlaces:
+    places = list_places(run, document)
+    return DocumentPlaces(
+        source=document.source,
+        ordinal=document.ordinal,
+        tokens=run.order.corpus(document.source).length(document.ordinal),
+        id=origin.id,
+        url=origin.url,
+        reason=None if places else reason_without_places(run, document),
+        places=places,
     )
 
 

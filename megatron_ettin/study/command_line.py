@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_ettin.command_parser import CommandParser
+
 #: Inherited by the processes that a study starts. Threads that wait for each other sleep
 #: (examples/quickstart.sh says why), and Megatron-Core's warnings of missing packages are quiet.
 ENVIRONMENT = {
@@ -18,7 +20,7 @@ ENVIRONMENT = {
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Train the arms of a study, evaluate all models, draw one page (docs/study.md)."
     )
     add = parser.add_argument

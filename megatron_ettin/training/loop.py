@@ -21,6 +21,7 @@ from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order import PhaseSpec
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.steps import pass_skipped_rows
+from megatron_ettin.training.keeper import Keeper
 from megatron_ettin.training.metrics import Interval, Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward, forward_step
 from megatron_ettin.training.optimizer import Optimizer, learning_rate
@@ -47,6 +48,7 @@ class Training:
     validation: Validation | None
     reporter: Reporter
     recorder: Recorder
+    keeper: Keeper
 
 
 def train(run: Training, state: RunState) -> RunState:
@@ -173,6 +175,7 @@ def _save(run: Training, state: RunState) -> RunState:
     files = checkpoint.write(folder, run.stage, run.optimizer, config=run.config, state=state)
     state = run.recorder.record_checkpoint(state, folder.name, files.sha256)
     checkpoint.publish(folder, files, state)
+    run.keeper.note_published()
     run.reporter.report_saved(folder, time.perf_counter() - started)
     return state
 

@@ -20,7 +20,7 @@ from megatron_ettin.objectives import describe
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.ledger import Kind, LedgerWriter, find_description
-from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.order.run_folder import RunFolder, step_of
 from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.preparation import MASK_LANE, ORDER_LANES, TOKEN_LANES, StepRange
 
@@ -194,7 +194,17 @@ def describe_run(
         "host": platform.node(),
         "from_checkpoint": RunFolder(Path()).checkpoint(state.step).name if state.step else None,
         "initialized_from": state.initialized_from,
+        "set_aside": _set_aside(config, state),
     }
+
+
+def _set_aside(config: RunConfig, state: RunState) -> list[str]:
+    """Return the damaged checkpoints, by their new names, that this start has passed over.
+
+    Those of earlier steps than the one that it goes on from were passed over by earlier starts.
+    """
+    named = RunFolder(Path(config.run_dir)).set_aside_checkpoints()
+    return [path.name for path in named if (step_of(path.with_suffix("")) or 0) >= state.step]
 
 
 def _recorded(config: RunConfig, state: RunState) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training import rotary_bases
+from megatron_ettin.training.keeper import open_keeper
 from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
     """Return the state at the start: of the newest checkpoint with `resume`, else of a new run.
 
+    `choose_checkpoint` has compared its files.
+
     Raises:
         CheckpointError: run_dir holds a run already, or a run with another order; or a new run's
             `initialize_from` holds no weights for this model.
@@ -62,8 +65,6 @@ def starting_state(config: RunConfig, order: SampleOrder) -> RunState:
             f"{config.run_dir}: holds checkpoints of a run already ({newest.name}): give "
             f"--checkpoint.resume true to go on from there, or another run_dir"
         )
-    if config.checkpoint.check_files:
-        checkpoint_files.check_files(newest)
     check_same_run(config, newest)
     state = checkpoint.read_state(newest)
     check_same_order(config, order.spec, newest, state)
@@ -119,6 +120,7 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         validation=_build_validation(config),
         reporter=Reporter(config, order.spec, state, recorder),
         recorder=recorder,
+        keeper=open_keeper(config, is_over=state.g == order.num_rows),
     )
 
 

@@ -37,7 +37,7 @@ def check_outputs(config: RunConfig) -> None:
     in_ledger = [run.ledger / name for name in names]
     for path in (run.config, run.order, run.metrics, run.path / "profile.json", *in_ledger):
         _check_file(path)
-    _check_checkpoints(run)
+    _check_checkpoints(run, sets_aside=config.checkpoint.falls_back)
     for package in ("wandb", "tensorboard"):
         if getattr(config.logging, package) and importlib.util.find_spec(package) is None:
             raise StartError(
@@ -152,13 +152,16 @@ def _check_file(path: Path) -> None:
         ) from error
 
 
-def _check_checkpoints(run: RunFolder) -> None:
-    """Refuse files and folders that are in the way of a later save."""
+def _check_checkpoints(run: RunFolder, *, sets_aside: bool) -> None:
+    """Refuse files and folders that are in the way of a later save.
+
+    Folders are not, where the start sets aside what is no finished checkpoint.
+    """
     newest = run.newest_checkpoint()
     begin = 0 if newest is None else step_of(newest) or 0
     for path in sorted(run.checkpoints.glob("step_*")):
         step = step_of(path)
-        if step is not None and step > begin:
+        if step is not None and step > begin and not (sets_aside and path.is_dir()):
             raise StartError(
                 f"{path}: is no finished checkpoint ({STATE_FILE} is missing), but the run may "
                 f"save under this name: remove it or rename it"

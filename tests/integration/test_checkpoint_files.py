@@ -197,7 +197,7 @@ def test_a_checkpoint_without_digests_needs_the_option(
     run, folder, resume = cut_off
     state = state_of(folder)
     state["files"] = {name: entry["bytes"] for name, entry in state["files"].items()}
-    del state["files_sha256"], state["initialized_from"]
+    del state["files_sha256"], state["initialized_from"], state["state_sha256"]
     (folder / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"earlier version.*checkpoint\.check_files false"):
         train_here(resume, run)

@@ -43,7 +43,7 @@ CROSS = {
     "1b": (2.5e-4, 5e-5, 1e9, 16.667e9, 3.333e9),
 }
 #: Whole rows of a micro-batch, by phase.
-MICRO_BATCH_ROWS = {"1xh100": [64, 8, 8], "cpu": [4, 1, 1]}
+MICRO_BATCH_ROWS = {"1xh100": [64, 8, 8], "8xh100": [64, 8, 8], "cpu": [4, 1, 1]}
 HARDWARE = sorted(path.stem for path in (EXAMPLES / "hardware").glob("*.yaml"))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,91 @@ def test_text_that_is_no_text_is_refused(queried: Queried, tmp_path: Path) -> No
 def test_name_of_no_document_is_refused(queried: Queried, name: DocumentName, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         locate(queried.run, name)
+
+
+def test_why_a_document_has_no_places(queried: Queried) -> None:
+    """Every reason of the run is true of the same run, trained until it draws the document."""
+    assert queried.whole.config is not None
+    run, (short, long) = queried.whole, queried.whole.config.phases
+    long = dataclasses.replace(long, train_tokens=10 * long.train_tokens)
+    order = open_order(dataclasses.replace(run.config, phases=(short, long)))
+    reasons = []
+    for source, ordinal in every_document(queried):
+        (document,) = locate(run, DocumentName(doc=f"{source}:{ordinal}")).documents
+        assert (document.reason is None) == bool(document.places)
+        if document.places:
+            continue
+        rows = order.where(source, ordinal)
+        reasons.append(document.reason)
+        assert document.reason == (
+            f"never drawn: the run ends with row {run.order.num_rows - 1:,}; "
+            f"had it gone on, the first draw would be row {rows[0]:,}"
+        )
+    assert len(reasons) > 20
+
+
+def with_data(queried: Queried, **changes: Any) -> RecordedRun:
+    """Return the run with another configuration of its data, and the order of that."""
+    assert queried.whole.config is not None
+    config = dataclasses.replace(
+        queried.whole.config, data=dataclasses.replace(queried.whole.config.data, **changes)
+    )
+    return dataclasses.replace(queried.whole, config=config, order=open_order(config))
+
+
+def test_a_document_that_no_phase_may_draw_is_left_out(queried: Queried) -> None:
+    assert queried.whole.config is not None
+    data = queried.whole.config.data
+    some = with_data(queried, pools={"short": (0.0, 0.25), "long": (0.25, 0.5)})
+    (document,) = locate(some, DocumentName(doc="beta:150")).documents
+    assert document.reason == (
+        "left out: the phases draw other documents (data.pools; short: 0 to 49, long: 50 to 99)"
+    )
+    without = with_data(queried, blend={name: {"alpha": 1.0} for name in data.blend})
+    (document,) = locate(without, DocumentName(doc="beta:0")).documents
+    assert document.reason == "left out: no phase draws from source 'beta' (data.blend)"
+    sources = {
+        name: dataclasses.replace(source, min_doc_tokens=10_000 if name == "beta" else 1)
+        for name, source in data.sources.items()
+    }
+    short = with_data(queried, sources=sources, blend=without.config.data.blend)
+    (document,) = locate(short, DocumentName(doc="beta:0")).documents
+    assert document.reason == (
+        f"left out: it has {document.tokens} tokens, fewer than 10000 (min_doc_tokens)"
+    )
+
+
+def write_raw(folder: Path, extra: str = "") -> Path:
+    """Write the raw file that the sidecar of `alpha` names; return its folder.
+
+    The corpus' name ends in the name of its field, `alpha`.
+    """
+    folder.mkdir()
+    texts = [f"alpha {3 if n == 4 else n}" for n in range(500)]
+    lines = [json.dumps({"alpha": text}) for text in [*texts, *([extra] if extra else [])]]
+    (folder / "raw.jsonl").write_text("".join(line + "\n" for line in lines))
+    return folder
+
+
+def test_documents_are_found_by_a_part_of_their_text(queried: Queried, tmp_path: Path) -> None:
+    folder = write_raw(tmp_path / "raw", extra="alpha for validation")
+    name = DocumentName(contains="pha 49", source="alpha", raw_folder=folder)
+    found = [document.ordinal for document in locate(queried.run, name).documents]
+    assert found == [49, *range(490, 500)]
+    copies = dataclasses.replace(name, contains="alpha 3")
+    found = [document.ordinal for document in locate(queried.run, copies).documents]
+    assert found == [3, 4, *range(30, 40), *range(300, 400)]
+    with pytest.raises(ValueError, match=r"'beta 1' in alpha$"):
+        locate(queried.run, dataclasses.replace(name, contains="beta 1"))
+    with pytest.raises(ValueError, match="1 documents of the raw files have it, which were set as"):
+        locate(queried.run, dataclasses.replace(name, contains="for validation"))
+    (folder / "raw.jsonl").write_text('{"text": "alpha 49"}\n')
+    with pytest.raises(ValueError, match=r"raw\.jsonl:1: .*alpha"):
+        locate(queried.run, name)
+    with pytest.raises(ValueError, match="--contains: the text is empty"):
+        locate(queried.run, dataclasses.replace(name, contains=""))
+    with pytest.raises(FileNotFoundError, match=r"raw\.jsonl: no such file here.*--raw-folder"):
+        locate(queried.run, dataclasses.replace(name, raw_folder=tmp_path))
 
 
 def test_source_without_provenance_is_named(queried: Queried) -> None:

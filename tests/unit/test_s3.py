@@ -1,4 +1,4 @@
-"""Raw files and corpora in an object store are read and written as if they were local."""
+"""Raw files, corpora and checkpoints in an object store are used as if they were local."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from megatron_ettin.data.command_line import parse_command
 from megatron_ettin.data.preprocess import preprocess
 from megatron_ettin.data.shard_maker import ShardMaker
 from megatron_ettin.data.tokenize import train_tokenizer, write_tokenizer
+from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.training.second_place import SecondPlace
+from tests.conftest import TinyCorpus
+from tests.runs import record_run, tiny_config
+from tests.saved_checkpoints import publish_recorded
 
 boto3 = pytest.importorskip("boto3")
 pytest.importorskip("s3fs")
@@ -159,3 +164,23 @@ def test_a_run_goes_on_after_the_shards_of_the_store(
     assert "c_text_document/dataset.json" in objects(f"{store}/corpora", "c")
     with pytest.raises(ValueError, match="made with min_tokens 1, not with min_tokens 2"):
         run(tokenizer, *inputs, *prefix, "--min-tokens", "2")
+
+
+def test_checkpoints_go_to_the_store_and_come_back(
+    store: str, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    run = RunFolder(record_run(tiny_config(tiny_corpus, tmp_path / "run"), save_steps=[2]))
+    folders, place = publish_recorded(run), SecondPlace(f"{store}/runs/mine")
+    assert place.steps() == []
+    for folder in folders:
+        assert not place.holds(folder)
+        for _ in range(2):  # an undone checkpoint of the same step is replaced
+            place.put(run, folder, lambda: None)
+            assert place.holds(folder)
+    again = RunFolder(tmp_path / "again")
+    place.fetch(again, place.steps()[-1])
+    assert again.read_ledger().checkpoints() == run.read_ledger().checkpoints()
+    newest = again.newest_checkpoint()
+    assert newest is not None
+    for path in folders[-1].iterdir():
+        assert (newest / path.name).read_bytes() == path.read_bytes()

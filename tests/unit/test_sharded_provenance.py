@@ -1,12 +1,17 @@
 """The sidecars of a corpus's shards answer as the one sidecar of the pair does."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_ettin.data.provenance import Provenance
-from megatron_ettin.data.sharded_provenance import ShardedProvenance, open_provenance
+from megatron_ettin.data.sharded_provenance import (
+    ShardedProvenance,
+    find_digests,
+    open_provenance,
+)
 from tests.conftest import TinyCorpus
 from tests.shards import cut_into_shards, describe_shards
 
@@ -62,6 +67,13 @@ def test_documents_are_found_in_every_shard(pair: Provenance, sharded: ShardedPr
     assert sharded.find_id("nowhere").tolist() == []
     with pytest.raises(ValueError, match="not a SHA-256"):
         sharded.find_sha256("12")
+
+
+def test_documents_are_found_by_many_hashes(pair: Provenance, sharded: ShardedProvenance) -> None:
+    hashes = [hashlib.sha256(f"doc {n}".encode()).digest() for n in (499, 3, 10**6)]
+    for provenance in (pair, sharded):
+        assert find_digests(provenance, hashes).tolist() == [3, 13, 499]
+        assert find_digests(provenance, []).tolist() == []
 
 
 def test_documents_outside_are_refused(sharded: ShardedProvenance) -> None:

@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
+from megatron_ettin.command_parser import CommandParser
+
 DESCRIPTION = "Look into a tokenised corpus (docs/data.md)."
 
 # A command is a module of this folder: `add_arguments` declares its options, and `answer` returns
@@ -20,7 +22,7 @@ COMMANDS = {
 
 def parse(arguments: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
     """Return the command's module and its options."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    parser = CommandParser(description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     chosen = None
     for name, summary in COMMANDS.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import socket
 import time
 import weakref
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_ettin.file_lock import open_locked
 from megatron_ettin.order.ledger.forks import (
     Cut,
     decide_cut,
@@ -30,7 +28,6 @@ from megatron_ettin.order.ledger.format import (
     EVENTS_FILE,
     FORKS_FOLDER,
     GENESIS,
-    LOCK_FILE,
     RECORD,
     RECORD_BYTES,
     RECORDS_FILE,
@@ -41,6 +38,7 @@ from megatron_ettin.order.ledger.format import (
     format_event,
     seal,
 )
+from megatron_ettin.order.ledger.lock import lock_ledger
 from megatron_ettin.order.ledger.scan import Scan, scan
 from megatron_ettin.publication import sync
 
@@ -62,7 +60,7 @@ class LedgerWriter:
         self.events: dict[int, dict[str, Any]] = {}
         try:
             (folder / FORKS_FOLDER).mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder / LOCK_FILE)
+            self._lock = lock_ledger(folder)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._records = os.open(folder / RECORDS_FILE, flags, 0o644)
             self._events = os.open(folder / EVENTS_FILE, flags, 0o644)
@@ -363,20 +361,6 @@ def _whole(name: str, column: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]
             f"{name} is {values.dtype} {list(values.shape)}, not integers {list(shape)}"
         )
     return values
-
-
-def _lock(path: Path) -> int:
-    """Return a descriptor that holds the lock; the kernel releases it when the process ends."""
-    try:
-        descriptor = open_locked(path, os.O_RDWR | os.O_CREAT, wait=False)
-    except BlockingIOError as error:
-        holder = path.read_text(errors="replace").strip() or "a process"
-        raise LedgerError(
-            f"{path}: {holder} is writing this ledger; wait for its end, or end it"
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return descriptor
 
 
 def _write_all(descriptor: int, content: bytes | bytearray, path: Path) -> None:
