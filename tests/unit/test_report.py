@@ -171,9 +171,8 @@ def test_losses_that_measure_the_text_are_named(
     for name, objective in (("diffusion", "MaskedDiffusion"), ("detour", detour)):
         config = tiny_config(tiny_corpus, tmp_path / name, objective=objective)
         runs.append(made_run(name, config, 0))
-    text = " ".join(
-        table.as_text(replace(comparison, runs=runs, probe=None, differences=[])).split()
-    )
+    several = replace(comparison, runs=runs, probe=None, differences=[])
+    text = " ".join(table.as_text(several).split())
     assert "losses of causal, diffusion, detour measure one quantity" in text
     assert "that of masked is with no other's" in text
     assert "ByPhase, last MaskedDiffusion" in text
