@@ -99,7 +99,7 @@ class Face:
     attention: Attention
     prediction_shift: int
     objective: str
-    """As in `SavedModel`."""
+    """Class of the objective, as in `SavedModel`."""
 
     @classmethod
     def of(cls, objective: Objective) -> Face:
