@@ -8,8 +8,8 @@ import yaml
 
 from megatron_ettin.config import ModelConfig
 
-SIZES = ("nano", "17m", "32m", "68m", "150m", "400m", "1b")
 EXAMPLES = Path(__file__).parents[1] / "examples"
+SIZES = tuple(sorted(path.stem for path in (EXAMPLES / "model").glob("*.yaml")))
 
 
 def model_of_size(size: str) -> ModelConfig:

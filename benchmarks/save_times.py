@@ -1,9 +1,10 @@
-"""Cost of hashing a checkpoint: while it is saved, and before it is loaded."""
+"""Cost of a checkpoint: hashing, and the time that training waits for a save beside it."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -14,9 +15,11 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from megatron_ettin.config import HardwareConfig, ModelConfig, OptimizerConfig, SeedConfig
 from megatron_ettin.file_digests import FileList, differences
+from megatron_ettin.hashing_files import HashingFiles
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
-from megatron_ettin.shards import HashingFiles, save_to
+from megatron_ettin.publication import begin_folder, publish_folder
+from megatron_ettin.shard_saver import ShardSaver
 from megatron_ettin.training.optimizer import build_optimizer
 
 
@@ -27,11 +30,28 @@ class SaveTimes:
     gigabytes: float
     """Weights and optimizer state, 10^9 bytes."""
     save_seconds: float
-    """While hashing."""
+    """While hashing, and training waits: no copy, no thread beside the training."""
     plain_seconds: float
-    """The same writer without hashing, in turn with the former."""
+    """The same without hashing."""
+    stall_seconds: float
+    """Time that training waits for a save beside it: the copy, and the publication."""
+    copy_seconds: float
+    """The part of it before training goes on."""
+    least_share: float
+    """The shortest such wait over the shortest save of the former kind: least disturbed by other
+    work, which slows a copy more than a disk."""
+    first_stall_seconds: float
+    """The wait for the first save of a run, which also takes the memory from the system."""
     check_seconds: float
     """Hashing the files anew, as before a load; they are in memory."""
+
+    def describe_stall(self) -> str:
+        """Return the wait for a save beside training, and its share of the other kind of save."""
+        return (
+            f"{self.stall_seconds:.3f} s, {self.stall_seconds / self.save_seconds:.1%} of a save, "
+            f"{self.least_share:.1%} by the shortest of each (copy {self.copy_seconds:.3f} s; "
+            f"first save {self.first_stall_seconds:.3f} s)"
+        )
 
 
 def save_times(model: ModelConfig, folder: Path, *, rounds: int) -> SaveTimes:
@@ -40,32 +60,75 @@ def save_times(model: ModelConfig, folder: Path, *, rounds: int) -> SaveTimes:
     `folder` is made and removed.
     """
     stage, optimizer = _model_and_optimizer(model)
-    plain, hashing, checks = [], [], []
-    listed = FileList({})
-    # In turns, so that a busy disk slows both kinds alike.
+    now, beside = ShardSaver(copies=False), ShardSaver()
+    # In turns, so that a busy disk slows all kinds alike.
+    saves: dict[str, Callable[[], _Save]] = {
+        "plain": lambda: _save(folder, stage, optimizer, now, FileSystem()),
+        "hashing": lambda: _save(folder, stage, optimizer, now, HashingFiles()),
+        "beside": lambda: _save(folder, stage, optimizer, beside, HashingFiles()),
+    }
+    first = saves["beside"]()
+    times: dict[str, list[_Save]] = {name: [] for name in saves}
+    checks = []
     for _ in range(rounds):
-        plain.append(_save(folder, stage, optimizer, FileSystem()))
-        files = HashingFiles()
-        hashing.append(_save(folder, stage, optimizer, files))
-        listed = FileList(files.digests)
-        checks.append(_check(folder, listed))
+        for name, save in saves.items():
+            times[name].append(save())
+        checks.append(_check(folder, times["beside"][-1].listed))
     rmtree(folder)
+
+    def median(name: str, seconds: Callable[[_Save], float]) -> float:
+        return statistics.median(seconds(save) for save in times[name])
+
     return SaveTimes(
-        gigabytes=sum(file.num_bytes for file in listed.files.values()) / 1e9,
-        save_seconds=statistics.median(hashing),
-        plain_seconds=statistics.median(plain),
+        gigabytes=sum(file.num_bytes for file in first.listed.files.values()) / 1e9,
+        save_seconds=median("hashing", lambda save: save.seconds),
+        plain_seconds=median("plain", lambda save: save.seconds),
+        stall_seconds=median("beside", lambda save: save.stall_seconds),
+        copy_seconds=median("beside", lambda save: save.copy_seconds),
+        least_share=min(save.stall_seconds for save in times["beside"])
+        / min(save.seconds for save in times["hashing"]),
+        first_stall_seconds=first.stall_seconds,
         check_seconds=statistics.median(checks),
     )
 
 
+@dataclass(frozen=True)
+class _Save:
+    copy_seconds: float
+    """Until training could go on."""
+    write_seconds: float
+    """Until the thread has ended."""
+    publish_seconds: float
+    """Until the folder has its name."""
+    listed: FileList
+
+    @property
+    def stall_seconds(self) -> float:
+        return self.copy_seconds + self.publish_seconds
+
+    @property
+    def seconds(self) -> float:
+        return self.copy_seconds + self.write_seconds + self.publish_seconds
+
+
 def _save(
-    folder: Path, stage: EttinModel, optimizer: MegatronOptimizer, files: FileSystem
-) -> float:
+    folder: Path,
+    stage: EttinModel,
+    optimizer: MegatronOptimizer,
+    writer: ShardSaver,
+    files: FileSystem,
+) -> _Save:
     rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    begin = time.perf_counter()
-    save_to(folder, stage, optimizer, files)
-    return time.perf_counter() - begin
+    began = time.perf_counter()
+    pending = writer.begin(begin_folder(folder), stage, optimizer, files=files)
+    copied = time.perf_counter()
+    while not pending.is_written:
+        time.sleep(0.001)
+    written = time.perf_counter()
+    listed = FileList(pending.finish(pending.gather()))
+    publish_folder(folder)
+    ended = time.perf_counter()
+    return _Save(copied - began, written - copied, ended - written, listed)
 
 
 def _check(folder: Path, listed: FileList) -> float:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+import yaml
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
@@ -28,12 +30,13 @@ from megatron_ettin.checkpoint_files import (
     read_json,
 )
 from megatron_ettin.config import ModelConfig, RunConfig
-from megatron_ettin.file_digests import FileDigest, FileList, sha256_of_json
-from megatron_ettin.objectives import Attention, Objective, as_class
+from megatron_ettin.file_digests import FileList, sha256_of_json
+from megatron_ettin.objectives import Attention, Face
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
-from megatron_ettin.shards import ShardsError, describe_error, read_shards, write_shards
+from megatron_ettin.shard_saver import ShardSaver
+from megatron_ettin.shards import ShardsError, describe_error, read_shards
 
 #: Packages whose versions a checkpoint records.
 PACKAGES = (
@@ -92,22 +95,6 @@ class RunState:
         return Head(self.ledger_seq, self.ledger_chain) if self.ledger_chain else None
 
 
-@dataclass(frozen=True)
-class Face:
-    """Use of weights that were trained by several objectives at once: as one of them needs it."""
-
-    attention: Attention
-    prediction_shift: int
-    objective: str
-    """Class of the objective, as in `SavedModel`."""
-
-    @classmethod
-    def of(cls, objective: Objective) -> Face:
-        """Return the use that an objective trains for."""
-        path = as_class(objective)["class_path"]
-        return cls(objective.attention, objective.prediction_shift, path)
-
-
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
     """Description of a checkpoint's weights, for those of a run and of a conversion alike."""
@@ -128,7 +115,7 @@ class SavedModel:
     """Distance from a [MASK] back to the position that predicts it, as in `Objective`."""
     objective: str | None = None
     """Class of the objective that trained the weights, as `config.yaml` names it (its module and
-    name), in the phase last trained; None if it is not on record."""
+    name), in the phase last trained; None if it is not on record, because they were imported."""
     faces: tuple[Face, ...] = ()
     """Uses of the weights, the one above first, if rows of that phase had several objectives."""
     special_ids: dict[str, int | list[int]] = field(default_factory=dict)
@@ -155,27 +142,6 @@ class SavedModel:
             faces=faces if len(faces) > 1 else (),
         )
 
-    def as_face(self, attention: Attention) -> SavedModel:
-        """Return the description of the weights with this attention.
-
-        Raises:
-            ValueError: they were not trained with it.
-        """
-        for face in self.faces:
-            if face.attention == attention:
-                return dataclasses.replace(
-                    self,
-                    attention=attention,
-                    prediction_shift=face.prediction_shift,
-                    objective=face.objective,
-                )
-        if self.attention != attention:
-            raise ValueError(
-                f"these weights were last trained with {self.attention} attention only, not with "
-                f"{attention}; objective Mixture trains both"
-            )
-        return self
-
 
 def write(
     folder: Path,
@@ -185,37 +151,27 @@ def write(
     config: RunConfig,
     state: RunState,
 ) -> FileList:
-    """Write all files of a checkpoint but its state, which `publish` adds. All ranks call this.
-
-    `stage` is the unwrapped module (a DDP wrapper would prefix every name). The files are in
-    `folder` with `.unfinished`; the list of them is the same on all ranks.
-
-    Raises:
-        CheckpointError: `folder` exists.
-        ShardsError: the disk refuses; the message says why.
-    """
-    return _write(
-        folder,
-        stage,
-        optimizer,
-        saved=SavedModel.of_run(config, state),
-        config_yaml=configuration.to_yaml(config),
-    )
+    """Write all files of a checkpoint but its state, as `begin` and `complete` do together."""
+    writer = ShardSaver(copies=False)
+    return begin(folder, stage, optimizer, writer, config=config, state=state).complete()
 
 
 def publish(folder: Path, files: FileList, state: RunState) -> None:
-    """Add the state to what `write` has written, and name it `folder`. All ranks call this.
+    """Add the state to files that are complete, and name their folder `folder`.
 
-    Nobody takes an unfinished folder for a checkpoint, so `state` may name a record of the ledger
-    that holds the digest of the list.
+    All ranks call this. Nobody takes an unfinished folder for a checkpoint, so `state` may name a
+    record of the ledger that holds the digest of the list.
+
+    Raises:
+        OSError: the disk refuses, on all ranks.
     """
+    distributed.from_main_rank(lambda: _publish(folder, files, state))
+
+
+def discard(folder: Path) -> None:
+    """Remove what was written of a checkpoint that is not published, as far as the disk allows."""
     if distributed.is_main_rank():
-        fields = {"versions": package_versions(), **dataclasses.asdict(state)}
-        document = {**files.to_document(), **fields, "state_sha256": sha256_of_json(fields)}
-        text = json.dumps(document, indent=2) + "\n"
-        (unfinished_folder(folder) / STATE_FILE).write_text(text)
-        publish_folder(folder)
-    distributed.barrier()
+        shutil.rmtree(unfinished_folder(folder), ignore_errors=True)
 
 
 def save_weights(
@@ -230,40 +186,43 @@ def save_weights(
 
     `config_yaml` holds the sections of a run that the weights decide.
     """
-    files = _write(folder, stage, None, saved=saved, config_yaml=config_yaml)
-    publish(folder, files, RunState(tokenizer_sha256=tokenizer_sha256))
+    writer = ShardSaver(copies=False)
+    pending = _begin(folder, stage, None, writer, saved=saved, config_yaml=config_yaml)
+    publish(folder, pending.complete(), RunState(tokenizer_sha256=tokenizer_sha256))
 
 
-def _write(
+def _begin(
     folder: Path,
     stage: MegatronModule,
     optimizer: MegatronOptimizer | None,
+    writer: ShardSaver,
     *,
     saved: SavedModel,
     config_yaml: str,
-) -> FileList:
-    unfinished = unfinished_folder(folder)
-    if distributed.is_main_rank():
-        if folder.exists():
-            raise CheckpointError(f"{folder}: exists already; a checkpoint is never replaced")
-        begin_folder(folder)
-    distributed.barrier()
-    digests = write_shards(unfinished, stage, optimizer)
-    if distributed.is_main_rank():
-        texts = {
-            CONFIG_FILE: config_yaml,
-            MODEL_FILE: json.dumps(dataclasses.asdict(saved), indent=2) + "\n",
-        }
-        for name, text in texts.items():
-            (unfinished / name).write_bytes(text.encode())
-            digests[name] = FileDigest.of_content(text.encode())
-    every = {name: file for part in distributed.all_gather(digests) for name, file in part.items()}
-    if distributed.is_main_rank():
-        # Versions of Megatron-Core write different small files beside the shards: list what is
-        # there, and hash what this module has not hashed while writing.
-        others = [path for path in unfinished.iterdir() if path.name not in every]
-        every |= {path.name: FileDigest.of_file(path) for path in others}
-    return FileList(distributed.broadcast(every))
+) -> PendingCheckpoint:
+    distributed.from_main_rank(lambda: _begin_folder(folder))
+    try:
+        shards = writer.begin(unfinished_folder(folder), stage, optimizer)
+    except ShardsError:
+        discard(folder)
+        raise
+    model = json.dumps(dataclasses.asdict(saved), indent=2) + "\n"
+    texts = {CONFIG_FILE: config_yaml, MODEL_FILE: model}
+    return PendingCheckpoint(folder=folder, shards=shards, texts=texts)
+
+
+def _begin_folder(folder: Path) -> None:
+    if folder.exists():
+        raise CheckpointError(f"{folder}: exists already; a checkpoint is never replaced")
+    begin_folder(folder)
+
+
+def _publish(folder: Path, files: FileList, state: RunState) -> None:
+    fields = {"versions": package_versions(), **dataclasses.asdict(state)}
+    document = {**files.to_document(), **fields, "state_sha256": sha256_of_json(fields)}
+    text = json.dumps(document, indent=2) + "\n"
+    (unfinished_folder(folder) / STATE_FILE).write_text(text)
+    publish_folder(folder)
 
 
 def load(
@@ -335,6 +294,8 @@ def read_model(folder: Path) -> SavedModel:
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here ({MODEL_FILE} is missing)")
     document = read_json(folder / MODEL_FILE)
+    if "objective" not in document:  # saved by an earlier version, which named it in config.yaml
+        document["objective"] = _trained_by(folder)
     try:
         document["model"] = ModelConfig(**document["model"])
         document["faces"] = tuple(Face(**face) for face in document.get("faces", ()))
@@ -343,6 +304,23 @@ def read_model(folder: Path) -> SavedModel:
         raise CheckpointError(
             f"{folder / MODEL_FILE}: not a saved model: {describe_error(error)}; {REMEDY}"
         ) from error
+
+
+def _trained_by(folder: Path) -> str | None:
+    """Return the class of the objective of the run that saved `folder`, which need not be at hand.
+
+    None for weights that no run had trained when they were saved.
+    """
+    if not read_state(folder).step:
+        return None
+    path = folder / CONFIG_FILE
+    try:
+        objective: str = yaml.safe_load(path.read_text())["objective"]["class_path"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: does not name the objective: {describe_error(error)}; {REMEDY}"
+        ) from error
+    return objective
 
 
 def read_config(folder: Path) -> RunConfig:

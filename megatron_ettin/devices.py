@@ -84,7 +84,7 @@ def this_machine() -> Device:
 
 def measured_peak_flops(seconds: float = 1.0) -> float:
     """Return the FLOP/s of float32 products of [2048, 2048] on all cores, the best of a second."""
-    left = np.random.default_rng(0).random((2048, 2048), dtype=np.float32)
+    left = np.random.default_rng(0).random((2048, 2048), dtype=np.float32)  # noqa: TID251
     right = left.T.copy()
     # The best of many repetitions: other work on the machine only ever slows one down.
     best = 0.0

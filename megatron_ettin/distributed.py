@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -246,6 +246,25 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def cpu_group() -> torch.distributed.ProcessGroup:
+    """Return a group of all ranks that works on the CPU. All ranks call this."""
+    if device().type == "cpu":
+        return world_group()
+    group: torch.distributed.ProcessGroup = torch.distributed.new_group(
+        backend="gloo", timeout=TIMEOUT
+    )
+    return group
+
+
+def largest(value: int, group: torch.distributed.ProcessGroup) -> int:
+    """Return the largest `value` of any rank of a `cpu_group`; no rank waits for its GPU."""
+    if group.size() == 1:
+        return value
+    values = torch.tensor([value])
+    torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
+    return int(values)
+
+
 def broadcast(value: T) -> T:
     """Return rank 0's value on all ranks; it is pickled."""
     values = [value]
@@ -260,6 +279,31 @@ def all_gather(value: T) -> list[T]:
     values: list[T] = [value] * world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def gather(value: T) -> list[T]:
+    """Return the values of all ranks, by rank, on the main rank, [] elsewhere; they are pickled."""
+    values: list[T] = [value] * world_size() if is_main_rank() else []
+    torch.distributed.gather_object(value, values if is_main_rank() else None, dst=0)
+    return values
+
+
+def from_main_rank(compute: Callable[[], T]) -> T:
+    """Return on all ranks what `compute` returns on the main rank; the others do not call it.
+
+    Raises:
+        OSError, ValueError: `compute` raised it; all ranks raise it alike.
+    """
+    outcome: T | OSError | ValueError | None = None
+    if is_main_rank():
+        try:
+            outcome = compute()
+        except (OSError, ValueError) as error:
+            outcome = error
+    told = broadcast(outcome)
+    if isinstance(told, OSError | ValueError):
+        raise told
+    return cast(T, told)
 
 
 def require_equal(what: str, text: str) -> None:

@@ -9,10 +9,13 @@ import signal
 import socket
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 #: Option of prctl (<linux/prctl.h>): the signal that the kernel sends when the parent thread ends.
 PR_SET_PDEATHSIG = 1
+#: Variable that torchrun sets for its ranks, and for them alone.
+LAUNCHER_VARIABLE = "TORCHELASTIC_RUN_ID"
 #: Longest wait for torchrun's store; after it the message is printed without asking.
 STORE_TIMEOUT = timedelta(seconds=5)
 
@@ -25,8 +28,27 @@ def end_with_launcher() -> None:
     Raises:
         OSError: the kernel refuses.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if LAUNCHER_VARIABLE in os.environ:
         end_with_parent(os.getppid())
+        if _is_adopted():  # torchrun ended before this process asked for its own end
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_adopted() -> bool:
+    """Tell whether this rank's parent is the machine's first process, which adopts orphans.
+
+    In a container the first process can be torchrun, which runs the rank's Python, or a shell with
+    the rank's variables. Other adopters look like any parent.
+    """
+    first = Path("/proc/1")
+    if os.getppid() != 1:
+        return False
+    try:
+        if (first / "exe").readlink() == Path("/proc/self/exe").readlink():
+            return False
+        return f"{LAUNCHER_VARIABLE}=".encode() not in (first / "environ").read_bytes()
+    except OSError:  # another user's
+        return True
 
 
 def end_with_parent(parent: int) -> None:

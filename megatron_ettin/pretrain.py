@@ -36,25 +36,32 @@ def main() -> None:
             f"{sum(phase.train_tokens for phase in config.phases):,}",
             config.run_dir,
         )
-        pretrain(config)
+        code = pretrain(config)
     except (ValueError, OSError) as error:
         fail(f"error: {error}")
     except Exception:
         fail(traceback.format_exc())
+    sys.exit(code)
 
 
-def pretrain(config: RunConfig) -> None:
-    """Train `config` to its end, or from its newest checkpoint with `checkpoint.resume`."""
+def pretrain(config: RunConfig) -> int:
+    """Train `config` to its end, or from its newest checkpoint with `checkpoint.resume`.
+
+    Returns:
+        The exit code: 0, or that of the signal that ended the run before.
+    """
     from megatron_ettin import distributed
     from megatron_ettin.data.corpus_tokenizer import require_one_tokenizer
     from megatron_ettin.data.orders import open_order
     from megatron_ettin.estimate.plan import checkpoint_bytes, num_checkpoints
     from megatron_ettin.model.backend import choose_backend
+    from megatron_ettin.order.ledger.lock import refuse_second_run
     from megatron_ettin.order.run_folder import RunFolder
     from megatron_ettin.training import precision, set_up, start_checks
     from megatron_ettin.training.host_report import check_hosts
     from megatron_ettin.training.loop import train
     from megatron_ettin.training.optimizer import require_packages
+    from megatron_ettin.training.signals import StopRequest
     from megatron_ettin.training.start_summary import log_summary
     from megatron_ettin.training.starting_checkpoint import choose_checkpoint
 
@@ -65,6 +72,8 @@ def pretrain(config: RunConfig) -> None:
         # The order counts: cheap refusals first, then the measurement of `auto`, then the corpora,
         # whose plans may take minutes to build, and the model last.
         start_checks.check_outputs(config)
+        if distributed.is_main_rank():
+            refuse_second_run(RunFolder(Path(config.run_dir)).ledger)
         hosts = check_hosts(
             config,
             checkpoint_bytes=checkpoint_bytes(config),
@@ -79,8 +88,16 @@ def pretrain(config: RunConfig) -> None:
         log_summary(config, order, state, hosts)
         run = set_up.build_training(config, order, state)
         state = set_up.restore(run, state)
-        with run.reporter, run.keeper:
-            run.reporter.report_end(train(run, state))
+        with run.stop, run.watchdog:
+            with run.reporter, run.keeper:
+                state = train(run, state)
+                request = run.stop.request if state.g < order.num_rows else StopRequest.NONE
+                run.reporter.report_end(state, stopped_by=request.reason)
+                run.watchdog.expect_long_work()
+            if request.exit_code:
+                # torchrun ends the other ranks as soon as one is gone.
+                distributed.barrier()
+    return request.exit_code
 
 
 def _set_up_logging() -> None:

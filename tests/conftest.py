@@ -122,11 +122,15 @@ class TinyCorpus:
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
-    """Documents of 1 to 600 made-up words with a Zipf-like vocabulary."""
+    """Make the tiny corpus once for all tests of a process."""
+    return make_tiny_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def make_tiny_corpus(folder: Path) -> TinyCorpus:
+    """Write documents of 1 to 600 made-up words with a Zipf-like vocabulary to a folder."""
     from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
     from megatron_ettin.native import TokenFileBuilder
 
-    folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(7)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = ["".join(rng.choice(letters, rng.integers(1, 9))) for _ in range(400)]

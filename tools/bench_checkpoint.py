@@ -1,4 +1,4 @@
-"""Measure the cost of SHA-256 for a checkpoint, saved and checked by one process.
+"""Measure a checkpoint of one process: SHA-256, and the wait for a save beside training.
 
 python tools/bench_checkpoint.py --models 17m 150m --work-dir FOLDER
 """
@@ -33,6 +33,7 @@ def main() -> None:
                 (name, f"{times.gigabytes:.3f} GB"),
                 ("  saved", f"{times.save_seconds:.2f} s"),
                 ("  saved without hashing", f"{times.plain_seconds:.2f} s"),
+                ("  wait for a save beside training", times.describe_stall()),
                 ("  checked", f"{times.check_seconds:.2f} s"),
             ]
             print(*text_facts(facts), sep="\n", flush=True)

@@ -15,18 +15,13 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --open-mode=append
 set -euo pipefail
-run_dir=runs/150m-encoder
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # lets a node that was started again come in
 export OMP_NUM_THREADS=1
 
-# Ask the run to save and to end at its next report; queue the job again, also if it does not answer.
+# Ask the run to save and to end; queue the job again, also if torchrun has to kill it.
 queue_again() {
-  mkdir -p "$run_dir"
-  touch "$run_dir/stop"
-  for _ in {1..100}; do
-    kill -0 "$run" 2> /dev/null || break
-    sleep 1
-  done
+  kill -USR1 "$run"  # srun passes it on to each torchrun
+  wait "$run" || true
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 }
@@ -35,6 +30,7 @@ trap queue_again USR1
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 srun --kill-on-bad-exit=1 torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node 8 \
   --max-restarts 3 --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$first:29400" \
+  --signals-to-handle SIGTERM,SIGUSR1 --shutdown-timeout 100 \
   -m megatron_ettin.pretrain \
   --config examples/model/150m.yaml \
   --config examples/objective/mlm.yaml \
@@ -43,8 +39,9 @@ srun --kill-on-bad-exit=1 torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-n
   --config examples/phase/decay.yaml \
   --config examples/data/ettin.yaml \
   --config examples/hardware/1xh100.yaml \
-  --run_dir "$run_dir" \
+  --run_dir runs/150m-encoder \
   --checkpoint.save_every_tokens 2_000_000_000 \
+  --trouble.hang_seconds 600 \
   --checkpoint.resume true &
 run=$!
 wait "$run"  # unlike a program in the foreground, it lets a signal in

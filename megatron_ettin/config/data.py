@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 from megatron_ettin.config.checks import require_positive
 from megatron_ettin.rows import Specials
 
 Packing = Literal["bfd", "concat", "none"]
+Decay = Literal["linear", "one_minus_sqrt"]
 
 #: A bfd row may hold one piece for each this many slots, unless max_segments_per_row is given.
 SLOTS_PER_SEGMENT = 16
@@ -58,7 +59,7 @@ class PhaseConfig:
     """Learning rate at the start of the phase, as a share of `optimizer.lr`."""
     lr_end: float = 1.0
     """Learning rate at the end of the phase, as a share of `optimizer.lr`."""
-    lr_decay: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
+    lr_decay: Decay = "one_minus_sqrt"
     """Shape of the curve from lr_start to lr_end."""
     lr_decay_tokens: int | None = None
     """Length of that curve in tokens, at the end of the phase; the whole phase if not given."""
@@ -78,7 +79,7 @@ class PhaseConfig:
         if self.train_rows is not None:
             require_positive(f"phase {self.name!r}", "train_rows", self.train_rows)
         self._check_ramp()
-        if self.pack != "bfd" and self.max_segments_per_row is not None:
+        if not self._fits_best and self.max_segments_per_row is not None:
             raise ValueError(
                 f"phase {self.name!r}: max_segments_per_row goes with pack: bfd, not {self.pack}"
             )
@@ -135,9 +136,20 @@ class PhaseConfig:
         return RotaryBases(self.rotary_base_global, self.rotary_base_local)
 
     @property
+    def _fits_best(self) -> bool:
+        """Tell whether a row may hold several pieces, chosen to fit."""
+        match self.pack:
+            case "bfd":
+                return True
+            case "concat" | "none":
+                return False
+            case _:
+                assert_never(self.pack)
+
+    @property
     def segments_per_row(self) -> int:
         """Segments of tokens that a row may have (default seq_length / 16, at least 1)."""
-        if self.pack != "bfd":
+        if not self._fits_best:
             return 1
         if self.max_segments_per_row is not None:
             return self.max_segments_per_row

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from megatron_ettin.config.checks import require_positive
 from megatron_ettin.config.model import ModelConfig
+
+Fp8Recipe = Literal["delayed", "tensorwise", "blockwise"]
 
 #: Transformer Engine's fp8 matmuls take sizes that are multiples of this.
 FP8_MULTIPLE = 16
@@ -33,7 +35,7 @@ class HardwareConfig:
     """Precision of the forward and backward pass; the optimizer always keeps fp32 weights. fp8:
     Transformer Engine runs the layers' linears in fp8; weights and all else are bf16. auto: the
     fastest by a short measurement on this machine, whose result is kept (docs/gpu.md)."""
-    fp8_recipe: Literal["delayed", "tensorwise", "blockwise"] = "tensorwise"
+    fp8_recipe: Fp8Recipe = "tensorwise"
     """Scaling of fp8 tensors. tensorwise: by the maximum of the tensor. blockwise: by that of each
     block. delayed: by the maxima of past steps; no checkpoint holds these, so a resumed run starts
     without them."""
@@ -67,11 +69,11 @@ class HardwareConfig:
 
     def _check_cuda_graphs(self) -> None:
         """Refuse layouts with other ranks in a graph, and settings that are decided in a step."""
-        delays = self.precision in ("fp8", "auto") and self.fp8_recipe == "delayed"
+        delays = self.is_fp8 is not False and self.keeps_fp8_maxima
         for field, refused, why in (
             ("tensor, pipeline and context parallel sizes", self.model_ranks > 1, "must be 1"),
-            ("recompute", self.recompute != "none", "must be none"),
-            ("precision", self.precision == "fp32", "must be bf16, fp8 or auto"),
+            ("recompute", self.recomputes_layers, "must be none"),
+            ("precision", self.parameter_precision == "fp32", "must be bf16, fp8 or auto"),
             ("fp8_recipe", delays, "must be tensorwise or blockwise"),
         ):
             if refused:
@@ -80,7 +82,48 @@ class HardwareConfig:
     @property
     def parameter_precision(self) -> Literal["fp32", "bf16"]:
         """Precision of weights and activations; auto, until it is resolved, counts as bf16."""
-        return "fp32" if self.precision == "fp32" else "bf16"
+        match self.precision:
+            case "fp32":
+                return "fp32"
+            case "bf16" | "fp8" | "auto":
+                return "bf16"
+            case _:
+                assert_never(self.precision)
+
+    @property
+    def is_fp8(self) -> bool | None:
+        """Tell whether the layers' linears run in fp8; None while precision is auto."""
+        match self.precision:
+            case "fp8":
+                return True
+            case "fp32" | "bf16":
+                return False
+            case "auto":
+                return None
+            case _:
+                assert_never(self.precision)
+
+    @property
+    def keeps_fp8_maxima(self) -> bool:
+        """Tell whether the fp8 recipe scales by the maxima of past steps."""
+        match self.fp8_recipe:
+            case "delayed":
+                return True
+            case "tensorwise" | "blockwise":
+                return False
+            case _:
+                assert_never(self.fp8_recipe)
+
+    @property
+    def recomputes_layers(self) -> bool:
+        """Tell whether the backward pass computes each layer's activations again."""
+        match self.recompute:
+            case "none":
+                return False
+            case "full":
+                return True
+            case _:
+                assert_never(self.recompute)
 
     @property
     def model_ranks(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from megatron_ettin.config.checks import require_positive
 
@@ -70,6 +70,19 @@ class ModelConfig:
     def padded_vocab_size(self) -> int:
         """Rows of the embedding matrix: vocab_size padded to a multiple of 64."""
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def uses_transformer_engine(self) -> bool | None:
+        """Tell whether Transformer Engine is asked for; None leaves that to the machine."""
+        match self.backend:
+            case "transformer_engine":
+                return True
+            case "local":
+                return False
+            case "auto":
+                return None
+            case _:
+                assert_never(self.backend)
 
     def is_global(self, layer: int) -> bool:
         """Tell whether `layer` (counted from 0) attends to whole documents."""

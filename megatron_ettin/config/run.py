@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, assert_never
 
 from megatron_ettin.config.checks import require_positive
 from megatron_ettin.config.data import DataConfig, PhaseConfig
 from megatron_ettin.config.hardware import HardwareConfig, check_fp8, check_layout
 from megatron_ettin.config.model import ModelConfig
+from megatron_ettin.config.trouble import TroubleConfig
 from megatron_ettin.objectives import Objective
+
+OptimizerName = Literal["stable_adamw", "adamw", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class OptimizerConfig:
     tensor / peak lr). With adamw and muon it shrinks them by weight_decay * current lr, as torch's
     AdamW does. So adamw with weight_decay / lr decays like stable_adamw while the RMS below stays
     at most 1."""
-    name: Literal["stable_adamw", "adamw", "muon"] = "stable_adamw"
+    name: OptimizerName = "stable_adamw"
     """Algorithm. stable_adamw (the recipe's): AdamW that divides each tensor's learning rate by
     max(1, RMS of g / sqrt(v)). adamw: torch's. muon: Megatron-Core's Muon for matrices and AdamW
     for embedding, norms and biases; it needs the package emerging-optimizers and
@@ -43,6 +46,26 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Refuse a learning rate that is not positive."""
         require_positive("optimizer", "lr", self.lr)
+
+    @property
+    def num_moments(self) -> int:
+        """Tensors that are kept beside each weight, in its shape (muon: one beside a matrix)."""
+        match self.name:
+            case "stable_adamw" | "adamw" | "muon":
+                return 2
+            case _:
+                assert_never(self.name)
+
+    @property
+    def needs_whole_tensors(self) -> bool:
+        """Tell whether an update cannot be computed from a rank's shard of a tensor."""
+        match self.name:
+            case "stable_adamw" | "adamw":
+                return False
+            case "muon":
+                return True
+            case _:
+                assert_never(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +191,8 @@ class RunConfig:
     """Reports."""
     validation: ValidationConfig = ValidationConfig()
     """Held-out loss."""
+    trouble: TroubleConfig = field(default_factory=TroubleConfig)
+    """Answers to steps that go wrong."""
     seeds: SeedConfig = SeedConfig()
     """Seeds of the sample order, masks, initial weights and dropout."""
     profile: bool = False
@@ -192,21 +217,21 @@ class RunConfig:
         if self.data.validation:
             self.hardware.micro_batch_rows(self.validation.seq_length)
         self._check_precision()
-        if self.optimizer.name == "muon" and self.hardware.use_distributed_optimizer:
+        if self.optimizer.needs_whole_tensors and self.hardware.use_distributed_optimizer:
             raise ValueError(
-                "optimizer.name: muon needs whole tensors; give "
-                "--hardware.use_distributed_optimizer false"
+                f"optimizer.name: {self.optimizer.name} needs whole tensors; give "
+                f"--hardware.use_distributed_optimizer false"
             )
 
     def _check_precision(self) -> None:
-        backend, precision = self.model.backend, self.hardware.precision
-        if backend == "transformer_engine" and precision == "fp32":
+        uses = self.model.uses_transformer_engine
+        if uses is True and self.hardware.parameter_precision == "fp32":
             raise ValueError(
                 "model.backend: transformer_engine rounds the factors of fp32 matmuls to TF32; "
                 "give hardware.precision bf16 or fp8, or the backend local"
             )
-        if precision == "fp8":
-            if backend == "local":
+        if self.hardware.is_fp8:
+            if uses is False:
                 raise ValueError(
                     "hardware.precision: fp8 needs Transformer Engine, but model.backend is local"
                 )

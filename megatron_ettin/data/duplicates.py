@@ -112,7 +112,7 @@ def _hash_tables(
     first = 0
     # A record that cannot be read is reported when the shard is made; here it is left out, as it
     # is there.
-    on_bad = (lambda _: None) if options.on_error == "quarantine" else None
+    on_bad = (lambda _: None) if options.quarantines else None
     for _, batch in read_shard(options, shard, on_bad):
         count = len(batch.lines)
         for field in range(len(options.json_keys)):

@@ -166,7 +166,7 @@ def current_summaries(
             continue
         settings = options.settings(json_key)
         summary.require_settings(prefix, settings, options.tokenizer, tokenizer.digest)
-        if summary.dropped["bad"] and options.on_error == "stop":
+        if summary.dropped["bad"] and not options.quarantines:
             continue
         if summary.is_of(prefix, shard.inputs, [shard.before, shard.stamps]):
             current[json_key] = summary

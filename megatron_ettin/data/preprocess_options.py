@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, assert_never
 
 from megatron_ettin.data.encoding import PARTS, SelectionRules
 from megatron_ettin.data.raw_files import OriginFields, RawFile
@@ -93,6 +93,17 @@ class PreprocessOptions:
             raise ValueError(f"max-bad-share {self.max_bad_share}: must be in [0, 1]")
         if self.shards and len(self.inputs) > MAX_SHARDS:
             raise ValueError(f"shards: {len(self.inputs)} inputs, more than {MAX_SHARDS}")
+
+    @property
+    def quarantines(self) -> bool:
+        """Tell whether a record that cannot be read is set aside and does not end the run."""
+        match self.on_error:
+            case "stop":
+                return False
+            case "quarantine":
+                return True
+            case _:
+                assert_never(self.on_error)
 
     @property
     def parts(self) -> tuple[str, ...]:

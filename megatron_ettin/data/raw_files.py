@@ -1,7 +1,7 @@
 """Documents of raw files in batches; the suffix of a file decides how it is read.
 
 Every error names the file and the line or row, because a corpus has millions of them. A new format
-is one generator function, one line in `READERS` and one in `storage.SUFFIXES`.
+is one generator function, one line in `READERS` and one in `storage.SUFFIXES` (docs/extending.md).
 """
 
 from collections.abc import Callable, Iterator, Sequence

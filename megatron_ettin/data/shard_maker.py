@@ -68,7 +68,7 @@ class ShardMaker:
         with closing(Quarantine(options.bad_records(shard), options.max_bad_share)) as quarantine:
             documents = DocumentSelector(self._tokenizer, self._library, options.rules)
             with ShardWriter(options, shard, self._tokenizer, documents) as writer:
-                on_bad = quarantine.add if options.on_error == "quarantine" else None
+                on_bad = quarantine.add if options.quarantines else None
                 with ExitStack() as stages:
                     batches = stages.enter_context(
                         closing(prefetch(read_shard(options, shard, on_bad)))

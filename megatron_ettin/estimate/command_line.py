@@ -50,17 +50,19 @@ class EstimateConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving; every 8.5 B tokens, as the published runs, if neither this nor phases are given."""
     optimizer: OptimizerConfig | None = None
-    """Not needed; read so that a run's files can be given as they are."""
+    """Not needed for its settings; its name says how many moments a weight has."""
     data: DataConfig | None = None
-    """Not needed, like optimizer."""
+    """Not needed; read so that a run's files can be given as they are."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    """Not needed, like optimizer."""
+    """Not needed, like data."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    """Not needed, like optimizer."""
+    """Not needed, like data."""
     seeds: SeedConfig = field(default_factory=SeedConfig)
-    """Not needed, like optimizer."""
+    """Not needed, like data."""
     run_dir: str | None = None
-    """Not needed, like optimizer."""
+    """Not needed, like data."""
+    profile: bool = False
+    """Not needed, like data."""
 
 
 @dataclass(frozen=True, kw_only=True)

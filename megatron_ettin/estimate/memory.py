@@ -16,7 +16,7 @@ from megatron_ettin.model.counts import Attention, layer_matrix_parameters
 FP32 = 4
 #: Bytes of a chunk of logits (model/linear_cross_entropy.py, which imports torch).
 LOGITS_CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
-#: Elements that the optimizer updates at a time (training/adamw.py, which imports torch).
+#: Elements that the optimizer updates at a time (training/block_optimizer.py, which imports torch).
 OPTIMIZER_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 #: On a CPU: what the C library has taken from the system and cannot use for the next tensor (freed
 #: blocks between kept ones), as a share of the activations. Measured (docs/estimate.md).
@@ -44,6 +44,8 @@ class Work:
     """Scored positions of a micro-batch."""
     micro_batches: int
     """Micro-batches of a rank in a step."""
+    moments: int
+    """Tensors that the optimizer keeps beside each weight."""
     device: Device
 
     @property
@@ -92,7 +94,9 @@ def rank_memory(work: Work, stage: int) -> dict[str, int]:
     during_backward = activations + dropout + max(logits, _output_gradients(work, stage) + backward)
     peak = max(during_backward, _embedding_gradients(work, stage), _optimizer_step(work, stage))
     runtime = work.device.runtime_bytes
+    copy = 0
     if work.device.kind == "cpu":
+        copy = _checkpoint_copy(work, stage)
         runtime += CPU_RUNNING_BYTES + _heap_overhead(work, activations)
         if work.bytes_per_element != FP32:
             runtime += CPU_KERNELS_BYTES
@@ -102,6 +106,7 @@ def rank_memory(work: Work, stage: int) -> dict[str, int]:
         "dropout": dropout,
         "logits": logits,
         "rest_of_step": peak - activations - dropout - logits,
+        "checkpoint_copy": copy,
         "runtime": runtime,
     }
 
@@ -140,8 +145,17 @@ def _kept(work: Work, stage: int) -> dict[str, int]:
         "weights": work.bytes_per_element * parameters,
         "gradients": FP32 * parameters,
         "master_weights": masters,
-        "moments": 2 * FP32 * own,
+        "moments": work.moments * FP32 * own,
     }
+
+
+def _checkpoint_copy(work: Work, stage: int) -> int:
+    """Count what a save copies: weights in fp32 and two moments; in bf16 those weights too.
+
+    The first data-parallel rank writes the moments of all.
+    """
+    weights = 0 if work.bytes_per_element == FP32 else work.bytes_per_element
+    return (weights + 3 * FP32) * rank_parameters(work, stage)
 
 
 def _activations(work: Work, stage: int) -> tuple[int, int]:
@@ -152,7 +166,7 @@ def _activations(work: Work, stage: int) -> tuple[int, int]:
     in_flight = min(stages - stage, work.micro_batches)
     per_layer = [layer_activations(work, layer) for layer in layers]
     dropout = dropout_factors(work)
-    if work.hardware.recompute == "full":
+    if work.hardware.recomputes_layers:
         inputs = len(layers) * work.shared_slots * work.model.hidden_size * work.bytes_per_element
         return in_flight * (inputs + _around_layers(work, stage)) + max(per_layer), dropout
     around = _around_layers(work, stage)

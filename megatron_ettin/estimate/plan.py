@@ -139,11 +139,12 @@ def run_memory(config: RunConfig, device: Device, num_devices: int) -> dict[str,
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Return the size of a checkpoint: the weights, and in fp32 masters and two moments."""
+    """Return the size of a checkpoint: the weights, and in fp32 masters and moments."""
     model = config.model
     padding = (model.padded_vocab_size - model.vocab_size) * (model.hidden_size + 1)
     count = parameters(model).total + padding
-    return count * ((4 if config.hardware.parameter_precision == "fp32" else 2) + 3 * 4)
+    weight = 4 if config.hardware.parameter_precision == "fp32" else 2
+    return count * (weight + 4 * (1 + config.optimizer.num_moments))
 
 
 def num_checkpoints(config: RunConfig, phase_tokens: list[int]) -> int:
@@ -181,6 +182,7 @@ def _work(config: RunConfig, phase: PhaseConfig, device: Device, num_devices: in
         slots=slots,
         scored=math.ceil(share * slots),
         micro_batches=step_occupancy(phase, hardware, num_devices).micro_batches,
+        moments=config.optimizer.num_moments,
         device=device,
     )
 

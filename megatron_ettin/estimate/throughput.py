@@ -112,7 +112,7 @@ def tokens_per_second(
 ) -> float:
     """Return the tokens per second of the whole world in a phase."""
     flops = flops_per_token(model, attention, seq_length, scored_share)
-    work = flops.model + (flops.recompute if hardware.recompute == "full" else 0.0)
+    work = flops.model + (flops.recompute if hardware.recomputes_layers else 0.0)
     peak = device.peak_flops[hardware.parameter_precision] * _devices(hardware, device, world_size)
     stages = hardware.pipeline_parallel_size
     busy = micro_batches / (micro_batches + stages - 1)

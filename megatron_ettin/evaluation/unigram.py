@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -58,6 +59,11 @@ def token_counts(sources: Mapping[str, SourceConfig], ids: TokenIds) -> NDArray[
                 end = min(begin + CHUNK_DOCUMENTS, len(shard))
                 tokens = np.concatenate([shard[document] for document in range(begin, end)])
                 counts += np.bincount(tokens, minlength=ids.vocab_size)
-            if source.specials == "add":
-                counts[ids.sep] += len(shard)
+            match source.specials:
+                case "add":
+                    counts[ids.sep] += len(shard)
+                case "present":
+                    pass
+                case _:
+                    assert_never(source.specials)
     return counts

@@ -6,6 +6,7 @@ name of a field suggests: see `local_attention`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ KINDS = (
         model_class=ModernBertDecoderForCausalLM,
     ),
 )
-#: Objectives of weights whose own is not on record; attention and prediction_shift identify one.
+#: Objectives that a run can go on with from imported weights; the first that fits is taken.
 OBJECTIVES: tuple[type[Objective], ...] = (MaskedLM, CausalLM, MaskedNextToken)
 #: Fields that have one value in the Ettin model, by their names in transformers.
 FIXED_FIELDS: dict[str, Any] = {
@@ -80,13 +81,37 @@ def attention_of(architecture: Architecture) -> Attention:
     return kind.attention
 
 
-def objective_name(saved: SavedModel) -> str:
-    """Return the name of the class that trained the weights, or of one that fits them."""
-    return (saved.objective or objective_of(saved).__name__).rpartition(".")[2]
+def as_kind(saved: SavedModel, architecture: Architecture) -> SavedModel:
+    """Return the description of the weights as a model of this kind.
+
+    Raises:
+        ValueError: they were not trained for it.
+    """
+    wanted = attention_of(architecture)
+    for face in saved.faces:
+        if face.attention == wanted:
+            return dataclasses.replace(
+                saved,
+                attention=face.attention,
+                prediction_shift=face.prediction_shift,
+                objective=face.objective,
+            )
+    if saved.attention != wanted:
+        raise ValueError(
+            f"these weights were last trained with {saved.attention} attention only, not with "
+            f"{wanted}; objective Mixture trains both"
+        )
+    return saved
 
 
-def objective_of(saved: SavedModel) -> type[Objective]:
-    """Return the objective of such a model; raise ValueError if there is none like it."""
+def objective_for(saved: SavedModel) -> type[Objective]:
+    """Return an objective that trains such a model further, whatever trained it before.
+
+    A model that a run trained says its own: `SavedModel.objective`.
+
+    Raises:
+        ValueError: no objective attends and predicts like this.
+    """
     for objective in OBJECTIVES:
         if (objective.attention, objective.prediction_shift) == (
             saved.attention,
@@ -96,6 +121,17 @@ def objective_of(saved: SavedModel) -> type[Objective]:
     raise ValueError(
         f"prediction_shift: {saved.prediction_shift!r} is no objective's with {saved.attention} "
         f"attention; 1 is that of masked next-token prediction, 0 of all others"
+    )
+
+
+def prediction(saved: SavedModel) -> str:
+    """Name what a position of the model predicts."""
+    if saved.attention == "causal":
+        return "the next token"
+    return (
+        f"the token {saved.prediction_shift} further on"
+        if saved.prediction_shift
+        else "its own token"
     )
 
 
@@ -177,7 +213,7 @@ def read_huggingface_config(
             prediction_shift=prediction_shift,
             special_ids=_special_ids(config),
         )
-        objective_of(saved)
+        objective_for(saved)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return saved

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from megatron_ettin.checkpoint import RunState, SavedModel
-from megatron_ettin.export.architecture import kind_of, local_attention, objective_name
+from megatron_ettin.export.architecture import kind_of, local_attention, prediction
 from megatron_ettin.objectives import MaskedDiffusion
 from megatron_ettin.order.digest import format_digest
 
@@ -44,11 +44,10 @@ is_mask = inputs["input_ids"] == tokenizer.mask_token_id
 tokenizer.batch_decode(logits[is_mask].topk(5).indices.flatten())
 """
 SHIFT = """\
-It was trained by masked next-token prediction: **the token at position p is predicted from
-position p - 1**, as in a decoder (`"prediction_shift": 1` in `config.json`). A plain `fill-mask`
-pipeline does not know that: it shows the prediction of the token *after* the mask, and a loss from
-logits that were not shifted is too high. Shift the logits as above. Hidden states are used as those
-of any encoder.
+**The token at position p is predicted from position p - 1**, as in a decoder
+(`"prediction_shift": 1` in `config.json`). A plain `fill-mask` pipeline does not know that: it
+shows the prediction of the token *after* the mask, and a loss from logits that were not shifted is
+too high. Shift the logits as above. Hidden states are used as those of any encoder.
 """
 DIFFUSION_USE = """\
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -162,7 +161,7 @@ def model_card(
 
 def fills_texts(saved: SavedModel) -> bool:
     """Tell whether the model fills texts of any share of masks, which takes `Unmasking`."""
-    return objective_name(saved) == MaskedDiffusion.__name__
+    return (saved.objective or "").rpartition(".")[2] == MaskedDiffusion.__name__
 
 
 def _other_face(saved: SavedModel) -> str:
@@ -193,11 +192,13 @@ def _front_matter(task: str, model_type: str, metadata: CardMetadata) -> str:
 
 def _model_rows(saved: SavedModel, num_parameters: int) -> dict[str, str]:
     model = saved.model
+    objective = saved.objective.rsplit(".", 1)[-1] if saved.objective else "not on record"
     window = model.sliding_window
     sides = "on each side" if saved.attention == "bidirectional" else "to the left"
     written = local_attention(kind_of(saved.attention), window)
     return {
-        "objective": f"{objective_name(saved)}: {saved.attention} attention",
+        "objective": objective,
+        "attention": f"{saved.attention}; a position predicts {prediction(saved)}",
         "parameters": f"{num_parameters:,} (the output layer is the embedding, counted once)",
         "layers": f"{model.num_layers} of width {model.hidden_size}, "
         f"{model.num_attention_heads} heads of {model.head_size}, gated MLPs of "

@@ -22,7 +22,7 @@ import yaml
 from megatron_ettin.checkpoint import SavedModel
 from megatron_ettin.config import HardwareConfig, ModelConfig
 from megatron_ettin.export import weights
-from megatron_ettin.export.architecture import objective_of
+from megatron_ettin.export.architecture import objective_for
 from megatron_ettin.export.huggingface import check_free, own_tokenizer, write_checkpoint
 
 Settings = dict[str, Any]
@@ -232,7 +232,7 @@ def _saved_model(
         prediction_shift=prediction_shift or 0,
     )
     try:
-        objective_of(saved)
+        objective_for(saved)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return saved

@@ -23,7 +23,7 @@ from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.config import HardwareConfig, SeedConfig, check_layout
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
 from megatron_ettin.export import architecture, unmasking, weights
-from megatron_ettin.export.architecture import ModelKind, kind_of, objective_of
+from megatron_ettin.export.architecture import ModelKind, kind_of, objective_for
 from megatron_ettin.export.card import CardMetadata, CardRevision, fills_texts, model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.model.provider import build_stage
@@ -64,7 +64,7 @@ def to_huggingface(
     saved, state = checkpoint.read_model(folder), checkpoint.read_state(folder)
     if kind is not None:
         try:
-            saved = saved.as_face(architecture.attention_of(kind))
+            saved = architecture.as_kind(saved, kind)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
     write_model(output, saved, state, read_weights(folder, saved), metadata=metadata)
@@ -234,7 +234,7 @@ def own_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _run_sections(saved: SavedModel, hardware: HardwareConfig) -> str:
-    objective = objective_of(saved)
+    objective = objective_for(saved)
     sections = {
         "objective": {"class_path": f"{objective.__module__}.{objective.__qualname__}"},
         "model": dataclasses.asdict(saved.model),

@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.config import Fp8Recipe, HardwareConfig, ModelConfig
 from megatron_ettin.model.attention import CoreAttention, SdpaCoreAttention, layer_window
 from megatron_ettin.model.attention_gpu import (
     TransformerEngineCoreAttention,
@@ -43,17 +43,17 @@ def choose_backend(model: ModelConfig, hardware: HardwareConfig) -> Backend:
     Raises:
         ValueError: Transformer Engine is asked for, by name or by fp8, and cannot be used.
     """
-    if model.backend == "local":
+    if model.uses_transformer_engine is False:
         return "local"
     lack = transformer_engine_lack()
-    if lack is None and hardware.precision == "fp8":
+    if lack is None and hardware.is_fp8:
         lack = _recipe_lack(hardware.fp8_recipe)
     if lack is None:
         # Transformer Engine's fp32 matmuls round their factors to TF32.
         return "local" if hardware.parameter_precision == "fp32" else "transformer_engine"
-    if hardware.precision == "fp8":
+    if hardware.is_fp8:
         raise ValueError(f"hardware.precision: fp8 needs Transformer Engine on a GPU: {lack}")
-    if model.backend == "transformer_engine":
+    if model.uses_transformer_engine:
         raise ValueError(f"model.backend: transformer_engine cannot be used: {lack}")
     return "local"
 
@@ -70,20 +70,34 @@ def transformer_engine_lack() -> str | None:
     return None
 
 
-def _recipe_lack(recipe: str) -> str | None:
+def _recipe_lack(recipe: Fp8Recipe) -> str | None:
     """Return why this GPU cannot run an fp8 recipe; None if it can."""
     from transformer_engine import pytorch as engine
 
-    if recipe == "blockwise":
-        available, reason = engine.is_fp8_block_scaling_available(return_reason=True)
-    else:
-        available, reason = engine.is_fp8_available(return_reason=True)
+    match recipe:
+        case "blockwise":
+            available, reason = engine.is_fp8_block_scaling_available(return_reason=True)
+        case "tensorwise" | "delayed":
+            available, reason = engine.is_fp8_available(return_reason=True)
+        case _:
+            assert_never(recipe)
     return None if available else f"hardware.fp8_recipe {recipe}: {reason}"
+
+
+def by_transformer_engine(backend: Backend) -> bool:
+    """Tell whether Transformer Engine computes a backend's layers."""
+    match backend:
+        case "transformer_engine":
+            return True
+        case "local":
+            return False
+        case _:
+            assert_never(backend)
 
 
 def linears(backend: Backend) -> Linears:
     """Return the linear modules of a backend."""
-    if backend == "local":
+    if not by_transformer_engine(backend):
         return Linears(ColumnParallelLinear, RowParallelLinear)
     from megatron.core.extensions import transformer_engine as extension
 
@@ -101,7 +115,7 @@ def core_attention(
     if not torch.cuda.is_available() or config.params_dtype == torch.float32:
         return SdpaCoreAttention
     ranks = config.tensor_model_parallel_size * config.context_parallel_size
-    if backend == "transformer_engine" and transformer_engine_attends(
+    if by_transformer_engine(backend) and transformer_engine_attends(
         config.num_attention_heads // ranks,
         config.kv_channels,
         is_causal=mask_type == AttnMaskType.causal,

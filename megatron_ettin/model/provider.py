@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from megatron.core.transformer.enums import AttnMaskType
@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model import weight_map
-from megatron_ettin.model.backend import Backend, choose_backend
+from megatron_ettin.model.backend import Backend, by_transformer_engine, choose_backend
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.initialize import initial_tensor, local_shard
 from megatron_ettin.model.layer_spec import block_spec
@@ -101,7 +101,7 @@ def transformer_config(
         ValueError: `model.megatron_overrides` names no field of TransformerConfig, or
             `hardware.precision` is still auto (`training/precision.py` resolves it).
     """
-    if hardware.precision == "auto":
+    if hardware.is_fp8 is None:
         raise ValueError("hardware.precision: auto is no precision; see training/precision.py")
     _require_known(model.megatron_overrides)
     local = [not model.is_global(layer) for layer in range(model.num_layers)]
@@ -157,7 +157,7 @@ def _require_known(overrides: dict[str, Any]) -> None:
 
 def _backend_fields(backend: Backend) -> dict[str, object]:
     """Return the fusions: Transformer Engine's rotation, and accumulation of weight gradients."""
-    fuses = backend == "transformer_engine"
+    fuses = by_transformer_engine(backend)
     return {
         "gradient_accumulation_fusion": fuses,
         "apply_rope_fusion": fuses,
@@ -171,23 +171,26 @@ def _backend_fields(backend: Backend) -> dict[str, object]:
 
 def _fp8_fields(hardware: HardwareConfig) -> dict[str, object]:
     """Return the recipe of the layers' linears; Megatron-Core's block enters it around them."""
-    if hardware.precision != "fp8":
+    if not hardware.is_fp8:
         return {}
-    recipe = hardware.fp8_recipe
-    fields: dict[str, object] = {
+    fields: dict[str, object] = {"fp8_recipe": hardware.fp8_recipe}
+    match hardware.fp8_recipe:
+        case "blockwise":
+            return fields | {"fp8": "e4m3"}
         # hybrid: gradients in E5M2, whose range is wider. Blockwise scaling does not need that
         # range.
-        "fp8": "e4m3" if recipe == "blockwise" else "hybrid",
-        "fp8_recipe": recipe,
-    }
-    if recipe == "delayed":
-        # Transformer Engine's defaults; Megatron-Core's history is one step long.
-        fields |= {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
-    return fields
+        case "tensorwise":
+            return fields | {"fp8": "hybrid"}
+        case "delayed":
+            # Transformer Engine's defaults; Megatron-Core's history is one step long.
+            history = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+            return fields | {"fp8": "hybrid", **history}
+        case _:
+            assert_never(hardware.fp8_recipe)
 
 
 def _recompute(hardware: HardwareConfig) -> dict[str, object]:
-    if hardware.recompute == "none":
+    if not hardware.recomputes_layers:
         return {}
     return {
         "recompute_granularity": "full",

@@ -3,7 +3,7 @@
 from megatron_ettin.objectives.base import Attention, Batch, Objective, RowShare, attentions
 from megatron_ettin.objectives.by_phase import ByPhase
 from megatron_ettin.objectives.causal_lm import CausalLM
-from megatron_ettin.objectives.description import as_class, describe, read_description
+from megatron_ettin.objectives.description import Face, as_class, describe, read_description
 from megatron_ettin.objectives.masked_diffusion import MaskedDiffusion
 from megatron_ettin.objectives.masked_lm import MaskedLM
 from megatron_ettin.objectives.masked_next_token import MaskedNextToken
@@ -14,6 +14,7 @@ __all__ = [
     "Batch",
     "ByPhase",
     "CausalLM",
+    "Face",
     "MaskedDiffusion",
     "MaskedLM",
     "MaskedNextToken",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, assert_never
 
 import numpy as np
 
@@ -26,11 +26,16 @@ class CausalLM(Objective):
         # without the condition they would hit the end of the segment before.
         ends = rows.cu_seqlens[1:][lengths > 0] - 1
         loss_mask[ends] = False
-        if rows.specials == "add":
-            # A cut piece reads [CLS] x [SEP], but its document goes on: the slot before the [SEP]
-            # must not learn that the document ends there.
-            cut_ends = rows.cu_seqlens[1:][rows.segment_kind == CUT_PIECE] - 2
-            loss_mask[cut_ends] = False
+        match rows.specials:
+            case "add":
+                # A cut piece reads [CLS] x [SEP], but its document goes on: the slot before the
+                # [SEP] must not learn that the document ends there.
+                cut_ends = rows.cu_seqlens[1:][rows.segment_kind == CUT_PIECE] - 2
+                loss_mask[cut_ends] = False
+            case "present":
+                pass
+            case _:
+                assert_never(rows.specials)
         labels = next_tokens(rows, ids.pad)
         return Batch(
             rows=rows,

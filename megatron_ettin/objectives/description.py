@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from megatron_ettin.objectives.base import Objective
+from megatron_ettin.objectives.base import Attention, Objective
+
+
+@dataclass(frozen=True)
+class Face:
+    """Use of weights that were trained by several objectives at once: as one of them needs it."""
+
+    attention: Attention
+    prediction_shift: int
+    objective: str
+    """Class of the objective, by its module and name."""
+
+    @classmethod
+    def of(cls, objective: Objective) -> Face:
+        """Return the use that an objective trains for."""
+        return cls(objective.attention, objective.prediction_shift, class_path(objective))
+
+
+def class_path(objective: Objective) -> str:
+    """Return the module and name of an objective's class, by which a saved YAML file names it."""
+    return f"{type(objective).__module__}.{type(objective).__qualname__}"
 
 
 def describe(objective: Objective) -> dict[str, Any]:
@@ -28,9 +49,7 @@ def read_description(description: dict[str, Any]) -> Objective:
 
 def as_class(objective: Objective) -> dict[str, Any]:
     """Return `class_path` and `init_args`, as a run's YAML names an objective."""
-    kind = type(objective)
-    path = f"{kind.__module__}.{kind.__qualname__}"
-    return {"class_path": path, "init_args": _settings(objective, as_class)}
+    return {"class_path": class_path(objective), "init_args": _settings(objective, as_class)}
 
 
 def _settings(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from megatron_ettin.file_lock import open_locked
 from megatron_ettin.native import TokenFile
-from megatron_ettin.publication import publish_text
+from megatron_ettin.publication import publish_text, remove_leftovers
 
 FORMAT = "megatron-ettin-corpus-identity/1"
 CHUNK_BYTES = 2**22
@@ -67,9 +67,11 @@ def identify_corpus(prefix: str, *, folder: Path | None = None) -> CorpusIdentit
     if known is not None:
         return known
     _require_writable(places[-1].parent)
-    with _one_at_a_time(prefix):
+    with _one_at_a_time(prefix) as is_alone:
         known = _known(prefix, places)
         if known is None:
+            if is_alone:
+                remove_leftovers(places[-1])
             known = hash_corpus(prefix)
             publish_text(places[-1], _to_json(known))
         return known
@@ -111,16 +113,19 @@ def hash_corpus(prefix: str) -> CorpusIdentity:
 
 
 @contextmanager
-def _one_at_a_time(prefix: str) -> Iterator[None]:
+def _one_at_a_time(prefix: str) -> Iterator[bool]:
     """Hold a lock on the .idx while one of many ranks hashes; the others then find the result.
 
-    It only saves work: where the file system has no such locks, all of them hash.
+    It only saves work: where the file system has no such locks, all of them hash. The block gets
+    whether the lock is held.
     """
     with ExitStack() as held:
+        is_alone = False
         with suppress(OSError):
             # For reading: the corpus may be another user's.
             held.callback(os.close, open_locked(Path(f"{prefix}.idx"), os.O_RDONLY))
-        yield
+            is_alone = True
+        yield is_alone
 
 
 def _path(prefix: str, folder: Path | None) -> Path:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never
 
 from tqdm import tqdm
 
@@ -49,7 +49,18 @@ class PlanKey:
 
 def plan_path(key: PlanKey, folder: Path, kind: Literal["stored", "recomputed"]) -> Path:
     """Return the file of a plan."""
-    return folder / f"{key.name}{'.plan' if kind == 'stored' else '.table'}"
+    return folder / f"{key.name}{'.plan' if _has_bodies(kind) else '.table'}"
+
+
+def _has_bodies(kind: Literal["stored", "recomputed"]) -> bool:
+    """Tell whether a plan's file says which pieces make up each row."""
+    match kind:
+        case "stored":
+            return True
+        case "recomputed":
+            return False
+        case _:
+            assert_never(kind)
 
 
 def open_plan(
@@ -69,7 +80,7 @@ def open_plan(
     if not path.exists():
         with _one_builder(folder):
             if not path.exists():
-                _build(corpus, key, path, bodies=kind == "stored")
+                _build(corpus, key, path, bodies=_has_bodies(kind))
     return native.RowPlan(path, corpus)
 
 

@@ -66,8 +66,13 @@ class RunFolder:
 
     @property
     def stop(self) -> Path:
-        """File by whose presence somebody asks the run to save and to end at its next report."""
+        """File by whose presence somebody asks the run to save and to end after its step."""
         return self.path / "stop"
+
+    @property
+    def hangs(self) -> Path:
+        """Folder of the stacks of ranks that hung."""
+        return self.path / "hangs"
 
     @property
     def checkpoints(self) -> Path:

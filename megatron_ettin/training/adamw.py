@@ -8,77 +8,25 @@ StableAdamW: Wortsman et al. 2023 (arXiv 2304.13013), in the form of ModernBERT'
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from megatron_ettin import cpu
-
-#: Elements of a block. On a CPU a block fits the cache; a GPU wants few, long kernels.
-BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
+from megatron_ettin.training.block_optimizer import Block, BlockOptimizer
 
 #: One factor for all slices of a block, or a scalar tensor for each slice.
 Factor = float | list[torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Block:
-    """Flat slices of the shards of one parameter group, with their gradients and moments."""
-
-    group: dict[str, Any]
-    shards: list[torch.Tensor]
-    """Shard that contains each slice."""
-    weights: list[torch.Tensor]
-    gradients: list[torch.Tensor]
-    firsts: list[torch.Tensor]
-    """First moments."""
-    seconds: list[torch.Tensor]
-    """Second moments."""
-
-    @property
-    def decay(self) -> float:
-        """Weight decay of the group."""
-        decay: float = self.group["weight_decay"] * self.group["wd_mult"]
-        return decay
-
-
-class AdamW(torch.optim.AdamW):
+class AdamW(BlockOptimizer):
     """torch's AdamW: a step shrinks weights by lr * weight_decay, then moves them by the moments.
 
-    The state of a shard is `exp_avg` and `exp_avg_sq`. Two things differ from torch's: `step` lives
-    in the parameter groups, and the moments are averages without bias (torch keeps biased ones and
-    divides at every step). A group's `wd_mult` multiplies its decay. The class derives from torch's
-    because Megatron-Core's DistributedOptimizer accepts no other (it knows the moments by name).
+    The moments are averages without bias; torch keeps biased ones and divides at every step.
     """
 
-    def __init__(
-        self,
-        params: Iterable[dict[str, Any]],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-    ) -> None:
-        """Build the optimizer of parameter groups, each with its `wd_mult`."""
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        for group in self.param_groups:
-            group["step"] = 0
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state unchanged; Adam's own method expects a `step` beside the moments."""
-        torch.optim.Optimizer.__setstate__(self, state)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every shard that has a gradient."""
-        self.initialize_state()
-        for group in self.param_groups:
-            group["step"] += 1
-        with cpu.without_modes():
-            self.update()
+    moments = ("exp_avg", "exp_avg_sq")
 
     def update(self) -> None:
         """Update moments and weights; the groups hold the number of this step already."""
@@ -86,35 +34,6 @@ class AdamW(torch.optim.AdamW):
             lr = block.group["lr"]
             advance_moments(block)
             move_weights(block, rate=lr, keep=1.0 - lr * block.decay)
-
-    def initialize_state(self) -> None:
-        """Create zero moments for all shards that have none; a checkpoint loads into them."""
-        for group in self.param_groups:
-            for shard in group["params"]:
-                state = self.state[shard]
-                if not state:
-                    state["exp_avg"] = torch.zeros_like(shard)
-                    state["exp_avg_sq"] = torch.zeros_like(shard)
-
-    def blocks(self) -> Iterator[Block]:
-        """Yield the shards that have a gradient, cut into slices, block by block."""
-        for group in self.param_groups:
-            slices: list[tuple[torch.Tensor, ...]] = []
-            room = 0
-            for shard in group["params"]:
-                if shard.grad is None or not shard.numel():
-                    continue
-                size, state = BLOCK_ELEMENTS[shard.device.type], self.state[shard]
-                # The columns of Block, from `weights` on.
-                whole = (shard.detach(), shard.grad, state["exp_avg"], state["exp_avg_sq"])
-                for parts in zip(*(tensor.view(-1).split(size) for tensor in whole), strict=True):
-                    if slices and parts[0].numel() > room:
-                        yield Block(group, *map(list, zip(*slices, strict=True)))
-                        slices = []
-                    room = (room if slices else size) - parts[0].numel()
-                    slices.append((shard, *parts))
-            if slices:
-                yield Block(group, *map(list, zip(*slices, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,20 +150,21 @@ class StableAdamW(AdamW):
 def advance_moments(block: Block) -> None:
     """Average a block's gradients into its moments."""
     beta1, beta2 = (_debiased(beta, block.group["step"]) for beta in block.group["betas"])
-    torch._foreach_lerp_(block.firsts, block.gradients, 1.0 - beta1)
-    torch._foreach_mul_(block.seconds, beta2)
-    torch._foreach_addcmul_(block.seconds, block.gradients, block.gradients, 1.0 - beta2)
+    seconds = block.moments["exp_avg_sq"]
+    torch._foreach_lerp_(block.moments["exp_avg"], block.gradients, 1.0 - beta1)
+    torch._foreach_mul_(seconds, beta2)
+    torch._foreach_addcmul_(seconds, block.gradients, block.gradients, 1.0 - beta2)
 
 
 def move_weights(block: Block, *, rate: Factor, keep: Factor) -> None:
     """Set weights to keep * weights - rate * first / (sqrt(second) + eps)."""
-    roots = torch._foreach_sqrt(block.seconds)
+    roots = torch._foreach_sqrt(block.moments["exp_avg_sq"])
     torch._foreach_add_(roots, block.group["eps"])
     # With a rate of zero the roots become infinite, and the addcdiv below subtracts zero.
     torch._foreach_div_(roots, rate)
     if block.decay:
         torch._foreach_mul_(block.weights, keep)
-    torch._foreach_addcdiv_(block.weights, block.firsts, roots, -1.0)
+    torch._foreach_addcdiv_(block.weights, block.moments["exp_avg"], roots, -1.0)
 
 
 def _debiased(beta: float, step: int) -> float:
@@ -257,6 +177,6 @@ def _debiased(beta: float, step: int) -> float:
 
 def _normalised_gradient_norms(block: Block) -> list[torch.Tensor]:
     """Return the norm of g / max(sqrt(v), eps) of each slice."""
-    roots = torch._foreach_sqrt(block.seconds)
+    roots = torch._foreach_sqrt(block.moments["exp_avg_sq"])
     torch._foreach_clamp_min_(roots, block.group["eps"])
     return list(torch._foreach_norm(torch._foreach_div(block.gradients, roots)))

@@ -67,8 +67,17 @@ class GraphedForwardBackward:
     It needs the whole model on each rank, and a current stream that is not the default one.
     """
 
-    def __init__(self, stage: EttinModel, new_capture: Callable[[], Capture] = CudaCapture) -> None:
-        """Start without graphs; `new_capture` makes the capture for the graphs of a phase."""
+    def __init__(
+        self,
+        stage: EttinModel,
+        new_capture: Callable[[], Capture] = CudaCapture,
+        finalize: Callable[..., None] = finalize_model_grads,
+    ) -> None:
+        """Start without graphs; `new_capture` makes the capture for the graphs of a phase.
+
+        `finalize` is Megatron-Core's `finalize_model_grads`, or a function that calls it.
+        """
+        self._finalize = finalize
         self._stage = stage
         # This class finalises a step's gradients, not each of its micro-batches.
         stage.config.finalize_model_grads_func = None
@@ -111,7 +120,7 @@ class GraphedForwardBackward:
             batch.wait()
             total += batch.total
             reports.append(self._of_shape(batch).run(batch, run_passes))
-        finalize_model_grads([model], total)
+        self._finalize([model], total)
         return reports
 
     def _of_shape(self, batch: MicroBatch) -> _ShapeGraph:

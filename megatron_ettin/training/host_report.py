@@ -6,6 +6,7 @@ files that its host sees.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import platform
@@ -23,6 +24,8 @@ from megatron_ettin.order.shard_list import list_shards
 from megatron_ettin.training.start_checks import StartError
 
 TOKEN_PREFIX = ".seen-by-all-hosts."
+#: Folders above a run's in which a killed start's token is looked for.
+TOKEN_LEVELS = 2
 SHARED_FOLDER = (
     "mount the file system of the run on all hosts under the same path, or give a --run_dir on one "
     "that they share"
@@ -105,12 +108,15 @@ def check_hosts(config: RunConfig, *, checkpoint_bytes: int, num_checkpoints: in
 
 def _gather(config: RunConfig) -> list[HostFacts]:
     """Return what each rank tells, by rank; the token of rank 0 is gone when this returns."""
-    there, levels = _nearest(Path(config.run_dir))
-    name = distributed.broadcast((levels, f"{TOKEN_PREFIX}{os.urandom(8).hex()}"))
+    run_dir = Path(config.run_dir)
+    there, levels = _nearest(run_dir)
+    prefix = _token_prefix(run_dir)
+    name = distributed.broadcast((levels, f"{prefix}{os.urandom(8).hex()}"))
     is_first, token = distributed.local_rank()[0] == 0, there / name[1]
     corpora = corpus_states(config) if is_first else {}
     try:
         if distributed.is_main_rank():
+            _remove_tokens(run_dir, prefix)
             token.touch()
         distributed.barrier()  # after it the token is there, and all clocks are read
         now = time.time()
@@ -119,13 +125,26 @@ def _gather(config: RunConfig) -> list[HostFacts]:
             agent=int(os.environ.get("GROUP_RANK", "0")),
             unix_seconds=now,
             versions={"python": platform.python_version(), **checkpoint.package_versions()},
-            run_dir=str(Path(config.run_dir).absolute()),
-            shows_token=_above(Path(config.run_dir), name[0]).joinpath(name[1]).exists(),
+            run_dir=str(run_dir.absolute()),
+            shows_token=_above(run_dir, name[0]).joinpath(name[1]).exists(),
             corpora=corpora,
         )
         return distributed.all_gather(facts)
     finally:
         if distributed.is_main_rank():
+            token.unlink(missing_ok=True)
+
+
+def _token_prefix(run_dir: Path) -> str:
+    """Return the beginning of the names of a run's tokens: folders above it hold others' too."""
+    return f"{TOKEN_PREFIX}{hashlib.sha256(os.fsencode(run_dir.absolute())).hexdigest()[:12]}."
+
+
+def _remove_tokens(run_dir: Path, prefix: str) -> None:
+    """Remove the tokens that starts of this run left when they were killed."""
+    # The first start finds no run folder, and its token is in a folder above.
+    for folder in (run_dir, *run_dir.absolute().parents[:TOKEN_LEVELS]):
+        for token in folder.glob(f"{prefix}*"):
             token.unlink(missing_ok=True)
 
 

@@ -6,24 +6,22 @@ The main rank decides at each publication; a thread copies and deletes beside th
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from megatron_ettin import checkpoint, distributed
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.config import KeepConfig, RunConfig
-from megatron_ettin.order.ledger.lock import hold_ledger
 from megatron_ettin.order.run_folder import REMOVED, RunFolder, step_of
 from megatron_ettin.publication import remove_unfinished_folders, withdraw_folder
+from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.second_place import SecondPlace, SecondPlaceError
 
 logger = logging.getLogger(__name__)
@@ -79,21 +77,17 @@ def removable(checkpoints: Sequence[KeptCheckpoint], keep: KeepConfig) -> list[K
     return [entry for entry in checkpoints if entry.step not in staying]
 
 
-def open_keeper(config: RunConfig, *, is_over: bool) -> Keeper:
-    """Return the keeper of a run whose ledger this process has locked, unless the run `is_over`.
+def open_keeper(config: RunConfig, reporter: Reporter) -> Keeper:
+    """Return the keeper of a run whose ledger this process has locked.
 
     Folders that killed processes left half-written or half-removed go.
-
-    Raises:
-        LedgerError: the run is over, but another process writes it.
     """
     run = RunFolder(Path(config.run_dir))
     if distributed.is_main_rank():
-        with hold_ledger(run.ledger) if is_over else nullcontext():
-            remove_unfinished_folders(run.checkpoints)
+        remove_unfinished_folders(run.checkpoints)
     address = config.checkpoint.copy_to
     place = None if address is None else SecondPlace(address)
-    keeper = Keeper(run, config.checkpoint.keep, place)
+    keeper = Keeper(run, config.checkpoint.keep, place, reporter.write_durably)
     keeper.copy_missing()
     return keeper
 
@@ -101,9 +95,19 @@ def open_keeper(config: RunConfig, *, is_over: bool) -> Keeper:
 class Keeper:
     """Copies checkpoints and removes them; does nothing but on the main rank."""
 
-    def __init__(self, run: RunFolder, keep: KeepConfig, place: SecondPlace | None) -> None:
-        """Take the run's folder and the rule; begin nothing."""
+    def __init__(
+        self,
+        run: RunFolder,
+        keep: KeepConfig,
+        place: SecondPlace | None,
+        report: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Take the run's folder and the rule; begin nothing.
+
+        `report` writes a line of metrics.jsonl durably; OSError if the disk refuses.
+        """
         self._run, self._keep, self._place = run, keep, place
+        self._report = report
         self._is_main = distributed.is_main_rank()
         self._copied: set[int] = set()
         self._gives_up = threading.Event()
@@ -169,21 +173,15 @@ class Keeper:
         for entry in unneeded:
             try:
                 # The line first: a checkpoint that is gone without one counts as lost.
-                self._record_removal(entry)
+                name = entry.folder.name
+                # A run that goes back to before the step drops the line.
+                self._report({"kind": REMOVED, "step": entry.step, "checkpoint": name})
                 withdrawn = withdraw_folder(entry.folder)
             except OSError as error:
                 logger.error("%s stays: %s", entry.folder, error)
                 return
             logger.info("removing %s (checkpoint.keep)", entry.folder)
             self._thread.submit(_delete, withdrawn)
-
-    def _record_removal(self, entry: KeptCheckpoint) -> None:
-        """Add a line to metrics.jsonl; a run that goes back to before the step drops it."""
-        report = {"kind": REMOVED, "step": entry.step, "checkpoint": entry.folder.name}
-        with self._run.metrics.open("a") as metrics:
-            metrics.write(json.dumps(report) + "\n")
-            metrics.flush()
-            os.fsync(metrics.fileno())
 
 
 def _delete(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,16 +12,15 @@ from pathlib import Path
 
 from megatron.core.distributed import DistributedDataParallel
 
-from megatron_ettin import checkpoint, distributed
+from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import PhaseConfig, RunConfig
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order import PhaseSpec
-from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.steps import pass_skipped_rows
 from megatron_ettin.training.keeper import Keeper
-from megatron_ettin.training.metrics import Interval, Reporter
+from megatron_ettin.training.metrics import DivergedError, Interval, Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward, forward_step
 from megatron_ettin.training.optimizer import Optimizer, learning_rate
 from megatron_ettin.training.preparation import (
@@ -32,7 +30,10 @@ from megatron_ettin.training.preparation import (
     prefetch,
 )
 from megatron_ettin.training.recorder import Recorder
+from megatron_ettin.training.saving import Saver
+from megatron_ettin.training.signals import StopRequest, StopSignals
 from megatron_ettin.training.validation import Validation
+from megatron_ettin.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,15 @@ class Training:
     reporter: Reporter
     recorder: Recorder
     keeper: Keeper
+    saver: Saver
+    stop: StopSignals
+    watchdog: Watchdog
 
 
 def train(run: Training, state: RunState) -> RunState:
     """Run the steps from `state` to the end of the last phase; return the state at the end.
 
-    A run that is asked to stop (`RunFolder.stop`) saves at its next report, and ends there.
+    A run that is asked to stop (`StopSignals`) saves after its step, and ends there.
     """
     spec = run.loader.order.spec
     with _profile(run.config) as step_done:
@@ -65,10 +69,11 @@ def train(run: Training, state: RunState) -> RunState:
                 state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
                 run.recorder.record_phase(state, index, phase)
             state = _train_phase(run, phase, settings, state, step_done)
-            if run.reporter.is_asked_to_stop and state.g < spec.num_rows:
+            if run.stop.request and state.g < spec.num_rows:
+                state = run.saver.finish(state)
                 run.recorder.close()
                 return state
-    return run.recorder.record_end(state)
+    return run.recorder.record_end(run.saver.finish(state))
 
 
 def _train_phase(
@@ -81,8 +86,10 @@ def _train_phase(
     """Run the phase's steps; the last one may be short, and none spans two phases."""
     interval = Interval()
     state = _skip(run, phase, state)
+    run.watchdog.expect_long_work()
     coming = phase_micro_batches(run.config, run.loader, state, phase.end_g)
     with prefetch(coming) as prepared:
+        run.reporter.times.begin()
         for step, batches in itertools.groupby(prepared, key=attrgetter("step")):
             before = state
             lr = learning_rate(
@@ -92,29 +99,33 @@ def _train_phase(
                 phase_tokens=state.phase_tokens,
             )
             state = train_step(run, step, batches, state, lr, interval)
+            is_last = run.stop.agree() != StopRequest.NONE
+            run.watchdog.step_done(state.step)
             step_done()
             # Skipped rows that follow count as done: a phase may end with some.
             next_g = pass_skipped_rows(phase, run.config.data.skip_rows, state.g)
             ends = next_g == phase.end_g
-            saves = ends or _crosses(run.config.checkpoint.save_every_tokens, before, state)
             logs = state.step % run.config.logging.log_every_steps == 0
+            is_due = ends or _crosses(run.config.checkpoint.save_every_tokens, before, state)
+            saves = is_due or is_last or (logs and run.saver.is_owed)
             # A checkpoint and a skip need the steps before them in the ledger, so both report.
             if logs or saves or next_g > state.g:
-                norm = run.optimizer.gradient_norm()
-                state = run.reporter.report_steps(state, interval, lr=lr, gradient_norm=norm)
+                state = _report(run, state, interval, lr)
                 interval = Interval()
-            is_last = run.reporter.is_asked_to_stop
             state = _skip(run, phase, state)
             if run.validation is not None and (
                 state.g == run.loader.order.num_rows
                 or _crosses(run.config.validation.every_tokens, before, state)
             ):
-                held_out = run.validation.measure(run.ddp, phase.name)
-                run.reporter.report_validation(state, held_out)
-            if saves or is_last:
-                state = _save(run, state)
+                with run.watchdog.long_work():
+                    held_out = run.validation.measure(run.ddp, phase.name)
+                    run.reporter.report_validation(state, held_out)
+            if saves:
+                with run.watchdog.long_work():
+                    run.saver.begin(state)
             if is_last:
                 break
+            run.reporter.times.begin()
     return state
 
 
@@ -165,18 +176,22 @@ def _skip(run: Training, phase: PhaseSpec, state: RunState) -> RunState:
     return dataclasses.replace(state, g=end)
 
 
-def _save(run: Training, state: RunState) -> RunState:
-    """Write a checkpoint: its files, then the ledger's record of them, then its state and name.
-
-    In this order a checkpoint never knows more than the ledger, wherever a crash comes.
-    """
-    started = time.perf_counter()
-    folder = RunFolder(Path(run.config.run_dir)).checkpoint(state.step)
-    files = checkpoint.write(folder, run.stage, run.optimizer, config=run.config, state=state)
-    state = run.recorder.record_checkpoint(state, folder.name, files.sha256)
-    checkpoint.publish(folder, files, state)
-    run.keeper.note_published()
-    run.reporter.report_saved(folder, time.perf_counter() - started)
+def _report(run: Training, state: RunState, interval: Interval, lr: float) -> RunState:
+    """Report the steps of an interval; publish the pending checkpoint if all ranks wrote it."""
+    try:
+        state = run.reporter.report_steps(
+            state,
+            interval,
+            lr=lr,
+            gradient_norm=run.optimizer.gradient_norm(),
+            is_written=run.saver.is_written,
+        )
+    except DivergedError:  # on all ranks
+        run.saver.wait()
+        raise
+    if run.reporter.is_written_by_all:
+        with run.watchdog.long_work():
+            run.saver.wait()
     return state
 
 

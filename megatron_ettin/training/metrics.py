@@ -7,11 +7,11 @@ import itertools
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,16 +23,18 @@ from numpy.typing import NDArray
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
-from megatron_ettin.devices import Device, gpu_called
-from megatron_ettin.model.counts import mfu
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.digest import add_digests, format_digest
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.publication import publish_text
 from megatron_ettin.training.console import Console, RunProgress, Totals
+from megatron_ettin.training.device_figures import known_gpu, mfu_field, peak_memory_bytes
+from megatron_ettin.training.kept_lines import cut_metrics
+from megatron_ettin.training.late_writes import LateWrites, LineFile
 from megatron_ettin.training.micro_batch import MicroBatch, Report
 from megatron_ettin.training.preparation import LANES, ORDER_LANES, TOKEN_LANES, Prepared, StepRange
+from megatron_ettin.training.rank_times import RankTimes
 from megatron_ettin.training.recorder import Recorder
+from megatron_ettin.training.stopwatch import Stopwatch
 from megatron_ettin.training.trackers import Tracker, open_trackers
 from megatron_ettin.training.validation import HeldOutLoss
 
@@ -52,45 +54,15 @@ class Summary:
     """Operations of the model for all documents, without padding and recomputation."""
     peak_memory_bytes: int
     """Largest memory that any rank has needed since the run began."""
-    asks_to_stop: bool
-    """A rank has asked for the end of the run."""
+    is_written_by_all: bool
+    """All ranks have written their part of the pending checkpoint."""
+    own_seconds: NDArray[np.float64]
+    """[ranks] time of each rank's own part of a step, as the rank has measured it."""
 
     @property
     def tokens(self) -> int:
         """Tokens of all steps."""
         return sum(step.tokens for step in self.steps)
-
-
-class Stopwatch:
-    """Seconds that the device spends inside `measure` blocks; only reading waits for the device."""
-
-    def __init__(self) -> None:
-        """Start at zero."""
-        self._times: list[tuple[Any, Any]] = []
-
-    @contextmanager
-    def measure(self) -> Iterator[None]:
-        """Add the time of the block."""
-        begin = _moment()
-        yield
-        self._times.append((begin, _moment()))
-
-    def seconds(self) -> float:
-        """Return the sum; on a GPU, wait for the last block to end."""
-        if not torch.cuda.is_available():
-            return sum(end - begin for begin, end in self._times)
-        for _, end in self._times[-1:]:
-            end.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in self._times) / 1000.0
-
-
-def _moment() -> Any:
-    """Return the time now, or on a GPU an event that its queue of work stamps with the time."""
-    if not torch.cuda.is_available():
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
 
 
 class Interval:
@@ -123,25 +95,27 @@ class Interval:
             self._losses[0] += report["loss_sums"].sum()
             self._losses[1] += report["counts"].sum()
 
-    def sum_over_ranks(self, *, asks_to_stop: bool = False) -> Summary:
+    def sum_over_ranks(self, own_seconds: float = 0.0, *, is_written: bool = False) -> Summary:
         """Sum over all ranks; all of them call this and get the same result.
 
         One all-reduce of float64 carries everything (`_slices` names its parts). A digest lane goes
         as two halves of 32 bits, whose sums over fewer than 2^21 ranks are exact in a double. Each
-        rank writes its peak of memory to a place of its own, so the sum leaves it as it is.
+        rank writes its peak of memory and its own time to places of its own, so the sum leaves
+        them as they are.
         """
         lanes = np.array(self._lanes, dtype=np.uint64)  # [steps, LANES]
-        peaks = np.zeros(distributed.world_size())
-        peaks[distributed.rank()] = peak_memory_bytes()
+        own = np.zeros((2, distributed.world_size()))
+        own[:, distributed.rank()] = peak_memory_bytes(), own_seconds
         low, high = lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)
-        once = [self._flops, asks_to_stop]
-        sent = np.concatenate([once, low.ravel(), high.ravel(), peaks], dtype=np.float64)
+        sent = np.concatenate(
+            [[self._flops, is_written], low.ravel(), high.ravel(), own.ravel()], dtype=np.float64
+        )
         # Losses stay on the device until here; this copies the rest to them, and the sum back.
         losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
         vector = torch.cat([losses, torch.from_numpy(sent).to(losses.device)])
         received = distributed.all_reduce_sum(vector).cpu().numpy()
-        sizes = {"low": lanes.size, "high": lanes.size, "peak": len(peaks)}
-        at = _slices({"loss": 2, "flops": 1, "stop": 1, **sizes})
+        sizes = {"low": lanes.size, "high": lanes.size, "peak": own.shape[1]}
+        at = _slices({"loss": 2, "flops": 1, "written": 1, **sizes, "seconds": own.shape[1]})
         loss_sum, num_scored = received[at["loss"]]
         low, high = (received[at[half]].astype(np.uint64) for half in ("low", "high"))
         return Summary(
@@ -150,7 +124,8 @@ class Interval:
             lanes=(low + (high << np.uint64(32))).reshape(lanes.shape),
             flops=float(received[at["flops"]].item()),
             peak_memory_bytes=int(received[at["peak"]].max()),
-            asks_to_stop=bool(received[at["stop"]].item()),
+            is_written_by_all=received[at["written"]].item() == distributed.world_size(),
+            own_seconds=received[at["seconds"]],
         )
 
 
@@ -160,6 +135,19 @@ def _slices(sizes: dict[str, int]) -> dict[str, slice]:
     return {
         name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCheckpoint:
+    """A checkpoint that was published, and its cost."""
+
+    folder: Path
+    num_bytes: int
+    """Bytes of the tensors of all ranks."""
+    stall_seconds: float
+    """Time that training waited for it."""
+    seconds: float
+    """Time from the save to the publication."""
 
 
 class DivergedError(ValueError):
@@ -179,22 +167,21 @@ class Reporter:
 
         A file that asked an earlier session to stop goes.
         """
-        self.is_asked_to_stop = False
+        self.is_written_by_all = False
+        self._step = state.step
         self._recorder = recorder
         self._is_main = distributed.is_main_rank()
         self._trackers: list[Tracker] = []
-        self._gpu = _known_gpu()
+        self._gpu = known_gpu()
         self._totals = Totals()
+        self.times = RankTimes()
         if not self._is_main:
             return
         folder = RunFolder(Path(config.run_dir))
-        self._stop_file = folder.stop
-        self._stop_file.unlink(missing_ok=True)
-        kept = lines_up_to(folder, state.step)
-        publish_text(folder.metrics, "".join(line + "\n" for line in kept))
-        for line in kept:
-            self._totals.add(json.loads(line))
-        self._file = folder.metrics.open("a")
+        folder.stop.unlink(missing_ok=True)
+        self._totals = cut_metrics(folder, state.step)
+        self._file = LineFile(folder.metrics)
+        self._late = LateWrites(folder.metrics)
         self._trackers = open_trackers(config, spec.order_id, state)
         self._console = Console(RunProgress(config.phases, spec.phases), state.consumed_tokens)
 
@@ -212,6 +199,8 @@ class Reporter:
         if not self._is_main:
             return
         self._console.close()
+        with suppress(OSError):  # steps after the last checkpoint are repeated, with their lines
+            self._late.settle()
         self._file.close()
         for tracker in self._trackers:
             tracker.close(failed=kind is not None)
@@ -222,13 +211,18 @@ class Reporter:
             self._console.advance(tokens)
 
     def report_steps(
-        self, state: RunState, interval: Interval, *, lr: float, gradient_norm: float
+        self,
+        state: RunState,
+        interval: Interval,
+        *,
+        lr: float,
+        gradient_norm: float,
+        is_written: bool,
     ) -> RunState:
         """Record the steps of an interval and write their line.
 
-        `lr` and `gradient_norm` are those of the last step.
-
-        If somebody asks the run to stop, `is_asked_to_stop` is true from here on, on all ranks.
+        `lr` and `gradient_norm` are those of the last step. `is_written`: this rank has written its
+        part of the pending checkpoint; `is_written_by_all` then says whether all ranks have.
 
         Returns:
             `state` with the digests of these steps added.
@@ -236,9 +230,8 @@ class Reporter:
         Raises:
             DivergedError: the loss is not finite. Nothing was recorded or written then.
         """
-        asks_to_stop = self._is_main and self._stop_file.exists()
-        summary = interval.sum_over_ranks(asks_to_stop=asks_to_stop)
-        self.is_asked_to_stop = summary.asks_to_stop
+        summary = interval.sum_over_ranks(self.times.take_mean(), is_written=is_written)
+        self.is_written_by_all = summary.is_written_by_all
         if not math.isfinite(summary.loss):
             raise DivergedError(
                 f"the loss is {summary.loss} at step {state.step} (rows up to {state.g}): resume "
@@ -290,6 +283,7 @@ class Reporter:
             **share,
             "optimizer_share": optimizer_seconds / seconds,
             "peak_memory_bytes": summary.peak_memory_bytes,
+            **self.times.describe(summary.own_seconds),
             "token_digest": format_digest(state.token_digest),
         }
         if self._is_main:
@@ -318,77 +312,66 @@ class Reporter:
             f"({held_out.scored_tokens:,} tokens)",
         )
 
-    def report_saved(self, folder: Path, seconds: float) -> None:
-        """Log that a checkpoint was saved, and the time that training waited for it."""
-        if self._is_main:
-            logger.info("saved %s in %.1f s", folder, seconds)
+    def report_saved(self, state: RunState, saved: SavedCheckpoint) -> None:
+        """Report the checkpoint of `state`; later steps may have lines already."""
+        if not self._is_main:
+            return
+        record = {
+            "kind": "checkpoint",
+            "step": state.step,
+            "phase": state.phase,
+            "tokens": state.consumed_tokens,
+            "save_stall_seconds": saved.stall_seconds,
+            "save_seconds": saved.seconds,
+            "bytes": saved.num_bytes,
+        }
+        self._write(record)
+        logger.info(
+            "saved %s in %.1f s (training waited %.1f s)",
+            *(saved.folder, saved.seconds, saved.stall_seconds),
+        )
 
-    def report_end(self, state: RunState) -> None:
+    def write_durably(self, report: dict[str, Any]) -> None:
+        """Write a line of metrics.jsonl that no tracker gets; for the main rank alone.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._late.settle()
+        self._file.append(json.dumps(report))
+
+    def settle(self) -> None:
+        """Make the lines durable that a full disk has refused: a checkpoint undoes none of them.
+
+        Raises:
+            OSError: on the main rank, if the disk still refuses them.
+        """
+        if self._is_main:
+            self._late.settle()
+
+    def report_end(self, state: RunState, *, stopped_by: str = "") -> None:
         """Log the totals, the digest of the tokens (equal for twins) and the head of the ledger.
+
+        `stopped_by` says who asked for the end; empty for a run that is complete.
 
         `verify --head` proves later that the ledger still continues from a head that was noted.
         """
         if self._is_main:
-            if self.is_asked_to_stop:
-                logger.info("saved and ended at step %d: %s is there", state.step, self._stop_file)
-            logger.info("%s: %s", "so far" if self.is_asked_to_stop else "finished", self._totals)
+            if stopped_by:
+                logger.info("saved and ended at step %d: %s", state.step, stopped_by)
+            logger.info("%s: %s", "so far" if stopped_by else "finished", self._totals)
             digest = format_digest(state.token_digest)
             logger.info("%s tokens consumed, digest %s", f"{state.consumed_tokens:,}", digest)
             logger.info("ledger head %s (record %d)", state.ledger_chain, state.ledger_seq)
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._late.write(partial(self._file.append, json.dumps(record)))
         self._totals.add(record)
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
+        if record["step"] < self._step:
+            # W&B ignores a step before the last one, which a checkpoint's may be; a later step gets
+            # its line, and keeps its own place.
+            numbers = {k: v for k, v in numbers.items() if k not in ("step", "tokens")}
+        self._step = max(self._step, record["step"])
         for tracker in self._trackers:
-            tracker.log(record["kind"], numbers, record["step"])
-
-
-def mfu_field(gpu: Device | None, flops_per_second: float, ranks: int) -> dict[str, float]:
-    """Return the field `mfu` of a line: the share of the peak of `ranks` GPUs that was used.
-
-    There is no field if the peak is unknown. A share above 1 is logged as an error and left out,
-    for a wrong figure must not end a run. `flops_per_second` is the sum over all ranks.
-    """
-    if gpu is None:
-        return {}
-    peak = gpu.peak_flops["bf16"] * ranks
-    try:
-        return {"mfu": mfu(flops_per_second, peak, f"{ranks} x {gpu.name}")}
-    except ValueError as error:
-        logger.error("%s", error)
-        return {}
-
-
-def _known_gpu() -> Device | None:
-    """Return this rank's GPU if its peak is known, else log that it is not. None on a CPU."""
-    device = distributed.device()
-    if device.type == "cpu":
-        return None
-    name = torch.cuda.get_device_name(device)
-    gpu = gpu_called(name)
-    if gpu is None:
-        logger.info("the peak of %s is not known: metrics.jsonl has no mfu", name)
-    return gpu
-
-
-def lines_up_to(folder: RunFolder, step: int) -> list[str]:
-    """Return the complete lines of an earlier session that belong to steps up to `step`."""
-    return [line for line in folder.metrics_lines() if json.loads(line)["step"] <= step]
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest memory that this rank has needed so far (tools/estimate.py predicts it).
-
-    On a GPU: the peak of torch's allocations, without the CUDA context. On a CPU: the peak of the
-    process's resident set, from /proc, because `getrusage` starts from the parent's peak.
-    """
-    if distributed.device().type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "VmHWM":
-            return int(value.split()[0]) * 1024
-    raise OSError("/proc/self/status has no VmHWM")
+            tracker.log(record["kind"], numbers, self._step)

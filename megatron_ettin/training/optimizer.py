@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, assert_never, get_args
 
 import torch
 from megatron.core.dist_checkpointing.optimizer import (
@@ -24,11 +24,12 @@ from megatron.core.optimizer.optimizer import (
 )
 
 from megatron_ettin import cpu, distributed
-from megatron_ettin.config import HardwareConfig, OptimizerConfig, PhaseConfig
+from megatron_ettin.config import HardwareConfig, OptimizerConfig, OptimizerName, PhaseConfig
 from megatron_ettin.model import weight_map
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import logical_parameters
 from megatron_ettin.training.adamw import AdamW, StableAdamW, TensorStatistics
+from megatron_ettin.training.block_optimizer import BlockOptimizer, Moment
 
 
 class Optimizer(MegatronOptimizer):  # type: ignore[misc]
@@ -60,18 +61,39 @@ class Optimizer(MegatronOptimizer):  # type: ignore[misc]
             group["lr"] = lr
 
 
-class ShardedAdam(Optimizer, DistributedOptimizer):  # type: ignore[misc]
-    """AdamW or StableAdamW with fp32 weights and moments sharded over the data-parallel ranks.
+class ShardedOptimizer(Optimizer, DistributedOptimizer):  # type: ignore[misc]
+    """A block optimizer with fp32 weights and moments sharded over the data-parallel ranks.
 
     Megatron-Core keeps `step` per parameter for torch's Adam, and in the parameter groups for
     Transformer Engine's. Ours keeps it in the groups, so it is handled as Transformer Engine's.
     """
 
+    @property
+    def optimizer_state_keys(self) -> tuple[Moment, ...]:
+        """Names of the moments that there are; Megatron-Core 0.19 asks, 0.16.1 does not."""
+        return self.optimizer.moments
+
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Describe the state for a checkpoint; create moments that do not exist yet."""
         self.optimizer.initialize_state()
         with cpu.optimizer_mode():
-            return super().sharded_state_dict(*args, **kwargs)
+            state = super().sharded_state_dict(*args, **kwargs)
+        kept = ("param", *self.optimizer.moments)
+        state["param_state"] = {
+            index: {name: tensor for name, tensor in tensors.items() if name in kept}
+            for index, tensors in state["param_state"].items()
+        }
+        return state
+
+    def _get_main_param_and_optimizer_states(self, model_param: torch.nn.Parameter) -> Any:
+        """Return a parameter's fp32 shard and moments by name.
+
+        Megatron-Core 0.16.1 gathers both of Adam's moments, whatever an optimizer keeps. It gets
+        one zero, expanded, for a moment that there is not; `sharded_state_dict` drops the result.
+        """
+        tensors = super()._get_main_param_and_optimizer_states(model_param)
+        absent = tensors["param"].new_zeros(()).expand_as(tensors["param"])
+        return dict.fromkeys(get_args(Moment), absent) | tensors
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over weights, moments and the number of steps; settings are the configuration's."""
@@ -82,10 +104,10 @@ class ShardedAdam(Optimizer, DistributedOptimizer):  # type: ignore[misc]
             group.update({**own, "step": group["step"]})
 
 
-class _ReplicatedAdam(Optimizer):
-    """AdamW or StableAdamW with all its state on every data-parallel rank.
+class _ReplicatedOptimizer(Optimizer):
+    """A block optimizer with all its state on every data-parallel rank.
 
-    Its checkpoints are those of ShardedAdam.
+    Its checkpoints are those of ShardedOptimizer.
     """
 
     model_parameters: list[torch.nn.Parameter]
@@ -97,7 +119,7 @@ class _ReplicatedAdam(Optimizer):
         is_loading: bool = False,
         metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Describe the state as ShardedAdam does: either resumes from the other's checkpoints."""
+        """Describe the state as ShardedOptimizer does: each resumes from checkpoints of both."""
         self.optimizer.initialize_state()
         sharded = get_param_id_to_sharded_param_map(model_sharded_state_dict, self.model_parameters)
         return {
@@ -128,11 +150,11 @@ class _ReplicatedAdam(Optimizer):
         return {"param": main.detach(), **self.optimizer.state[main]}
 
 
-class ReplicatedFp32Adam(_ReplicatedAdam, FP32Optimizer):  # type: ignore[misc]
+class ReplicatedFp32Optimizer(_ReplicatedOptimizer, FP32Optimizer):  # type: ignore[misc]
     """Replicated optimizer of fp32 models: it updates the model's own weights."""
 
 
-class ReplicatedBf16Adam(_ReplicatedAdam, Float16OptimizerWithFloat16Params):  # type: ignore[misc]
+class ReplicatedBf16Optimizer(_ReplicatedOptimizer, Float16OptimizerWithFloat16Params):  # type: ignore[misc]
     """Replicated optimizer of bf16 models: their weights are roundings of its fp32 weights."""
 
 
@@ -140,12 +162,25 @@ class Muon(Optimizer, ChainedOptimizer):  # type: ignore[misc]
     """Megatron-Core's Muon for matrices and its AdamW for embedding, norms and biases."""
 
 
+def update_class(name: OptimizerName) -> type[BlockOptimizer] | None:
+    """Return the class of an update that is ours; None for Megatron-Core's own."""
+    match name:
+        case "stable_adamw":
+            return StableAdamW
+        case "adamw":
+            return AdamW
+        case "muon":
+            return None
+        case _:
+            assert_never(name)
+
+
 def require_packages(config: OptimizerConfig) -> None:
     """Raise ValueError if the optimizer needs a package that is not installed."""
-    if config.name == "muon" and find_spec("emerging_optimizers") is None:
+    if update_class(config.name) is None and find_spec("emerging_optimizers") is None:
         raise ValueError(
-            "optimizer.name: muon needs NVIDIA's package emerging_optimizers, which is not "
-            "installed here; install it, or choose stable_adamw or adamw"
+            f"optimizer.name: {config.name} needs NVIDIA's package emerging_optimizers, which is "
+            f"not installed here; install it, or choose stable_adamw or adamw"
         )
 
 
@@ -156,8 +191,10 @@ def build_optimizer(
 
     Its state is sharded over data-parallel ranks if the gradients of `ddp` are.
     """
+    update = update_class(config.name)
     settings = MegatronOptimizerConfig(
-        optimizer="muon" if config.name == "muon" else "adam",
+        # Of ours, Megatron-Core is told no more than that it is of Adam's kind.
+        optimizer="muon" if update is None else "adam",
         lr=config.lr,
         weight_decay=config.weight_decay,
         adam_beta1=config.beta1,
@@ -170,17 +207,20 @@ def build_optimizer(
         # update would depend on the layout.
         muon_tp_mode="duplicated",
     )
-    if config.name == "muon":
+    if update is None:
         with cpu.optimizer_mode():
             return Muon(get_megatron_muon_optimizer(settings, [ddp]).chained_optimizers)
-    return _build_adam(ddp, config, settings)
+    return _build_ours(update, ddp, config, settings)
 
 
-def _build_adam(
-    ddp: DistributedDataParallel, config: OptimizerConfig, settings: MegatronOptimizerConfig
+def _build_ours(
+    update: type[BlockOptimizer],
+    ddp: DistributedDataParallel,
+    config: OptimizerConfig,
+    settings: MegatronOptimizerConfig,
 ) -> Optimizer:
     parameters = [p for p in ddp.parameters() if p.requires_grad]
-    adam = {"stable_adamw": StableAdamW, "adamw": AdamW}[config.name](
+    blocks = update(
         [
             _group([p for p in parameters if p.dim() > 1], wd_mult=1.0),
             _group([p for p in parameters if p.dim() <= 1], wd_mult=0.0),
@@ -192,12 +232,12 @@ def _build_adam(
     )
     with cpu.optimizer_mode():
         if settings.use_distributed_optimizer:
-            optimizer = _sharded(adam, settings, ddp)
+            optimizer = _sharded(blocks, settings, ddp)
         else:
-            optimizer = _replicated(adam, settings, parameters)
+            optimizer = _replicated(blocks, settings, parameters)
     optimizer.tp_group = distributed.tensor_parallel_group()
-    if isinstance(adam, StableAdamW):
-        adam.statistics = _statistics(optimizer, ddp.module)
+    if isinstance(blocks, StableAdamW):
+        blocks.statistics = _statistics(optimizer, ddp.module)
     return optimizer
 
 
@@ -223,14 +263,14 @@ def _main(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def _sharded(
-    adam: AdamW, settings: MegatronOptimizerConfig, ddp: DistributedDataParallel
-) -> ShardedAdam:
+    blocks: BlockOptimizer, settings: MegatronOptimizerConfig, ddp: DistributedDataParallel
+) -> ShardedOptimizer:
     # Megatron-Core reads these two to decide where `step` lives: for Transformer Engine's optimizer
     # in the parameter groups, where ours keeps it too.
     distrib_optimizer.HAVE_APEX_OR_TE = True
     distrib_optimizer.USING_TE_OPTIMIZER = True
-    optimizer = ShardedAdam(
-        adam,
+    optimizer = ShardedOptimizer(
+        blocks,
         settings,
         None,
         None,
@@ -246,12 +286,12 @@ def _sharded(
 
 
 def _replicated(
-    adam: AdamW, settings: MegatronOptimizerConfig, parameters: list[torch.nn.Parameter]
-) -> _ReplicatedAdam:
-    optimizer: _ReplicatedAdam = (
-        ReplicatedBf16Adam(adam, settings, None, None)
+    blocks: BlockOptimizer, settings: MegatronOptimizerConfig, parameters: list[torch.nn.Parameter]
+) -> _ReplicatedOptimizer:
+    optimizer: _ReplicatedOptimizer = (
+        ReplicatedBf16Optimizer(blocks, settings, None, None)
         if settings.bf16
-        else ReplicatedFp32Adam(adam, settings, None)
+        else ReplicatedFp32Optimizer(blocks, settings, None)
     )
     optimizer.model_parameters = parameters
     return optimizer
@@ -260,7 +300,7 @@ def _replicated(
 def _statistics(optimizer: Optimizer, stage: EttinModel) -> TensorStatistics:
     """Return the table of logical tensors, in module order: all ranks of the stage agree on it."""
     entries = weight_map.entries(stage.model_config.num_layers)
-    shares_state = isinstance(optimizer, ShardedAdam)
+    shares_state = isinstance(optimizer, ShardedOptimizer)
     tensor_index: dict[int, int] = {}
     counted: dict[int, bool] = {}
     sizes = []
@@ -307,4 +347,10 @@ def _progress(phase: PhaseConfig, phase_tokens: int) -> float:
     length = phase.lr_decay_tokens or phase.train_tokens
     done = phase_tokens - (phase.train_tokens - length)
     linear = min(max(done / length, 0.0), 1.0)
-    return math.sqrt(linear) if phase.lr_decay == "one_minus_sqrt" else linear
+    match phase.lr_decay:
+        case "linear":
+            return linear
+        case "one_minus_sqrt":
+            return math.sqrt(linear)
+        case _:
+            assert_never(phase.lr_decay)

@@ -38,7 +38,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 def resolve(config: RunConfig) -> RunConfig:
     """Return `config` with a precision in place of auto; all ranks call this and agree."""
-    if config.hardware.precision != "auto":
+    if config.hardware.is_fp8 is not None:
         return config
     candidates = {_name(candidate): candidate for candidate in _candidates(config)}
     distributed.require_equal("what hardware.precision: auto can be", ", ".join(candidates))
@@ -74,8 +74,7 @@ def fastest(seconds: dict[str, float]) -> str:
 
 def _name(config: RunConfig) -> str:
     hardware = config.hardware
-    is_fp8 = hardware.precision == "fp8"
-    return f"fp8 {hardware.fp8_recipe}" if is_fp8 else hardware.precision
+    return f"fp8 {hardware.fp8_recipe}" if hardware.is_fp8 else hardware.precision
 
 
 def _candidates(config: RunConfig) -> list[RunConfig]:

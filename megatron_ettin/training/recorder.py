@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from megatron_ettin.config import RunConfig
 from megatron_ettin.objectives import describe
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
-from megatron_ettin.order.ledger import Kind, LedgerWriter, find_description
+from megatron_ettin.order.ledger import Kind, LedgerError, LedgerWriter, find_description
+from megatron_ettin.order.ledger.lock import lock_ledger
 from megatron_ettin.order.run_folder import RunFolder, step_of
 from megatron_ettin.rows import TokenIds
+from megatron_ettin.training.late_writes import LateWrites
 from megatron_ettin.training.preparation import MASK_LANE, ORDER_LANES, TOKEN_LANES, StepRange
 
 
@@ -33,21 +37,26 @@ def open_recorder(
     Raises:
         LedgerError: another process writes it, it is damaged, or it ends before the checkpoint.
     """
-    writer = None
-    # A run that has ended already gets no further record.
+    writer, lock = None, None
+    ledger = RunFolder(Path(config.run_dir)).ledger
     if distributed.is_main_rank() and state.g < spec.num_rows:
-        writer = LedgerWriter.open(
-            RunFolder(Path(config.run_dir)).ledger,
-            at=state.ledger_head,
-            holding=_recorded(config, state),
-        )
+        writer = LedgerWriter.open(ledger, at=state.ledger_head, holding=_recorded(config, state))
+    elif distributed.is_main_rank() and ledger.is_dir():
+        # A run that has ended already gets no further record. But its other files are written
+        # anew, which nobody else may do meanwhile.
+        lock = lock_ledger(ledger)
     _, size = distributed.data_parallel()
     description = describe_run(config, spec, state, ids, data_parallel_size=size)
-    return Recorder(writer, description, spec, state, is_amended=is_amended)
+    return Recorder(writer, description, spec, state, is_amended=is_amended, lock=lock)
 
 
 class Recorder:
-    """Appends to the ledger of a run; does nothing on the ranks without a writer."""
+    """Appends to the ledger of a run; does nothing on the ranks without a writer.
+
+    While a checkpoint is pending, records of later steps wait in memory: the record of the
+    checkpoint comes right after the last step that it contains. Records also wait while the disk
+    refuses them.
+    """
 
     def __init__(
         self,
@@ -57,6 +66,7 @@ class Recorder:
         state: RunState,
         *,
         is_amended: bool,
+        lock: int | None = None,
     ) -> None:
         """Take a ledger that is open at `state`.
 
@@ -66,11 +76,15 @@ class Recorder:
             spec: the order from here on.
             state: the run's state, with the phases that were planned so far.
             is_amended: `spec` plans other rows than `state` did.
+            lock: descriptor that holds the ledger's lock for a run without a writer.
         """
         self._writer = writer
+        self._lock = lock
         self._opening: list[tuple[Kind, dict[str, Any]]] = []
+        self._held: list[Callable[[], None]] | None = None  # appends after a pending checkpoint's
         if writer is None:
             return
+        self._late = LateWrites(writer.folder)
         is_new = writer.head.seq < 0
         self._opening = [(Kind.START if is_new else Kind.RESUME, description)]
         if is_amended:
@@ -84,6 +98,7 @@ class Recorder:
             # The ledger must bind order.json and config.yaml before they are written anew. With the
             # same configuration its last START or RESUME binds them already.
             self._open(writer, state.step, state.g)
+            self._late.settle()
 
     def record_phase(self, state: RunState, index: int, phase: PhaseSpec) -> None:
         """Record that a phase begins."""
@@ -95,15 +110,18 @@ class Recorder:
         if self._writer is None:
             return
         self._open(self._writer, steps[0].step - 1, steps[0].g_begin)
-        self._writer.append_steps(
-            step=np.array([s.step for s in steps], dtype=np.uint64),
-            phase=np.array([s.phase for s in steps], dtype=np.uint32),
-            g_begin=np.array([s.g_begin for s in steps], dtype=np.uint64),
-            g_end=np.array([s.g_end for s in steps], dtype=np.uint64),
-            n_tokens=np.array([s.tokens for s in steps], dtype=np.uint64),
-            order_digest=lanes[:, ORDER_LANES],
-            token_digest=lanes[:, TOKEN_LANES],
-            mask_digest=lanes[:, MASK_LANE],
+        self._add(
+            partial(
+                self._writer.append_steps,
+                step=np.array([s.step for s in steps], dtype=np.uint64),
+                phase=np.array([s.phase for s in steps], dtype=np.uint32),
+                g_begin=np.array([s.g_begin for s in steps], dtype=np.uint64),
+                g_end=np.array([s.g_end for s in steps], dtype=np.uint64),
+                n_tokens=np.array([s.tokens for s in steps], dtype=np.uint64),
+                order_digest=lanes[:, ORDER_LANES],
+                token_digest=lanes[:, TOKEN_LANES],
+                mask_digest=lanes[:, MASK_LANE],
+            )
         )
 
     def record_skip(self, state: RunState, phase: int, end: int) -> None:
@@ -114,31 +132,47 @@ class Recorder:
     def record_checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
         """Record a checkpoint whose files are written; return the state to save in it.
 
-        The ledger is durable up to and including this record when the call returns.
+        The ledger is durable up to and including this record when the call returns. Records since
+        `hold` come after it, with `release`.
+
+        Raises:
+            OSError: the disk refuses this record or one before it. The checkpoint has no record
+                then, and the same may be tried again later.
+            LedgerError: the disk has lost what it had taken; the run must end.
         """
         payload = {**_checkpoint_payload(state, name), "files_sha256": files_sha256}
-        self._append(Kind.CHECKPOINT, state, 0, payload=payload)
-        if self._writer is None:
-            return state
-        head = self._writer.sync()
-        return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
+        return self._append_durably(Kind.CHECKPOINT, state, payload)
 
     def record_end(self, state: RunState) -> RunState:
         """Record the end of the run and close the ledger; return the state with this last record.
 
         A run that had ended before has no writer and keeps the record that its state names.
+
+        Raises:
+            OSError, LedgerError: as `record_checkpoint` does.
         """
-        self._append(Kind.END, state, 0, payload=_digests(state))
-        if self._writer is None:
-            return state
-        head = self._writer.sync()
-        self._writer.close()
-        return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
+        state = self._append_durably(Kind.END, state, _digests(state))
+        self.close()
+        return state
 
     def close(self) -> None:
         """Close the ledger of a run that stops, right after the record of a checkpoint."""
         if self._writer is not None:
+            self._late.settle()
             self._writer.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def hold(self) -> None:
+        """Keep the records that follow in memory, as the record of a checkpoint is still due."""
+        self._held = []
+
+    def release(self) -> None:
+        """Append the records since `hold`."""
+        held, self._held = self._held or [], None
+        for append in held:
+            self._late.write(append)
 
     def _append(
         self,
@@ -152,20 +186,40 @@ class Recorder:
         if self._writer is None:
             return
         self._open(self._writer, state.step, state.g)
-        self._writer.append(
-            kind,
-            step=state.step,
-            g_begin=state.g,
-            g_end=state.g if g_end is None else g_end,
-            phase=phase,
-            payload=payload,
-        )
+        end = state.g if g_end is None else g_end
+        at: dict[str, Any] = {"step": state.step, "g_begin": state.g, "g_end": end, "phase": phase}
+        self._add(partial(self._writer.append, kind, **at, payload=payload))
+
+    def _add(self, append: Callable[[], None]) -> None:
+        """Append a record when its turn comes: now, as a rule."""
+        if self._held is None:
+            self._late.write(append)
+        else:
+            self._held.append(append)
+
+    def _append_durably(self, kind: Kind, state: RunState, payload: dict[str, Any]) -> RunState:
+        """Append a record that is not kept in memory; return the state with it as its last."""
+        if self._writer is None:
+            return state
+        self._open(self._writer, state.step, state.g)
+        self._late.settle()
+        self._writer.append(kind, step=state.step, g_begin=state.g, g_end=state.g, payload=payload)
+        try:
+            head = self._writer.sync()
+        except OSError as error:
+            # Some systems take writes and lose them afterwards: more would follow a hole.
+            raise LedgerError(
+                f"{self._writer.folder}: the disk has lost records ({error.strerror}): make room "
+                f"and resume from the last checkpoint"
+            ) from error
+        return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
     def _open(self, writer: LedgerWriter, step: int, g: int) -> None:
         """Write the START or RESUME that is due; late, so that a resume that fails leaves none."""
         opening, self._opening = self._opening, []
         for kind, payload in opening:
-            writer.append(kind, step=step, g_begin=g, g_end=g, payload=payload)
+            at = {"step": step, "g_begin": g, "g_end": g}
+            self._late.write(partial(writer.append, kind, **at, payload=payload))
 
 
 def describe_run(

@@ -6,11 +6,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ettin import checkpoint, checkpoint_files, distributed
@@ -26,20 +22,24 @@ from megatron_ettin.model.provider import build_model
 from megatron_ettin.objectives import attentions
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.publication import publish_text
+from megatron_ettin.publication import publish_text, remove_leftovers
 from megatron_ettin.training import rotary_bases
 from megatron_ettin.training.keeper import open_keeper
 from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward
 from megatron_ettin.training.optimizer import build_optimizer
+from megatron_ettin.training.rank_times import RankTimes
 from megatron_ettin.training.recorder import open_recorder
+from megatron_ettin.training.saving import Saver
+from megatron_ettin.training.signals import StopSignals
 from megatron_ettin.training.start_checks import (
     check_same_order,
     check_same_run,
     plans_other_rows,
 )
 from megatron_ettin.training.validation import Validation
+from megatron_ettin.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -108,29 +108,39 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         stage,
     )
     # A run that has ended already writes no record, so its ledger could not bind new files.
-    if state.g < order.num_rows:
+    if state.g < order.num_rows and distributed.is_main_rank():
+        _remove_leftovers(RunFolder(Path(config.run_dir)))
         _write_run_files(config, order)
+    optimizer = build_optimizer(ddp, config.optimizer, config.hardware)
+    folder = RunFolder(Path(config.run_dir))
+    reporter = Reporter(config, order.spec, state, recorder)
+    keeper = open_keeper(config, reporter)
     return Training(
         config=config,
         stage=stage,
         ddp=ddp,
-        forward_backward=_choose_forward_backward(config, stage),
-        optimizer=build_optimizer(ddp, config.optimizer, config.hardware),
+        forward_backward=_choose_forward_backward(config, stage, reporter.times),
+        optimizer=optimizer,
         loader=build_loader(config, order),
         validation=_build_validation(config),
-        reporter=Reporter(config, order.spec, state, recorder),
+        reporter=reporter,
         recorder=recorder,
-        keeper=open_keeper(config, is_over=state.g == order.num_rows),
+        keeper=keeper,
+        saver=Saver(config, stage, optimizer, recorder=recorder, reporter=reporter, keeper=keeper),
+        stop=StopSignals(folder.stop),
+        watchdog=Watchdog(folder.hangs, config.trouble.hang_seconds),
     )
 
 
-def _choose_forward_backward(config: RunConfig, stage: EttinModel) -> ForwardBackward:
+def _choose_forward_backward(
+    config: RunConfig, stage: EttinModel, times: RankTimes
+) -> ForwardBackward:
     """Return the function that runs a step's passes: Megatron-Core's, or a replay of graphs."""
     if config.hardware.cuda_graphs:
         from megatron_ettin.training.graphs import GraphedForwardBackward
 
-        return GraphedForwardBackward(stage)
-    stage.config.finalize_model_grads_func = finalize_model_grads
+        return GraphedForwardBackward(stage, finalize=times.finalize)
+    stage.config.finalize_model_grads_func = times.finalize
     forward_backward: ForwardBackward = get_forward_backward_func()
     return forward_backward
 
@@ -167,10 +177,14 @@ def _build_validation(config: RunConfig) -> Validation | None:
     )
 
 
+def _remove_leftovers(folder: RunFolder) -> None:
+    """Remove what killed processes of this run left; the ledger's lock excludes live ones."""
+    for path in (folder.config, folder.order, folder.metrics, folder.wandb_id):
+        remove_leftovers(path)
+
+
 def _write_run_files(config: RunConfig, order: SampleOrder) -> None:
-    """Write run_dir/config.yaml and run_dir/order.json, on the main rank."""
-    if not distributed.is_main_rank():
-        return
+    """Write run_dir/config.yaml and run_dir/order.json."""
     folder = RunFolder(Path(config.run_dir))
     folder.path.mkdir(parents=True, exist_ok=True)
     publish_text(folder.config, configuration.to_yaml(config))

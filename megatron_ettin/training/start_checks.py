@@ -84,7 +84,8 @@ def check_same_order(config: RunConfig, spec: OrderSpec, folder: Path, state: Ru
         raise CheckpointError(
             f"{folder}: was trained in another sample order: its phases up to {state.phase!r} "
             f"differ from this configuration's in data, blend, pools, seq_length, pack, "
-            f"train_tokens, seed or tokenizer; change only rows from {state.g} on"
+            f"train_tokens, seed or tokenizer{_first_difference(config, spec)}; change only rows "
+            f"from {state.g} on"
         )
     if plans_other_rows(spec, state) and not config.checkpoint.amend_order:
         raise CheckpointError(
@@ -93,6 +94,19 @@ def check_same_order(config: RunConfig, spec: OrderSpec, folder: Path, state: Ru
             f"then records, or restore the phases in {folder / CONFIG_FILE}"
         )
     _check_order_file(config, spec, folder)
+
+
+def _first_difference(config: RunConfig, spec: OrderSpec) -> str:
+    """Return in what order.json differs first from `spec`, in brackets; "" if it cannot tell."""
+    path = RunFolder(Path(config.run_dir)).order
+    try:
+        recorded, now = json.loads(path.read_text()), json.loads(spec.to_json())
+        for ids in ("order_id", "phase_ids"):  # they follow from the rest
+            del recorded[ids], now[ids]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    difference = find_first_difference(recorded, now)
+    return "" if difference is None else f" ({path}: {difference})"
 
 
 def _check_order_file(config: RunConfig, spec: OrderSpec, folder: Path) -> None:

@@ -28,6 +28,7 @@ from megatron_ettin.config import (
     HardwareConfig,
     ModelConfig,
     OptimizerConfig,
+    OptimizerName,
     PhaseConfig,
     RunConfig,
     SeedConfig,
@@ -37,7 +38,7 @@ from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.initialize import initial_tensor, local_shard
 from megatron_ettin.model.provider import build_model, logical_parameters
 from megatron_ettin.objectives import CausalLM
-from megatron_ettin.training.optimizer import ShardedAdam, build_optimizer
+from megatron_ettin.training.optimizer import ShardedOptimizer, build_optimizer
 
 STEPS = 50
 #: 500 tokens are padded to 512; three heads would not divide by four.
@@ -62,7 +63,7 @@ class Case:
     pipeline: int
     precision: Literal["fp32", "bf16"]
     shares_state: bool
-    name: Literal["stable_adamw", "adamw"]
+    name: OptimizerName
 
     @property
     def hardware(self) -> HardwareConfig:
@@ -265,7 +266,7 @@ def main_weights(
     """Return this rank's fp32 weights of a parameter, and the part of `wanted` that they are."""
     if parameter.dtype == torch.float32:
         return parameter.detach(), wanted
-    if not isinstance(optimizer, ShardedAdam):
+    if not isinstance(optimizer, ShardedOptimizer):
         return parameter.main_param, wanted
     if parameter not in optimizer.model_param_group_index_map:
         return torch.empty(0), torch.empty(0)
@@ -288,7 +289,7 @@ def first_weights(precision: str) -> Tensors:
 def reference(optimizer: str, precision: str) -> list[Tensors]:
     """Return whole float64 weights after each step."""
     weights = first_weights(precision)
-    steps = {"stable_adamw": stable_adamw, "adamw": adamw}[optimizer](weights)
+    steps = REFERENCES[optimizer](weights)
     return [{name: weight.detach().clone() for name, weight in step.items()} for step in steps]
 
 
@@ -334,3 +335,7 @@ def adamw(weights: Tensors) -> Iterator[Tensors]:
 
 def is_padded(name: str) -> bool:
     return name in ("embedding.word_embeddings.weight", "output_layer.bias")
+
+
+#: By optimizer.name: its update of whole float64 tensors.
+REFERENCES = {"stable_adamw": stable_adamw, "adamw": adamw}

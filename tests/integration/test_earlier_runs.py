@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_ettin.checkpoint import read_model
 from megatron_ettin.order.ledger import Ledger
 from tests.training import train_here
 
@@ -53,6 +54,13 @@ def test_an_earlier_run_verifies(runs: Path, name: str) -> None:
 def test_earlier_twins_saw_the_same(runs: Path) -> None:
     answer = ask(runs, "twins", "--run", "encoder", "--run", "decoder")
     assert answer["verdict"] == "PASS"
+
+
+def test_an_earlier_checkpoint_says_what_trained_it(runs: Path) -> None:
+    for name, objective in (("encoder", "MaskedLM"), ("decoder", "CausalLM")):
+        *_, last = sorted((runs / name / "checkpoints").iterdir())
+        assert "objective" not in json.loads((last / "model.json").read_text())
+        assert str(read_model(last).objective).rpartition(".")[2] == objective
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Whatever way a run ends: nothing of it is alive afterwards, its output ends, its code says so."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ettin.order.run_folder import RunFolder, step_of
 from tests.conftest import TinyCorpus
 
 #: In the environment of all processes of a job, so that they are found whatever they are called.
@@ -41,7 +43,8 @@ class Job:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *("--nproc-per-node", str(self.ranks), "-m", "megatron_ettin.pretrain"),
+                *("--signals-to-handle", "SIGTERM,SIGUSR1", "--nproc-per-node", str(self.ranks)),
+                *("-m", "megatron_ettin.pretrain"),
                 *(f"--config={config}", f"--run_dir={self.folder / 'run'}"),
                 "--checkpoint.save_every_tokens=4000",
             ],
@@ -103,7 +106,8 @@ def jobs(
     """Start all jobs at the same time; return the one for a test once it has saved."""
     sizes = {
         "error": 2,
-        "terminated torchrun": 1,
+        "terminated torchrun": 2,
+        "asked torchrun": 1,
         "terminated rank": 1,
         "killed rank": 1,
         "killed torchrun": 1,
@@ -144,11 +148,20 @@ def test_an_error_of_one_rank_ends_the_job(jobs: Callable[[str], Job]) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_to_torchrun_ends_the_job(jobs: Callable[[str], Job]) -> None:
-    job = jobs("terminated torchrun")
-    job.process.terminate()
-    assert job.wait_for_the_end(60.0) != 0
-    assert "SIGTERM" in job.output
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("terminated torchrun", signal.SIGTERM), ("asked torchrun", signal.SIGUSR1)],
+)
+def test_a_signal_to_torchrun_saves_and_ends_the_job(
+    name: str, number: signal.Signals, jobs: Callable[[str], Job]
+) -> None:
+    job = jobs(name)
+    job.process.send_signal(number)
+    assert job.wait_for_the_end(60.0) == 1
+    (step,) = re.findall(rf"saved and ended at step (\d+): {number.name}", job.output)
+    newest = RunFolder(job.folder / "run").newest_checkpoint()
+    assert newest is not None
+    assert step_of(newest) == int(step)
 
 
 @pytest.mark.slow
@@ -163,7 +176,9 @@ def test_a_signal_to_a_rank_ends_the_job_and_is_reported(
     os.kill(job.rank(0), number)
     assert job.wait_for_the_end(60.0) == 1
     assert number.name in job.output
-    assert f"exitcode  : -{number.value}" in job.output
+    # The rank that is terminated saves, and ends by itself.
+    code = 143 if number == signal.SIGTERM else -number.value
+    assert f"exitcode  : {code}" in job.output
 
 
 @pytest.mark.slow

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.core import maybe_load_config
+from megatron.core.dist_checkpointing.core import (
+    CheckpointingConfig,
+    maybe_load_config,
+    save_config,
+)
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -32,6 +37,8 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayerSubmodules,
     get_transformer_layer_offset,
 )
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.utils import _DistWrapper
 
 from megatron_ettin.config import HardwareConfig, ModelConfig
 from megatron_ettin.model.provider import transformer_config
@@ -81,12 +88,29 @@ CALLS: list[tuple[Callable[..., Any], set[str]]] = [
             "distributed_optimizer_instance_id",
         },
     ),
+    # training/optimizer.py adds moments that an optimizer does not keep to what this returns.
+    (
+        distrib_optimizer.DistributedOptimizer._get_main_param_and_optimizer_states,
+        {"model_param"},
+    ),
     (FP32Optimizer, {"optimizer", "config", "init_state_fn"}),
     (
         Float16OptimizerWithFloat16Params,
         {"optimizer", "config", "grad_scaler", "init_state_fn"},
     ),
-    (dist_checkpointing.save, {"sharded_state_dict", "checkpoint_dir", "sharded_strategy"}),
+    (
+        dist_checkpointing.save,
+        {
+            *("sharded_state_dict", "checkpoint_dir", "sharded_strategy"),
+            *("async_sharded_save", "validate_access_integrity"),
+        },
+    ),
+    (save_config, {"config", "checkpoint_dir"}),
+    (CheckpointingConfig, {"sharded_backend", "sharded_backend_version"}),
+    (AsyncRequest, {"async_fn", "async_fn_args", "finalize_fns"}),
+    (_DistWrapper.reduce_scatter, {"step", "map_fun", "reduce_fun"}),
+    (FileSystemWriter.__init__, {"path", "sync_files", "per_thread_copy_ahead"}),
+    (FileSystemWriter.finish, {"metadata", "results"}),
     (dist_checkpointing.load, {"sharded_state_dict", "checkpoint_dir"}),
     (mcore_to_pyt_state_dict, {"state_dict", "is_loading"}),
     (_replace_state_dict_keys_with_sharded_keys, {"sharded_state_dict", "keep_only_main_replica"}),
@@ -129,11 +153,13 @@ def test_the_names_that_cpu_redirects_exist() -> None:
     assert hasattr(transformer_utils, "torch")
 
 
-def test_a_save_is_the_strategys_own() -> None:
-    """`dist_checkpointing.save` calls the `save` that shards.py overrides."""
+def test_a_save_hands_the_tensors_to_the_strategy_and_does_no_more() -> None:
+    """`dist_checkpointing.save` calls the `async_save` that shard_saver.py overrides, last."""
     source = inspect.getsource(dist_checkpointing.save)
-    assert "sharded_strategy.save(sharded_state_dict, checkpoint_dir)" in source
-    assert callable(TorchDistSaveShardedStrategy.save)
+    assert "sharded_strategy.async_save(sharded_state_dict, checkpoint_dir" in source
+    after = source.split("sharded_strategy.async_save(")[1]
+    assert "async_request.finalize_fns.append(metadata_finalize_fn)" in after
+    assert callable(TorchDistSaveShardedStrategy.async_save)
 
 
 def test_the_optimizer_asks_these_names_where_step_is_kept() -> None:

@@ -20,6 +20,8 @@ from megatron_ettin.evaluation.layouts import (
 )
 from megatron_ettin.order.ledger import RECORD, Ledger
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.training.console import Totals
+from megatron_ettin.training.kept_lines import cut_metrics
 from tests.conftest import TinyCorpus
 from tests.ranks import pretrain_main, run_layouts, started_ranks
 from tests.training import RESUME, cut_off, steps_saved, train_here
@@ -182,12 +184,27 @@ def test_a_decoder_starts_from_an_encoder_and_reports_to_wandb(
 
 
 def test_a_torn_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
-    from megatron_ettin.training.metrics import lines_up_to
-
     run = RunFolder(tmp_path)
-    assert lines_up_to(run, 2) == []
-    run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    assert lines_up_to(run, 2) == ['{"step": 1}', '{"step": 2}']
+    assert cut_metrics(run, 2) == Totals()
+    assert run.metrics.read_text() == ""
+    lines = [
+        json.dumps({"kind": "train", "step": step, "tokens": step, "loss": 1.0, "seconds": 2.0})
+        for step in (1, 2, 3)
+    ]
+    run.metrics.write_text("\n".join([*lines, '{"ki']))
+    assert cut_metrics(run, 2) == Totals(tokens=2, seconds=4.0, loss=1.0, steps=2)
+    assert run.metrics.read_text().splitlines() == lines[:2]
+    inode = run.metrics.stat().st_ino
+    cut_metrics(run, 2)
+    assert run.metrics.stat().st_ino == inode, "it was written anew"
+
+
+@pytest.mark.parametrize("damaged", ['{"step": 2', '{"step": 2}', '{"step": 2, "kind": "train"}'])
+def test_a_damaged_line_of_the_metrics_is_named(damaged: str, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.metrics.write_text('{"step": 1, "kind": "validation"}\n' + damaged + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not what a run reports \("):
+        cut_metrics(run, 2)
 
 
 def test_a_curve_is_read_back(tmp_path: Path) -> None:

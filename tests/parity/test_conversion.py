@@ -1,6 +1,7 @@
 """Files that a conversion writes in either direction; nothing is lost (weights: test_sizes)."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def test_the_card_says_what_the_model_is(kind: str, task: str, tmp_path: Path) -
     )
     for said in (
         f"| parameters | {count:,} ",
-        f"{type(config.objective).__name__}: {config.objective.attention} attention",
+        f"| objective | {type(config.objective).__name__} |",
+        f"| attention | {config.objective.attention}; a position predicts ",
         f"16 tokens {local}",
         "160000 in global layers, 20000 in local ones",
         "| step | 1 |",
@@ -161,7 +163,12 @@ def test_shifted_predictions_are_said_and_read_back(nano: Case, tmp_path: Path) 
     to_huggingface(tmp_path / "c", tmp_path / "hf")
     card = (tmp_path / "hf" / "README.md").read_text()
     assert front_matter(card)["pipeline_tag"] == "feature-extraction"
-    for said in ("MaskedNextToken", "`fill-mask` pipeline does not know", "no training of theirs"):
+    for said in (
+        "| objective | not on record |",
+        "a position predicts the token 1 further on",
+        "`fill-mask` pipeline does not know",
+        "no training of theirs",
+    ):
         assert said in " ".join(card.split())
     assert AutoConfig.from_pretrained(tmp_path / "hf").prediction_shift == 1
     again = from_huggingface(tmp_path / "hf", tmp_path / "again")
@@ -185,8 +192,8 @@ def test_a_mixture_is_exported_as_either_kind(tmp_path: Path) -> None:
         found = AutoConfig.from_pretrained(folder)
         assert getattr(found, "prediction_shift", 0) == (1 if kind == "encoder" else 0)
         card = " ".join((folder / "README.md").read_text().split())
-        name = {"encoder": "MaskedNextToken: bidirectional", "decoder": "CausalLM: causal"}[kind]
-        assert f"{name} attention" in card
+        name = {"encoder": "MaskedNextToken", "decoder": "CausalLM"}[kind]
+        assert f"| objective | {name} |" in card
         other = {"encoder": "decoder", "decoder": "encoder"}[kind]
         assert f"MaskedNextToken and CausalLM at once, {'each on'}" in card
         assert f"--as {other}" in card
@@ -225,9 +232,36 @@ def test_a_diffusion_model_comes_with_what_fills_its_masks(tmp_path: Path) -> No
     )
     to_huggingface(tmp_path / "c", tmp_path / "hf")
     card = (tmp_path / "hf" / "README.md").read_text()
-    assert "MaskedDiffusion: bidirectional attention" in card
+    assert "| objective | MaskedDiffusion |" in card
     assert "from unmasking import Unmasking" in card
     assert (tmp_path / "hf" / "unmasking.py").read_text() == Path(unmasking.__file__).read_text()
+
+
+class MaskedWords(MaskedLM):
+    """Attends and predicts as MaskedLM does, and is another objective."""
+
+
+def test_the_card_names_the_objective_that_trained_the_model(tmp_path: Path) -> None:
+    config = dataclasses.replace(make_run("encoder", tmp_path / "none"), objective=MaskedWords())
+    save_run(tmp_path / "c", config, "extension", "")
+    to_huggingface(tmp_path / "c", tmp_path / "hf")
+    assert "| objective | MaskedWords |" in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_an_earlier_checkpoint_names_its_objective_in_its_configuration(tmp_path: Path) -> None:
+    config = dataclasses.replace(make_run("encoder", tmp_path / "none"), objective=MaskedWords())
+    save_run(tmp_path / "c", config, "extension", "")
+    path = tmp_path / "c" / "model.json"
+    saved = checkpoint.read_model(tmp_path / "c")
+    path.write_text(
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "objective"})
+    )
+    assert checkpoint.read_model(tmp_path / "c") == saved
+    (tmp_path / "c" / "config.yaml").write_text("model: {}\n")
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"config\.yaml: does not name the objective"
+    ):
+        checkpoint.read_model(tmp_path / "c")
 
 
 def test_a_run_records_where_masks_are_predicted(tmp_path: Path) -> None:

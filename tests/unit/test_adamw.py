@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from megatron_ettin import distributed
-from megatron_ettin.training.adamw import BLOCK_ELEMENTS, AdamW, StableAdamW, TensorStatistics
+from megatron_ettin.training.adamw import AdamW, StableAdamW, TensorStatistics
+from megatron_ettin.training.block_optimizer import BLOCK_ELEMENTS
 
 LR, DECAY, BETAS, EPS = 0.02, 0.01, (0.9, 0.98), 1e-6
 

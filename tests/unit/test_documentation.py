@@ -1,6 +1,6 @@
 """Commands, options, files and links in the documents exist; `--help` answers.
 
-In README.md, CONTRIBUTING.md and docs/, a ```bash block is a promise and is checked command by
+In README.md, CONTRIBUTING.md, AGENTS.md and docs/, a ```bash block is a promise, checked command by
 command; text that is not to be checked goes into another kind of block. UPPER_CASE words and
 `$variables` are places to fill in. A block that starts with a folder (`megatron_ettin/`) is a tree:
 one entry a line, two spaces or more before its description.
@@ -20,11 +20,17 @@ from tests.shell_blocks import blocks, commands
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "AGENTS.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 PRETRAIN = ("-m", "megatron_ettin.pretrain")
 
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
+TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 TARGET = re.compile(r"^([a-z][\w-]*):", re.MULTILINE)
 OPTION = re.compile(r"--[A-Za-z][\w.-]*")
 PLACEHOLDER = re.compile(r"\$|\b[A-Z][A-Z0-9_]+\b")
@@ -193,6 +199,19 @@ def test_commands_exist(document: Path) -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     links = [link for link in LINK.findall(document.read_text()) if "://" not in link]
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_tests_that_are_named_exist(document: Path) -> None:
+    named = [each for each in TEST.findall(document.read_text()) if each[0].islower()]
+    if document.name == "reliability.md":
+        assert len(named) > 10
+    assert [path for path, _ in named if not (ROOT / path).is_file()] == []
+    assert [
+        f"{path}::{test}"
+        for path, test in named
+        if test and f"def {test}(" not in (ROOT / path).read_text()
+    ] == []
 
 
 def test_files_of_readme_tree_exist() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ettin import objectives
+
 ROOT = Path(__file__).parents[2]
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -15,7 +17,7 @@ MAX_TOOL_LINES = 60
 # Where knowing the twin is the point; everywhere else it is data: the objective and its attention.
 TWIN_FOLDERS = ("objectives", "export", "evaluation")
 TWIN_IDENTIFIERS = re.compile(r"(?:^|_)encoder(?:$|_)|^is_decoder$|^decoder_only$")
-TWIN_CLASSES = {"CausalLM", "MaskedLM", "MaskedNextToken"}
+TWIN_CLASSES = set(objectives.__all__) - {"Batch", "Objective"}
 TWIN_STRINGS = {"causal_lm", "clm", "decoder", "encoder", "masked_lm", "mlm", "mntp"}
 
 BANNED_WORDS = {"common", "handler", "handlers", "helper", "helpers", "manager", "misc", "utils"}

@@ -1,8 +1,10 @@
 """Which checkpoints stay; copies in a second place; what is removed, and when."""
 
+import json
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from megatron_ettin.config import HardwareConfig, KeepConfig
 from megatron_ettin.order.run_folder import RunFolder, step_of
 from megatron_ettin.publication import withdraw_folder
 from megatron_ettin.training.keeper import Keeper, KeptCheckpoint, removable
+from megatron_ettin.training.late_writes import LineFile
 from megatron_ettin.training.second_place import SecondPlace, SecondPlaceError
 from tests.conftest import TinyCorpus
 from tests.runs import record_run, tiny_config
@@ -70,7 +73,11 @@ def run(tiny_corpus: TinyCorpus, tmp_path: Path) -> RunFolder:
 def keep_once(run: RunFolder, keep: KeepConfig, place: str | None = None) -> set[str]:
     """Do what a publication and the end of a run do; return the names of what was removed."""
     second = None if place is None else SecondPlace(place)
-    with distributed.process_groups(HardwareConfig()), Keeper(run, keep, second) as keeper:
+    with (
+        closing(LineFile(run.metrics)) as metrics,
+        distributed.process_groups(HardwareConfig()),
+        Keeper(run, keep, second, lambda line: metrics.append(json.dumps(line))) as keeper,
+    ):
         keeper.note_published()
     return run.removed_checkpoints()
 

@@ -35,8 +35,8 @@ VARIABLES = {
 STAND_INS = {
     "torchrun": 'printf "%s\\n" "$@" > torchrun.words',
     # Only a torchrun that srun started, and that is to be asked to stop, goes on.
-    "srun": 'set -e; while [[ $1 == -* ]]; do shift; done; "$@"; [ ! -e waits ] || '
-    "until [ -e runs/150m-encoder/stop ]; do sleep 0.05; done",
+    "srun": 'set -e; while [[ $1 == -* ]]; do shift; done; trap "touch asked; exit 1" USR1; "$@"; '
+    "[ ! -e waits ] || { touch waiting; until false; do sleep 0.05; done; }",
     "scontrol": 'if [ "$1" = show ]; then printf "first\\nsecond\\n"; '
     'else printf "%s\\n" "$*" > requeued; fi',
 }
@@ -127,13 +127,15 @@ def test_slurm_queues_again_before_the_time_limit(place: Path) -> None:
     (place / "waits").touch()
     process = start("slurm.sh", place)
     deadline = time.monotonic() + 30
-    while not (place / "torchrun.words").exists():
+    while not (place / "waiting").exists():
         assert time.monotonic() < deadline, "torchrun was never started"
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
     errors = process.communicate(timeout=30)[1]
     assert (process.returncode, errors) == (0, "")
-    assert (place / "runs/150m-encoder/stop").exists()
+    assert (place / "asked").exists()
+    words = (place / "torchrun.words").read_text().splitlines()
+    assert "SIGUSR1" in dict(itertools.pairwise(words))["--signals-to-handle"].split(",")
     assert (place / "requeued").read_text() == "requeue 7\n"
 
 

@@ -233,16 +233,6 @@ def test_a_batch_is_a_function_of_rows_and_seed(objective: Objective) -> None:
     assert arrays(dataclasses.replace(make_rows(), tokens=tokens), 3) != batch
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_padding_is_never_scored_and_shapes_and_types_are_constant(objective: Objective) -> None:
-    rows = make_rows()
-    batch = batch_of(objective, rows)
-    assert not batch.loss_mask[28:].any()
-    assert batch.tokens.shape == batch.labels.shape == batch.loss_mask.shape == (32,)
-    assert (batch.tokens.dtype, batch.labels.dtype) == (np.int64, np.int64)
-    assert batch.loss_mask.dtype == np.bool_
-
-
 def test_twins_have_one_digest_and_a_changed_token_another() -> None:
     rows = make_rows()
     digests = [

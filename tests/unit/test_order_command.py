@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from megatron_ettin.queries.command_line import parse
+from megatron_ettin.queries.command_line import COMMANDS, parse
 from tests.conftest import TinyCorpus
 from tests.unit.queried import Queried, make_queried
 from tools import order
 
 ROOT = Path(__file__).parents[2]
-READING = ("plan", "batch", "docs", "where", "unseen", "exposures", "sql")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def ask_json(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, An
     return answer
 
 
-@pytest.mark.parametrize("command", READING)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         order.main([command, "--help"])
@@ -44,7 +43,7 @@ def test_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFix
     example = " ".join(text.split("example: python tools/order.py")[1].split())
     words = shlex.split(example)
     module, _ = parse(words)
-    assert module.__name__.endswith(command)
+    assert module.__name__.endswith(command.replace("-", "_"))
 
 
 def test_where(queried: Queried, capsys: pytest.CaptureFixture[str]) -> None:

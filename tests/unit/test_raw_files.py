@@ -25,6 +25,7 @@ from megatron_ettin.data.raw_files import (
     read_batches,
     read_text_batches,
 )
+from megatron_ettin.data.storage import SUFFIXES
 from tests.raw_data import (
     TEXTS,
     jsonl_bytes,
@@ -43,6 +44,19 @@ def read_texts(path: Path, *fields: str) -> list[tuple[str, ...]]:
 def write_lines(path: Path, *lines: str | bytes) -> Path:
     path.write_bytes(b"".join(x.encode() if isinstance(x, str) else x for x in lines))
     return path
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_every_suffix_is_known_and_documented(suffix: str) -> None:
+    assert suffix in SUFFIXES
+    assert RawFile(f"a{suffix}", 0).format == suffix
+    document = Path(__file__).parents[2] / "docs" / "data.md"
+    rows = [line.split("|")[1] for line in document.read_text().splitlines() if line[:3] == "| `"]
+    assert any(f"`{suffix}`" in row for row in rows), "add it to the table of docs/data.md"
+
+
+def test_every_known_suffix_has_a_reader() -> None:
+    assert set(SUFFIXES) == READERS.keys()
 
 
 @pytest.mark.parametrize("suffix", READERS)

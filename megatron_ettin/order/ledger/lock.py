@@ -1,4 +1,4 @@
-"""Lock of a ledger: one process writes it, or changes what belongs to it."""
+"""Lock of a run folder: one process at a time trains there; it ends with its owner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def lock_ledger(folder: Path) -> int:
     """Return a descriptor that holds the lock; the kernel releases it when the process ends.
 
     Raises:
-        LedgerError: another process writes this ledger.
+        LedgerError: another process holds it; the message says which on which host.
     """
     path = folder / LOCK_FILE
     try:
@@ -31,12 +31,21 @@ def lock_ledger(folder: Path) -> int:
     return descriptor
 
 
+def refuse_second_run(folder: Path) -> None:
+    """Raise LedgerError if another process trains in the run of this ledger; write nothing new.
+
+    It is an early look: a run locks the ledger when it opens it, minutes later.
+    """
+    if (folder / LOCK_FILE).is_file():
+        os.close(lock_ledger(folder))
+
+
 @contextmanager
 def hold_ledger(folder: Path) -> Iterator[None]:
     """Keep writers out of a ledger during the block; its folder is made if it is not there.
 
     Raises:
-        LedgerError: another process writes this ledger.
+        LedgerError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = lock_ledger(folder)

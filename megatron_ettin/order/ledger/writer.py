@@ -8,6 +8,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -55,6 +56,7 @@ class LedgerWriter:
         self._lock = self._records = self._events = -1
         self._seq, self._step, self._g, self._chain = 0, 0, 0, GENESIS
         self._record_bytes = self._event_bytes = 0
+        self._is_torn = False
         self._owed: Cut | None = None
         #: Payloads, by seq, of the records that `open` kept.
         self.events: dict[int, dict[str, Any]] = {}
@@ -212,16 +214,25 @@ class LedgerWriter:
         records["unix_ns"] = time.time_ns() if unix_ns is None else unix_ns
         content = bytearray(records.tobytes())
         chain = seal(content, self._chain)
+        if self._is_torn:
+            self._cut_torn_end()
         try:
             if line:
                 _write_all(self._events, line, self._paths[EVENTS_FILE])
             _write_all(self._records, content, self._paths[RECORDS_FILE])
         except BaseException:
-            # Both files go back to the last whole append, so the ledger stays readable.
-            os.ftruncate(self._records, self._record_bytes)
-            os.ftruncate(self._events, self._event_bytes)
+            # Both files go back to the last whole append, so the ledger stays readable. A disk that
+            # is read-only refuses this too; then it is done before the next append.
+            self._is_torn = True
+            with suppress(OSError):
+                self._cut_torn_end()
             raise
         self._follow(records[-1], chain, self._event_bytes + len(line))
+
+    def _cut_torn_end(self) -> None:
+        os.ftruncate(self._records, self._record_bytes)
+        os.ftruncate(self._events, self._event_bytes)
+        self._is_torn = False
 
     def _follow(self, last: np.void, chain: bytes, event_bytes: int) -> None:
         """Take `last` as the record that the next append follows."""

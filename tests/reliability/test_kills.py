@@ -1,0 +1,37 @@
+"""kill -9 at random moments of whole runs; tests/reliability/kill_runs.py says how."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TinyCorpus
+from tests.reliability.kill_runs import Campaign, summary
+
+#: Kills by the way in which a run is started: by torchrun, or by its agent with forked ranks.
+KILLS = {"torchrun": 2, "forked": 8}
+MANY_KILLS = {"torchrun": 100, "forked": 900}
+
+
+def kill_until(campaign: Campaign, kills: dict[str, int]) -> None:
+    for start, count in kills.items():
+        campaign.go_on(start, count)
+        made = summary(campaign.kills(start))
+        print(start, made)
+        assert made["kills"] >= count
+
+
+@pytest.mark.slow
+def test_killed_runs_end_as_if_nothing_had_happened(
+    tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    kill_until(Campaign(tmp_path, tiny_corpus), KILLS)
+
+
+@pytest.mark.long
+def test_a_thousand_kills(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    campaign = Campaign(tmp_path, tiny_corpus)
+    kill_until(campaign, MANY_KILLS)
+    every = [kill for start in MANY_KILLS for kill in campaign.kills(start)]
+    left = summary(every)["left"]
+    for what in ("half a checkpoint", "a checkpoint to be named", "no ledger yet"):
+        assert left[what] >= 10, "the kills did not meet what they are for"
