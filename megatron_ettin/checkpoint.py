@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -30,12 +31,12 @@ from megatron_ettin.checkpoint_files import (
     read_json,
 )
 from megatron_ettin.config import ModelConfig, RunConfig
-from megatron_ettin.file_digests import FileList, sha256_of_json
+from megatron_ettin.file_digests import FileDigest, FileList, sha256_of_json
 from megatron_ettin.objectives import Attention, Face
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
-from megatron_ettin.shard_saver import ShardSaver
+from megatron_ettin.shard_saver import PendingShards, RankPart, ShardSaver
 from megatron_ettin.shards import ShardsError, describe_error, read_shards
 
 #: Packages whose versions a checkpoint records.
@@ -141,6 +142,60 @@ class SavedModel:
             objective=faces[0].objective,
             faces=faces if len(faces) > 1 else (),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingCheckpoint:
+    """A checkpoint whose shards threads write, in `folder` with `.unfinished`."""
+
+    folder: Path
+    shards: PendingShards
+    texts: Mapping[str, str]
+    """Content of the small files beside the shards, by name."""
+
+    def complete(self) -> FileList:
+        """Wait for the threads of all ranks, write the other files, and list them all.
+
+        All ranks call this, and get the same list. `publish` adds the state.
+
+        Raises:
+            ShardsError, OSError: the disk refuses, on all ranks; the message says why.
+        """
+        parts = self.shards.gather()
+        return distributed.from_main_rank(lambda: self._complete(parts))
+
+    def _complete(self, parts: list[RankPart]) -> FileList:
+        every = self.shards.finish(parts)
+        unfinished = unfinished_folder(self.folder)
+        for name, text in self.texts.items():
+            (unfinished / name).write_bytes(text.encode())
+            every[name] = FileDigest.of_content(text.encode())
+        # Versions of Megatron-Core write different small files beside the shards: list what is
+        # there, and hash what this project has not hashed while writing.
+        others = [path for path in unfinished.iterdir() if path.name not in every]
+        return FileList(every | {path.name: FileDigest.of_file(path) for path in others})
+
+
+def begin(
+    folder: Path,
+    stage: MegatronModule,
+    optimizer: MegatronOptimizer | None,
+    writer: ShardSaver,
+    *,
+    config: RunConfig,
+    state: RunState,
+) -> PendingCheckpoint:
+    """Copy a run's state, and begin to write it to `folder` with `.unfinished`.
+
+    All ranks call this. `stage` is the unwrapped module (a DDP wrapper would prefix every name).
+    Training may go on when the call returns; the caller then calls `complete` and `publish`.
+
+    Raises:
+        CheckpointError: `folder` exists.
+        ShardsError, OSError: the disk has no room, or refuses, on all ranks. Nothing is left then.
+    """
+    saved, text = SavedModel.of_run(config, state), configuration.to_yaml(config)
+    return _begin(folder, stage, optimizer, writer, saved=saved, config_yaml=text)
 
 
 def write(
