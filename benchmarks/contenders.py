@@ -31,8 +31,8 @@ from megatron_ettin.order import SampleOrder
 from megatron_ettin.order.shard_list import list_shards
 from megatron_ettin.rows import PADDING, TokenIds
 from megatron_ettin.training import set_up
+from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.loop import train_step
-from megatron_ettin.training.metrics import Interval
 from megatron_ettin.training.preparation import (
     Prepared,
     StepRange,

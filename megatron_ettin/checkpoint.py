@@ -77,6 +77,9 @@ class RunState:
     """Sum of the consumed rows' order digests, low lane first."""
     token_digest: tuple[int, int] = (0, 0)
     """Sum of the consumed rows' token digests, low lane first."""
+    recent_losses: tuple[float, ...] = ()
+    """Mean losses of the last steps of the phase, the latest last, up to `trouble.window_steps`;
+    none unless `trouble.on_spike` compares with them."""
     phase_ids: tuple[str, ...] = ()
     """Chained order ids of the phases."""
     phase_ends: tuple[int, ...] = ()
@@ -336,6 +339,7 @@ def read_state(folder: Path) -> RunState:
     try:
         for name in ("order_digest", "token_digest", "phase_ids", "phase_ends"):
             document[name] = tuple(document[name])
+        document["recent_losses"] = tuple(document.get("recent_losses", ()))
         return RunState(**document)
     except (KeyError, TypeError) as error:
         raise CheckpointError(

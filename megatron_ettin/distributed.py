@@ -265,6 +265,12 @@ def largest(value: int, group: torch.distributed.ProcessGroup) -> int:
     return int(values)
 
 
+def broadcast_values(values: torch.Tensor) -> torch.Tensor:
+    """Return rank 0's `values` on all ranks; they are on this rank's device."""
+    torch.distributed.broadcast(values, src=0)
+    return values
+
+
 def broadcast(value: T) -> T:
     """Return rank 0's value on all ranks; it is pickled."""
     values = [value]

@@ -6,15 +6,22 @@ optimizer -> checkpoint -> loop. Heavy imports come after the configuration has 
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import logging
 import os
 import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_ettin.config import RunConfig, parse_args, to_yaml
 from megatron_ettin.ending import end_with_launcher, fail
+
+if TYPE_CHECKING:
+    from megatron_ettin.checkpoint import RunState
+    from megatron_ettin.order import SampleOrder
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +66,7 @@ def pretrain(config: RunConfig) -> int:
     from megatron_ettin.order.run_folder import RunFolder
     from megatron_ettin.training import precision, set_up, start_checks
     from megatron_ettin.training.host_report import check_hosts
-    from megatron_ettin.training.loop import train
     from megatron_ettin.training.optimizer import require_packages
-    from megatron_ettin.training.signals import StopRequest
     from megatron_ettin.training.start_summary import log_summary
     from megatron_ettin.training.starting_checkpoint import choose_checkpoint
 
@@ -86,17 +91,40 @@ def pretrain(config: RunConfig) -> int:
         start_checks.check_held_out(config)
         state = set_up.starting_state(config, order)
         log_summary(config, order, state, hosts)
-        run = set_up.build_training(config, order, state)
-        state = set_up.restore(run, state)
-        with run.stop, run.watchdog:
-            with run.reporter, run.keeper:
-                state = train(run, state)
-                request = run.stop.request if state.g < order.num_rows else StopRequest.NONE
-                run.reporter.report_end(state, stopped_by=request.reason)
-                run.watchdog.expect_long_work()
-            if request.exit_code:
-                # torchrun ends the other ranks as soon as one is gone.
-                distributed.barrier()
+        going_back = dataclasses.replace(
+            config, checkpoint=dataclasses.replace(config.checkpoint, resume=True)
+        )
+        while (exit_code := train_from(config, order, state)) is None:
+            gc.collect()  # the weights that were left, before they are built anew
+            choose_checkpoint(going_back)
+            state = set_up.starting_state(going_back, order)
+    return exit_code
+
+
+def train_from(config: RunConfig, order: SampleOrder, state: RunState) -> int | None:
+    """Train from `state` on, to the end or to a request to stop.
+
+    Returns:
+        The exit code, as `pretrain` does; None if the run has to go back to its newest checkpoint.
+    """
+    from megatron_ettin import distributed
+    from megatron_ettin.training import set_up
+    from megatron_ettin.training.loop import train
+    from megatron_ettin.training.signals import StopRequest
+
+    run = set_up.build_training(config, order, state)
+    state = set_up.restore(run, state)
+    with run.stop, run.watchdog:
+        with run.reporter, run.keeper:
+            state = train(run, state)
+            request = run.stop.request if state.g < order.num_rows else StopRequest.NONE
+            if run.watch.goes_back and request is StopRequest.NONE:
+                return None
+            run.reporter.report_end(state, stopped_by=request.reason)
+            run.watchdog.expect_long_work()
+        if request.exit_code:
+            # torchrun ends the other ranks as soon as one is gone.
+            distributed.barrier()
     return request.exit_code
 
 

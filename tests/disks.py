@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_ettin.hashing_files import HashingFiles
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.training.metrics import Interval
+from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.preparation import StepRange
 from tests.ranks import pretrain_main
 

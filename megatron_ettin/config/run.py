@@ -192,7 +192,7 @@ class RunConfig:
     validation: ValidationConfig = ValidationConfig()
     """Held-out loss."""
     trouble: TroubleConfig = field(default_factory=TroubleConfig)
-    """Answers to steps that go wrong."""
+    """Answers to losses that are not finite, to spikes of the loss, and to ranks that hang."""
     seeds: SeedConfig = SeedConfig()
     """Seeds of the sample order, masks, initial weights and dropout."""
     profile: bool = False

@@ -159,7 +159,10 @@ def read_marks(ledger: Ledger) -> list[Mark]:
         told: dict[Kind, tuple[MarkKind, str]] = {
             Kind.CHECKPOINT: ("checkpoint", f"checkpoint {payload.get('name')}"),
             Kind.FORK: ("fork", f"resumed from here: {payload.get('steps')} steps were undone"),
-            Kind.SKIP: ("skip", f"rows {begin:,} to {end - 1:,} were skipped"),
+            Kind.SKIP: (
+                "skip",
+                f"rows {begin:,} to {end - 1:,} were skipped ({payload.get('reason')})",
+            ),
         }
         if kind in told:
             name, text = told[kind]

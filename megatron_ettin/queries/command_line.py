@@ -22,6 +22,7 @@ COMMANDS = {
     "where": "list all rows, steps and checkpoints at which a document is seen",
     "unseen": "draw documents that a checkpoint has not seen",
     "exposures": "count how often a document was seen, and how long ago",
+    "skips": "list the rows that were left out, and why",
     "diff": "compare two runs",
     "twins": "prove that an encoder and a decoder saw the same tokens: PASS or FAIL",
     "verify": "verify that the record is true and the files are unchanged: PASS or FAIL",

@@ -15,6 +15,7 @@ from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.order import NotRecordedError, Order, SampleOrder
 from megatron_ettin.order.corpora import OtherShardsError
+from megatron_ettin.order.interventions import SkippedRows, read_interventions
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.mcore import FORMAT, McoreOrder, McoreRun
 from megatron_ettin.order.run_folder import RunFolder
@@ -142,10 +143,15 @@ class RecordedRun:
             g = int(self.ledger.records["g_end"][-1])
             in_phase = self.ledger.steps[self.ledger.steps["phase"] == last["phase"]]
             phase_tokens = int(in_phase["n_tokens"].sum())
+        skipped = SkippedRows(
+            self.config.data.skip_rows,
+            read_interventions(RunFolder(self.folder).ledger),
+            self.order.spec,
+        )
         planned = plan_steps(
             self.order,
             self.config.phases,
-            self.config.data.skip_rows,
+            skipped.ranges,
             g=g,
             phase_tokens=phase_tokens,
         )

@@ -18,6 +18,7 @@ from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.branches import Branch
 from megatron_ettin.queries.record import digest_hex
 from megatron_ettin.queries.verify_checkpoints import check_checkpoint
+from megatron_ettin.queries.verify_skips import KINDS, check_skips, skip_fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ def check_folder(
     ledger = branches[0].ledger
     _check_order_file(run, ledger, check)
     _check_config(run.config, ledger, check)
+    check_skips(branches, check)
     _check_metrics(run.metrics, side_files.metrics, branches, check)
     for path, content in side_files.states.items():
         check_checkpoint(path, content, branches, check)
@@ -160,6 +162,10 @@ def _check_metrics(path: Path, lines: list[str], branches: list[Branch], check: 
             check.fail(f"{path}, line {number}: not what a run reports ({error})")
             continue
         check.items += 1
+        if said.get("kind") in KINDS:
+            if fault := skip_fault(said, branches):
+                check.fail(f"{path}, line {number}: {fault}")
+            continue
         if _metrics_fault(said, branches[0], step) == "":
             continue
         answers = [_metrics_fault(said, branch, step) for branch in branches]

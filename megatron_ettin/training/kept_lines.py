@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
+from megatron_ettin.checkpoint import RunState
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_bytes
 from megatron_ettin.shards import describe_error
 from megatron_ettin.training.console import Totals
 
 
-def cut_metrics(folder: RunFolder, step: int) -> Totals:
-    """Drop the lines of steps after `step`, and a torn one; return the totals of the others.
+def cut_metrics(folder: RunFolder, state: RunState) -> Totals:
+    """Drop lines about steps or rows after `state`, and a torn one; return the others' totals.
 
     Raises:
         ValueError: a line is damaged; the message names it, and the file stays as it is.
@@ -21,7 +22,8 @@ def cut_metrics(folder: RunFolder, step: int) -> Totals:
     for number, line in enumerate(folder.metrics_lines(), start=1):
         try:
             report = json.loads(line)
-            if report["step"] <= step:
+            # Rows that were left out after a checkpoint belong to its step too.
+            if report["step"] <= state.step and report.get("rows", [0])[-1] <= state.g:
                 totals.add(report)
                 kept.append(line)
         except (KeyError, TypeError, ValueError) as error:

@@ -19,8 +19,9 @@ from megatron_ettin.data.loader import Loader
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order import PhaseSpec
 from megatron_ettin.order.steps import pass_skipped_rows
+from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.keeper import Keeper
-from megatron_ettin.training.metrics import DivergedError, Interval, Reporter
+from megatron_ettin.training.metrics import Reporter
 from megatron_ettin.training.micro_batch import ForwardBackward, forward_step
 from megatron_ettin.training.optimizer import Optimizer, learning_rate
 from megatron_ettin.training.preparation import (
@@ -32,6 +33,7 @@ from megatron_ettin.training.preparation import (
 from megatron_ettin.training.recorder import Recorder
 from megatron_ettin.training.saving import Saver
 from megatron_ettin.training.signals import StopRequest, StopSignals
+from megatron_ettin.training.trouble import DivergedError, TroubledStepError, Watch
 from megatron_ettin.training.validation import Validation
 from megatron_ettin.training.watchdog import Watchdog
 
@@ -49,6 +51,7 @@ class Training:
     validation: Validation | None
     reporter: Reporter
     recorder: Recorder
+    watch: Watch
     keeper: Keeper
     saver: Saver
     stop: StopSignals
@@ -58,7 +61,8 @@ class Training:
 def train(run: Training, state: RunState) -> RunState:
     """Run the steps from `state` to the end of the last phase; return the state at the end.
 
-    A run that is asked to stop (`StopSignals`) saves after its step, and ends there.
+    A run that is asked to stop (`StopSignals`) saves after its step, and ends there. A run that
+    goes back to its last checkpoint (`Watch.goes_back`) ends too: `pretrain` resumes it.
     """
     spec = run.loader.order.spec
     with _profile(run.config) as step_done:
@@ -66,9 +70,21 @@ def train(run: Training, state: RunState) -> RunState:
             phase, settings = spec.phases[index], run.config.phases[index]
             run.stage.set_rotary_bases(*settings.rotary_bases)
             if state.phase != phase.name:  # a resumed run may be inside its phase
-                state = dataclasses.replace(state, phase=phase.name, phase_tokens=0)
+                state = dataclasses.replace(
+                    state, phase=phase.name, phase_tokens=0, recent_losses=()
+                )
                 run.recorder.record_phase(state, index, phase)
-            state = _train_phase(run, phase, settings, state, step_done)
+            state = _skip(run, phase, state)
+            # An intervention changes all steps after it, so they are planned and prepared anew.
+            while state.g < phase.end_g and not _ends_early(run):
+                try:
+                    state = _train_steps(run, phase, settings, state, step_done)
+                except DivergedError:  # on all ranks
+                    run.saver.wait()
+                    raise
+            if run.watch.goes_back:
+                run.recorder.close()
+                return state
             if run.stop.request and state.g < spec.num_rows:
                 state = run.saver.finish(state)
                 run.recorder.close()
@@ -76,18 +92,22 @@ def train(run: Training, state: RunState) -> RunState:
     return run.recorder.record_end(run.saver.finish(state))
 
 
-def _train_phase(
+def _ends_early(run: Training) -> bool:
+    return bool(run.stop.request) or run.watch.goes_back
+
+
+def _train_steps(
     run: Training,
     phase: PhaseSpec,
     settings: PhaseConfig,
     state: RunState,
     step_done: Callable[[], None],
 ) -> RunState:
-    """Run the phase's steps; the last one may be short, and none spans two phases."""
+    """Run the phase's steps up to an intervention; the last may be short, none spans two phases."""
     interval = Interval()
-    state = _skip(run, phase, state)
+    skipped = run.watch.skipped
     run.watchdog.expect_long_work()
-    coming = phase_micro_batches(run.config, run.loader, state, phase.end_g)
+    coming = phase_micro_batches(run.config, run.loader, state, phase.end_g, skipped.ranges)
     with prefetch(coming) as prepared:
         run.reporter.times.begin()
         for step, batches in itertools.groupby(prepared, key=attrgetter("step")):
@@ -98,32 +118,42 @@ def _train_phase(
                 run_tokens=state.consumed_tokens,
                 phase_tokens=state.phase_tokens,
             )
-            state = train_step(run, step, batches, state, lr, interval)
+            is_troubled = False
+            try:
+                state = train_step(run, step, batches, state, lr, interval)
+            except TroubledStepError as troubled:
+                interval.drop_step()
+                run.watch.take(troubled.intervention)
+                is_troubled = True
             is_last = run.stop.agree() != StopRequest.NONE
             run.watchdog.step_done(state.step)
             step_done()
             # Skipped rows that follow count as done: a phase may end with some.
-            next_g = pass_skipped_rows(phase, run.config.data.skip_rows, state.g)
+            next_g = pass_skipped_rows(phase, skipped.ranges, state.g)
             ends = next_g == phase.end_g
             logs = state.step % run.config.logging.log_every_steps == 0
             is_due = ends or _crosses(run.config.checkpoint.save_every_tokens, before, state)
             saves = is_due or is_last or (logs and run.saver.is_owed)
             # A checkpoint and a skip need the steps before them in the ledger, so both report.
-            if logs or saves or next_g > state.g:
-                state = _report(run, state, interval, lr)
+            if interval.has_steps and (logs or saves or next_g > state.g):
+                state = _report(run, state, interval)
                 interval = Interval()
             state = _skip(run, phase, state)
+            if run.watch.goes_back:
+                break
             if run.validation is not None and (
                 state.g == run.loader.order.num_rows
                 or _crosses(run.config.validation.every_tokens, before, state)
             ):
                 with run.watchdog.long_work():
-                    held_out = run.validation.measure(run.ddp, phase.name)
-                    run.reporter.report_validation(state, held_out)
-            if saves:
+                    run.reporter.report_validation(
+                        state, run.validation.measure(run.ddp, phase.name)
+                    )
+            if saves and state.step > run.watch.saved_step:
                 with run.watchdog.long_work():
                     run.saver.begin(state)
-            if is_last:
+                run.watch.begin_after_checkpoint(state.step)
+            if is_last or is_troubled:
                 break
             run.reporter.times.begin()
     return state
@@ -139,7 +169,11 @@ def train_step(
 ) -> RunState:
     """Take one optimizer step over its micro-batches and return the new state.
 
-    On a GPU the call returns while the GPU still computes: the step reads nothing back.
+    On a GPU the call returns while the GPU still computes: the step reads nothing back, unless the
+    settings of `trouble` ask to look at it before the update.
+
+    Raises:
+        TroubledStepError: the step must not be taken, and was not.
     """
     interval.begin_step(step)
     run.ddp.zero_grad_buffer()
@@ -153,6 +187,7 @@ def train_step(
         seq_length=run.loader.micro_batch_slots(step.g_begin),
         micro_batch_size=1,
     )
+    recent_losses = run.watch.examine(step, state, reports, run.optimizer)
     run.optimizer.set_lr(lr)
     with interval.optimizer.measure():
         run.optimizer.step()
@@ -164,31 +199,35 @@ def train_step(
         step=step.step,
         consumed_tokens=state.consumed_tokens + step.tokens,
         phase_tokens=state.phase_tokens + step.tokens,
+        recent_losses=recent_losses,
     )
 
 
 def _skip(run: Training, phase: PhaseSpec, state: RunState) -> RunState:
-    """Leave out the rows that the configuration skips here, if any, and record that."""
-    end = pass_skipped_rows(phase, run.config.data.skip_rows, state.g)
-    if end == state.g:
-        return state
-    run.recorder.record_skip(state, run.loader.order.spec.phase_index(state.g), end)
-    return dataclasses.replace(state, g=end)
+    """Leave out the rows that are skipped here, if any, and record by which decision."""
+    while (found := run.watch.skipped.find(phase, state.g)) is not None:
+        end, intervention = found
+        index = run.loader.order.spec.phase_index(state.g)
+        if intervention is not None:
+            # Its record must be durable, and records wait while a checkpoint is pending.
+            with run.watchdog.long_work():
+                run.saver.wait()
+        run.recorder.record_skip(state, index, end, intervention)
+        if intervention is not None:
+            run.reporter.report_intervention(state, intervention, end=end, count=run.watch.count)
+        state = dataclasses.replace(state, g=end)
+    return state
 
 
-def _report(run: Training, state: RunState, interval: Interval, lr: float) -> RunState:
+def _report(run: Training, state: RunState, interval: Interval) -> RunState:
     """Report the steps of an interval; publish the pending checkpoint if all ranks wrote it."""
-    try:
-        state = run.reporter.report_steps(
-            state,
-            interval,
-            lr=lr,
-            gradient_norm=run.optimizer.gradient_norm(),
-            is_written=run.saver.is_written,
-        )
-    except DivergedError:  # on all ranks
-        run.saver.wait()
-        raise
+    state = run.reporter.report_steps(
+        state,
+        interval,
+        lr=run.optimizer.lr,
+        gradient_norm=run.optimizer.gradient_norm(),
+        is_written=run.saver.is_written,
+    )
     if run.reporter.is_written_by_all:
         with run.watchdog.long_work():
             run.saver.wait()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,124 +15,27 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.digest import add_digests, format_digest
+from megatron_ettin.order.interventions import Intervention
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.training.console import Console, RunProgress, Totals
-from megatron_ettin.training.device_figures import known_gpu, mfu_field, peak_memory_bytes
+from megatron_ettin.training.device_figures import known_gpu, mfu_field
+from megatron_ettin.training.interval import Interval, Summary
 from megatron_ettin.training.kept_lines import cut_metrics
 from megatron_ettin.training.late_writes import LateWrites, LineFile
-from megatron_ettin.training.micro_batch import MicroBatch, Report
-from megatron_ettin.training.preparation import LANES, ORDER_LANES, TOKEN_LANES, Prepared, StepRange
+from megatron_ettin.training.preparation import ORDER_LANES, TOKEN_LANES
 from megatron_ettin.training.rank_times import RankTimes
 from megatron_ettin.training.recorder import Recorder
-from megatron_ettin.training.stopwatch import Stopwatch
 from megatron_ettin.training.trackers import Tracker, open_trackers
+from megatron_ettin.training.trouble import DivergedError
 from megatron_ettin.training.validation import HeldOutLoss
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Sums of an interval over all ranks."""
-
-    loss: float
-    """Mean loss per scored token; of masked diffusion, its bound per token."""
-    steps: list[StepRange]
-    lanes: NDArray[np.uint64]
-    """[n, LANES] digest lanes of each of the n steps."""
-    flops: float
-    """Operations of the model for all documents, without padding and recomputation."""
-    peak_memory_bytes: int
-    """Largest memory that any rank has needed since the run began."""
-    is_written_by_all: bool
-    """All ranks have written their part of the pending checkpoint."""
-    own_seconds: NDArray[np.float64]
-    """[ranks] time of each rank's own part of a step, as the rank has measured it."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all steps."""
-        return sum(step.tokens for step in self.steps)
-
-
-class Interval:
-    """Steps since the last report, as this rank has seen them."""
-
-    def __init__(self) -> None:
-        """Start an interval."""
-        self.started = time.perf_counter()
-        self.optimizer = Stopwatch()
-        self._steps: list[StepRange] = []
-        self._lanes: list[NDArray[np.uint64]] = []
-        self._flops = 0.0
-        self._losses = torch.zeros(2, dtype=torch.float64, device=distributed.device())
-
-    def begin_step(self, step: StepRange) -> None:
-        """Begin a step: micro-batches that are consumed from here on belong to it."""
-        self._steps.append(step)
-        self._lanes.append(np.zeros(LANES, dtype=np.uint64))
-
-    def consume(self, batches: Iterator[Prepared]) -> Iterator[MicroBatch]:
-        """Yield micro-batches, and add each to the step when the model takes it."""
-        for batch in batches:
-            self._lanes[-1] += batch.lanes
-            self._flops += batch.flops
-            yield batch.micro_batch
-
-    def add_losses(self, reports: list[Report]) -> None:
-        """Add a step's losses, without waiting for the device; only the last stage has any."""
-        for report in reports:
-            self._losses[0] += report["loss_sums"].sum()
-            self._losses[1] += report["counts"].sum()
-
-    def sum_over_ranks(self, own_seconds: float = 0.0, *, is_written: bool = False) -> Summary:
-        """Sum over all ranks; all of them call this and get the same result.
-
-        One all-reduce of float64 carries everything (`_slices` names its parts). A digest lane goes
-        as two halves of 32 bits, whose sums over fewer than 2^21 ranks are exact in a double. Each
-        rank writes its peak of memory and its own time to places of its own, so the sum leaves
-        them as they are.
-        """
-        lanes = np.array(self._lanes, dtype=np.uint64)  # [steps, LANES]
-        own = np.zeros((2, distributed.world_size()))
-        own[:, distributed.rank()] = peak_memory_bytes(), own_seconds
-        low, high = lanes & np.uint64(0xFFFFFFFF), lanes >> np.uint64(32)
-        sent = np.concatenate(
-            [[self._flops, is_written], low.ravel(), high.ravel(), own.ravel()], dtype=np.float64
-        )
-        # Losses stay on the device until here; this copies the rest to them, and the sum back.
-        losses = self._losses if distributed.counts_losses() else torch.zeros_like(self._losses)
-        vector = torch.cat([losses, torch.from_numpy(sent).to(losses.device)])
-        received = distributed.all_reduce_sum(vector).cpu().numpy()
-        sizes = {"low": lanes.size, "high": lanes.size, "peak": own.shape[1]}
-        at = _slices({"loss": 2, "flops": 1, "written": 1, **sizes, "seconds": own.shape[1]})
-        loss_sum, num_scored = received[at["loss"]]
-        low, high = (received[at[half]].astype(np.uint64) for half in ("low", "high"))
-        return Summary(
-            loss=float(loss_sum / num_scored),
-            steps=self._steps,
-            lanes=(low + (high << np.uint64(32))).reshape(lanes.shape),
-            flops=float(received[at["flops"]].item()),
-            peak_memory_bytes=int(received[at["peak"]].max()),
-            is_written_by_all=received[at["written"]].item() == distributed.world_size(),
-            own_seconds=received[at["seconds"]],
-        )
-
-
-def _slices(sizes: dict[str, int]) -> dict[str, slice]:
-    """Return the slice of each part, by name, in a vector that holds parts of `sizes` in turn."""
-    ends = itertools.accumulate(sizes.values())
-    return {
-        name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +49,6 @@ class SavedCheckpoint:
     """Time that training waited for it."""
     seconds: float
     """Time from the save to the publication."""
-
-
-class DivergedError(ValueError):
-    """The loss is not finite; nothing was saved after it."""
 
 
 class Reporter:
@@ -179,7 +76,7 @@ class Reporter:
             return
         folder = RunFolder(Path(config.run_dir))
         folder.stop.unlink(missing_ok=True)
-        self._totals = cut_metrics(folder, state.step)
+        self._totals = cut_metrics(folder, state)
         self._file = LineFile(folder.metrics)
         self._late = LateWrites(folder.metrics)
         self._trackers = open_trackers(config, spec.order_id, state)
@@ -235,7 +132,8 @@ class Reporter:
         if not math.isfinite(summary.loss):
             raise DivergedError(
                 f"the loss is {summary.loss} at step {state.step} (rows up to {state.g}): resume "
-                f"from the last checkpoint with a lower optimizer.lr"
+                f"from the last checkpoint with a lower optimizer.lr, or with trouble.on_nan skip "
+                f"or rewind"
             )
         self._recorder.record_steps(summary.steps, summary.lanes)
         lanes = summary.lanes.sum(axis=0, dtype=np.uint64)
@@ -311,6 +209,27 @@ class Reporter:
             f"held-out loss {held_out.loss:.4f} ± {held_out.standard_error:.4f} "
             f"({held_out.scored_tokens:,} tokens)",
         )
+
+    def report_intervention(
+        self, state: RunState, intervention: Intervention, *, end: int, count: str
+    ) -> None:
+        """Report that rows [state.g, end) are left out by a decision, the `count`-th."""
+        if not self._is_main:
+            return
+        record = {
+            "kind": intervention.action,
+            "step": state.step,
+            "phase": state.phase,
+            "tokens": state.consumed_tokens,
+            "reason": intervention.reason,
+            "rows": [state.g, end],
+            "skipped_step": intervention.step,
+            "skipped_loss": intervention.loss,
+            "skipped_grad_norm": intervention.gradient_norm,
+            "skipped_z": intervention.z,
+        }
+        self._write(record)
+        logger.warning("%s (intervention %s)", intervention, count)
 
     def report_saved(self, state: RunState, saved: SavedCheckpoint) -> None:
         """Report the checkpoint of `state`; later steps may have lines already."""

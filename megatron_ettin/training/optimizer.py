@@ -35,20 +35,34 @@ from megatron_ettin.training.block_optimizer import BlockOptimizer, Moment
 class Optimizer(MegatronOptimizer):  # type: ignore[misc]
     """One of Megatron-Core's optimizers, on a GPU or without one."""
 
+    lr = 0.0
+    """Learning rate of the last step, or of the next one once it is set."""
     _step_norm: float | None = None
+    _measured_norm: float | None = None
 
     def step(self) -> Any:
         """Update the weights; returns Megatron-Core's (success, gradient norm, zero count)."""
         with cpu.optimizer_mode():
             result = super().step()
         # None or 0.0 where Megatron-Core had no use for the norm.
-        self._step_norm = result[1] or None
+        self._step_norm = result[1] or self._measured_norm
         return result
+
+    def measure_gradient_norm(self) -> float:
+        """Return the norm of the gradients of the step to come, over all ranks; change nothing.
+
+        All ranks call it after the passes of the step; on a GPU it waits for them.
+        """
+        with cpu.optimizer_mode():
+            self.prepare_grads()  # as `step` does again: it copies the gradients of the model
+            self._measured_norm = float(self.get_grad_norm())
+        return self._measured_norm
 
     def gradient_norm(self) -> float:
         """Return the norm of the last step's gradients over all ranks, before clipping.
 
-        All ranks call it, before the gradients are zeroed; on a GPU it waits for the step.
+        All ranks call it, before the gradients are zeroed; on a GPU it waits for the step. It still
+        answers after a step that was measured but not taken.
         """
         if self._step_norm is not None:
             return self._step_norm
@@ -57,6 +71,7 @@ class Optimizer(MegatronOptimizer):  # type: ignore[misc]
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step."""
+        self.lr = lr
         for group in self.param_groups:
             group["lr"] = lr
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -68,11 +68,15 @@ class Prepared(NamedTuple):
 
 
 def phase_micro_batches(
-    config: RunConfig, loader: Loader, state: RunState, end: int
+    config: RunConfig,
+    loader: Loader,
+    state: RunState,
+    end: int,
+    skip_rows: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[Prepared]:
     """Yield this rank's micro-batches of all steps up to row `end`, where a phase ends."""
     stream, counts_rows = make_copy_stream(), distributed.counts_rows()
-    for step in phase_steps(config, loader.order, state, end):
+    for step in phase_steps(config, loader.order, state, end, skip_rows):
         for batch, prepared in _prepare(loader, step.g_begin, step.g_end, stream):
             # The ranks of a model replica prepare the same rows; one of them counts the sums.
             yield Prepared(
@@ -85,10 +89,20 @@ def phase_micro_batches(
             )
 
 
-def phase_steps(config: RunConfig, order: Order, state: RunState, end: int) -> Iterator[StepRange]:
-    """Yield the steps from `state` to row `end`, where a phase ends."""
+def phase_steps(
+    config: RunConfig,
+    order: Order,
+    state: RunState,
+    end: int,
+    skip_rows: Sequence[tuple[int, int]] | None = None,
+) -> Iterator[StepRange]:
+    """Yield the steps from `state` to row `end`, where a phase ends.
+
+    `skip_rows` are the ranges to leave out, by their first row; None: those of the configuration.
+    """
+    skip_rows = config.data.skip_rows if skip_rows is None else skip_rows
     planned = plan_steps(
-        order, config.phases, config.data.skip_rows, g=state.g, phase_tokens=state.phase_tokens
+        order, config.phases, skip_rows, g=state.g, phase_tokens=state.phase_tokens
     )
     rows = itertools.takewhile(lambda rows: rows[0] < end, planned)
     for number, (g_begin, g_end) in enumerate(rows, start=state.step + 1):

@@ -21,7 +21,8 @@ from megatron_ettin.config import RunConfig
 from megatron_ettin.objectives import describe
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
-from megatron_ettin.order.ledger import Kind, LedgerError, LedgerWriter, find_description
+from megatron_ettin.order.interventions import CONFIGURED, Intervention
+from megatron_ettin.order.ledger import Head, Kind, LedgerError, LedgerWriter, find_description
 from megatron_ettin.order.ledger.lock import lock_ledger
 from megatron_ettin.order.run_folder import RunFolder, step_of
 from megatron_ettin.rows import TokenIds
@@ -124,10 +125,25 @@ class Recorder:
             )
         )
 
-    def record_skip(self, state: RunState, phase: int, end: int) -> None:
-        """Record that rows [state.g, end) are skipped."""
-        payload = {"reason": "data.skip_rows"}
-        self._append(Kind.SKIP, state, phase, payload=payload, g_end=end)
+    def record_skip(
+        self, state: RunState, phase: int, end: int, intervention: Intervention | None = None
+    ) -> None:
+        """Record that rows [state.g, end) are skipped: by the configuration, or a decision.
+
+        A decision is durable when the call returns, so that what follows from it may begin; no
+        checkpoint may be pending then.
+
+        Raises:
+            OSError, LedgerError: the disk refuses the record of a decision; the run must end.
+        """
+        if intervention is None:
+            payload: dict[str, Any] = {"reason": CONFIGURED}
+            self._append(Kind.SKIP, state, phase, payload=payload, g_end=end)
+            return
+        self._append(Kind.SKIP, state, phase, payload=intervention.payload(), g_end=end)
+        if self._writer is not None:
+            self._late.settle()
+            _sync(self._writer)
 
     def record_checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
         """Record a checkpoint whose files are written; return the state to save in it.
@@ -156,7 +172,7 @@ class Recorder:
         return state
 
     def close(self) -> None:
-        """Close the ledger of a run that stops, right after the record of a checkpoint."""
+        """Close the ledger of a run that stops, after the record of a checkpoint or a decision."""
         if self._writer is not None:
             self._late.settle()
             self._writer.close()
@@ -204,14 +220,7 @@ class Recorder:
         self._open(self._writer, state.step, state.g)
         self._late.settle()
         self._writer.append(kind, step=state.step, g_begin=state.g, g_end=state.g, payload=payload)
-        try:
-            head = self._writer.sync()
-        except OSError as error:
-            # Some systems take writes and lose them afterwards: more would follow a hole.
-            raise LedgerError(
-                f"{self._writer.folder}: the disk has lost records ({error.strerror}): make room "
-                f"and resume from the last checkpoint"
-            ) from error
+        head = _sync(self._writer)
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
     def _open(self, writer: LedgerWriter, step: int, g: int) -> None:
@@ -220,6 +229,18 @@ class Recorder:
         for kind, payload in opening:
             at = {"step": step, "g_begin": g, "g_end": g}
             self._late.write(partial(writer.append, kind, **at, payload=payload))
+
+
+def _sync(writer: LedgerWriter) -> Head:
+    """Make all records durable; LedgerError if the disk has lost some."""
+    try:
+        return writer.sync()
+    except OSError as error:
+        # Some systems take writes and lose them afterwards: more would follow a hole.
+        raise LedgerError(
+            f"{writer.folder}: the disk has lost records ({error.strerror}): make room and resume "
+            f"from the last checkpoint"
+        ) from error
 
 
 def describe_run(

@@ -20,7 +20,8 @@ from megatron_ettin.data.orders import open_held_out_order
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
 from megatron_ettin.objectives import attentions
-from megatron_ettin.order import SampleOrder
+from megatron_ettin.order import OrderSpec, SampleOrder
+from megatron_ettin.order.interventions import read_interventions
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text, remove_leftovers
 from megatron_ettin.training import rotary_bases
@@ -38,6 +39,7 @@ from megatron_ettin.training.start_checks import (
     check_same_run,
     plans_other_rows,
 )
+from megatron_ettin.training.trouble import Watch
 from megatron_ettin.training.validation import Validation
 from megatron_ettin.training.watchdog import Watchdog
 
@@ -94,6 +96,7 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         ids=order.ids,
         is_amended=bool(state.step) and plans_other_rows(order.spec, state),
     )
+    watch = open_watch(config, order.spec, state)
     # The batches of a run with several directions name theirs.
     attention, *_ = attentions(config.objective, [phase.name for phase in config.phases])
     stage = build_model(config.model, attention, config.hardware, config.seeds)
@@ -125,10 +128,24 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         validation=_build_validation(config),
         reporter=reporter,
         recorder=recorder,
+        watch=watch,
         keeper=keeper,
         saver=Saver(config, stage, optimizer, recorder=recorder, reporter=reporter, keeper=keeper),
         stop=StopSignals(folder.stop),
         watchdog=Watchdog(folder.hangs, config.trouble.hang_seconds),
+    )
+
+
+def open_watch(config: RunConfig, spec: OrderSpec, state: RunState) -> Watch:
+    """Return a watch that knows all decisions in the ledger; the ledger is open, so none moves."""
+    ledger = RunFolder(Path(config.run_dir)).ledger
+    decided = read_interventions(ledger) if distributed.is_main_rank() else []
+    return Watch(
+        config.trouble,
+        config.data.skip_rows,
+        spec,
+        distributed.broadcast(decided),
+        saved_step=state.step,
     )
 
 

@@ -14,8 +14,8 @@ from megatron_ettin.config import HardwareConfig
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.objectives import MaskedLM
 from megatron_ettin.training import set_up
+from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.loop import train_step
-from megatron_ettin.training.metrics import Interval
 from megatron_ettin.training.micro_batch import (
     NO_LABEL,
     make_copy_stream,

@@ -353,25 +353,34 @@ def row_digests(
 
 
 def cuts(
-    phase: Phase, settings: dict[str, Any], skip_rows: Sequence[Sequence[int]]
+    phase: Phase,
+    settings: dict[str, Any],
+    skip_rows: Sequence[Sequence[int]],
+    decided: Sequence[Sequence[int]],
 ) -> Iterator[tuple[str, int, int]]:
     """Yield the SKIP and STEP records, as (kind, g_begin, g_end), that a phase is cut into."""
     g, t = phase.entry["start_g"], 0
     ramp, size = settings["batch_ramp_tokens"], settings["global_batch_size"]
     while True:
         begin = g
-        for first, end in skip_rows:
-            g = end if first <= g < end else g
+        ends = [end for first, end in decided if first <= g < end]
+        if ends:
+            g = max(ends)
+        else:
+            for first, end in skip_rows:
+                g = end if first <= g < end else g
         g = min(g, phase.end_g)
         if g > begin:
             yield "SKIP", begin, g
+            continue
         if g == phase.end_g:
             return
         rows = size
         if ramp is not None and t < ramp:
             least = settings["batch_ramp_start"]
             rows = least + (size - least) * t // ramp
-        end = min(g + rows, phase.end_g, *(first for first, _ in skip_rows if first > g))
+        firsts = [first for first, _ in (*skip_rows, *decided) if first > g]
+        end = min(g + rows, phase.end_g, *firsts)
         yield "STEP", g, end
         t += sum(phase.num_tokens(row) for row in range(g, end))
         g = end

@@ -70,6 +70,22 @@ def check_step(run: Run, record: Record, start: dict[str, Any]) -> None:
         require(sums[lane] == record.lanes[lane], f"{where}: another {name} digest")
 
 
+def is_decision(skip: Record) -> bool:
+    """Tell whether the run decided by itself to leave these rows out."""
+    reason = skip.payload["reason"]
+    decisions = ("trouble.on_nan", "trouble.on_spike")
+    require(reason in ("data.skip_rows", *decisions), f"record {skip.seq}: no reason to skip")
+    return reason in decisions
+
+
+def check_skip(skip: Record) -> None:
+    """Compare the rows of a SKIP record with those of its decision."""
+    if is_decision(skip):
+        first, end = skip.payload["rows"]
+        where = f"record {skip.seq}: rows [{skip.g_begin}, {skip.g_end})"
+        require(first <= skip.g_begin and skip.g_end <= end, f"{where} of another decision")
+
+
 def add(one: Sequence[int], other: Sequence[int]) -> list[int]:
     return [(a + b) % WORD for a, b in zip(one, other, strict=True)]
 
@@ -118,13 +134,16 @@ def rebuild(folder: Path) -> str:
             steps, tokens, sums = steps + 1, tokens + record.n_tokens, add(sums, record.lanes)
         elif record.kind in ("CHECKPOINT", "END"):
             check_sums(run, record, tokens, sums)
+        elif record.kind == "SKIP":
+            check_skip(record)
     kinds = {record.kind for record in run.records}
     if "END" in kinds and "RESUME" not in kinds:
         settings, skip_rows = run.config["phases"], run.config["data"]["skip_rows"]
+        decided = [(r.g_begin, r.g_end) for r in run.records if r.kind == "SKIP" and is_decision(r)]
         planned = [
             cut
             for phase, setting in zip(run.phases, settings, strict=True)
-            for cut in cuts(phase, setting, skip_rows)
+            for cut in cuts(phase, setting, skip_rows, decided)
         ]
         taken = [r for r in run.records if r.kind in ("STEP", "SKIP")]
         require(planned == [(r.kind, r.g_begin, r.g_end) for r in taken], "other steps")

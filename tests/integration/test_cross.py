@@ -17,8 +17,8 @@ from megatron_ettin.model.provider import logical_parameters
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.pretrain import pretrain
 from megatron_ettin.training import set_up
+from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.loop import Training, train_step
-from megatron_ettin.training.metrics import Interval
 from megatron_ettin.training.preparation import phase_micro_batches, phase_steps
 from tests.conftest import TinyCorpus
 from tests.independent.program import rebuild

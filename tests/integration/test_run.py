@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from megatron_ettin.checkpoint import RunState
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.evaluation.layouts import (
     LAYOUTS,
@@ -185,17 +186,20 @@ def test_a_decoder_starts_from_an_encoder_and_reports_to_wandb(
 
 def test_a_torn_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    assert cut_metrics(run, 2) == Totals()
+    state = RunState(step=2, g=9)
+    assert cut_metrics(run, state) == Totals()
     assert run.metrics.read_text() == ""
     lines = [
         json.dumps({"kind": "train", "step": step, "tokens": step, "loss": 1.0, "seconds": 2.0})
         for step in (1, 2, 3)
     ]
-    run.metrics.write_text("\n".join([*lines, '{"ki']))
-    assert cut_metrics(run, 2) == Totals(tokens=2, seconds=4.0, loss=1.0, steps=2)
-    assert run.metrics.read_text().splitlines() == lines[:2]
+    left_out = ['{"kind": "skip", "step": 2, "rows": [8, 9]}']
+    later = ['{"kind": "skip", "step": 2, "rows": [9, 12]}']
+    run.metrics.write_text("\n".join([*lines[:2], *left_out, *later, lines[2], '{"ki']))
+    assert cut_metrics(run, state) == Totals(tokens=2, seconds=4.0, loss=1.0, steps=2)
+    assert run.metrics.read_text().splitlines() == [*lines[:2], *left_out]
     inode = run.metrics.stat().st_ino
-    cut_metrics(run, 2)
+    cut_metrics(run, state)
     assert run.metrics.stat().st_ino == inode, "it was written anew"
 
 
@@ -204,7 +208,7 @@ def test_a_damaged_line_of_the_metrics_is_named(damaged: str, tmp_path: Path) ->
     run = RunFolder(tmp_path)
     run.metrics.write_text('{"step": 1, "kind": "validation"}\n' + damaged + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not what a run reports \("):
-        cut_metrics(run, 2)
+        cut_metrics(run, RunState(step=2, g=9))
 
 
 def test_a_curve_is_read_back(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from megatron_ettin.config import parse_args
 from megatron_ettin.order.ledger import Kind, Ledger
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.pretrain import pretrain
-from megatron_ettin.training.metrics import Interval
+from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.signals import REQUEUE_CODE, SAME_REQUEST_SECONDS
 from tests.conftest import TinyCorpus
 from tests.ranks import pretrain_main, started_ranks

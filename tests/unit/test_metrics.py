@@ -8,7 +8,7 @@ import torch
 
 from megatron_ettin.devices import GPUS
 from megatron_ettin.training.device_figures import mfu_field
-from megatron_ettin.training.metrics import Interval
+from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.preparation import phase_micro_batches, phase_steps
 from tests.conftest import TinyCorpus
 from tests.training import starting_state, tiny_loader

@@ -74,7 +74,7 @@ def test_marks_are_where_the_ledger_has_them(forked: Path) -> None:
     ]  # fmt: skip
     texts = [mark.text for mark in run.marks]
     assert texts == [
-        "rows 32 to 39 were skipped",
+        "rows 32 to 39 were skipped (data.skip_rows)",
         "checkpoint step_00000004",
         "resumed from here: 3 steps were undone",
     ]
