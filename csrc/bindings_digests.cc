@@ -146,8 +146,8 @@ Raises:
 Hash what each of m rows shows a model and scores: uint64[m], low lanes.
 
 inputs, labels: int64[m*L]; loss_mask: bool[m*L]; g, num_tokens: int64[m]; weights: float32[m*L],
-all 1 if not given. Labels and weights are read where loss_mask is set. Padding is left out, and an idle row (g < 0) has value 0. The bytes are those of
-docs/order.md, section 10.
+all 1 if not given. Labels and weights are read where loss_mask is set. Padding is left out, and an
+idle row (g < 0) has value 0. The bytes are those of docs/order.md, section 10.
 
 Raises:
     ValueError: naming the row and slot of an id that is no u32, or of a scored label 2^32 - 1.)");
