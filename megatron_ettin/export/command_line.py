@@ -39,6 +39,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sliding-window", type=int, metavar="N", help=window)
     shift = "distance from a [MASK] back to the position that predicts it (MNTP: 1); default: "
     add("--prediction-shift", type=int, choices=(0, 1), help=shift + "as config.json says, or 0")
+    swap = (
+        "give the model this tokenizer: tokens that both have keep their vectors, others get the "
+        "mean of their pieces' (docs/conversion.md)"
+    )
+    add("--tokenizer", type=Path, metavar="DIR", help=swap)
+    sample = "raw text that weighs those pieces by how often the token replaces them"
+    add("--tokenizer-sample", nargs="+", default=[], metavar="FILE", help=sample)
     raw = "convert a raw checkpoint of the original code to a checkpoint"
     add = _command(commands, "from-composer", raw)
     add("--input", type=Path, required=True, metavar="FILE", help="checkpoint of Composer (.pt)")
@@ -51,7 +58,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     pack = "write tiny models and expected outputs, for ports of the architecture elsewhere"
     add = _command(commands, "conformance", pack)
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.command == "from-hf" and args.tokenizer_sample and args.tokenizer is None:
+        parser.error("--tokenizer-sample: goes with --tokenizer, the tokenizer to change to")
+    return args
 
 
 def _add_series(commands: Any) -> None:

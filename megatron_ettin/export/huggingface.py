@@ -26,6 +26,8 @@ from megatron_ettin.export import architecture, unmasking, weights
 from megatron_ettin.export.architecture import ModelKind, kind_of, objective_for
 from megatron_ettin.export.card import CardMetadata, CardRevision, fills_texts, model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
+from megatron_ettin.export.vocabulary_swap import VocabularySwap
+from megatron_ettin.model import weight_map
 from megatron_ettin.model.provider import build_stage
 from megatron_ettin.model.weight_map import Architecture
 from megatron_ettin.publication import begin_folder, publish_folder
@@ -124,12 +126,14 @@ def from_huggingface(
     pipeline_parallel_size: int = 1,
     sliding_window: int | None = None,
     prediction_shift: int | None = None,
+    swap: VocabularySwap | None = None,
 ) -> SavedModel:
     """Convert a ModernBERT-shaped folder to a checkpoint of weights, which appears when complete.
 
     The sizes are checked against the model and written to the checkpoint's config.yaml; its tensors
     fit any layout. `sliding_window` replaces the window that transformers computes with,
-    `prediction_shift` what config.json says of it.
+    `prediction_shift` what config.json says of it. With `swap`, the model gets its tokenizer, and
+    the embedding and output bias get its rows.
 
     Raises:
         ValueError: naming the field, file or tensor that does not convert, or the size that does
@@ -141,21 +145,52 @@ def from_huggingface(
     hardware = HardwareConfig(
         tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size
     )
-    check_layout(saved.model, hardware)
     files = weights.find_tensors(folder, saved.model, kind.architecture)
-    tokenizer = own_tokenizer(folder)
+    read: Callable[[str], torch.Tensor] = functools.partial(weights.read_tensor, files)
+    if swap is None:
+        tokenizer = own_tokenizer(folder)
+    else:
+        tokenizer = load_tokenizer(swap.tokenizer)
+        saved, read = _swapped(folder, saved, read, swap)
+    check_layout(saved.model, hardware)
     if tokenizer is not None:
-        saved = dataclasses.replace(saved, tokenizer=str(folder.absolute()))
+        saved = dataclasses.replace(saved, tokenizer=str(tokenizer.folder.absolute()))
     write_checkpoint(
         output,
         saved,
-        functools.partial(weights.read_tensor, files),
+        read,
         source=folder,
         names_of=kind.architecture,
         tokenizer=tokenizer,
         hardware=hardware,
     )
     return saved
+
+
+def _swapped(
+    folder: Path,
+    saved: SavedModel,
+    read: Callable[[str], torch.Tensor],
+    swap: VocabularySwap,
+) -> tuple[SavedModel, Callable[[str], torch.Tensor]]:
+    """Return the model with the new vocabulary, and how its tensors are read."""
+    if swap.old_size > saved.model.vocab_size:
+        raise ValueError(
+            f"{folder}: its tokenizer has ids up to {swap.old_size - 1}, but the embedding has "
+            f"{saved.model.vocab_size} rows; give the folder the tokenizer that it was trained with"
+        )
+    tables = {
+        entry.encoder
+        for entry in weight_map.entries(saved.model.num_layers).values()
+        if entry.layout == "vocabulary"
+    }
+
+    def read_swapped(name: str) -> torch.Tensor:
+        return swap.rows(read(name)) if name in tables else read(name)
+
+    model = dataclasses.replace(saved.model, vocab_size=swap.size)
+    # The ids that the model named are those of the old tokenizer.
+    return dataclasses.replace(saved, model=model, special_ids={}), read_swapped
 
 
 def write_checkpoint(

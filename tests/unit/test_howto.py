@@ -27,7 +27,12 @@ SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 LOOP = re.compile(r"^for (\w+) in ([^;]+); do\n(.*?)^done$", re.MULTILINE | re.DOTALL)
 PRETRAIN = "megatron_ettin.pretrain"
 #: Sections whose text says that their commands are not run.
-UNCHECKED = ("Continue a Hugging Face model", "Evaluate on your own labels", "Many nodes")
+UNCHECKED = (
+    "Continue a Hugging Face model",
+    "Extend an imported model",
+    "Evaluate on your own labels",
+    "Many nodes",
+)
 STEPS = 4
 
 

@@ -1,0 +1,1 @@
+"""Continued training of an existing model on one's own text: defaults, checks, files of the run."""
