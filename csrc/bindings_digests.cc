@@ -1,4 +1,5 @@
 // Python functions of hashes and of the digests of rows.
+#include <optional>
 #include <vector>
 
 #include "bindings.h"
@@ -86,16 +87,18 @@ py::array_t<uint64_t> DigestTokenArrays(const Input<int64_t>& g, const Input<int
 
 py::array_t<uint64_t> DigestMaskArrays(const Input<int64_t>& g, const Input<int64_t>& inputs,
                                        const Input<int64_t>& labels, const Input<bool>& loss_mask,
-                                       const Input<int64_t>& num_tokens, int64_t seq_length) {
+                                       const Input<int64_t>& num_tokens, int64_t seq_length,
+                                       const std::optional<Input<float>>& weights) {
   const DigestedRows rows = CheckedRows(g, num_tokens, seq_length);
   const py::ssize_t slots = rows.count * seq_length;
   const int64_t* input_ids = Values(inputs, "inputs", slots);
   const int64_t* label_ids = Values(labels, "labels", slots);
   const bool* scored = Values(loss_mask, "loss_mask", slots);
+  const float* factors = weights ? Values(*weights, "weights", slots) : nullptr;
   auto lanes = NewArray<uint64_t>(rows.count);
   uint64_t* values = lanes.mutable_data();
   const py::gil_scoped_release release;
-  DigestMasks(rows, input_ids, label_ids, scored, values);
+  DigestMasks(rows, input_ids, label_ids, scored, factors, values);
   return lanes;
 }
 
@@ -138,12 +141,13 @@ Raises:
     ValueError: naming the row whose segments do not end at its num_tokens, or whose token is no
         u32.)");
   module.def("mask_digests", &DigestMaskArrays, py::arg("g"), py::arg("inputs"), py::arg("labels"),
-             py::arg("loss_mask"), py::arg("num_tokens"), py::arg("seq_length"), R"(
+             py::arg("loss_mask"), py::arg("num_tokens"), py::arg("seq_length"),
+             py::arg("weights") = py::none(), R"(
 Hash what each of m rows shows a model and scores: uint64[m], low lanes.
 
-inputs, labels (read where loss_mask is set): int64[m*L]; loss_mask: bool[m*L]; g, num_tokens:
-int64[m]. Padding is left out, and an idle row (g < 0) has value 0. The bytes are those of
-docs/order.md, section 10.
+inputs, labels: int64[m*L]; loss_mask: bool[m*L]; g, num_tokens: int64[m]; weights: float32[m*L],
+all 1 if not given. Labels and weights are read where loss_mask is set. Padding is left out, and an
+idle row (g < 0) has value 0. The bytes are those of docs/order.md, section 10.
 
 Raises:
     ValueError: naming the row and slot of an id that is no u32, or of a scored label 2^32 - 1.)");

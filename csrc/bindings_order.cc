@@ -117,6 +117,8 @@ A purpose never changes its meaning; a new use takes a new number.)")
       .value("DROPOUT", Purpose::kDropout)
       .value("UNSEEN", Purpose::kUnseen)
       .value("VERIFY", Purpose::kVerify)
+      .value("NOISE", Purpose::kNoise)
+      .value("MIXTURE", Purpose::kMixture)
       .finalize();
   module.def(
       "counter_key",

@@ -20,6 +20,8 @@ enum class Purpose : uint64_t {
   kDropout = 5,
   kUnseen = 6,
   kVerify = 7,
+  kNoise = 8,
+  kMixture = 9,
 };
 
 inline constexpr uint64_t kGamma = 0x9E3779B97F4A7C15ull;  // 2^64 / golden ratio

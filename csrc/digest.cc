@@ -89,6 +89,18 @@ bool PairIds(const int64_t* inputs, const int64_t* labels, const bool* scored, i
   RefuseWord("label", r, g, i, labels[i]);
 }
 
+// Adds the weights of a row as float32, 0 where none is scored; nothing if all scored ones are 1.
+void AddWeights(const float* weights, const bool* scored, int64_t count, RowBytes* bytes) {
+  bool all_one = true;
+  for (int64_t i = 0; i < count; ++i) all_one &= !scored[i] || weights[i] == 1.0f;
+  if (all_one) return;
+  char* to = bytes->AddWords(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const float weight = scored[i] ? weights[i] : 0.0f;
+    std::memcpy(to + i * sizeof(weight), &weight, sizeof(weight));
+  }
+}
+
 void CheckNumTokens(const DigestedRows& rows, int64_t r) {
   if (rows.num_tokens[r] < 0 || rows.num_tokens[r] > rows.seq_length) {
     throw std::invalid_argument(NameRow(r, rows.g[r]) + std::to_string(rows.num_tokens[r]) +
@@ -183,7 +195,7 @@ void DigestTokens(const DigestedRows& rows, const int64_t* tokens, const int32_t
 }
 
 void DigestMasks(const DigestedRows& rows, const int64_t* inputs, const int64_t* labels,
-                 const bool* loss_mask, uint64_t* values) {
+                 const bool* loss_mask, const float* weights, uint64_t* values) {
   RowBytes bytes;
   for (int64_t r = 0; r < rows.count; ++r) {
     values[r] = 0;
@@ -197,6 +209,7 @@ void DigestMasks(const DigestedRows& rows, const int64_t* inputs, const int64_t*
                  bytes.AddWords(2 * count))) {
       RefusePairs(rows.g[r], r, inputs + begin, labels + begin, loss_mask + begin, count);
     }
+    if (weights != nullptr) AddWeights(weights + begin, loss_mask + begin, count, &bytes);
     values[r] = bytes.Hash().low;
   }
 }

@@ -45,10 +45,11 @@ struct DigestedRows {
 void DigestTokens(const DigestedRows& rows, const int64_t* tokens, const int32_t* cu_seqlens,
                   int64_t segments_per_row, Hash128* values);
 
-// inputs, labels, loss_mask [m * L]; a label is read where loss_mask is set. The values are low
-// lanes. Throws std::invalid_argument that names the row of an id that is out of range.
+// inputs, labels, loss_mask, weights [m * L]; labels and weights are read where loss_mask is set,
+// and without weights all are 1. The values are low lanes. Throws std::invalid_argument that names
+// the row of an id that is out of range.
 void DigestMasks(const DigestedRows& rows, const int64_t* inputs, const int64_t* labels,
-                 const bool* loss_mask, uint64_t* values);
+                 const bool* loss_mask, const float* weights, uint64_t* values);
 
 }  // namespace megatron_ettin
 

@@ -189,6 +189,8 @@ class Purpose(enum.IntEnum):
     DROPOUT = 5
     UNSEEN = 6
     VERIFY = 7
+    NOISE = 8
+    MIXTURE = 9
 
 class Permutation:
     """
@@ -545,13 +547,14 @@ def mask_digests(
     loss_mask: numpy.typing.NDArray[numpy.bool],
     num_tokens: numpy.typing.NDArray[numpy.int64],
     seq_length: int,
+    weights: numpy.typing.NDArray[numpy.float32] | None = None,
 ) -> numpy.typing.NDArray[numpy.uint64]:
     """
     Hash what each of m rows shows a model and scores: uint64[m], low lanes.
 
-    inputs, labels (read where loss_mask is set): int64[m*L]; loss_mask: bool[m*L]; g, num_tokens:
-    int64[m]. Padding is left out, and an idle row (g < 0) has value 0. The bytes are those of
-    docs/order.md, section 10.
+    inputs, labels: int64[m*L]; loss_mask: bool[m*L]; g, num_tokens: int64[m]; weights: float32[m*L],
+    all 1 if not given. Labels and weights are read where loss_mask is set. Padding is left out, and an
+    idle row (g < 0) has value 0. The bytes are those of docs/order.md, section 10.
 
     Raises:
         ValueError: naming the row and slot of an id that is no u32, or of a scored label 2^32 - 1.

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import yaml
 from megatron.core.optimizer.optimizer import MegatronOptimizer
@@ -33,6 +32,7 @@ from megatron_ettin.checkpoint_files import (
 )
 from megatron_ettin.config import ModelConfig, RunConfig
 from megatron_ettin.file_digests import FileDigest, FileList, sha256_of_json
+from megatron_ettin.objectives import Attention, Face
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
@@ -105,7 +105,7 @@ class SavedModel:
 
     model: ModelConfig
     """The architecture."""
-    attention: Literal["bidirectional", "causal"]
+    attention: Attention
     """Direction of the attention."""
     rotary_base_global: float
     """RoPE base of the global layers, in the phase last trained."""
@@ -119,7 +119,9 @@ class SavedModel:
     """Distance from a [MASK] back to the position that predicts it, as in `Objective`."""
     objective: str | None = None
     """Class of the objective that trained the weights, as `config.yaml` names it (its module and
-    name); None if it is not on record, because they were imported."""
+    name), in the phase last trained; None if it is not on record, because they were imported."""
+    faces: tuple[Face, ...] = ()
+    """Uses of the weights, the one above first, if rows of that phase had several objectives."""
     special_ids: dict[str, int | list[int]] = field(default_factory=dict)
     """Token ids by field of config.json (`eos_token_id`) that an imported model came with."""
 
@@ -128,16 +130,20 @@ class SavedModel:
         """Describe the model of a run in `state`."""
         phases = {phase.name: phase for phase in config.phases}
         phase = phases[state.phase] if state.phase else config.phases[0]
+        faces = tuple(
+            Face.of(part.objective) for part in config.objective.for_phase(phase.name).row_shares()
+        )
         return cls(
             # Weights do not depend on the backend that trained them.
             model=dataclasses.replace(config.model, backend="auto"),
-            attention=config.objective.attention,
+            attention=faces[0].attention,
             rotary_base_global=phase.rotary_bases.base_global,
             rotary_base_local=phase.rotary_bases.base_local,
             max_seq_length=max(phase.seq_length for phase in config.phases),
             tokenizer=str(Path(config.data.tokenizer).absolute()),
-            prediction_shift=config.objective.prediction_shift,
-            objective=configuration.class_path(config.objective),
+            prediction_shift=faces[0].prediction_shift,
+            objective=faces[0].objective,
+            faces=faces if len(faces) > 1 else (),
         )
 
 
@@ -350,7 +356,9 @@ def read_model(folder: Path) -> SavedModel:
     if "objective" not in document:  # saved by an earlier version, which named it in config.yaml
         document["objective"] = _trained_by(folder)
     try:
-        return SavedModel(**{**document, "model": ModelConfig(**document["model"])})
+        document["model"] = ModelConfig(**document["model"])
+        document["faces"] = tuple(Face(**face) for face in document.get("faces", ()))
+        return SavedModel(**document)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / MODEL_FILE}: not a saved model: {describe_error(error)}; {REMEDY}"

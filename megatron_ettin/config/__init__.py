@@ -5,7 +5,6 @@ Nothing here imports torch or megatron, so `--help` and the error for a typo com
 
 from megatron_ettin.config.command_line import (
     ConfigError,
-    class_path,
     load_config,
     parse_args,
     to_yaml,
@@ -55,7 +54,6 @@ __all__ = [
     "ValidationConfig",
     "check_fp8",
     "check_layout",
-    "class_path",
     "load_config",
     "parse_args",
     "to_yaml",

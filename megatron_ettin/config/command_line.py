@@ -15,7 +15,7 @@ import yaml
 from megatron_ettin.command_parser import HelpFirst, hint
 from megatron_ettin.config.combine import ConfigFile, check_names, with_phases_by_name
 from megatron_ettin.config.run import RunConfig
-from megatron_ettin.objectives import Objective
+from megatron_ettin.objectives import Objective, as_class
 
 CONFIG_HELP = (
     "YAML file; repeat the option for more files. A later file overrides the fields that it names; "
@@ -48,16 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> RunConfig:
 def to_yaml(config: RunConfig) -> str:
     """Return the resolved configuration as YAML that `load_config` reads back identically."""
     values = dataclasses.asdict(config)
-    values["objective"] = {
-        "class_path": class_path(config.objective),
-        "init_args": dataclasses.asdict(config.objective),
-    }
+    values["objective"] = as_class(config.objective)
     return yaml.safe_dump(values, sort_keys=False)
-
-
-def class_path(objective: Objective) -> str:
-    """Return the module and name of an objective's class, by which a saved YAML file names it."""
-    return f"{type(objective).__module__}.{type(objective).__qualname__}"
 
 
 def load_config(path: Path) -> RunConfig:

@@ -170,7 +170,8 @@ class RunConfig:
     """One training run."""
 
     objective: Objective
-    """MaskedLM (encoder), CausalLM (its decoder twin) or MaskedNextToken (decoder to encoder)."""
+    """MaskedLM (encoder), CausalLM (its decoder twin), MaskedNextToken (decoder to encoder) or
+    MaskedDiffusion; ByPhase and Mixture combine them by phase or by row."""
     model: ModelConfig
     """The architecture."""
     phases: list[PhaseConfig]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from megatron_ettin.config.checks import require_positive
 
@@ -55,6 +55,23 @@ class TroubleConfig:
             raise ValueError(f"trouble.max_interventions: {self.max_interventions} is negative")
 
     @property
+    def seeks_spikes(self) -> bool:
+        """Tell whether losses are compared with those of the steps before."""
+        match self.on_spike:
+            case "off":
+                return False
+            case "stop" | "skip" | "rewind":
+                return True
+            case _:
+                assert_never(self.on_spike)
+
+    @property
     def is_on(self) -> bool:
         """Tell whether every step is examined before the weights change."""
-        return self.on_nan != "stop" or self.on_spike != "off"
+        match self.on_nan:
+            case "stop":
+                return self.seeks_spikes
+            case "skip" | "rewind":
+                return True
+            case _:
+                assert_never(self.on_nan)

@@ -20,6 +20,7 @@ from megatron_ettin.config import (
     PhaseConfig,
     RunConfig,
     SeedConfig,
+    TroubleConfig,
     ValidationConfig,
 )
 from megatron_ettin.config.combine import ConfigFile, with_phases_by_name
@@ -53,6 +54,8 @@ class EstimateConfig:
     """Not needed for its settings; its name says how many moments a weight has."""
     data: DataConfig | None = None
     """Not needed; read so that a run's files can be given as they are."""
+    trouble: TroubleConfig = field(default_factory=TroubleConfig)
+    """Not needed, like data."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Not needed, like data."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)

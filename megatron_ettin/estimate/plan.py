@@ -17,6 +17,7 @@ from megatron_ettin.devices import GIB, Device
 from megatron_ettin.estimate.memory import Work, largest_rank
 from megatron_ettin.estimate.throughput import average, tokens_per_second
 from megatron_ettin.model.counts import Parameters, parameters
+from megatron_ettin.objectives import attentions
 
 #: Largest micro-batch that is tried where the configuration names none.
 LARGEST_MICRO_BATCH_TOKENS = 65_536
@@ -170,10 +171,12 @@ def num_checkpoints(config: RunConfig, phase_tokens: list[int]) -> int:
 def _work(config: RunConfig, phase: PhaseConfig, device: Device, num_devices: int) -> Work:
     hardware = config.hardware
     slots = hardware.micro_batch_rows(phase.seq_length) * phase.seq_length
-    share = config.objective.scored_share(phase.name)
+    share = config.objective.largest_scored_share(phase.name)
+    directions = attentions(config.objective, [phase.name])
     return Work(
         model=config.model,
-        attention=config.objective.attention,
+        # Where a micro-batch may have rows of both kinds: the one that needs more memory.
+        attention="bidirectional" if "bidirectional" in directions else "causal",
         hardware=hardware,
         world_size=num_devices,
         slots=slots,
@@ -196,17 +199,22 @@ def _phase(
     if phase.train_rows is not None:
         tokens = min(tokens, int(phase.train_rows * phase.seq_length * fill))
     occupancy = step_occupancy(phase, config.hardware, num_devices)
-    rate = measured or tokens_per_second(
-        config.model,
-        config.objective.attention,
-        config.hardware,
-        device,
-        world_size=num_devices,
-        seq_length=phase.seq_length,
-        scored_share=config.objective.scored_share(phase.name),
-        fill=fill * (1.0 - occupancy.lost_share),
-        micro_batches=occupancy.micro_batches,
-    )
+    shares = config.objective.for_phase(phase.name).row_shares()
+    rates = [
+        tokens_per_second(
+            config.model,
+            objective.attention,
+            config.hardware,
+            device,
+            world_size=num_devices,
+            seq_length=phase.seq_length,
+            scored_share=objective.scored_share(phase.name),
+            fill=fill * (1.0 - occupancy.lost_share),
+            micro_batches=occupancy.micro_batches,
+        )
+        for objective, _ in shares
+    ]
+    rate = measured or average(rates, [share for _, share in shares])
     return PhaseEstimate(
         name=phase.name,
         tokens=tokens,

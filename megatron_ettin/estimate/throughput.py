@@ -127,6 +127,6 @@ def _devices(hardware: HardwareConfig, device: Device, world_size: int) -> float
     return min(1.0, world_size * (hardware.threads_per_rank or cores) / cores)
 
 
-def average(rates: Sequence[float], tokens: Sequence[int]) -> float:
-    """Return the rate over phases of `tokens` at `rates`."""
+def average(rates: Sequence[float], tokens: Sequence[float]) -> float:
+    """Return the rate over parts of `tokens` (or of these shares) at `rates`."""
     return sum(tokens) / sum(count / rate for count, rate in zip(tokens, rates, strict=True))

@@ -76,8 +76,8 @@ class Comparison:
 
 
 def is_causal(run: ReportedRun) -> bool:
-    """Tell whether no position of a run's model attends to later ones."""
-    return run.config.objective.attention == "causal"
+    """Tell whether no position of a run's model, as it is exported, attends to later ones."""
+    return run.objective.row_shares()[0].objective.attention == "causal"
 
 
 def compare(folders: Mapping[str, Path], questions: Questions) -> Comparison:

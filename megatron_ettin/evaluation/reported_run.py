@@ -13,6 +13,7 @@ from megatron_ettin.evaluation.run_curves import RunCurves, read_curves
 from megatron_ettin.evaluation.samples import Sample
 from megatron_ettin.evaluation.unigram import unigram_loss
 from megatron_ettin.model.counts import parameters
+from megatron_ettin.objectives import Objective
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.training.validation import HeldOutLoss
 
@@ -54,6 +55,16 @@ class ReportedRun:
     def last(self) -> Any:
         """Last line of metrics.jsonl about training."""
         return self.curves.training[-1]
+
+    @property
+    def objective(self) -> Objective:
+        """Objective of the phase last trained."""
+        return self.config.objective.for_phase(str(self.last["phase"]))
+
+    @property
+    def measures_text(self) -> bool:
+        """True if its losses are -log p(text), or bounds of it, in nats per token."""
+        return all(part.objective.measures_text for part in self.objective.row_shares())
 
     @property
     def num_parameters(self) -> int:

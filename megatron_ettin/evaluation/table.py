@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from megatron_ettin.evaluation.comparison import Comparison, ProbeDocuments
@@ -42,11 +42,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
             "The unigram loss is what the training text's token frequencies alone give on the "
             "same held-out tokens."
         )
-    if len({type(run.config.objective) for run in runs}) > 1:
-        yield (
-            "Losses of different objectives are not comparable with each other: they predict "
-            "other tokens, from other context."
-        )
+    if len({type(run.objective) for run in runs}) > 1:
+        yield from _loss_notes(runs)
     if probe is not None:
         yield from _probe_notes(probe)
 
@@ -123,7 +120,7 @@ def _cells(run: ReportedRun) -> dict[str, str]:
     rows_done = int(run.last["g"])
     part = "" if rows_done == run.num_rows else f" ({rows_done / run.num_rows:.0%} of the rows)"
     return {
-        "objective": type(run.config.objective).__name__,
+        "objective": _objective(run),
         "parameters": f"{run.num_parameters:,}",
         "tokens trained on": f"{run.curves.tokens:,}{part}",
         "seconds": f"{run.curves.seconds:.0f}",
@@ -153,6 +150,25 @@ def _probe_cells(run: ReportedRun, probe: ProbeDocuments | None) -> dict[str, st
     }
 
 
+def _loss_notes(runs: Sequence[ReportedRun]) -> Iterator[str]:
+    """Yield which losses of runs with different objectives measure the same quantity."""
+    alike = [run for run in runs if run.measures_text]
+    if len({type(run.objective) for run in alike}) > 1:
+        yield (
+            f"The losses of {', '.join(run.name for run in alike)} measure one quantity over the "
+            f"same tokens, -log p(text) in nats per token: a decoder's is that number (it counts "
+            f"the [SEP] that ends a document as a token, too), a masked diffusion model's bounds "
+            f"it from above."
+        )
+    others = [run.name for run in runs if not run.measures_text]
+    if others:
+        yield (
+            f"Losses of different objectives are not comparable with each other; that of "
+            f"{', '.join(others)} is with no other's: other tokens are predicted, from other "
+            f"context."
+        )
+
+
 def _probe_notes(probe: ProbeDocuments) -> Iterator[str]:
     yield (
         f"The probe is logistic regression on the mean hidden state of a document's first "
@@ -169,6 +185,12 @@ def _probe_notes(probe: ProbeDocuments) -> Iterator[str]:
             f"Whether a run was trained on documents of the probe is unknown for sources without "
             f"the record of preprocessing: {', '.join(probe.unknown)}."
         )
+
+
+def _objective(run: ReportedRun) -> str:
+    """Name the objective, and that of the phase last trained if it is another."""
+    whole, last = type(run.config.objective).__name__, type(run.objective).__name__
+    return whole if whole == last else f"{whole}, last {last}"
 
 
 def _loss(loss: HeldOutLoss | None) -> str:

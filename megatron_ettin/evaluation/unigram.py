@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import assert_never
 
 import numpy as np
@@ -23,20 +24,27 @@ CHUNK_DOCUMENTS = 4096
 def unigram_loss(config: RunConfig) -> HeldOutLoss:
     """Return the loss of the training corpora's token frequencies on a run's held-out labels.
 
-    The rows, the masks and so the scored tokens are those of the run's own held-out loss. Each
-    token of the vocabulary is counted once more than it occurs (add-one smoothing).
+    The rows, the masks, the weights and so the scored tokens are those of the run's own held-out
+    loss, in its last phase. Each token of the vocabulary is counted once more than it occurs
+    (add-one smoothing).
     """
     order = open_held_out_order(config)
     counts = token_counts(config.data.sources, order.ids) + 1
     nats = np.log(counts.sum()) - np.log(counts)
-    loader = Loader.of_run(config, order)
+    objective = config.objective.for_phase(config.phases[-1].name)
+    loader = replace(Loader.of_run(config, order), objective=objective)
     num_rows = config.validation.num_rows
     rows = torch.zeros(num_rows, 2, dtype=torch.float64)
     for batch in loader.micro_batches(0, num_rows):
         scored = np.flatnonzero(batch.loss_mask)
         row = torch.from_numpy(batch.rows.g[scored // batch.rows.seq_length])
-        losses = torch.from_numpy(nats[batch.labels[scored]])
-        rows.index_add_(0, row, torch.stack([losses, torch.ones_like(losses)], dim=1))
+        losses = nats[batch.labels[scored]]
+        if batch.weights is not None:
+            losses = losses * batch.weights[scored]
+        rows[:, 0].index_add_(0, row, torch.from_numpy(losses))
+        averaged = np.flatnonzero(batch.averaged)
+        row = torch.from_numpy(batch.rows.g[averaged // batch.rows.seq_length])
+        rows[:, 1].index_add_(0, row, torch.ones(len(row), dtype=torch.float64))
     return mean_over_rows(rows)
 
 

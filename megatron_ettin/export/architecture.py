@@ -6,6 +6,7 @@ name of a field suggests: see `local_attention`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,6 +73,35 @@ def kind_of(attention: Attention) -> ModelKind:
     """Return the kind of model that attends in this way."""
     (kind,) = (kind for kind in KINDS if kind.attention == attention)
     return kind
+
+
+def attention_of(architecture: Architecture) -> Attention:
+    """Return how a model of this kind attends."""
+    (kind,) = (kind for kind in KINDS if kind.architecture == architecture)
+    return kind.attention
+
+
+def as_kind(saved: SavedModel, architecture: Architecture) -> SavedModel:
+    """Return the description of the weights as a model of this kind.
+
+    Raises:
+        ValueError: they were not trained for it.
+    """
+    wanted = attention_of(architecture)
+    for face in saved.faces:
+        if face.attention == wanted:
+            return dataclasses.replace(
+                saved,
+                attention=face.attention,
+                prediction_shift=face.prediction_shift,
+                objective=face.objective,
+            )
+    if saved.attention != wanted:
+        raise ValueError(
+            f"these weights were last trained with {saved.attention} attention only, not with "
+            f"{wanted}; objective Mixture trains both"
+        )
+    return saved
 
 
 def objective_for(saved: SavedModel) -> type[Objective]:

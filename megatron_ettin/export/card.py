@@ -9,6 +9,7 @@ import yaml
 
 from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.export.architecture import kind_of, local_attention, prediction
+from megatron_ettin.objectives import MaskedDiffusion
 from megatron_ettin.order.digest import format_digest
 
 LIBRARY = "megatron-ettin"
@@ -47,6 +48,30 @@ SHIFT = """\
 (`"prediction_shift": 1` in `config.json`). A plain `fill-mask` pipeline does not know that: it
 shows the prediction of the token *after* the mask, and a loss from logits that were not shifted is
 too high. Shift the logits as above. Hidden states are used as those of any encoder.
+"""
+DIFFUSION_USE = """\
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+from unmasking import Unmasking  # unmasking.py is in this folder
+
+name = "."  # this folder
+model = AutoModelForMaskedLM.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name)
+inputs = tokenizer("The film was" + " [MASK]" * 12 + ".", return_tensors="pt")
+filled = Unmasking.of(model, tokenizer).fill(inputs["input_ids"], steps=6, seed=1)
+tokenizer.batch_decode(filled, skip_special_tokens=True)
+"""
+DIFFUSION = """\
+It was trained by masked diffusion: it fills any share of a text, in several steps, each of which
+sees what the steps before have filled in. `order="confidence"` (the default) fills the tokens first
+of which the model is surest, `order="random"` any; more steps cost more time and make better text;
+`temperature=0` takes the likeliest token everywhere. Its training loss bounds -log p(text), in nats
+per token: it can be compared with a decoder's loss over the same text, not with that of an encoder
+which was trained at one mask rate.
+"""
+FACES = """\
+The weights were trained by {objectives} at once, each on rows of its own. This folder is for use as
+{article} {architecture}; `tools/convert.py to-hf --as {other}` writes the other from the same
+checkpoint.
 """
 VERIFICATION = """\
 Load it with `from_pretrained(name, revision=...)`. With the folder of the run (RUN), this verifies
@@ -102,7 +127,9 @@ def model_card(
     """
     kind = kind_of(saved.attention)
     is_encoder, is_shifted = kind.architecture == "encoder", saved.prediction_shift != 0
-    if is_shifted:
+    if fills_texts(saved):
+        use, task = DIFFUSION_USE, "fill-mask"
+    elif is_shifted:
         use, task = SHIFTED_USE, "feature-extraction"
     elif is_encoder:
         use, task = ENCODER_USE, "fill-mask"
@@ -119,13 +146,34 @@ def model_card(
         f"With transformers {TRANSFORMERS[kind.architecture]} or newer:\n",
         f"```python\n{use}```\n",
     ]
+    if fills_texts(saved):
+        sections.append(DIFFUSION)
     if is_shifted:
         sections.append(SHIFT)
+    if len({face.attention for face in saved.faces}) > 1:
+        sections.append(_other_face(saved))
     if not has_tokenizer:
         sections.append(
             "This folder holds no tokenizer; take the one that the model was made for.\n"
         )
     return "\n".join([*sections, "## Not said here\n", LIMITS])
+
+
+def fills_texts(saved: SavedModel) -> bool:
+    """Tell whether the model fills texts of any share of masks, which takes `Unmasking`."""
+    return (saved.objective or "").rpartition(".")[2] == MaskedDiffusion.__name__
+
+
+def _other_face(saved: SavedModel) -> str:
+    kinds = {"encoder": "decoder", "decoder": "encoder"}
+    own = kind_of(saved.attention).architecture
+    names = [face.objective.rpartition(".")[2] for face in saved.faces]
+    return FACES.format(
+        objectives=" and ".join(names),
+        article={"encoder": "an", "decoder": "a"}[own],
+        architecture=own,
+        other=kinds[own],
+    )
 
 
 def _front_matter(task: str, model_type: str, metadata: CardMetadata) -> str:

@@ -21,6 +21,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = _command(commands, "to-hf", "convert a checkpoint to a ModernBERT folder")
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="run_dir/checkpoints/step_N")
     add("--output", type=Path, required=True, metavar="DIR", help="new folder")
+    kind = "kind of model to write, where a mixture of objectives has trained both"
+    add("--as", dest="kind", choices=("encoder", "decoder"), help=kind)
     _add_card_options(add)
     _add_series(commands)
     add = _command(commands, "from-hf", "convert a ModernBERT folder to a checkpoint")

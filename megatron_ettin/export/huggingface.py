@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +22,9 @@ from megatron_ettin import checkpoint, checkpoint_files, distributed
 from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.config import HardwareConfig, SeedConfig, check_layout
 from megatron_ettin.data.tokenize import Tokenizer, load_tokenizer
-from megatron_ettin.export import architecture, weights
+from megatron_ettin.export import architecture, unmasking, weights
 from megatron_ettin.export.architecture import ModelKind, kind_of, objective_for
-from megatron_ettin.export.card import CardMetadata, CardRevision, model_card
+from megatron_ettin.export.card import CardMetadata, CardRevision, fills_texts, model_card
 from megatron_ettin.export.tokenizer import matching_tokenizer, special_ids, write_tokenizer
 from megatron_ettin.export.vocabulary_swap import VocabularySwap, plan_swap
 from megatron_ettin.model import weight_map
@@ -45,21 +46,29 @@ def to_huggingface(
     folder: Path,
     output: Path,
     *,
+    kind: Architecture | None = None,
     check_files: bool = True,
     metadata: CardMetadata = NOTHING_SAID,
 ) -> SavedModel:
     """Convert the checkpoint in `folder` to a ModernBERT folder, which appears when complete.
 
-    `metadata` goes into the model card. With `check_files`, every file's SHA-256 must be the
-    recorded one. A tokenizer that is gone or changed is left out, with a notice in the log.
+    `kind` chooses between the kinds of model that a mixture has trained; the default is that of its
+    first objective. `metadata` goes into the model card. With `check_files`, every file's SHA-256
+    must be the recorded one. A tokenizer that is gone or changed is left out, with a notice in the
+    log.
 
     Raises:
-        ValueError: no usable checkpoint, or something is at `output` already.
+        ValueError: no usable checkpoint, or not of this kind; or something is at `output` already.
     """
     check_free(output)
     if check_files:
         checkpoint_files.check_files(folder)
     saved, state = checkpoint.read_model(folder), checkpoint.read_state(folder)
+    if kind is not None:
+        try:
+            saved = architecture.as_kind(saved, kind)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
     write_model(output, saved, state, read_weights(folder, saved), metadata=metadata)
     return saved
 
@@ -97,6 +106,8 @@ def write_model(
         revision=revision,
     )
     (unfinished / "README.md").write_text(card, encoding="utf-8")
+    if fills_texts(saved):
+        shutil.copyfile(unmasking.__file__, unfinished / "unmasking.py")
     if tokenizer is not None:
         write_tokenizer(
             tokenizer,

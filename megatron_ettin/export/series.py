@@ -44,7 +44,9 @@ def write_series(
     planned: dict[Architecture, list[SeriesRevision]] = {}
     for run in runs:
         revisions = list_revisions(RunFolder(run), [Average.parse(text) for text in averages])
-        name = kind_of(checkpoint.read_model(revisions[0].checkpoints[0]).attention).architecture
+        # Of the last checkpoint: an objective by phase may have begun as the other kind.
+        last = [revision for revision in revisions if not revision.averaged][-1].checkpoints[0]
+        name = kind_of(checkpoint.read_model(last).attention).architecture
         if name in planned:
             raise ValueError(f"{run}: the second {name}; give it another --output")
         planned[name] = revisions

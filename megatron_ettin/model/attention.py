@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,10 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
     """[m] int64 global row numbers, for the counters of the dropout."""
     dropout: OutputDropout | None = None
     """Dropout of the attention outputs; None outside training."""
+    attention: Literal["bidirectional", "causal"] | None = None
+    """Direction in which all segments attend; None: that of the model."""
+    mixed: MixedRows | None = None
+    """Rows by direction, if they do not all attend in the same one."""
     masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
     """Block masks by (window to the left, to the right, slots): the first local layer makes a mask,
     the others of the micro-batch use it again."""
@@ -53,6 +57,9 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
         position_ids: torch.Tensor,
         g: torch.Tensor,
         first_slot: int = 0,
+        *,
+        attention: Literal["bidirectional", "causal"] | None = None,
+        mixed: MixedRows | None = None,
     ) -> PackedRows:
         """Describe a stream with segment boundaries `cu_seqlens` [n + 1] int32."""
         return cls(
@@ -64,6 +71,8 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
             position_ids=position_ids,
             g=g,
             first_slot=first_slot,
+            attention=attention,
+            mixed=mixed,
         )
 
     def lengths(self) -> list[int]:
@@ -94,6 +103,24 @@ class PackedRows(PackedSeqParams):  # type: ignore[misc]
             mask.masked_fill_(~visible, float("-inf"))
             self.masks[key] = mask[:, None]
         return self.masks[key]
+
+
+@dataclass(frozen=True)
+class MixedRows:
+    """Rows of a stream of t slots by the direction in which they attend."""
+
+    parts: tuple[tuple[torch.Tensor, PackedRows], ...]
+    """The slots [n] int64 of each direction, and these slots as a stream of their own."""
+    places: torch.Tensor
+    """[t] int64 place of each slot in these streams, one after the other."""
+
+    def split(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the slots of each part of x [t, ...]."""
+        return [x.index_select(0, slots) for slots, _ in self.parts]
+
+    def join(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """Return [t, ...] from the slots of each part."""
+        return torch.cat(parts).index_select(0, self.places)
 
 
 class CoreAttention(MegatronModule):  # type: ignore[misc]
@@ -134,18 +161,39 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]
         slots = query.shape[0]
         if self.cp_group.size() == 1:
             q, k, v = (x.squeeze(1) for x in (query, key, value))
-            out = self.attend(q, k, v, packed_seq_params)
+            out = self._attend_stream(q, k, v, packed_seq_params)
         else:
             together = torch.cat([query, key, value], dim=1)
             q, k, v = _slots_for_heads(together, self.cp_group).unbind(dim=1)
-            out = _heads_for_slots(self.attend(q, k, v, packed_seq_params), self.cp_group)
+            attended = self._attend_stream(q, k, v, packed_seq_params)
+            out = _heads_for_slots(attended, self.cp_group)
         return out.reshape(slots, 1, -1)
+
+    def _attend_stream(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
+    ) -> torch.Tensor:
+        """Attend over a stream whose rows may have two directions, each in a call of its own."""
+        mixed = packed.mixed
+        if mixed is None:
+            return self.attend(query, key, value, packed)
+        q, k, v = (mixed.split(x) for x in (query, key, value))
+        packed_parts = [part for _, part in mixed.parts]
+        return mixed.join(
+            [self.attend(*of_part) for of_part in zip(q, k, v, packed_parts, strict=True)]
+        )
+
+    def sight(self, packed: PackedRows) -> tuple[bool, tuple[int, int] | None]:
+        """Return whether positions see only those before them, and the layer's window."""
+        is_causal = self.is_causal if packed.attention is None else packed.attention == "causal"
+        if self.window is None:
+            return is_causal, None
+        return is_causal, (self.window[0], 0 if is_causal else self.window[0])
 
     @abstractmethod
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
     ) -> torch.Tensor:
-        """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
+        """Attend over a stream of one direction: query, key, value, result are [t, heads, size]."""
 
 
 class SdpaCoreAttention(CoreAttention):
@@ -160,28 +208,39 @@ class SdpaCoreAttention(CoreAttention):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
     ) -> torch.Tensor:
         """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
-        sees_all = self.window is None or self.window[0] >= max(packed.lengths()) - 1
-        within = self._within_documents if sees_all else self._within_windows
+        is_causal, window = self.sight(packed)
         q, k, v = (x.transpose(0, 1) for x in (query, key, value))
-        return within(q, k, v, packed).transpose(0, 1)
+        if window is None or window[0] >= max(packed.lengths()) - 1:
+            return self._within_documents(q, k, v, packed, is_causal=is_causal).transpose(0, 1)
+        return self._within_windows(q, k, v, packed, window).transpose(0, 1)
 
     def _within_documents(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        packed: PackedRows,
+        *,
+        is_causal: bool,
     ) -> torch.Tensor:
         # torch.split, not slices: the gradient of each slice would be as long as the stream.
         lengths = packed.lengths()
         documents = (torch.split(x[None], lengths, dim=2) for x in (query, key, value))
         outs = [
-            F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal, scale=self.scale)[0]
+            F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=self.scale)[0]
             for q, k, v in zip(*documents, strict=True)
         ]
         return torch.cat(outs, dim=1)
 
     def _within_windows(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        packed: PackedRows,
+        window: tuple[int, int],
     ) -> torch.Tensor:
-        assert self.window is not None
-        left, right = self.window
+        left, right = window
         heads, slots, size = query.shape
         padded = -(-slots // left) * left
 

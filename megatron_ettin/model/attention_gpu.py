@@ -34,18 +34,33 @@ class VarlenCoreAttention(CoreAttention):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
     ) -> torch.Tensor:
         """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
-        out = varlen_attn(
-            query,
-            key,
-            value,
-            packed.cu_seqlens_q,
-            packed.cu_seqlens_kv,
-            packed.max_seqlen_q,
-            packed.max_seqlen_kv,
-            scale=self.scale,
-            window_size=varlen_window(is_causal=self.is_causal, window=self.window),
-        )
-        return cast(torch.Tensor, out)
+        is_causal, window = self.sight(packed)
+        return varlen(query, key, value, packed, self.scale, is_causal=is_causal, window=window)
+
+
+def varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packed: PackedRows,
+    scale: float | None,
+    *,
+    is_causal: bool,
+    window: tuple[int, int] | None,
+) -> torch.Tensor:
+    """Call torch's kernel: query, key, value and the result are [t, heads, size]."""
+    out = varlen_attn(
+        query,
+        key,
+        value,
+        packed.cu_seqlens_q,
+        packed.cu_seqlens_kv,
+        packed.max_seqlen_q,
+        packed.max_seqlen_kv,
+        scale=scale,
+        window_size=varlen_window(is_causal=is_causal, window=window),
+    )
+    return cast(torch.Tensor, out)
 
 
 def varlen_window(*, is_causal: bool, window: tuple[int, int] | None) -> tuple[int, int]:
@@ -58,6 +73,9 @@ def varlen_window(*, is_causal: bool, window: tuple[int, int] | None) -> tuple[i
 class TransformerEngineCoreAttention(CoreAttention):
     """Transformer Engine's packed attention (cuDNN's, or flash-attn's if that is installed).
 
+    It has a kernel for the model's direction. Rows of the other one get a second kernel, or torch's
+    where Transformer Engine has none.
+
     It runs in bf16 under every fp8 recipe: on Hopper its fp8 attention has neither windows nor a
     packed backward pass. Context parallelism is done around it (`CoreAttention.forward`), so it is
     not told of any.
@@ -68,20 +86,37 @@ class TransformerEngineCoreAttention(CoreAttention):
         super().__init__(*args, **kwargs)
         config = self.config
         ranks = config.tensor_model_parallel_size * config.context_parallel_size
+        self.heads = config.num_attention_heads // ranks
         self.kernel = packed_kernel(
-            config.num_attention_heads // ranks,
+            self.heads,
             config.kv_channels,
             is_causal=self.is_causal,
             window=self.window,
             scale=self.scale,
         )
+        # In a list, so that it is no submodule: a checkpoint's names must not depend on it.
+        self.other_kernel: list[torch.nn.Module] = []
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
     ) -> torch.Tensor:
         """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
+        kernel: torch.nn.Module = self.kernel
+        is_causal, window = self.sight(packed)
+        if is_causal != self.is_causal:
+            size = self.config.kv_channels
+            if not transformer_engine_attends(self.heads, size, is_causal=is_causal, window=window):
+                return varlen(
+                    query, key, value, packed, self.scale, is_causal=is_causal, window=window
+                )
+            if not self.other_kernel:
+                other = packed_kernel(
+                    self.heads, size, is_causal=is_causal, window=window, scale=self.scale
+                )
+                self.other_kernel.append(other)
+            (kernel,) = self.other_kernel
         with packed_kernels_only():
-            out: torch.Tensor = self.kernel(
+            out: torch.Tensor = kernel(
                 query,
                 key,
                 value,

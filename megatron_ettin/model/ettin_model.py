@@ -154,6 +154,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         packed: PackedRows,
         scored: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor | SummedLoss:
         """Run the stage over this context-parallel rank's t slots of a stream.
 
@@ -162,6 +163,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
             packed: the stream's segments and positions.
             scored: [n] int64 slots, of these t, to predict from; all if not given.
             labels: [n] int64 tokens predicted at `scored`.
+            weights: [n] float32 factors of the losses there; 1 if not given.
 
         Returns:
             Not the last stage: hidden states [t, 1, hidden], divided among tensor-parallel ranks
@@ -192,6 +194,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
                 self.shared_embedding_or_output_weight(),
                 self.output_layer.bias,
                 labels,
+                weights=weights,
                 vocab_size=self.model_config.vocab_size,
                 group=self.tp_group,
             )

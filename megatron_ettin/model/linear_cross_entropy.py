@@ -35,7 +35,7 @@ class SummedLoss(NamedTuple):
     total: torch.Tensor
     """[] float32, differentiable."""
     by_position: torch.Tensor
-    """[n] float32, for reports; not differentiable."""
+    """[n] float32, weighted, for reports; not differentiable."""
 
 
 def linear_cross_entropy(
@@ -46,6 +46,7 @@ def linear_cross_entropy(
     *,
     vocab_size: int,
     group: ProcessGroup,
+    weights: torch.Tensor | None = None,
     chunk_positions: int | None = None,
 ) -> SummedLoss:
     """Return the cross-entropy of `hidden @ weight.T + bias` against `labels`, summed.
@@ -59,13 +60,14 @@ def linear_cross_entropy(
         vocab_size: number of real columns in the whole vocabulary; later ones are padding and get
             no probability.
         group: tensor-parallel ranks, which hold the columns in the order of their ranks.
+        weights: [n] float32 factors of the positions' losses; 1 if not given.
         chunk_positions: positions of a chunk; as many as fit in CHUNK_BYTES if not given.
     """
     if chunk_positions is None:
         row_bytes = hidden.element_size() * weight.shape[0]
         chunk_positions = max(1, CHUNK_BYTES[hidden.device.type] // row_bytes)
     total, by_position = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, labels, vocab_size, group, chunk_positions
+        hidden, weight, bias, labels, weights, vocab_size, group, chunk_positions
     )
     return SummedLoss(total, by_position)
 
@@ -80,6 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor,
         labels: torch.Tensor,
+        weights: torch.Tensor | None,
         vocab_size: int,
         group: ProcessGroup,
         chunk_positions: int,
@@ -94,7 +97,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = torch.addmm(bias, hidden[chunk], weight.t())
             for block in _blocks(logits):
                 losses[chunk][block] = _losses_(
-                    logits[block], labels[chunk][block], first, real, group, gradients is not None
+                    logits[block],
+                    labels[chunk][block],
+                    None if weights is None else weights[chunk][block],
+                    first,
+                    real,
+                    group,
+                    gradients is not None,
                 )
             if gradients is not None:
                 gradients.add(chunk, hidden[chunk], weight, logits)
@@ -109,7 +118,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         hidden, weight, bias = gradients.scaled(scale)
-        return hidden, weight, bias, None, None, None, None
+        return hidden, weight, bias, None, None, None, None, None
 
 
 class _Gradients:
@@ -158,20 +167,26 @@ def _blocks(logits: torch.Tensor) -> Iterator[slice]:
 def _losses_(
     logits: torch.Tensor,
     labels: torch.Tensor,
+    weights: torch.Tensor | None,
     first: int,
     real: int,
     group: ProcessGroup,
     to_gradient: bool,
 ) -> torch.Tensor:
-    """Return the losses [c] of logits [c, columns]; `to_gradient` makes gradients of the logits."""
+    """Return the losses [c] of logits [c, columns], times the weights [c] if there are any.
+
+    `to_gradient` makes gradients of the logits.
+    """
     wide = logits if logits.is_cuda else logits.float()
     mine = _statistics_(wide, labels, first, real)
     losses, share = _over_ranks(mine, labels, group)
     if to_gradient:
         _gradient_(wide, labels, first, real, mine[0], share)
+        if weights is not None:
+            wide.mul_(weights[:, None])
         if wide is not logits:
             logits.copy_(wide)
-    return losses
+    return losses if weights is None else losses.mul_(weights)
 
 
 def _statistics_(logits: torch.Tensor, labels: torch.Tensor, first: int, real: int) -> torch.Tensor:

@@ -6,14 +6,17 @@ Everything here is numpy and a pure function of (seed, g); no file is read and n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin import native
 from megatron_ettin.rows import Rows, TokenIds
+
+Attention = Literal["bidirectional", "causal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,30 +30,75 @@ class Batch:
     """[t] the token predicted *from hidden state p*; read only where `loss_mask` is set."""
     loss_mask: NDArray[np.bool_]
     """[t] the scored positions."""
+    weights: NDArray[np.float32] | None = None
+    """[t] factor of the loss, read where `loss_mask` is set; None: 1 everywhere."""
+    counted: NDArray[np.bool_] | None = None
+    """[t] the tokens over which the summed loss is averaged; None: the scored positions."""
+    is_causal: bool | NDArray[np.bool_] | None = None
+    """True if positions see only those before them, for all rows or [m] for each. None: the rows
+    attend as the run's model does."""
+    prediction_distance: int | NDArray[np.int64] = 0
+    """Slots from a scored position forward to the token that it predicts, or [m] of each row."""
+
+    @property
+    def averaged(self) -> NDArray[np.bool_]:
+        """Positions [t] over which the summed loss is averaged."""
+        return self.loss_mask if self.counted is None else self.counted
+
+
+class RowShare(NamedTuple):
+    """Objective of some rows."""
+
+    objective: Objective
+    """An objective that has an attention of its own."""
+    share: float
+    """Share of the rows, on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
     """Rule for predictions (`make_batch`) and for attention between positions (`attention`).
 
-    A subclass is both the `objective` section of a run's YAML and its behaviour.
+    A subclass is both the `objective` section of a run's YAML and its behaviour. Objectives that
+    consist of others have no attention of their own: ask `attentions`.
     """
 
-    attention: ClassVar[Literal["bidirectional", "causal"]]
+    attention: ClassVar[Attention]
     prediction_shift: ClassVar[int] = 0
     """Distance from a [MASK] back to the position that predicts it, in a model that fills masks."""
+    measures_text: ClassVar[bool] = False
+    """True if the loss is -log p(text), or a bound of it from above, in nats per token."""
 
     @abstractmethod
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
         """Return inputs, labels and scored positions: a function of (rows, mask_seed) only."""
 
-    @abstractmethod
     def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
         """Rebuild the unmasked tokens [t] from the batch that was consumed (for the digest)."""
+        tokens = batch.tokens.copy()
+        scored = np.flatnonzero(batch.loss_mask)
+        distances = np.broadcast_to(batch.prediction_distance, len(batch.rows.g))
+        tokens[scored + distances[scored // batch.rows.seq_length]] = batch.labels[scored]
+        return tokens
+
+    def for_phase(self, phase: str) -> Objective:
+        """Return the objective of the rows of `phase`, which other phases may not share."""
+        return self
+
+    def row_shares(self) -> tuple[RowShare, ...]:
+        """Return the objectives that the rows of a phase get, in the order of the configuration."""
+        return (RowShare(self, 1.0),)
 
     def scored_share(self, phase: str) -> float:
-        """Return an upper bound of the share of a row's slots that are scored in `phase`."""
+        """Return a bound from above of the share of slots that are scored in `phase`, on average.
+
+        A single row may have more.
+        """
         return 1.0
+
+    def largest_scored_share(self, phase: str) -> float:
+        """Return that share of the rows that have most scored positions."""
+        return self.scored_share(phase)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +134,12 @@ class MaskingObjective(Objective):
     def scored_share(self, phase: str) -> float:
         """Return the phase's mask rate; it is a bound because special tokens are never masked."""
         return self.mask_rate_by_phase.get(phase, self.mask_rate)
+
+
+def attentions(objective: Objective, phases: Iterable[str]) -> tuple[Attention, ...]:
+    """Return the directions in which rows of these phases attend, each once, in order."""
+    shares = [share for phase in phases for share in objective.for_phase(phase).row_shares()]
+    return tuple(dict.fromkeys(share.objective.attention for share in shares))
 
 
 def next_tokens(rows: Rows, last: int) -> NDArray[np.int64]:

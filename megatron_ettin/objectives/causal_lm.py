@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, assert_never
+from typing import ClassVar, assert_never
 
 import numpy as np
-from numpy.typing import NDArray
 
-from megatron_ettin.objectives.base import Batch, Objective, next_tokens
+from megatron_ettin.objectives.base import Attention, Batch, Objective, next_tokens
 from megatron_ettin.rows import CUT_PIECE, PADDING, Rows, TokenIds
 
 
@@ -16,7 +15,8 @@ from megatron_ettin.rows import CUT_PIECE, PADDING, Rows, TokenIds
 class CausalLM(Objective):
     """Next-token prediction inside each piece; no prediction crosses a segment boundary."""
 
-    attention: ClassVar[Literal["bidirectional", "causal"]] = "causal"
+    attention: ClassVar[Attention] = "causal"
+    measures_text: ClassVar[bool] = True
 
     def make_batch(self, rows: Rows, *, phase: str, mask_seed: int, ids: TokenIds) -> Batch:
         """Shift by one inside segments; do not score a [SEP] that ends no document."""
@@ -37,8 +37,10 @@ class CausalLM(Objective):
             case _:
                 assert_never(rows.specials)
         labels = next_tokens(rows, ids.pad)
-        return Batch(rows=rows, tokens=rows.tokens, labels=labels, loss_mask=loss_mask)
-
-    def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
-        """Return the inputs: nothing was masked."""
-        return batch.tokens
+        return Batch(
+            rows=rows,
+            tokens=rows.tokens,
+            labels=labels,
+            loss_mask=loss_mask,
+            prediction_distance=1,
+        )

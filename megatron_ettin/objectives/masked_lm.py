@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from megatron_ettin.objectives.base import Batch, MaskingObjective
+from megatron_ettin.objectives.base import Attention, Batch, MaskingObjective
 from megatron_ettin.rows import Rows, TokenIds
 
 
@@ -16,7 +13,7 @@ from megatron_ettin.rows import Rows, TokenIds
 class MaskedLM(MaskingObjective):
     """BERT's objective at ModernBERT's mask rate; special tokens are never masked."""
 
-    attention: ClassVar[Literal["bidirectional", "causal"]] = "bidirectional"
+    attention: ClassVar[Attention] = "bidirectional"
 
     mask_rate: float = 0.3
     """Share of the non-special tokens that are predicted: 80 % [MASK], 10 % random, 10 % kept."""
@@ -25,7 +22,3 @@ class MaskedLM(MaskingObjective):
         """Mask by counters of (mask_seed, g, position); labels are the original tokens."""
         tokens, selected = self.mask_tokens(rows, phase=phase, mask_seed=mask_seed, ids=ids)
         return Batch(rows=rows, tokens=tokens, labels=rows.tokens, loss_mask=selected)
-
-    def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
-        """Put the labels back where the input was masked."""
-        return np.where(batch.loss_mask, batch.labels, batch.tokens)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from megatron_ettin.objectives.base import Batch, MaskingObjective, next_tokens
+from megatron_ettin.objectives.base import Attention, Batch, MaskingObjective, next_tokens
 from megatron_ettin.rows import Rows, TokenIds
 
 
@@ -21,7 +20,7 @@ class MaskedNextToken(MaskingObjective):
     every masked token is predicted.
     """
 
-    attention: ClassVar[Literal["bidirectional", "causal"]] = "bidirectional"
+    attention: ClassVar[Attention] = "bidirectional"
     prediction_shift: ClassVar[int] = 1
 
     mask_rate: float = 0.15
@@ -37,12 +36,9 @@ class MaskedNextToken(MaskingObjective):
         # token falls off the front.
         loss_mask = np.append(selected[1:], False)
         return Batch(
-            rows=rows, tokens=tokens, labels=next_tokens(rows, ids.pad), loss_mask=loss_mask
+            rows=rows,
+            tokens=tokens,
+            labels=next_tokens(rows, ids.pad),
+            loss_mask=loss_mask,
+            prediction_distance=1,
         )
-
-    def original_tokens(self, batch: Batch) -> NDArray[np.int64]:
-        """Put each label back in the slot after the position that predicts it."""
-        tokens = batch.tokens.copy()
-        predicting = np.flatnonzero(batch.loss_mask)
-        tokens[predicting + 1] = batch.labels[predicting]
-        return tokens

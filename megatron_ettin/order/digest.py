@@ -36,7 +36,13 @@ def mask_digest(batch: Batch) -> NDArray[np.uint64]:
     """
     rows = batch.rows
     values = native.mask_digests(
-        rows.g, batch.tokens, batch.labels, batch.loss_mask, rows.num_tokens, rows.seq_length
+        rows.g,
+        batch.tokens,
+        batch.labels,
+        batch.loss_mask,
+        rows.num_tokens,
+        rows.seq_length,
+        batch.weights,
     )
     return values.sum(keepdims=True, dtype=np.uint64)
 

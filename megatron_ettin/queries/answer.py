@@ -97,11 +97,13 @@ def add_shared_arguments(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def add_two_runs(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add --run (given twice), --json, and the example at the end of the help."""
+def add_two_runs(
+    parser: argparse.ArgumentParser, example: str, *, times: str = "give it twice"
+) -> None:
+    """Add --run (given several times), --json, and the example at the end of the help."""
     parser.epilog = f"example: python tools/order.py {example}"
     add = parser.add_argument
-    run = "run_dir of a run; give it twice"
+    run = f"run_dir of a run; {times}"
     add("--run", type=Path, action="append", required=True, metavar="DIR", help=run)
     add("--json", action="store_true", help="print one JSON object")
 
@@ -111,6 +113,13 @@ def two_runs(args: argparse.Namespace) -> tuple[Path, Path]:
     if len(args.run) != 2:
         raise ValueError(f"--run: give it twice, not {len(args.run)} times")
     return args.run[0], args.run[1]
+
+
+def several_runs(args: argparse.Namespace) -> list[Path]:
+    """Return the run folders; raise ValueError if --run was not given twice or more."""
+    if len(args.run) < 2:
+        raise ValueError(f"--run: give it twice or more, not {len(args.run)} times")
+    return list(args.run)
 
 
 def show(answer: Any, args: argparse.Namespace) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ettin.objectives import Objective
+from megatron_ettin.objectives import Objective, read_description
 from megatron_ettin.order.ledger import Ledger
 
 
@@ -38,20 +37,10 @@ class MaskingRecord:
 
 
 def _masking(seq: int, payload: dict[str, Any]) -> Masking:
-    fields = dict(payload["objective"])
-    name = fields.pop("name")
-    kinds = {kind.__name__: kind for kind in _kinds(Objective)}
     try:
-        return Masking(kinds[name](**fields), payload["seeds"]["mask"])
+        return Masking(read_description(payload["objective"]), payload["seeds"]["mask"])
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"record {seq} of the ledger names an objective that this version does not have, "
             f"{payload['objective']} ({error}): ask with the version that trained the run"
         ) from error
-
-
-def _kinds(kind: type) -> Iterator[type]:
-    below: type
-    for below in kind.__subclasses__():
-        yield below
-        yield from _kinds(below)

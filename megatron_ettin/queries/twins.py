@@ -1,20 +1,23 @@
-"""Prove, from their ledgers alone, that an encoder and a decoder saw the same tokens.
+"""Prove, from their ledgers alone, that an encoder, its decoder and other siblings saw the same.
 
 Digests are sums over rows, so batch sizes, ramps and layouts do not matter: at every row where a
-step of both runs ends, their sums must be equal.
+step of two runs ends, their sums must be equal. Of several runs, each is compared with the longest.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.ledger import Ledger, find_description
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.queries.answer import FAIL, PASS, add_two_runs, as_json, two_runs
+from megatron_ettin.queries.answer import FAIL, PASS, add_two_runs, as_json, several_runs
 from megatron_ettin.queries.record import (
     SharedBoundaries,
     digests_at,
@@ -68,16 +71,16 @@ class Disagreement:
 
 @dataclass(frozen=True, kw_only=True)
 class TwinsProof:
-    """Verdict on two runs, and the evidence for it."""
+    """Verdict on two runs or more, and the evidence for it."""
 
     verdict: str
     phase_id: str | None
-    """Chained id of the last phase of which both consumed rows; it covers all earlier phases too.
+    """Chained id of the last phase of which all consumed rows; it covers all earlier phases too.
     None if the orders differ."""
     shared_boundaries: int
-    """Number of rows at which a step ends in both runs."""
+    """Number of rows at which a step ends in every run."""
     last_shared_g: int
-    """Last such row: rows [0, last_shared_g) were compared."""
+    """Last such row: rows [0, last_shared_g) of all runs were compared."""
     reasons: list[str]
     """Reasons of a FAIL; empty on PASS."""
     disagreement: list[Disagreement]
@@ -111,35 +114,60 @@ class _Run:
         return str(find_description(self.ledger.events).get("objective", {}).get("name", "unknown"))
 
 
-def prove_twins(first: Path, second: Path) -> TwinsProof:
-    """Compare the ledgers of two runs at every row where a step ends in both.
+def prove_twins(*folders: Path) -> TwinsProof:
+    """Compare the ledgers of two runs or more at every row where a step of two of them ends.
 
     Raises:
         FileNotFoundError: a folder has no ledger.
         ValueError: the chain check of a run fails; the message names the first fault.
     """
-    one, other = (
+    runs = [
         _Run(folder=folder, ledger=require_sound(folder), spec=RunFolder(folder).read_order())
-        for folder in (first, second)
+        for folder in folders
+    ]
+    reasons: list[str] = []
+    disagreement: list[Disagreement] = []
+    for one, other in _pairs(runs):
+        found, differing = _compare(one, other)
+        between = f"{one.folder} and {other.folder}: " if len(runs) > 2 else ""
+        reasons += [f"{between}{reason}" for reason in found]
+        disagreement = disagreement or differing
+    ends = [run.ledger.steps["g_end"].astype(np.int64) for run in runs]
+    shared = functools.reduce(np.intersect1d, ends)
+    last = int(shared[-1]) if len(shared) else 0
+    ids = [run.phase_ids(min(run.end_g for run in runs)) for run in runs]
+    return TwinsProof(
+        verdict=FAIL if reasons else PASS,
+        reasons=reasons,
+        notes=_notes(runs),
+        runs=[_twin(run, last) for run in runs],
+        phase_id=ids[0][-1] if ids[0] and all(each == ids[0] for each in ids) else None,
+        shared_boundaries=len(shared),
+        last_shared_g=last,
+        disagreement=disagreement,
     )
+
+
+def _pairs(runs: list[_Run]) -> list[tuple[_Run, _Run]]:
+    """Return the runs to compare: two as they are given, of more each with the longest.
+
+    So every row that two runs have was compared, over the longest run, which has it too.
+    """
+    if len(runs) == 2:
+        return [(runs[0], runs[1])]
+    longest = max(runs, key=lambda run: run.end_g)
+    return [(longest, run) for run in runs if run is not longest]
+
+
+def _compare(one: _Run, other: _Run) -> tuple[list[str], list[Disagreement]]:
+    """Return why two runs are no twins, and where they disagree first."""
     shared = shared_boundaries(one.ledger, other.ledger)
     end = min(one.end_g, other.end_g)
     reasons = [*_order_reasons(one, other, end), *_coverage_reasons(one, other, shared, end)]
     disagreement = _first_disagreement(one, other, shared)
     if disagreement:
         reasons.append(_explain(disagreement, shared))
-    last = int(shared.g[-1]) if len(shared.g) else 0
-    ids = one.phase_ids(end)
-    return TwinsProof(
-        verdict=FAIL if reasons else PASS,
-        reasons=reasons,
-        notes=_notes(one, other),
-        runs=[_twin(run, last) for run in (one, other)],
-        phase_id=ids[-1] if ids and ids == other.phase_ids(end) else None,
-        shared_boundaries=len(shared.g),
-        last_shared_g=last,
-        disagreement=disagreement,
-    )
+    return reasons, disagreement
 
 
 def _order_reasons(one: _Run, other: _Run, end: int) -> list[str]:
@@ -207,14 +235,14 @@ def _explain(at: list[Disagreement], shared: SharedBoundaries) -> str:
     )
 
 
-def _notes(one: _Run, other: _Run) -> list[str]:
+def _notes(runs: list[_Run]) -> list[str]:
     notes = []
-    if one.objective == other.objective:
+    if len({run.objective for run in runs}) == 1:
         notes.append(
-            f"both runs have the objective {one.objective}: the same data, but no encoder and "
-            f"decoder"
+            f"{'both' if len(runs) == 2 else 'all'} runs have the objective {runs[0].objective}: "
+            f"the same data, but no encoder and decoder"
         )
-    for run in (one, other):
+    for run in runs:
         forks = run.ledger.forks()
         if forks:
             steps = sum(fork.steps for fork in forks)
@@ -244,12 +272,12 @@ def _twin(run: _Run, last: int) -> TwinRun:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    add_two_runs(parser, f"twins {EXAMPLE}")
+    add_two_runs(parser, f"twins {EXAMPLE}", times="give it twice or more")
 
 
 def print_answer(args: argparse.Namespace) -> int:
     """Print the proof; return 1 if the verdict is FAIL, else 0."""
-    proof = prove_twins(*two_runs(args))
+    proof = prove_twins(*several_runs(args))
     print(as_json(proof) if args.json else _text(proof))
     return 0 if proof.passed else 1
 
@@ -265,6 +293,7 @@ def _text(proof: TwinsProof) -> str:
             f"  order digest  {twin.order_digest} at row {proof.last_shared_g}",
             f"  token digest  {twin.token_digest}, {twin.compared_tokens} tokens",
         ]
-    lines.append(f"rows at which a step ends in both: {proof.shared_boundaries}")
-    lines.append(f"id of the phases that both have begun: {proof.phase_id or 'differs'}")
+    both = "both" if len(proof.runs) == 2 else "all"
+    lines.append(f"rows at which a step ends in {both}: {proof.shared_boundaries}")
+    lines.append(f"id of the phases that {both} have begun: {proof.phase_id or 'differs'}")
     return "\n".join([*lines, *(f"note: {note}" for note in proof.notes)])

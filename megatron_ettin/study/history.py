@@ -117,8 +117,9 @@ def _flops(config: RunConfig, training: Sequence[Mapping[str, Any]]) -> float:
         ends = [record["tokens"] for record in training if record["phase"] == phase.name]
         if not ends:
             continue
-        share = config.objective.scored_share(phase.name)
-        flops = flops_per_token(config.model, config.objective.attention, phase.seq_length, share)
-        total += (ends[-1] - before) * flops.model
+        for objective, share in config.objective.for_phase(phase.name).row_shares():
+            scored = objective.scored_share(phase.name)
+            flops = flops_per_token(config.model, objective.attention, phase.seq_length, scored)
+            total += (ends[-1] - before) * share * flops.model
         before = ends[-1]
     return total

@@ -23,7 +23,7 @@ class Summary:
     """Sums of an interval over all ranks."""
 
     loss: float
-    """Mean loss per scored token."""
+    """Mean loss per scored token; of masked diffusion, its bound per token."""
     steps: list[StepRange]
     lanes: NDArray[np.uint64]
     """[n, LANES] digest lanes of each of the n steps."""

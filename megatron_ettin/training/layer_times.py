@@ -20,6 +20,7 @@ from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.backend import choose_backend
 from megatron_ettin.model.layer_spec import block_spec
 from megatron_ettin.model.provider import ATTENTION_MASKS, transformer_config
+from megatron_ettin.objectives import attentions
 
 #: Numbers of untimed rounds, in which kernels are compiled and chosen, and of timed rounds.
 ROUNDS = {"cpu": (1, 3), "cuda": (5, 20)}
@@ -32,7 +33,8 @@ def layer_seconds(config: RunConfig) -> float:
     """
     hardware = dataclasses.replace(config.hardware, pipeline_parallel_size=1)
     model = dataclasses.replace(config.model, num_layers=2, global_attention_every=2)
-    attention = config.objective.attention
+    phase = max(config.phases, key=lambda phase: phase.train_tokens)
+    attention, *_ = attentions(config.objective, [phase.name])
     backend = choose_backend(model, hardware)
     settings = transformer_config(model, attention, hardware, backend)
     spec = block_spec(settings, ATTENTION_MASKS[attention], range(2), backend)
@@ -43,7 +45,7 @@ def layer_seconds(config: RunConfig) -> float:
             parameter.copy_(_ramp(parameter.shape, 0.03, device))
         # Transformer Engine accumulates gradients here, as in a run.
         parameter.main_grad = torch.zeros_like(parameter, dtype=torch.float32)
-    seq_length = max(config.phases, key=lambda phase: phase.train_tokens).seq_length
+    seq_length = phase.seq_length
     slots = hardware.micro_batch_rows(seq_length) * seq_length
     packed = _whole_rows(slots, seq_length, device)
     angles = torch.zeros(

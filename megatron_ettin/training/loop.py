@@ -145,8 +145,7 @@ def _train_steps(
                 state.g == run.loader.order.num_rows
                 or _crosses(run.config.validation.every_tokens, before, state)
             ):
-                with run.watchdog.long_work():
-                    run.reporter.report_validation(state, run.validation.measure(run.ddp))
+                _validate(run, run.validation, state)
             if saves and state.step > run.watch.saved_step:
                 with run.watchdog.long_work():
                     run.saver.begin(state)
@@ -155,6 +154,13 @@ def _train_steps(
                 break
             run.reporter.times.begin()
     return state
+
+
+def _validate(run: Training, validation: Validation, state: RunState) -> None:
+    """Measure and report the held-out loss of the phase's objective."""
+    with run.watchdog.long_work():
+        held_out = validation.measure(run.ddp, state.phase)
+        run.reporter.report_validation(state, held_out)
 
 
 def train_step(

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_ettin import distributed
-from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.model.attention import MixedRows, PackedRows
 from megatron_ettin.model.linear_cross_entropy import SummedLoss
-from megatron_ettin.objectives import Batch
+from megatron_ettin.objectives import Attention, Batch
 
 #: GPUs get scored positions in multiples of this, whole tiles of their matmuls.
 POSITIONS_MULTIPLE = 128
@@ -27,7 +27,7 @@ ALIGNMENT = 128
 NO_LABEL = -1
 
 Report = dict[str, torch.Tensor]
-"""Row numbers, loss sums and counts of a micro-batch, each [m]; see `forward_step`."""
+"""Row numbers, loss sums and the tokens they are averaged over, each [m]; see `forward_step`."""
 LossFunction = Callable[[SummedLoss], tuple[torch.Tensor, torch.Tensor, Report]]
 ForwardBackward = Callable[..., list[Report]]
 """Runs a step's micro-batches, as Megatron-Core's `get_forward_backward_func()` does."""
@@ -45,10 +45,14 @@ class MicroBatch:
     """[n] int64 scored slots of these t, ascending; then slot 0 for each padded position."""
     labels: torch.Tensor
     """[n] int64 tokens to predict at `scored`; NO_LABEL for padded positions."""
+    weights: torch.Tensor | None
+    """[n] float32 factors of the losses at `scored`; None: 1 everywhere."""
     counts: torch.Tensor
     """[m] int64 scored positions of each row; padded positions count in none."""
+    averaged: torch.Tensor
+    """[m] int64 tokens of each row over which its loss is averaged; mostly `counts` itself."""
     total: torch.Tensor
-    """[] int32 sum of `counts`."""
+    """[] int32 sum of `averaged`."""
     memory: torch.Tensor
     """[bytes] uint8 buffer that all other tensors are views of."""
     copied: torch.cuda.Event | None
@@ -67,7 +71,11 @@ class MicroBatch:
     def shapes(self) -> tuple[int, ...]:
         """Lengths that a CUDA graph fixes: micro-batches with equal ones can share a graph."""
         tensors = (self.tokens, self.packed.cu_seqlens_q, self.scored, self.counts)
-        return (*map(len, tensors), self.packed.max_seqlen_q, self.packed.first_slot)
+        packed, has_weights = self.packed, self.weights is not None
+        parts = [n for slots, part in _parts(packed) for n in (len(slots), len(part.cu_seqlens_q))]
+        is_causal = packed.attention == "causal"
+        rest = (packed.max_seqlen_q, packed.first_slot, has_weights, is_causal)
+        return (*map(len, tensors), *rest, *parts)
 
     def clone(self) -> MicroBatch:
         """Return a copy with memory of its own, on the same device."""
@@ -78,21 +86,31 @@ class MicroBatch:
             begin = x.storage_offset() * x.element_size()
             return memory[begin : begin + x.nbytes].view(x.dtype).view(x.shape)
 
-        packed = self.packed
-        assert packed.position_ids is not None
-        return dataclasses.replace(
-            self,
-            tokens=view_of_copy(self.tokens),
-            packed=PackedRows.of(
+        def packed_copy(packed: PackedRows) -> PackedRows:
+            mixed = packed.mixed
+            if mixed is not None:
+                parts = [(view_of_copy(slots), packed_copy(part)) for slots, part in mixed.parts]
+                mixed = MixedRows(tuple(parts), view_of_copy(mixed.places))
+            assert packed.position_ids is not None
+            return PackedRows.of(
                 view_of_copy(packed.cu_seqlens_q),
                 packed.max_seqlen_q,
                 view_of_copy(packed.position_ids),
                 view_of_copy(packed.g),
                 first_slot=packed.first_slot,
-            ),
+                attention=packed.attention,
+                mixed=mixed,
+            )
+
+        return dataclasses.replace(
+            self,
+            tokens=view_of_copy(self.tokens),
+            packed=packed_copy(self.packed),
             scored=view_of_copy(self.scored),
             labels=view_of_copy(self.labels),
+            weights=None if self.weights is None else view_of_copy(self.weights),
             counts=view_of_copy(self.counts),
+            averaged=view_of_copy(self.averaged),
             total=view_of_copy(self.total),
             memory=memory,
             copied=None,
@@ -104,7 +122,12 @@ class MicroBatch:
         A graph reads the same memory at each replay, so values come here in one copy.
         """
         self.memory.copy_(other.memory)
-        self.packed.masks.clear()
+        for packed in (self.packed, *(part for _, part in _parts(self.packed))):
+            packed.masks.clear()
+
+
+def _parts(packed: PackedRows) -> tuple[tuple[torch.Tensor, PackedRows], ...]:
+    return () if packed.mixed is None else packed.mixed.parts
 
 
 def make_copy_stream() -> torch.cuda.Stream | None:
@@ -126,34 +149,95 @@ def make_micro_batch(
     scored = np.flatnonzero(batch.loss_mask[slots])
     in_stream = slots.start + scored
     missing = padded_positions(len(scored), capacity) - len(scored)
+    counts = _by_row(batch, in_stream)
+    averaged = counts
+    if batch.counted is not None:
+        averaged = _by_row(batch, slots.start + np.flatnonzero(batch.counted[slots]))
     arrays: dict[str, NDArray[Any]] = {
         "tokens": batch.tokens[slots],
         "position_ids": rows.position_ids[slots],
         "cu_seqlens": segment_boundaries(rows.cu_seqlens),
         "g": rows.g,
-        "counts": np.bincount(in_stream // rows.seq_length, minlength=len(rows.g)),
-        "total": np.array([len(scored)], dtype=np.int32),
+        "counts": counts,
+        "total": np.array([averaged.sum()], dtype=np.int32),
         "scored": np.pad(scored, (0, missing)),
         "labels": np.pad(batch.labels[in_stream], (0, missing), constant_values=NO_LABEL),
     }
+    if batch.counted is not None:
+        arrays["averaged"] = averaged
+    if batch.weights is not None:
+        arrays["weights"] = np.pad(batch.weights[in_stream], (0, missing))
+    arrays |= _mixed_arrays(batch)
     memory, there, copied = copy_to_device(arrays, stream)
-    packed = PackedRows.of(
-        there["cu_seqlens"],
-        rows.seq_length,
-        there["position_ids"],
-        there["g"],
-        first_slot=slots.start,
-    )
+    packed = _packed_rows(batch, there, first_slot=slots.start)
     return MicroBatch(
         tokens=there["tokens"],
         packed=packed,
         scored=there["scored"],
         labels=there["labels"],
+        weights=there.get("weights"),
         counts=there["counts"],
+        averaged=there.get("averaged", there["counts"]),
         total=there["total"][0],
         memory=memory,
         copied=copied,
     )
+
+
+def _mixed_arrays(batch: Batch) -> dict[str, NDArray[Any]]:
+    """Return the rows of each direction as streams of their own; nothing if there is one only."""
+    rows, is_causal = batch.rows, batch.is_causal
+    if not isinstance(is_causal, np.ndarray) or is_causal.all() or not is_causal.any():
+        return {}
+    arrays: dict[str, NDArray[Any]] = {}
+    slots = np.arange(len(rows.tokens)).reshape(len(rows.g), rows.seq_length)
+    lengths = np.diff(rows.cu_seqlens).reshape(len(rows.g), -1)
+    for attention, chosen in (("causal", is_causal), ("bidirectional", ~is_causal)):
+        boundaries = np.cumsum([0, *lengths[chosen].ravel()], dtype=np.int32)
+        arrays[f"{attention} slots"] = slots[chosen].ravel()
+        arrays[f"{attention} cu_seqlens"] = segment_boundaries(boundaries)
+        arrays[f"{attention} g"] = rows.g[chosen]
+    in_parts = np.concatenate([arrays["causal slots"], arrays["bidirectional slots"]])
+    return {**arrays, "places": np.argsort(in_parts)}
+
+
+def _packed_rows(batch: Batch, there: dict[str, torch.Tensor], *, first_slot: int) -> PackedRows:
+    """Describe the stream from its arrays on the device, by name."""
+    seq_length, positions = batch.rows.seq_length, there["position_ids"]
+    attention: Attention | None = None
+    mixed = None
+    if "places" in there:
+        kinds: tuple[Attention, ...] = ("causal", "bidirectional")
+        parts = [
+            (
+                there[f"{kind} slots"],
+                PackedRows.of(
+                    there[f"{kind} cu_seqlens"],
+                    seq_length,
+                    positions,
+                    there[f"{kind} g"],
+                    attention=kind,
+                ),
+            )
+            for kind in kinds
+        ]
+        mixed = MixedRows(tuple(parts), there["places"])
+    elif batch.is_causal is not None:
+        attention = "causal" if np.all(batch.is_causal) else "bidirectional"
+    return PackedRows.of(
+        there["cu_seqlens"],
+        seq_length,
+        positions,
+        there["g"],
+        first_slot=first_slot,
+        attention=attention,
+        mixed=mixed,
+    )
+
+
+def _by_row(batch: Batch, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many of these slots of the stream lie in each row [m]."""
+    return np.bincount(slots // batch.rows.seq_length, minlength=len(batch.rows.g))
 
 
 def segment_boundaries(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -236,7 +320,8 @@ def _filled(
 
 
 def _torch_dtype(array: NDArray[Any]) -> torch.dtype:
-    return {"int64": torch.int64, "int32": torch.int32}[array.dtype.name]
+    types = {"int64": torch.int64, "int32": torch.int32, "float32": torch.float32}
+    return types[array.dtype.name]
 
 
 def forward_step(
@@ -246,21 +331,25 @@ def forward_step(
     batch = next(batches)
     batch.wait()
     output = model(
-        tokens=batch.tokens, packed=batch.packed, scored=batch.scored, labels=batch.labels
+        tokens=batch.tokens,
+        packed=batch.packed,
+        scored=batch.scored,
+        labels=batch.labels,
+        weights=batch.weights,
     )
     return output, partial(_summed_loss, batch)
 
 
 def _summed_loss(batch: MicroBatch, loss: SummedLoss) -> tuple[torch.Tensor, torch.Tensor, Report]:
-    """Return (sum of the loss, scored positions, report) for losses [n] at the scored slots.
+    """Return (sum of the loss, tokens to average over, report) for losses [n] at the scored slots.
 
     Megatron-Core sums over micro-batches and ranks and divides gradients by the total, so the loss
-    is the mean over all scored tokens of the global batch. The report holds g, sums and counts by
-    row [m].
+    is the mean over these tokens of the global batch: mostly the scored ones. The report holds g,
+    sums and tokens by row [m].
     """
     # by_position holds the rows' scored positions one row after the other, padded ones last, so
     # that counts [m] are the lengths of segments. index_add_ would sum in another order from run to
     # run on a GPU. unsafe: the checks of lengths would wait for the device.
     sums = torch.segment_reduce(loss.by_position.double(), "sum", lengths=batch.counts, unsafe=True)
-    report = {"g": batch.packed.g, "loss_sums": sums, "counts": batch.counts}
+    report = {"g": batch.packed.g, "loss_sums": sums, "counts": batch.averaged}
     return loss.total, batch.total, report

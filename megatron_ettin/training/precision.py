@@ -20,6 +20,7 @@ import torch
 from megatron_ettin import distributed
 from megatron_ettin.config import RunConfig
 from megatron_ettin.model.backend import choose_backend
+from megatron_ettin.objectives import attentions
 from megatron_ettin.publication import publish_text
 from megatron_ettin.training.layer_times import layer_seconds
 
@@ -117,7 +118,7 @@ def _key(config: RunConfig, names: list[str]) -> dict[str, Any]:
         "megatron_core": metadata.version("megatron-core"),
         "transformer_engine": _version("transformer-engine"),
         "backend": model.backend,
-        "attention": config.objective.attention,
+        "attention": attentions(config.objective, [phase.name])[0],
         "layer": [model.hidden_size, model.ffn_hidden_size, model.num_attention_heads],
         "window": model.sliding_window,
         "rows": [hardware.micro_batch_rows(phase.seq_length), phase.seq_length],

@@ -144,9 +144,16 @@ def digest_lanes(batch: Batch, loader: Loader, phase: int) -> NDArray[np.uint64]
 
 def batch_flops(batch: Batch, config: RunConfig) -> float:
     """Return the model's operations to train on a batch's documents, forward and backward."""
-    lengths = np.diff(batch.rows.cu_seqlens)[batch.rows.segment_kind != PADDING]
+    lengths, is_document = np.diff(batch.rows.cu_seqlens), batch.rows.segment_kind != PADDING
     scored = int(np.count_nonzero(batch.loss_mask))
-    return document_flops(config.model, config.objective.attention, lengths, scored).model
+    if batch.is_causal is None:
+        attention = config.objective.attention
+        return document_flops(config.model, attention, lengths[is_document], scored).model
+    in_rows = np.broadcast_to(batch.is_causal, len(batch.rows.g))
+    is_causal = np.repeat(in_rows, len(lengths) // len(in_rows))
+    causal = document_flops(config.model, "causal", lengths[is_document & is_causal], scored)
+    others = document_flops(config.model, "bidirectional", lengths[is_document & ~is_causal], 0)
+    return causal.model + others.model
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from megatron_ettin import checkpoint, checkpoint_files, distributed
 from megatron_ettin import config as configuration
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
+from megatron_ettin.objectives import describe
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.interventions import CONFIGURED, Intervention
@@ -259,10 +260,7 @@ def describe_run(
         "phase_ids": spec.phase_ids(),
         "phase_ends": spec.phase_ends(),
         "config_sha256": hashlib.sha256(configuration.to_yaml(config).encode()).hexdigest(),
-        "objective": {
-            "name": type(config.objective).__name__,
-            **dataclasses.asdict(config.objective),
-        },
+        "objective": describe(config.objective),
         "seeds": dataclasses.asdict(config.seeds),
         "model": dataclasses.asdict(config.model),
         "token_ids": dataclasses.asdict(ids),

@@ -19,6 +19,7 @@ from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import open_held_out_order
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import build_model
+from megatron_ettin.objectives import attentions
 from megatron_ettin.order import OrderSpec, SampleOrder
 from megatron_ettin.order.interventions import read_interventions
 from megatron_ettin.order.run_folder import RunFolder
@@ -96,7 +97,9 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         is_amended=bool(state.step) and plans_other_rows(order.spec, state),
     )
     watch = open_watch(config, order.spec, state)
-    stage = build_model(config.model, config.objective.attention, config.hardware, config.seeds)
+    # The batches of a run with several directions name theirs.
+    attention, *_ = attentions(config.objective, [phase.name for phase in config.phases])
+    stage = build_model(config.model, attention, config.hardware, config.seeds)
     ddp = DistributedDataParallel(
         stage.config,
         DistributedDataParallelConfig(

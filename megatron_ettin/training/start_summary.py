@@ -17,6 +17,7 @@ from megatron_ettin.data.step_occupancy import advise, step_occupancy
 from megatron_ettin.devices import GIB
 from megatron_ettin.model.backend import choose_backend
 from megatron_ettin.model.counts import parameters
+from megatron_ettin.objectives import attentions
 from megatron_ettin.order import PhaseSpec, PoolSpec, SampleOrder
 from megatron_ettin.order.steps import count_steps
 from megatron_ettin.text_table import text_facts
@@ -81,8 +82,9 @@ def _run(config: RunConfig, order: SampleOrder, state: RunState) -> str:
 
 def _model(config: RunConfig) -> str:
     counted, model = parameters(config.model), config.model
+    directions = attentions(config.objective, [phase.name for phase in config.phases])
     return (
-        f"{type(config.objective).__name__} ({config.objective.attention}), {model.num_layers} "
+        f"{type(config.objective).__name__} ({' and '.join(directions)}), {model.num_layers} "
         f"layers of width {model.hidden_size}; {counted.total:,} parameters: embedding "
         f"{counted.embedding:,}, layers {counted.layers:,}, head {counted.head:,}"
     )

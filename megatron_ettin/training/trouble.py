@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 import torch
@@ -98,32 +98,38 @@ class Watch:
         z = robust_z(window, loss) if is_full and math.isfinite(loss) else None
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._decide("trouble.on_nan", self._config.on_nan, step, loss, norm, z)
-        elif self._config.on_spike != "off" and z is not None and z >= self._config.spike_z:
+        elif self._config.seeks_spikes and z is not None and z >= self._config.spike_z:
             self._decide("trouble.on_spike", self._config.on_spike, step, loss, norm, z)
         self._begins.append(step.g_begin)
-        if self._config.on_spike == "off":
+        if not self._config.seeks_spikes:
             return ()
         return (*window, loss)[-self._config.window_steps :]
 
     def _decide(
         self,
         reason: Reason,
-        action: Literal["stop", "skip", "rewind"],
+        action: Literal["off", "stop", "skip", "rewind"],
         step: StepRange,
         loss: float,
         norm: float,
         z: float | None,
     ) -> None:
         """Raise what the settings answer to a step that went wrong."""
-        if action == "stop":
-            raise DivergedError(
-                f"the loss is {loss}, the gradient norm {norm} at step {step.step} (rows up to "
-                f"{step.g_end}), and {reason} is stop: resume from the last checkpoint with a "
-                f"lower optimizer.lr, or with {reason} skip or rewind"
-            )
-        first = step.g_begin
-        if action == "rewind":
-            first = min([first, *self._begins])
+        match action:
+            case "off":
+                return
+            case "stop":
+                raise DivergedError(
+                    f"the loss is {loss}, the gradient norm {norm} at step {step.step} (rows up to "
+                    f"{step.g_end}), and {reason} is stop: resume from the last checkpoint with a "
+                    f"lower optimizer.lr, or with {reason} skip or rewind"
+                )
+            case "skip":
+                first = step.g_begin
+            case "rewind":
+                first = min([step.g_begin, *self._begins])
+            case _:
+                assert_never(action)
         intervention = Intervention(
             reason=reason,
             action=action,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from megatron_ettin.training.preparation import micro_batches, prefetch
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
-    """Mean loss per scored token, its standard error over rows, and the number of tokens."""
+    """Mean loss per token, its standard error over rows, and the tokens that it is a mean over."""
 
     loss: float
     standard_error: float
@@ -31,10 +32,12 @@ class Validation:
     loader: Loader
     num_rows: int
 
-    def measure(self, ddp: DistributedDataParallel) -> HeldOutLoss:
-        """Measure the loss; all ranks call this and get the same result."""
+    def measure(self, ddp: DistributedDataParallel, phase: str) -> HeldOutLoss:
+        """Measure the loss of the objective of `phase`; all ranks call this and get the same."""
         ddp.eval()
-        batches = micro_batches(self.loader, 0, self.num_rows)
+        objective = self.loader.objective.for_phase(phase)
+        loader = dataclasses.replace(self.loader, objective=objective)
+        batches = micro_batches(loader, 0, self.num_rows)
         with torch.no_grad(), prefetch(batches) as prepared:
             reports = get_forward_backward_func()(
                 forward_step_func=forward_step,
@@ -56,7 +59,7 @@ class Validation:
 
 
 def mean_over_rows(rows: torch.Tensor) -> HeldOutLoss:
-    """Return the ratio of sums and its standard error; rows [n, 2] are (loss sum, scored tokens).
+    """Return the ratio of sums and its standard error; rows [n, 2] are (loss sum, tokens).
 
     Rows have different numbers of tokens, so the error is that of a ratio estimator: from the
     residuals of each row's loss sum to mean * tokens.

@@ -255,34 +255,61 @@ def order_ids(order: dict[str, Any]) -> list[str]:
 Segment = tuple[list[int], bool]  # its tokens, and whether it ends its document
 
 
+def noise_level(g: int, mask_seed: int) -> float:
+    place = (draw(key(mask_seed, 8), 0) + g * GAMMA) % WORD >> 11
+    return 1 - place * 2.0**-53
+
+
+def objective_of(g: int, phase: Phase, start: dict[str, Any]) -> dict[str, Any]:
+    """Return the plain objective of a row."""
+    objective: dict[str, Any] = start["objective"]
+    if objective["name"] == "ByPhase":
+        objective = objective["by_phase"].get(phase.entry["name"], objective["objective"])
+    if objective["name"] != "Mixture":
+        return objective
+    place = (draw(key(start["seeds"]["mask"], 9, g), 0) >> 11) * 2.0**-53
+    sums = list(accumulate(objective["shares"]))
+    number = sum(each / sums[-1] <= place for each in sums[:-1])
+    chosen: dict[str, Any] = objective["objectives"][number]
+    return chosen
+
+
 def inputs_and_labels(
     segments: Sequence[Segment], g: int, phase: Phase, start: dict[str, Any]
-) -> tuple[list[int], list[int | None]]:
-    """Return the input and the label (None where not scored) of each token of a row."""
+) -> tuple[list[int], list[int | None], float]:
+    """Return the input and the label (None where not scored) of each token of a row.
+
+    The number is the weight of every scored token.
+    """
     tokens = [token for segment, _ in segments for token in segment]
     labels: list[int | None] = [None] * len(tokens)
-    objective, ids = start["objective"], start["token_ids"]
+    objective, ids = objective_of(g, phase, start), start["token_ids"]
     firsts = list(accumulate((len(segment) for segment, _ in segments), initial=0))
     if objective["name"] == "CausalLM":
         for (_, ends), begin, end in zip(segments, firsts, firsts[1:], strict=False):
             last = end - 1 if ends or not phase.is_added else end - 2
             labels[begin:last] = tokens[begin + 1 : last + 1]
-        return tokens, labels
-    rates = objective["mask_rate_by_phase"]
-    threshold = math.ceil(rates.get(phase.entry["name"], objective["mask_rate"]) * 2.0**53)
-    shift = {"MaskedLM": 0, "MaskedNextToken": 1}[objective["name"]]
+        return tokens, labels, 1.0
+    shift = {"MaskedLM": 0, "MaskedNextToken": 1, "MaskedDiffusion": 0}[objective["name"]]
+    is_diffusion = objective["name"] == "MaskedDiffusion"
+    if is_diffusion:
+        rate = noise_level(g, start["seeds"]["mask"])
+    else:
+        rates = objective["mask_rate_by_phase"]
+        rate = rates.get(phase.entry["name"], objective["mask_rate"])
+    threshold = math.ceil(rate * 2.0**53)
     special = {ids[name] for name in ("unk", "cls", "sep", "pad", "mask")}
     inputs, k = list(tokens), key(start["seeds"]["mask"], 2, g)
     for p, token in enumerate(tokens):
         if token in special or (shift and p in firsts) or draw(k, 3 * p) >> 11 >= threshold:
             continue
         labels[p - shift] = token
-        tenth = below(draw(k, 3 * p + 1), 10)
+        tenth = 0 if is_diffusion else below(draw(k, 3 * p + 1), 10)
         if tenth == 8:
             inputs[p] = below(draw(k, 3 * p + 2), ids["vocab_size"])
         elif tenth < 8:
             inputs[p] = ids["mask"]
-    return inputs, labels
+    return inputs, labels, 1 / rate if is_diffusion else 1.0
 
 
 # 10: digests
@@ -312,8 +339,13 @@ def row_digests(
     words = [len(segments), *(len(segment) for segment, _ in segments), *tokens]
     token = struct.pack(f"<Q{len(words)}I", g, *words)
     mask = struct.pack("<Q", g)
-    for shown, label in zip(*inputs_and_labels(segments, g, phase, start), strict=True):
+    inputs, labels, weight = inputs_and_labels(segments, g, phase, start)
+    for shown, label in zip(inputs, labels, strict=True):
         mask += struct.pack("<II", shown, 0xFFFFFFFF if label is None else label)
+    (rounded,) = struct.unpack("<f", struct.pack("<f", weight))
+    if rounded != 1.0 and any(label is not None for label in labels):
+        words = [0.0 if label is None else rounded for label in labels]
+        mask += struct.pack(f"<{len(words)}f", *words)
     return len(tokens), [*lanes(order), *lanes(token), lanes(mask)[0]]
 
 

@@ -87,6 +87,31 @@ def sections(name: str, tiny: TinyCorpus, present: TinyCorpus) -> dict[str, Any]
             },
             "seeds": {"order": 5, "mask": 2**63 + 11, "init": 3},
         }
+    if name == "composed":
+        return {
+            "objective": {
+                "class_path": "ByPhase",
+                "init_args": {
+                    "objective": "MaskedDiffusion",
+                    "by_phase": {
+                        "long": {
+                            "class_path": "Mixture",
+                            "init_args": {
+                                "objectives": ["CausalLM", "MaskedDiffusion", "MaskedNextToken"],
+                                "shares": [0.3, 0.1, 0.2],
+                            },
+                        }
+                    },
+                },
+            },
+            "phases": [phase("short", 8_000, 64), phase("long", 9_000, 128, pack="concat")],
+            "data": {
+                **tiny.data,
+                "blend": {"short": blend, "long": blend},
+                "pools": {"short": [0, 0.5], "long": [0.5, 0.8]},
+            },
+            "seeds": {"mask": 2**64 - 1},
+        }
     if name == "decoder":
         # Cut pieces, whose [SEP] is not scored, and rows across documents.
         return {
@@ -129,7 +154,9 @@ def sections(name: str, tiny: TinyCorpus, present: TinyCorpus) -> dict[str, Any]
     }
 
 
-@pytest.fixture(scope="module", params=["encoder", "decoder", "present decoder", "shifted"])
+@pytest.fixture(
+    scope="module", params=["encoder", "decoder", "present decoder", "shifted", "composed"]
+)
 def run(
     request: pytest.FixtureRequest,
     tiny_corpus: TinyCorpus,

@@ -24,7 +24,12 @@ from megatron_ettin.pretrain import pretrain
 GOLDEN = Path(__file__).with_name("golden")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "objective"
 #: Objectives with the files that hold their recipe.
-OBJECTIVES = {"MaskedLM": "mlm", "CausalLM": "clm", "MaskedNextToken": "mntp"}
+OBJECTIVES = {
+    "MaskedLM": "mlm",
+    "CausalLM": "clm",
+    "MaskedNextToken": "mntp",
+    "MaskedDiffusion": "diffusion",
+}
 #: Relative. The kernels of another processor or version sum in another order, which these steps
 #: blow up to about 1e-6; the smallest change of the recipe we tried moves a loss by 1e-3.
 TOLERANCE = 1e-4

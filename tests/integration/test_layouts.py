@@ -1,7 +1,8 @@
 """One run in every layout: the same losses, the same tokens and the same weights at its end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,35 @@ from megatron_ettin.evaluation.layouts import (
 from tests.conftest import TinyCorpus
 from tests.ranks import run_layouts
 
-OBJECTIVES = ("MaskedLM", "CausalLM")
+SHIFTED, CAUSAL, DIFFUSION, ENCODER = (
+    {"class_path": name} for name in ("MaskedNextToken", "CausalLM", "MaskedDiffusion", "MaskedLM")
+)
+#: Rows of both directions and of weights in one phase, one direction and weights in the other.
+EVERY_KIND = {
+    "class_path": "ByPhase",
+    "init_args": {
+        "objective": DIFFUSION,
+        "by_phase": {
+            "short": {
+                "class_path": "Mixture",
+                "init_args": {"objectives": [SHIFTED, CAUSAL, DIFFUSION], "shares": [2, 2, 1]},
+            }
+        },
+    },
+}
+OBJECTIVES = {"MaskedLM": ENCODER, "CausalLM": CAUSAL, "every_kind": EVERY_KIND}
+#: The parts of EVERY_KIND, each alone.
+KINDS = {
+    "MaskedDiffusion": DIFFUSION,
+    "detour": {
+        "class_path": "ByPhase",
+        "init_args": {"objective": ENCODER, "by_phase": {"short": CAUSAL}},
+    },
+    "mixture": {
+        "class_path": "Mixture",
+        "init_args": {"objectives": [SHIFTED, CAUSAL], "shares": [1, 1]},
+    },
+}
 #: Cases: a layout and what else its command line says. Rows are of 128, then of 256 slots.
 CASES = {name: (name, ["--hardware.micro_batch_tokens=512"]) for name in LAYOUTS} | {
     f"micro_batch_{rows}": ("tp1", [f"--hardware.micro_batch_tokens={256 * rows}"])
@@ -37,11 +66,17 @@ BF16_LAYOUTS: Tolerance = (2e-4, 2e-2)
 BF16_TO_FP32: Tolerance = (1e-3, 1e-1)
 
 
-def train(folder: Path, corpus: TinyCorpus, fp32: Sequence[str], bf16: Sequence[str]) -> Path:
+def train(
+    folder: Path,
+    corpus: TinyCorpus,
+    objectives: Mapping[str, Any],
+    fp32: Sequence[str],
+    bf16: Sequence[str],
+) -> Path:
     """Leave runs of these cases, and of one process, in folder/OBJECTIVE/PRECISION/CASE."""
     jobs = []
-    for objective in OBJECTIVES:
-        config = corpus.write_config(folder / f"{objective}.yaml", objective=objective)
+    for objective, section in objectives.items():
+        config = corpus.write_config(folder / f"{objective}.yaml", objective=section)
         for precision, names in (("fp32", fp32), ("bf16", bf16)):
             for name in ("tp1", *names):
                 layout, overrides = CASES[name]
@@ -59,12 +94,17 @@ def train(folder: Path, corpus: TinyCorpus, fp32: Sequence[str], bf16: Sequence[
 
 @pytest.fixture(scope="module")
 def mixed(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("mixed"), tiny_corpus, MIXED, MIXED_BF16)
+    return train(tmp_path_factory.mktemp("mixed"), tiny_corpus, OBJECTIVES, MIXED, MIXED_BF16)
 
 
 @pytest.fixture(scope="module")
 def rest(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("rest"), tiny_corpus, REST, REST_BF16)
+    return train(tmp_path_factory.mktemp("rest"), tiny_corpus, OBJECTIVES, REST, REST_BF16)
+
+
+@pytest.fixture(scope="module")
+def kinds(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("kinds"), tiny_corpus, KINDS, (*MIXED, *REST), ())
 
 
 def differences(found: Path, expected: Path, tolerance: Tolerance) -> list[str]:
@@ -104,6 +144,14 @@ def test_the_layout_changes_nothing(mixed: Path, objective: str, case: str) -> N
 @pytest.mark.parametrize("case", REST)
 def test_no_other_layout_changes_anything(rest: Path, objective: str, case: str) -> None:
     runs = rest / objective / "fp32"
+    assert differences(runs / case, runs / "tp1", FP32) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("objective", KINDS)
+@pytest.mark.parametrize("case", [*MIXED, *REST])
+def test_no_layout_changes_a_kind_alone(kinds: Path, objective: str, case: str) -> None:
+    runs = kinds / objective / "fp32"
     assert differences(runs / case, runs / "tp1", FP32) == []
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 WORD = 1 << 64
 GAMMA = 0x9E3779B97F4A7C15
 PERMUTATION, MASK, NORMAL_WEIGHTS, UNIFORM_WEIGHTS, DROPOUT = 1, 2, 3, 4, 5  # docs/order.md
+NOISE, MIXTURE = 8, 9
 
 
 # 1. Counters
@@ -302,6 +303,20 @@ def mask_row(
     return masked, selected
 
 
+def noise_level(g: int, *, mask_seed: int) -> Fraction:
+    place = (draw(counter_key(mask_seed, NOISE, []), 0) + g * GAMMA) % WORD // 2**11
+    return 1 - Fraction(place, 2**53)
+
+
+def diffused_labels(
+    tokens: Sequence[int], g: int, *, mask_seed: int, mask_id: int, **rules: Any
+) -> tuple[list[int], list[int | None]]:
+    rules |= {"mask_rate": float(noise_level(g, mask_seed=mask_seed))}
+    _, labels = masked_labels(tokens, g, mask_seed=mask_seed, mask_id=mask_id, **rules)
+    inputs = [t if label is None else mask_id for t, label in zip(tokens, labels, strict=True)]
+    return inputs, labels
+
+
 # 7. Labels: a row with its segments (length, kind) gives inputs, and a label or None per slot
 
 
@@ -403,11 +418,21 @@ def token_row_bytes(g: int, pieces: Sequence[Sequence[int]]) -> bytes:
     return struct.pack(f"<Q{len(words)}I", g, *words)
 
 
-def mask_row_bytes(g: int, inputs: Sequence[int], labels: Sequence[int | None]) -> bytes:
+def mask_row_bytes(
+    g: int,
+    inputs: Sequence[int],
+    labels: Sequence[int | None],
+    weights: Sequence[float] | None = None,
+) -> bytes:
     content = struct.pack("<Q", g)
     for token, label in zip(inputs, labels, strict=True):
         content += struct.pack("<II", token, 0xFFFFFFFF if label is None else label)
-    return content
+    if weights is None:
+        return content
+    used = [0.0 if label is None else w for w, label in zip(weights, labels, strict=True)]
+    if all(label is None or w == 1.0 for w, label in zip(weights, labels, strict=True)):
+        return content
+    return content + struct.pack(f"<{len(used)}f", *used)
 
 
 def hash_lanes(content: bytes) -> list[int]:

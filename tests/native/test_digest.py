@@ -90,9 +90,14 @@ def make_scored(seed: int = 0) -> dict[str, Any]:
     }
 
 
-def test_mask_digests_equal_the_reference() -> None:
+@pytest.mark.parametrize("weight", [None, 1.0, 3.25])
+def test_mask_digests_equal_the_reference(weight: float | None) -> None:
     scored = make_scored()
-    values = native.mask_digests(**scored)
+    weights = None
+    if weight is not None:
+        # Where nothing is scored a weight says nothing.
+        weights = np.where(scored["loss_mask"], weight, 7.0).astype(np.float32)
+    values = native.mask_digests(**scored, weights=weights)
     for r, g in enumerate(scored["g"].tolist()):
         if g < 0:
             assert values[r] == 0
@@ -104,7 +109,12 @@ def test_mask_digests_equal_the_reference() -> None:
                 scored["labels"][part].tolist(), scored["loss_mask"][part].tolist(), strict=True
             )
         ]
-        content = reference.mask_row_bytes(g, scored["inputs"][part].tolist(), labels)
+        content = reference.mask_row_bytes(
+            g,
+            scored["inputs"][part].tolist(),
+            labels,
+            None if weights is None else weights[part].tolist(),
+        )
         assert values[r] == reference.hash_lanes(content)[0]
 
 
@@ -123,9 +133,17 @@ def test_every_part_of_a_masked_row_counts() -> None:
     scored = make_scored()
     before = native.mask_digests(**scored)
     position = int(np.flatnonzero(scored["loss_mask"])[0])
-    for name, change in (("inputs", 1), ("labels", 1), ("loss_mask", True)):
+    scored["weights"] = np.ones(len(scored["inputs"]), np.float32)
+    np.testing.assert_array_equal(native.mask_digests(**scored), before)
+    changes = {
+        "inputs": scored["inputs"][position] ^ 1,
+        "labels": scored["labels"][position] ^ 1,
+        "loss_mask": False,
+        "weights": 1.5,
+    }
+    for name, value in changes.items():
         values = scored[name].copy()
-        values[position] ^= change
+        values[position] = value
         after = native.mask_digests(**{**scored, name: values})
         assert after[0] != before[0], name
         np.testing.assert_array_equal(after[1:], before[1:])

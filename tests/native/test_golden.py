@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from megatron_ettin import native
-from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken
+from megatron_ettin.objectives import CausalLM, MaskedDiffusion, MaskedLM, MaskedNextToken
+from megatron_ettin.objectives.masked_diffusion import noise_levels
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.rows import Rows, TokenIds
 from tests.native import reference
@@ -95,6 +96,14 @@ def test_mask(vectors: dict[str, Any]) -> None:
     assert np.flatnonzero(selected).tolist() == vector["selected"]
 
 
+def test_noise(vectors: dict[str, Any]) -> None:
+    vector = vectors["noise"]
+    found = noise_levels(np.array(vector["g"]), vector["mask_seed"])
+    assert [str(int((1 - level) * 2**53)) for level in found.tolist()] == vector["v"]
+    of_the_text = [reference.noise_level(g, mask_seed=vector["mask_seed"]) for g in vector["g"]]
+    assert of_the_text == [Fraction(level) for level in found.tolist()]
+
+
 def rows_of(vector: dict[str, Any]) -> Rows:
     lengths = [length for length, _ in vector["segments"]]
     kinds = [kind for _, kind in vector["segments"]]
@@ -116,7 +125,8 @@ def test_labels_of_the_product(vectors: dict[str, Any]) -> None:
     assert mask == block["mask_id"]
     ids = TokenIds(vocab_size=block["vocab_size"], unk=unk, cls=cls, sep=sep, pad=pad, mask=mask)
     rate = block["mask_rate"]
-    objectives = (CausalLM(), MaskedLM(mask_rate=rate), MaskedNextToken(mask_rate=rate))
+    masking = (MaskedLM(mask_rate=rate), MaskedNextToken(mask_rate=rate))
+    objectives = (CausalLM(), *masking, MaskedDiffusion())
     for vector in block["rows"]:
         for objective in objectives:
             expected = vector[type(objective).__name__]
@@ -140,6 +150,10 @@ def test_labels_of_the_text(vectors: dict[str, Any]) -> None:
         assert causal == vector["CausalLM"]["labels"]
         masked = reference.masked_labels(tokens, g, **rules)
         assert list(masked) == list(vector["MaskedLM"].values())
+        diffused = reference.diffused_labels(
+            tokens, g, **{name: rule for name, rule in rules.items() if name != "mask_rate"}
+        )
+        assert list(diffused) == list(vector["MaskedDiffusion"].values())
         shifted = reference.masked_next_labels(tokens, segments, g, **rules)
         assert list(shifted) == list(vector["MaskedNextToken"].values())
 
@@ -210,7 +224,7 @@ def test_token_digest(vectors: dict[str, Any]) -> None:
 def test_mask_digest(vectors: dict[str, Any]) -> None:
     vector = vectors["digest"]["mask"]
     scored = [label is not None for label in vector["labels"]]
-    values = native.mask_digests(
+    row = (
         np.array([vector["g"]]),
         np.array(vector["inputs"]),
         np.array([label or 0 for label in vector["labels"]]),
@@ -218,6 +232,11 @@ def test_mask_digest(vectors: dict[str, Any]) -> None:
         np.array([len(scored)]),
         len(scored),
     )
-    assert f"{values[0]:016x}" == vector["value"]
-    content = reference.mask_row_bytes(vector["g"], vector["inputs"], vector["labels"])
-    assert content.hex() == vector["bytes"]
+    assert f"{native.mask_digests(*row)[0]:016x}" == vector["value"]
+    read = (vector["g"], vector["inputs"], vector["labels"])
+    assert reference.mask_row_bytes(*read).hex() == vector["bytes"]
+    weighted = vectors["digest"]["weights"]
+    weights = np.full(len(scored), weighted["weight"], np.float32)
+    assert f"{native.mask_digests(*row, weights)[0]:016x}" == weighted["value"]
+    content = reference.mask_row_bytes(*read, weights.tolist())
+    assert content.hex() == vector["bytes"] + weighted["bytes_after"]

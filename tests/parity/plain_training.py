@@ -6,7 +6,7 @@ Nothing here uses the model, the loss, the optimizer or the schedule of this pro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,40 +31,78 @@ class PlainRun:
     """Of the first step, by parameter."""
 
 
-def train(model: Any, steps: Iterable[list[Batch]]) -> PlainRun:
-    """Train `model` in place on the batches of each step."""
+def train(
+    model: Any,
+    steps: Iterable[list[Batch]],
+    rate: Callable[[int], float] | None = None,
+    window: int = 0,
+) -> PlainRun:
+    """Train `model` in place on the batches of each step.
+
+    `rate` is the learning rate after so many tokens, `decaying_rate` by default. `window` is what
+    local layers see where batches name their directions.
+    """
+    rate = rate or decaying_rate
     run, tokens = PlainRun(), 0
     optimizer = StableAdamW(logical_tensors(model))
     for batches in steps:
         model.zero_grad()
-        loss = mean_loss(model, batches)
+        loss = mean_loss(model, batches, window)
         loss.backward()
         run.losses.append(loss.item())
         if not run.gradients:
             run.gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-        optimizer.step(learning_rate(tokens))
+        optimizer.step(rate(tokens))
         tokens += sum(map(count_tokens, batches))
     return run
 
 
-def mean_loss(model: Any, batches: list[Batch]) -> torch.Tensor:
-    """Return the mean loss of a step's scored tokens; every segment is a sequence of its own."""
-    tokens, labels = [], []
+def mean_loss(model: Any, batches: list[Batch], window: int) -> torch.Tensor:
+    """Return the weighted loss of a step per token; every segment is a sequence of its own."""
+    tokens, labels, weights, directions = [], [], [], []
     for batch in batches:
+        rows = batch.rows
         targets = np.where(batch.loss_mask, batch.labels, IGNORED)
-        borders = batch.rows.cu_seqlens[1:-1]
-        for segment, wanted in zip(
-            np.split(batch.tokens, borders), np.split(targets, borders), strict=True
-        ):
+        factors = np.ones(len(targets)) if batch.weights is None else batch.weights
+        borders = rows.cu_seqlens[1:-1]
+        by_slot = None
+        if batch.is_causal is not None:
+            by_slot = np.broadcast_to(batch.is_causal, len(rows.g)).repeat(rows.seq_length)
+        arrays = (np.split(array, borders) for array in (batch.tokens, targets, factors))
+        for begin, segment, wanted, factor in zip(rows.cu_seqlens, *arrays, strict=False):
             if (wanted != IGNORED).any():
                 tokens.append(torch.from_numpy(segment))
                 labels.append(torch.from_numpy(wanted))
+                weights.append(torch.from_numpy(factor).float())
+                directions.append(None if by_slot is None else bool(by_slot[begin]))
     lengths = torch.tensor([len(segment) for segment in tokens])
     padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-    mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+    mask: Any = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+    if directions[0] is not None:
+        mask = masks_by_direction(mask.bool(), torch.tensor(directions), window)
     logits = model(input_ids=padded, attention_mask=mask).logits
     wanted = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-    return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+    factors = torch.nn.utils.rnn.pad_sequence(weights, batch_first=True)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return (losses * factors.flatten()).sum() / sum(int(b.averaged.sum()) for b in batches)
+
+
+def masks_by_direction(
+    is_token: torch.Tensor, is_causal: torch.Tensor, window: int
+) -> dict[str, torch.Tensor]:
+    """Return the masks [n, 1, t, t] that an encoder of transformers takes for each kind of layer.
+
+    So one module attends in both directions, sequence by sequence [n].
+    """
+    places = torch.arange(is_token.shape[1])
+    ahead = places[None, :] - places[:, None]
+    visible = is_token[:, None, :] & ~(is_causal[:, None, None] & (ahead > 0))
+    # A query of padding sees itself: the softmax over nothing is not a number.
+    visible |= ahead == 0
+    near = visible & (ahead.abs() <= window)
+    return {"full_attention": visible[:, None], "sliding_attention": near[:, None]}
 
 
 def count_tokens(batch: Batch) -> int:
@@ -72,10 +110,15 @@ def count_tokens(batch: Batch) -> int:
     return int(np.diff(batch.rows.cu_seqlens)[batch.rows.segment_kind != PADDING].sum())
 
 
-def learning_rate(tokens: int) -> float:
+def constant_rate(tokens: int) -> float:
+    """Return the rate after `tokens`: linear warm-up, then the peak."""
+    return PEAK * min(1.0, tokens / WARMUP_TOKENS)
+
+
+def decaying_rate(tokens: int) -> float:
     """Return the rate after `tokens`: linear warm-up times one-minus-sqrt decay to LR_END."""
     decay = 1.0 - (1.0 - LR_END) * (tokens / TRAIN_TOKENS) ** 0.5
-    return PEAK * min(1.0, tokens / WARMUP_TOKENS) * decay
+    return constant_rate(tokens) * decay
 
 
 def logical_tensors(model: Any) -> list[list[torch.nn.Parameter]]:

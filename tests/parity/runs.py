@@ -63,8 +63,9 @@ def save_run(
 ) -> dict[str, torch.Tensor]:
     """Write the run's checkpoint and return its parameters by their names here."""
     hardware = HardwareConfig(precision=precision)  # type: ignore[arg-type]
+    attention = checkpoint.SavedModel.of_run(config, RunState(phase=phase)).attention
     with distributed.process_groups(hardware):
-        stage = build_model(config.model, config.objective.attention, hardware, SeedConfig(init=3))
+        stage = build_model(config.model, attention, hardware, SeedConfig(init=3))
         state = RunState(g=4, step=1, phase=phase, tokenizer_sha256=sha256)
         files = checkpoint.write(folder, stage, None, config=config, state=state)
         checkpoint.publish(folder, files, state)

@@ -14,8 +14,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.config import parse_args
+from megatron_ettin.export import unmasking
 from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
-from megatron_ettin.objectives import MaskedLM, MaskedNextToken
+from megatron_ettin.objectives import (
+    ByPhase,
+    CausalLM,
+    MaskedDiffusion,
+    MaskedLM,
+    MaskedNextToken,
+    Mixture,
+)
 from tests.parity.conftest import Case
 from tests.parity.references import (
     KINDS,
@@ -167,6 +175,66 @@ def test_shifted_predictions_are_said_and_read_back(nano: Case, tmp_path: Path) 
     assert again == saved
     assert checkpoint.read_model(tmp_path / "again").prediction_shift == 1
     assert "MaskedNextToken" in (tmp_path / "again" / "config.yaml").read_text()
+
+
+MIXTURE = Mixture(objectives=[MaskedNextToken(), CausalLM()], shares=[1, 1])
+
+
+def test_a_mixture_is_exported_as_either_kind(tmp_path: Path) -> None:
+    config = make_run("encoder", tmp_path / "none")
+    save_run(tmp_path / "c", dataclasses.replace(config, objective=MIXTURE), "extension", "")
+    where = [f"--checkpoint={tmp_path / 'c'}", f"--output={tmp_path / 'default'}"]
+    main(["to-hf", *where])
+    weights = {}
+    for kind in KINDS:
+        folder = tmp_path / kind
+        main(["to-hf", where[0], f"--output={folder}", "--as", kind])
+        found = AutoConfig.from_pretrained(folder)
+        assert getattr(found, "prediction_shift", 0) == (1 if kind == "encoder" else 0)
+        card = " ".join((folder / "README.md").read_text().split())
+        name = {"encoder": "MaskedNextToken", "decoder": "CausalLM"}[kind]
+        assert f"| objective | {name} |" in card
+        other = {"encoder": "decoder", "decoder": "encoder"}[kind]
+        assert f"MaskedNextToken and CausalLM at once, {'each on'}" in card
+        assert f"--as {other}" in card
+        from_huggingface(folder, tmp_path / f"{kind}-again")
+        weights[kind] = load_parameters(tmp_path / f"{kind}-again")
+    assert_equal_bits(weights["encoder"], weights["decoder"])
+    assert tensors(tmp_path / "default").keys() == tensors(tmp_path / "encoder").keys()
+
+
+def test_a_model_of_one_kind_is_not_exported_as_the_other(tmp_path: Path) -> None:
+    save_run(tmp_path / "c", make_run("encoder", tmp_path / "none"), "extension", "")
+    where = [f"--checkpoint={tmp_path / 'c'}", f"--output={tmp_path / 'hf'}"]
+    with pytest.raises(SystemExit, match=r"/c: these weights .* bidirectional attention only"):
+        main(["to-hf", *where, "--as", "decoder"])
+    main(["to-hf", *where, "--as", "encoder"])
+
+
+def test_the_last_phase_decides_the_kind(tmp_path: Path) -> None:
+    config = make_run("encoder", tmp_path / "none")
+    detour = ByPhase(objective=MaskedLM(), by_phase={"pretrain": CausalLM()})
+    config = dataclasses.replace(config, objective=detour)
+    for phase, attention, name in (
+        ("pretrain", "causal", "CausalLM"),
+        ("extension", "bidirectional", "MaskedLM"),
+    ):
+        saved = SavedModel.of_run(config, RunState(phase=phase))
+        assert (saved.attention, saved.faces) == (attention, ())
+        assert saved.objective is not None
+        assert saved.objective.endswith(f".{name}")
+
+
+def test_a_diffusion_model_comes_with_what_fills_its_masks(tmp_path: Path) -> None:
+    config = make_run("encoder", tmp_path / "none")
+    save_run(
+        tmp_path / "c", dataclasses.replace(config, objective=MaskedDiffusion()), "extension", ""
+    )
+    to_huggingface(tmp_path / "c", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "| objective | MaskedDiffusion |" in card
+    assert "from unmasking import Unmasking" in card
+    assert (tmp_path / "hf" / "unmasking.py").read_text() == Path(unmasking.__file__).read_text()
 
 
 class MaskedWords(MaskedLM):

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, pipeline
 
 from megatron_ettin.data.tokenize import load_tokenizer, train_tokenizer, write_tokenizer
 from megatron_ettin.export.huggingface import from_huggingface, to_huggingface
-from megatron_ettin.objectives import MaskedNextToken
+from megatron_ettin.objectives import MaskedDiffusion, MaskedNextToken
 from tests.parity.references import KINDS
 from tests.parity.runs import make_run, save_run
 
@@ -57,7 +57,7 @@ def words(tokenizer_folder: Path) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "shifted"])
+@pytest.mark.parametrize("kind", [*KINDS, "shifted", "diffusion"])
 def test_what_the_card_shows_runs(
     kind: str,
     exported: dict[str, Path],
@@ -66,12 +66,14 @@ def test_what_the_card_shows_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = exported.get(kind, tmp_path / "hf")
-    if kind == "shifted":
+    if kind not in exported:
+        objective = {"shifted": MaskedNextToken(), "diffusion": MaskedDiffusion()}[kind]
         config = make_run("encoder", tokenizer_folder, vocab_size=VOCAB_SIZE)
-        config = dataclasses.replace(config, objective=MaskedNextToken())
+        config = dataclasses.replace(config, objective=objective)
         save_run(tmp_path / "c", config, "extension", load_tokenizer(tokenizer_folder).digest)
         to_huggingface(tmp_path / "c", folder)
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     shown = (folder / "README.md").read_text().split("```python\n")[1].partition("```")[0]
     *steps, answer = ast.parse(shown).body
     names: dict[str, Any] = {}
@@ -83,6 +85,11 @@ def test_what_the_card_shows_runs(
         place = inputs["input_ids"][0].tolist().index(MASK)
         expected = names["model"](**inputs).logits[0, place - 1].topk(5).indices
         assert said == names["tokenizer"].batch_decode(expected)
+    elif kind == "diffusion":
+        assert (names["inputs"]["input_ids"] == MASK).sum() == 12
+        assert not (names["filled"] == MASK).any()
+        assert "[MASK]" not in said[0]
+        assert len(said[0]) > len("The film was.")
     else:
         assert said[0]["sequence" if kind == "encoder" else "generated_text"]
 

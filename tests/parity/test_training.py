@@ -6,30 +6,20 @@ is plain_training.py. transformers has no dropout of the attention output, so it
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from megatron_ettin import distributed
-from megatron_ettin.config import ModelConfig, RunConfig, parse_args
-from megatron_ettin.data.loader import Loader
-from megatron_ettin.data.orders import open_order
-from megatron_ettin.evaluation.layouts import read_curve
+from megatron_ettin.config import ModelConfig
 from megatron_ettin.export.huggingface import from_huggingface
 from megatron_ettin.model import weight_map
-from megatron_ettin.model.provider import logical_parameters
-from megatron_ettin.objectives import Batch
-from megatron_ettin.training import set_up
-from megatron_ettin.training.loop import train
 from tests.conftest import TinyCorpus
 from tests.parity import plain_training
+from tests.parity.paired_runs import Ours, Tensors, batches, make_model, run_config, train_here
 from tests.parity.plain_training import PlainRun
-from tests.parity.references import KINDS, make_reference
+from tests.parity.references import KINDS
 
 OBJECTIVES = {"encoder": "MaskedLM", "decoder": "CausalLM"}
 #: Relative, each step. Measured: 2e-7, which is what float32 costs transformers itself.
@@ -38,22 +28,9 @@ LOSS_TOLERANCE = 1e-6
 WEIGHT_TOLERANCE = 2e-6
 #: Relative L2 of each tensor. Measured: 1e-6, which is what float32 costs transformers itself.
 GRADIENT_TOLERANCE = 1e-5
-STEPS, ROWS, ROW_LENGTH = 50, 8, 128
-LOCAL_ATTENTION = {"encoder": 32, "decoder": 34}
+STEPS = 50
 
 pytestmark = pytest.mark.slow
-Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Ours:
-    """State of a run here after its last step, by Megatron-Core's names."""
-
-    model: ModelConfig
-    losses: list[float]
-    weights: Tensors
-    gradients: Tensors
-    """Of the last step, as the optimizer was given them."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +57,13 @@ def both(
     model.save_pretrained(folder / "hf")
     from_huggingface(folder / "hf", folder / "start")
     configs = [
-        run_config(kind, tiny_corpus, folder, name=f"{steps}-steps", steps=steps)
+        run_config(
+            tiny_corpus,
+            folder,
+            name=f"{steps}-steps",
+            objective=OBJECTIVES[kind],
+            steps=[steps],
+        )
         for steps in (1, STEPS)
     ]
     exact_model = make_model(kind, tiny_corpus.vocab_size).double()
@@ -92,84 +75,6 @@ def both(
         exact=plain_training.train(exact_model, batches(configs[1])),
         exact_weights=dict(exact_model.named_parameters()),
     )
-
-
-def make_model(kind: str, vocab_size: int) -> Any:
-    shape = {
-        "num_hidden_layers": 4,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_attention_heads": 2,
-        "vocab_size": vocab_size,
-    }
-    model = make_reference(kind, shape, local_attention=LOCAL_ATTENTION[kind]).train()
-    # With a padding id, transformers gives its row no gradient from the input, and a mask's random
-    # token may be it.
-    model.get_input_embeddings().padding_idx = None
-    return model
-
-
-def run_config(kind: str, corpus: TinyCorpus, folder: Path, *, name: str, steps: int) -> RunConfig:
-    phase = {
-        "name": "short",
-        "train_tokens": plain_training.TRAIN_TOKENS,
-        "train_rows": steps * ROWS,
-        "seq_length": ROW_LENGTH,
-        "global_batch_size": ROWS,
-        "lr_end": plain_training.LR_END,
-        "rotary_base_global": 160_000.0,
-    }
-    data = {**corpus.data, "validation": []}
-    data |= {field: {"short": data[field]["short"]} for field in ("blend", "pools")}
-    path = corpus.write_config(
-        folder / f"{name}.yaml",
-        objective=OBJECTIVES[kind],
-        model={
-            "num_layers": 4,
-            "hidden_size": 64,
-            "ffn_hidden_size": 96,
-            "num_attention_heads": 2,
-            "vocab_size": corpus.vocab_size,
-            "sliding_window": 16,
-            "attention_output_dropout": 0.0,
-        },
-        optimizer={
-            "lr": plain_training.PEAK,
-            "weight_decay": plain_training.WEIGHT_DECAY,
-            "warmup_tokens": plain_training.WARMUP_TOKENS,
-        },
-        phases=[phase],
-        data=data,
-        checkpoint={"initialize_from": str(folder / "start")},
-    )
-    return parse_args(["--config", str(path), "--run_dir", str(folder / name)])
-
-
-def train_here(config: RunConfig) -> Ours:
-    with warnings.catch_warnings(), distributed.process_groups(config.hardware):
-        # Megatron-Core and torch warn of each other.
-        warnings.simplefilter("ignore")
-        order = open_order(config)
-        state = set_up.starting_state(config, order)
-        run = set_up.build_training(config, order, state)
-        state = set_up.restore(run, state)
-        with run.reporter:
-            train(run, state)
-        named: list[tuple[str, Any]] = logical_parameters(run.stage)
-        return Ours(
-            model=config.model,
-            losses=read_curve(Path(config.run_dir)).losses,
-            weights={name: p.detach().clone() for name, p in named},
-            gradients={name: p.main_grad.clone() for name, p in named},
-        )
-
-
-def batches(config: RunConfig) -> Iterator[list[Batch]]:
-    """Yield the micro-batches of each step."""
-    order = open_order(config)
-    loader = Loader.of_run(config, order)
-    for step in range(STEPS):
-        yield list(loader.micro_batches(step * ROWS, (step + 1) * ROWS))
 
 
 def in_transformers_names(tensors: Tensors, model: ModelConfig, kind: str) -> Tensors:

@@ -37,13 +37,27 @@ def classes(above: type[Objective] = Objective) -> Iterator[type[Objective]]:
 CLASSES = sorted(set(classes()), key=lambda found: found.__name__)
 
 
+def built(section: Any) -> Any:
+    """Build what a section of YAML names: an objective, with those that it consists of."""
+    names = {found.__name__: found for found in CLASSES}
+    if isinstance(section, list):
+        return [built(entry) for entry in section]
+    if isinstance(section, str):
+        return names[section]() if section in names else section
+    if not isinstance(section, dict):
+        return section
+    if "class_path" not in section:
+        return {name: built(value) for name, value in section.items()}
+    wanted = names[section["class_path"].rpartition(".")[2]]
+    return wanted(**built(section.get("init_args", {})))
+
+
 def example(wanted: type[Objective]) -> Objective:
     """Build the objective as the file in examples/objective/ that names it says."""
     for path in sorted((ROOT / "examples" / "objective").glob("*.yaml")):
-        section = yaml.safe_load(path.read_text())["objective"]
-        section = {"class_path": section} if isinstance(section, str) else section
-        if section["class_path"].rpartition(".")[2] == wanted.__name__:
-            return wanted(**section.get("init_args", {}))
+        objective: Objective = built(yaml.safe_load(path.read_text())["objective"])
+        if type(objective) is wanted:
+            return objective
     raise AssertionError(f"no file in examples/objective names {wanted.__name__}")
 
 
@@ -98,11 +112,21 @@ def make(objective: Objective, of: Rows, *, seed: int = 3, phase: str = "pretrai
 
 def seen(batch: Batch) -> dict[str, Any]:
     """Return all that a model sees of a batch: labels count only where they are scored."""
+    rows, slots = batch.rows, len(batch.tokens)
     labels = np.where(batch.loss_mask, batch.labels, -1)
+    weights = np.ones(slots) if batch.weights is None else batch.weights
+    is_causal: Any = [None] * slots
+    if batch.is_causal is not None:
+        by_row = np.broadcast_to(batch.is_causal, len(rows.g))
+        # An idle row holds nothing, so its direction says nothing.
+        is_causal = np.where(rows.g < 0, False, by_row).repeat(rows.seq_length).tolist()
     return {
         "tokens": batch.tokens.tolist(),
         "labels": labels.tolist(),
         "scored": batch.loss_mask.tolist(),
+        "weights": np.where(batch.loss_mask, weights, 0.0).tolist(),
+        "averaged": batch.averaged.tolist(),
+        "is_causal": is_causal,
     }
 
 

@@ -1,8 +1,9 @@
 """Attention over a packed stream against dense attention with the mask written out, in float64."""
 
 import math
+from itertools import chain
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megatron_ettin.model.attention import CoreAttention, PackedRows, SdpaCoreAttention
+from megatron_ettin.model.attention import CoreAttention, MixedRows, PackedRows, SdpaCoreAttention
 from megatron_ettin.model.attention_gpu import (
     TransformerEngineCoreAttention,
     VarlenCoreAttention,
@@ -90,6 +91,50 @@ def test_output_and_gradients_equal_dense_attention(
     out.backward(direction)
     expected.backward(direction)
     for mine, theirs in zip(ours, reference, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, (16, 16)])
+@pytest.mark.parametrize("built_as", [AttnMaskType.padding, AttnMaskType.causal])
+def test_rows_of_both_directions_attend_as_if_alone(
+    built_as: AttnMaskType, window: tuple[int, int] | None
+) -> None:
+    """Whatever direction the model was built for: rows 0 and 2 are causal, row 1 is not."""
+    torch.manual_seed(0)
+    seq_length, lengths = 40, ([40], [7, 33], [25, 15])
+    borders = torch.tensor([0, *chain(*lengths)]).cumsum(0).int()
+    is_causal = (True, False, True)
+
+    def part(kind: bool, name: Literal["causal", "bidirectional"]) -> Any:
+        rows = [row for row, causal in enumerate(is_causal) if causal == kind]
+        slots = torch.cat([torch.arange(seq_length) + seq_length * row for row in rows])
+        ends = torch.tensor([0, *chain(*(lengths[row] for row in rows))]).cumsum(0).int()
+        none = torch.zeros(1)
+        return slots, PackedRows.of(ends, seq_length, none, none, attention=name)
+
+    parts = (part(True, "causal"), part(False, "bidirectional"))
+    places = torch.cat([slots for slots, _ in parts]).argsort()
+    t = 3 * seq_length
+    packed = PackedRows.of(
+        borders, seq_length, torch.zeros(t), torch.zeros(3), mixed=MixedRows(parts, places)
+    )
+    inputs = [torch.randn(t, 1, HEADS, SIZE, dtype=torch.float64) for _ in range(3)]
+    ours = [x.clone().requires_grad_() for x in inputs]
+    alone = [x.clone().requires_grad_() for x in inputs]
+    out = core_attention(built_as, window)(*ours, None, packed_seq_params=packed)
+    expected = []
+    for row, causal in enumerate(is_causal):
+        mask_type = AttnMaskType.causal if causal else AttnMaskType.padding
+        own = [x[seq_length * row : seq_length * (row + 1)] for x in alone]
+        ends = torch.tensor([0, *lengths[row]]).cumsum(0).int()
+        seen = window and (window[0], 0 if causal else window[1])
+        one = PackedRows.of(ends, seq_length, torch.zeros(1), torch.zeros(1))
+        expected.append(core_attention(mask_type, seen)(*own, None, packed_seq_params=one))
+    torch.testing.assert_close(out, torch.cat(expected), rtol=0, atol=1e-12)
+    direction = torch.randn_like(out)
+    out.backward(direction)
+    torch.cat(expected).backward(direction)
+    for mine, theirs in zip(ours, alone, strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-12)
 
 

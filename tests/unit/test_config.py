@@ -101,7 +101,10 @@ def test_published_hyperparameters(size: str) -> None:
 @pytest.mark.parametrize("size", CROSSED)
 def test_every_size_goes_on_with_another_objective(size: str) -> None:
     run, *others = (parse_args(cross_arguments(size, objective)) for objective in OBJECTIVES)
-    assert [dataclasses.replace(other, objective=run.objective) for other in others] == [run, run]
+    assert len(others) >= 2
+    assert {dataclasses.replace(other, objective=run.objective) == run for other in others} == {
+        True
+    }
     (phase,) = run.phases
     assert (phase.name, phase.lr_start, phase.lr_end) == ("cross", 1.0, 0.02)
     assert (phase.rotary_base_global, phase.rotary_base_local) == (160_000.0, 160_000.0)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from megatron_ettin import native
-from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective
+from megatron_ettin.objectives import (
+    Batch,
+    CausalLM,
+    MaskedDiffusion,
+    MaskedLM,
+    MaskedNextToken,
+    Objective,
+)
 from megatron_ettin.order.digest import format_digest, mask_digest, token_digest
 from megatron_ettin.rows import Rows
 from tests.unit.made_rows import IDS, SEQ_LENGTH, make_rows
@@ -34,7 +41,8 @@ def test_lanes_are_summed_apart_and_wrap_around() -> None:
 
 
 @pytest.mark.parametrize(
-    "objective", [MaskedLM(mask_rate=0.5), CausalLM(), MaskedNextToken(mask_rate=0.5)]
+    "objective",
+    [MaskedLM(mask_rate=0.5), CausalLM(), MaskedNextToken(mask_rate=0.5), MaskedDiffusion()],
 )
 def test_the_mask_digest_is_the_sum_of_its_rows(objective: Objective) -> None:
     rows = make_rows()

@@ -17,7 +17,7 @@ from megatron_ettin.estimate import memory, plan, throughput
 from megatron_ettin.estimate.command_line import parse
 from megatron_ettin.evaluation.layouts import LAYOUTS, run_layout
 from megatron_ettin.model import counts
-from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.model.attention import MixedRows, PackedRows
 from megatron_ettin.model.counts import Attention
 from megatron_ettin.model.linear_cross_entropy import CHUNK_BYTES
 from megatron_ettin.model.provider import build_model, build_stage, transformer_config
@@ -169,14 +169,9 @@ def test_parameters_of_ranks_add_up() -> None:
     assert 2 * halves == whole + replicated
 
 
-@pytest.mark.parametrize("attention", BOTH)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.usefixtures("one_process")
-def test_activations_are_those_that_autograd_keeps(attention: Attention, precision: Any) -> None:
-    hardware = HardwareConfig(micro_batch_tokens=512, precision=precision)
+def kept_by_layers(attention: Attention, hardware: HardwareConfig, packed: PackedRows) -> list[int]:
+    """Return the bytes that autograd keeps of each layer for its backward pass."""
     model = build_model(SMALL, attention, hardware, SeedConfig()).train()
-    borders = torch.tensor([0, 256, 512, 512], dtype=torch.int32)
-    packed = PackedRows.of(borders, 256, torch.arange(512) % 256, torch.tensor([0, 1]))
     kept: list[dict[int, int]] = [{} for _ in range(SMALL.num_layers)]
     running = None
 
@@ -198,12 +193,63 @@ def test_activations_are_those_that_autograd_keeps(attention: Attention, precisi
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(torch.arange(512) % 600, packed, torch.arange(512), torch.arange(512) % 600)
     assert loss.total.requires_grad
+    return [sum(storages.values()) for storages in kept]
+
+
+BORDERS = torch.tensor([0, 256, 512, 512], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("attention", BOTH)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.usefixtures("one_process")
+def test_activations_are_those_that_autograd_keeps(attention: Attention, precision: Any) -> None:
+    hardware = HardwareConfig(micro_batch_tokens=512, precision=precision)
+    packed = PackedRows.of(BORDERS, 256, torch.arange(512) % 256, torch.tensor([0, 1]))
     asked = work(attention, hardware=hardware)
-    for index, storages in enumerate(kept):
+    for index, kept in enumerate(kept_by_layers(attention, hardware, packed)):
         expected = memory.layer_activations(asked, index) + memory.dropout_factors(asked)
         if index == 1 and precision == "fp32":  # the first local layer, which makes the mask
             expected += 4 * 512 * SMALL.sliding_window * (3 if attention == "bidirectional" else 2)
-        assert sum(storages.values()) == pytest.approx(expected, rel=0.01), f"layer {index}"
+        assert kept == pytest.approx(expected, rel=0.01), f"layer {index}"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.usefixtures("one_process")
+def test_rows_of_both_directions_keep_no_more_than_bidirectional_ones(precision: Any) -> None:
+    """As the estimate of a mixture takes it: their queries, keys and values are copies."""
+    hardware = HardwareConfig(micro_batch_tokens=512, precision=precision)
+    places, g = torch.arange(512) % 256, torch.tensor([0, 1])
+    parts = [
+        (
+            torch.arange(256) + begin,
+            PackedRows.of(BORDERS[:2], 256, places, g[:1], attention=attention),
+        )
+        for begin, attention in ((0, "causal"), (256, "bidirectional"))
+    ]
+    mixed = MixedRows(tuple(parts), torch.arange(512))
+    packed = PackedRows.of(BORDERS, 256, places, g, mixed=mixed)
+    asked = work("bidirectional", hardware=hardware)
+    masks = 4 * 512 * SMALL.sliding_window * 3
+    for index, kept in enumerate(kept_by_layers("bidirectional", hardware, packed)):
+        expected = memory.layer_activations(asked, index) + memory.dropout_factors(asked)
+        assert 0.7 * expected <= kept <= 1.01 * (expected + masks * (index == 1)), f"layer {index}"
+
+
+def test_compositions_are_estimated_by_their_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = ["--hardware.precision=bf16", "--hardware.micro_batch_tokens=8192"]
+    names = ("mlm", "clm", "mntp", "diffusion", "detour", "gpt_bert")
+    found = {name: estimated(capsys, *files("150m", name), *layout) for name in names}
+    hours = {name: one["hours"] for name, one in found.items()}
+    assert hours["gpt_bert"] == pytest.approx((hours["mntp"] + hours["clm"]) / 2, rel=1e-6)
+    first = found["clm"]["phases"][0]["hours"], found["mlm"]["phases"][1]["hours"]
+    assert (
+        found["detour"]["phases"][0]["hours"],
+        found["detour"]["phases"][1]["hours"],
+    ) == pytest.approx(first, rel=1e-6)
+    # Half of the tokens are scored on average, but a micro-batch may have all of them.
+    assert hours["mlm"] < hours["diffusion"] < 1.2 * hours["mlm"]
+    logits = {name: one["memory_bytes"]["logits"] for name, one in found.items()}
+    assert logits["diffusion"] >= logits["clm"]
 
 
 def test_chunks_and_blocks_are_those_of_the_loss_and_the_optimizer() -> None:

@@ -278,6 +278,19 @@ def test_unigram_loss_of_a_causal_run(tiny_corpus: TinyCorpus, tmp_path: Path) -
     assert 0.0 < found.standard_error < 0.5
 
 
+def test_unigram_loss_of_a_diffusion_run(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
+    """An estimate, from the masks that there are, of the mean over all tokens but special ones."""
+    config = make_run(tiny_corpus, tmp_path / "run.yaml", "MaskedDiffusion", 64)
+    order = open_held_out_order(config)
+    nats = reference_nats(config, order.ids.vocab_size, order.ids.sep)
+    tokens = order.rows(0, np.arange(64, dtype=np.int64)).tokens
+    ordinary = [nats[token] for token in tokens if token not in order.ids.special]
+    found = unigram_loss(config)
+    assert found.scored_tokens == len(ordinary)
+    assert found.loss == pytest.approx(sum(ordinary) / len(ordinary), rel=0.1)
+    assert found.loss != pytest.approx(sum(ordinary) / len(ordinary), rel=1e-4)
+
+
 def test_unigram_loss_of_a_masked_run(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     """The scored tokens are those the masks select: about 30 % of the tokens, and no special."""
     config = make_run(tiny_corpus, tmp_path / "run.yaml", "MaskedLM", 16)

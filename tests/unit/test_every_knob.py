@@ -68,12 +68,16 @@ CHANGES_NOTHING = {
     *("optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"),
     *(f"checkpoint.{name}" for name in ("resume", "amend_order", "initialize_from", "check_files")),
     *("checkpoint.fallback", "checkpoint.copy_to"),
+    *(f"trouble.{name}" for name in ("spike_z", "window_steps", "rewind_steps", "hang_seconds")),
+    "trouble.max_interventions",
     *("logging.log_every_steps", "logging.wandb", "logging.tensorboard"),
     *("seeds.order", "seeds.mask", "seeds.init", "seeds.dropout"),
     *("run_dir", "profile"),
 }
 #: Fields that an estimate leaves out, each with a reason; docs/estimate.md has most of them.
 LEFT_OUT = {
+    "trouble.on_nan": "rows that a run will leave out are not known before",
+    "trouble.on_spike": "as with trouble.on_nan; the look at each step is not measured",
     "model.backend": "local and Transformer Engine are estimated alike",
     "model.attention_output_dropout": "factors are kept on a CPU only",
     "model.megatron_overrides": "`model.megatron_overrides`",

@@ -20,7 +20,8 @@ from megatron_ettin.config import (
     SeedConfig,
 )
 from megatron_ettin.model.provider import build_model
-from megatron_ettin.shards import read_shards, write_shards
+from megatron_ettin.shard_saver import ShardSaver
+from megatron_ettin.shards import read_shards
 from megatron_ettin.training import optimizer as optimizers
 from megatron_ettin.training.block_optimizer import BlockOptimizer
 from tests.integration.optimizer_program import CASES
@@ -134,7 +135,8 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit_either_way(
     first = trained.weights
     trained.take_steps(range(1, 4))
     assert all(not torch.equal(weight, first[n]) for n, weight in trained.weights.items())
-    write_shards(tmp_path, trained.stage, trained.optimizer)
+    pending = ShardSaver(copies=False).begin(tmp_path, trained.stage, trained.optimizer)
+    pending.finish(pending.gather())
     update = optimizers.update_class(name)
     assert update is not None
     kept = {

@@ -17,7 +17,11 @@ MAX_TOOL_LINES = 60
 # Where knowing the twin is the point; everywhere else it is data: the objective and its attention.
 TWIN_FOLDERS = ("objectives", "export", "evaluation")
 TWIN_IDENTIFIERS = re.compile(r"(?:^|_)encoder(?:$|_)|^is_decoder$|^decoder_only$")
-TWIN_CLASSES = set(objectives.__all__) - {"Batch", "Objective"}
+TWIN_CLASSES = {
+    name
+    for name, found in vars(objectives).items()
+    if isinstance(found, type) and issubclass(found, objectives.Objective)
+} - {"Objective"}
 TWIN_STRINGS = {"causal_lm", "clm", "decoder", "encoder", "masked_lm", "mlm", "mntp"}
 
 BANNED_WORDS = {"common", "handler", "handlers", "helper", "helpers", "manager", "misc", "utils"}

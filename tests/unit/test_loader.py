@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken, Objective
+from megatron_ettin.objectives import (
+    CausalLM,
+    MaskedDiffusion,
+    MaskedLM,
+    MaskedNextToken,
+    Objective,
+)
 from megatron_ettin.order import token_digest
 from tests.conftest import TinyCorpus
 from tests.orders import FIRST, SECOND, make_loader, make_order
@@ -40,7 +46,9 @@ def consumed(
     return rows, digest.tolist(), count
 
 
-@pytest.mark.parametrize("objective", [MaskedLM(), CausalLM(), MaskedNextToken()])
+@pytest.mark.parametrize(
+    "objective", [MaskedLM(), CausalLM(), MaskedNextToken(), MaskedDiffusion()]
+)
 @pytest.mark.parametrize(("ranks", "micro_batch_rows"), [(1, 4), (2, 1), (3, 2), (8, 8)])
 def test_layout_changes_nothing(
     tiny_corpus: TinyCorpus, objective: Objective, ranks: int, micro_batch_rows: int

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from megatron_ettin.data.loader import Loader
+from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.linear_cross_entropy import SummedLoss
-from megatron_ettin.objectives import Batch, CausalLM, MaskedLM, MaskedNextToken, Objective
+from megatron_ettin.objectives import (
+    Batch,
+    CausalLM,
+    MaskedDiffusion,
+    MaskedLM,
+    MaskedNextToken,
+    Mixture,
+    Objective,
+)
 from megatron_ettin.training.micro_batch import (
     NO_LABEL,
     MicroBatch,
@@ -22,7 +31,8 @@ from megatron_ettin.training.preparation import micro_batches
 from tests.conftest import TinyCorpus
 from tests.orders import FIRST, make_loader, make_order
 
-OBJECTIVES = [MaskedLM(), CausalLM(), MaskedNextToken()]
+MIXTURE = Mixture(objectives=[MaskedNextToken(), CausalLM(), MaskedDiffusion()], shares=[2, 3, 1])
+OBJECTIVES = [MaskedLM(), CausalLM(), MaskedNextToken(), MaskedDiffusion(), MIXTURE]
 #: The last micro-batch of these rows has an idle row, and of 2 ranks the second has two.
 BEGIN, END, ROWS = 3, 10, 2
 
@@ -55,11 +65,41 @@ def assert_equal(prepared: MicroBatch, batch: Batch, slots: slice) -> None:
     assert prepared.labels[:n].tolist() == [batch.labels[p] for p in scored]
     in_row = [sum(p // rows.seq_length == row for p in scored) for row in range(len(rows.g))]
     assert prepared.counts.tolist() == in_row
-    assert (prepared.total.item(), prepared.total.dtype, prepared.total.dim()) == (
-        n,
-        torch.int32,
-        0,
-    )
+    if batch.weights is None:
+        assert prepared.weights is None
+    else:
+        assert prepared.weights is not None
+        assert prepared.weights[:n].tolist() == [batch.weights[p] for p in scored]
+    averaged = [p for p in range(slots.start, slots.stop) if batch.averaged[p]]
+    in_row = [sum(p // rows.seq_length == row for p in averaged) for row in range(len(rows.g))]
+    assert prepared.averaged.tolist() == in_row
+    assert_directions_equal(packed, batch)
+    assert prepared.total.tolist() == len(averaged)
+    assert prepared.total.dtype == torch.int32
+
+
+def assert_directions_equal(packed: PackedRows, batch: Batch) -> None:
+    """Check which rows attend how, and their segments as streams of their own."""
+    rows, is_causal = batch.rows, batch.is_causal
+    if packed.mixed is None:
+        expected = None
+        if is_causal is not None:
+            expected = "causal" if np.all(is_causal) else "bidirectional"
+            assert np.unique(is_causal).size == 1
+        assert packed.attention == expected
+        return
+    assert isinstance(is_causal, np.ndarray)
+    found = []
+    for slots, part in packed.mixed.parts:
+        chosen = np.flatnonzero(is_causal == (part.attention == "causal"))
+        assert part.g.tolist() == rows.g[chosen].tolist()
+        own = [slice(r * rows.seq_length, (r + 1) * rows.seq_length) for r in chosen.tolist()]
+        assert slots.tolist() == [p for row in own for p in range(row.start, row.stop)]
+        begins = np.flatnonzero(np.concatenate([rows.position_ids[row] for row in own]) == 0)
+        assert part.cu_seqlens_q[: len(begins)].tolist() == begins.tolist()
+        assert set(part.cu_seqlens_q[len(begins) :].tolist()) == {len(slots)}
+        found.append(slots)
+    assert torch.cat(found)[packed.mixed.places].tolist() == list(range(len(rows.tokens)))
 
 
 @pytest.mark.usefixtures("one_process")
@@ -89,7 +129,7 @@ def test_ranks_that_share_slots_hold_all_of_them(
     prepared = [make_micro_batch(batch, slots=s, capacity=capacity, stream=None) for s in shares]
     for one, share in zip(prepared, shares, strict=True):
         assert_equal(one, batch, share)
-    assert sum(one.total.item() for one in prepared) == batch.loss_mask.sum()
+    assert sum(one.total.item() for one in prepared) == batch.averaged.sum()
 
 
 def test_what_fills_up_points_nowhere_and_overflow_takes_another_capacity(
@@ -125,8 +165,9 @@ def test_few_counts_of_boundaries_come_up() -> None:
     assert len({len(segment_boundaries(cu_seqlens)) for cu_seqlens in streams}) <= 3
 
 
-def test_a_clone_takes_the_values_of_another(tiny_corpus: TinyCorpus) -> None:
-    loader = loader_of(tiny_corpus, CausalLM())
+@pytest.mark.parametrize("objective", [CausalLM(), MaskedDiffusion(), MIXTURE])
+def test_a_clone_takes_the_values_of_another(tiny_corpus: TinyCorpus, objective: Objective) -> None:
+    loader = loader_of(tiny_corpus, objective)
     batches = list(loader.micro_batches(0, 40))
     slots = slice(0, len(batches[0].tokens))
     prepared = [
@@ -187,6 +228,7 @@ def test_losses_are_reported_by_row(tiny_corpus: TinyCorpus, objective: Objectiv
             expected = torch.zeros(ROWS, dtype=torch.float64)
             expected.index_add_(0, row_of, output.by_position[: len(scored)].double())
             assert torch.equal(report["loss_sums"], expected)
-            assert torch.equal(report["counts"], torch.bincount(row_of, minlength=ROWS))
+            averaged = batch.averaged.reshape(ROWS, -1).sum(axis=1)
+            assert report["counts"].tolist() == averaged.tolist()
             assert torch.equal(report["g"], torch.from_numpy(batch.rows.g))
-            assert total == len(scored)
+            assert total == averaged.sum()

@@ -7,14 +7,26 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from megatron_ettin.objectives import CausalLM, MaskedLM, MaskedNextToken, Objective
+from megatron_ettin.objectives import (
+    CausalLM,
+    MaskedDiffusion,
+    MaskedLM,
+    MaskedNextToken,
+    Objective,
+)
+from megatron_ettin.objectives.masked_diffusion import noise_levels
 from megatron_ettin.order import mask_digest, token_digest
 from megatron_ettin.rows import LAST_PIECE, PADDING, Rows
 from tests.native import reference
 from tests.properties import cases, check_all
 from tests.unit.made_rows import IDS, make_rows
 
-OBJECTIVES = (MaskedLM(mask_rate=0.9), CausalLM(), MaskedNextToken(mask_rate=0.9))
+OBJECTIVES = (
+    MaskedLM(mask_rate=0.9),
+    CausalLM(),
+    MaskedNextToken(mask_rate=0.9),
+    MaskedDiffusion(),
+)
 
 
 def batch_of(objective: Objective, rows: Rows, phase: str = "pretrain"):  # type: ignore[no-untyped-def]
@@ -139,6 +151,72 @@ def test_masks_are_those_of_masked_language_modelling() -> None:
     assert mask_digest(masked) != mask_digest(shifted)
 
 
+@cases(60)
+def test_diffusion_masks_and_weighs_each_row_by_its_level(count: int) -> None:
+    def check(lengths: list[int], idle: bool, seed: int) -> None:
+        rows = random_rows(lengths, idle, seed)
+        batch = batch_of(MaskedDiffusion(), rows)
+        assert batch.weights is not None
+        assert batch.counted is not None
+        for r, g in enumerate(rows.g.tolist()):
+            row = slice(r * rows.seq_length, (r + 1) * rows.seq_length)
+            tokens = rows.tokens[row].tolist()
+            inputs, labels = reference.diffused_labels(
+                tokens,
+                g,
+                mask_seed=3,
+                mask_id=IDS.mask,
+                vocab_size=IDS.vocab_size,
+                special_ids=IDS.special,
+            )
+            assert batch.tokens[row].tolist() == inputs
+            scored = [label is not None for label in labels]
+            assert batch.loss_mask[row].tolist() == scored
+            assert batch.labels[row][scored].tolist() == [x for x in labels if x is not None]
+            level = float(reference.noise_level(max(g, 0), mask_seed=3))
+            assert set(batch.weights[row][scored].tolist()) <= {float(np.float32(1 / level))}
+            assert batch.counted[row].tolist() == [t not in IDS.special for t in tokens]
+        assert np.array_equal(MaskedDiffusion().original_tokens(batch), rows.tokens)
+
+    lengths = st.lists(st.integers(1, 40), max_size=8)
+    check_all(check, count, lengths, st.booleans(), st.integers(0, 2**32))
+
+
+@pytest.mark.parametrize("begin", [0, 77, 10**12])
+@pytest.mark.parametrize("rows", [4, 31, 512])
+def test_the_levels_of_any_consecutive_rows_are_spread_evenly(begin: int, rows: int) -> None:
+    levels = np.sort(noise_levels(np.arange(begin, begin + rows), 3))
+    assert levels[0] > 0.0
+    assert levels[-1] <= 1.0
+    gaps = np.diff([*levels, levels[0] + 1.0])
+    assert gaps.max() < 1.9 / rows
+    assert noise_levels(np.arange(4), 4).tolist() != noise_levels(np.arange(4), 3).tolist()
+
+
+def test_weights_make_each_token_count_once_on_average() -> None:
+    """A loss of 1 nat at every masked token is 1 nat per token: the estimate has no bias."""
+    seq_length, rows = 64, 4096
+    tokens = np.random.default_rng(0).integers(0, 95, rows * seq_length)
+    batch = batch_of(
+        MaskedDiffusion(),
+        Rows(
+            g=np.arange(rows),
+            tokens=tokens,
+            position_ids=np.tile(np.arange(seq_length), rows),
+            cu_seqlens=np.arange(0, rows * seq_length + 1, seq_length, dtype=np.int32),
+            segment_kind=np.full(rows, LAST_PIECE, np.uint8),
+            num_tokens=np.full(rows, seq_length),
+            seq_length=seq_length,
+            specials="present",
+        ),
+    )
+    assert batch.weights is not None
+    total = batch.weights[batch.loss_mask].sum(dtype=np.float64)
+    # At level t a row's mean weight has the variance (1 - t) / t / seq_length: 0.13 over all rows.
+    assert abs(total / batch.averaged.sum() - 1.0) < 4 * (0.13 / rows) ** 0.5
+    assert abs(batch.loss_mask.mean() - 0.5) < 0.01
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_batch_is_a_function_of_rows_and_seed(objective: Objective) -> None:
     def arrays(rows: Rows, mask_seed: int) -> list[Any]:
@@ -161,8 +239,7 @@ def test_twins_have_one_digest_and_a_changed_token_another() -> None:
         token_digest(rows, objective.original_tokens(batch_of(objective, rows)))
         for objective in OBJECTIVES
     ]
-    assert np.array_equal(digests[0], digests[1])
-    assert np.array_equal(digests[0], digests[2])
+    assert len({tuple(digest.tolist()) for digest in digests}) == 1
     changed = rows.tokens.copy()
     changed[3] ^= 1
     assert not np.array_equal(token_digest(rows, changed), digests[0])

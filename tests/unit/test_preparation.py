@@ -99,7 +99,9 @@ def test_an_interrupt_ends_the_wait_and_the_thread() -> None:
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("objective", ["MaskedLM", "CausalLM", "MaskedNextToken"])
+@pytest.mark.parametrize(
+    "objective", ["MaskedLM", "CausalLM", "MaskedNextToken", "MaskedDiffusion"]
+)
 def test_a_phase_is_prepared_step_by_step(
     tiny_corpus: TinyCorpus, tmp_path: Path, objective: str
 ) -> None:

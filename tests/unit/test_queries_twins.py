@@ -169,6 +169,32 @@ def test_a_run_without_ledger_is_refused(tiny_corpus: TinyCorpus, tmp_path: Path
         prove_twins(encoder, encoder)
 
 
+def test_any_number_of_runs_is_compared(
+    encoder: Path, tiny_corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is the shortest: the others must be compared with each other beyond its end."""
+    short = make(tiny_corpus, tmp_path / "short", objective="CausalLM", steps=4)
+    halves = [{**phase, "global_batch_size": phase["global_batch_size"] // 2} for phase in PHASES]
+    diffusion = make(
+        tiny_corpus, tmp_path / "diffusion", objective="MaskedDiffusion", phases=halves
+    )
+    proof = prove_twins(short, encoder, diffusion)
+    assert proof.passed, proof.reasons
+    assert [run.objective for run in proof.runs] == ["CausalLM", "MaskedLM", "MaskedDiffusion"]
+    assert len({run.token_digest for run in proof.runs}) == 1
+    assert proof.last_shared_g == proof.runs[0].end_g == 64
+    data = tiny_corpus.data
+    data["blend"] = {**data["blend"], "long": {"alpha": 0.5, "beta": 0.5}}
+    other = make(tiny_corpus, tmp_path / "other", data=data)
+    proof = prove_twins(short, encoder, diffusion, other)
+    assert not proof.passed
+    assert all(str(encoder) in reason and str(other) in reason for reason in proof.reasons)
+    assert proof.disagreement[0].agree_up_to == 158
+    arguments = [f"--run={run}" for run in (short, encoder, diffusion)]
+    order_tool.main(["twins", *arguments])
+    assert capsys.readouterr().out.startswith("PASS\n")
+
+
 def test_the_command_says_fail_with_its_status(
     tiny_corpus: TinyCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,5 +207,5 @@ def test_the_command_says_fail_with_its_status(
         order_tool.main([*arguments, str(tmp_path / "third")])
     assert status.value.code == 1
     assert json.loads(capsys.readouterr().out)["verdict"] == "FAIL"
-    with pytest.raises(SystemExit, match="--run: give it twice, not 1 times"):
+    with pytest.raises(SystemExit, match="--run: give it twice or more, not 1 times"):
         order_tool.main(arguments[:-1])

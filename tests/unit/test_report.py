@@ -159,6 +159,27 @@ def test_text_has_every_number(comparison: Comparison) -> None:
     assert not re.search("film|movie|review|twin", text)
 
 
+def test_losses_that_measure_the_text_are_named(
+    comparison: Comparison, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    """A decoder's loss and a diffusion model's bound, also where only the last phase is of it."""
+    detour = {
+        "class_path": "ByPhase",
+        "init_args": {"objective": "MaskedDiffusion", "by_phase": {"other": "MaskedLM"}},
+    }
+    runs = list(comparison.runs)
+    for name, objective in (("diffusion", "MaskedDiffusion"), ("detour", detour)):
+        config = tiny_config(tiny_corpus, tmp_path / name, objective=objective)
+        runs.append(made_run(name, config, 0))
+    several = replace(comparison, runs=runs, probe=None, differences=[])
+    text = " ".join(table.as_text(several).split())
+    assert "losses of causal, diffusion, detour measure one quantity" in text
+    assert "that of masked is with no other's" in text
+    assert "ByPhase, last MaskedDiffusion" in text
+    alike = table.as_text(replace(several, runs=runs[1:]))
+    assert "not comparable" not in alike
+
+
 def test_columns_are_aligned(comparison: Comparison) -> None:
     heading, *lines = table.as_text(comparison).splitlines()[: len(table.rows(comparison)) + 1]
     for name in OBJECTIVES:
