@@ -39,7 +39,7 @@ def torchrun(how: str, arguments: list[str], log: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["sleep", "keep the lock"])
+@pytest.mark.parametrize("how", ["sleep", pytest.param("keep the lock", marks=pytest.mark.long)])
 def test_a_hang_is_written_down_and_the_run_goes_on(
     how: str, tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
