@@ -78,8 +78,8 @@ def token_losses(
     same tokens. Its RoPE bases are those that the checkpoint was saved with.
 
     Raises:
-        ValueError, OSError: the checkpoint or the corpus cannot be read, or the corpus is too
-            short for a row.
+        ValueError, OSError: the checkpoint or the corpus cannot be read, the corpus is too short
+            for a row, or the objective weighs its tokens.
     """
     checkpoint_files.check_files(folder)
     saved = checkpoint.read_model(folder)
@@ -94,6 +94,11 @@ def token_losses(
         stage.eval()
         batches = loader.micro_batches(0, num_rows)
         for batch in tqdm(batches, desc=f"{folder.name}", unit=" rows", disable=None, leave=False):
+            if batch.weights is not None:
+                raise ValueError(
+                    f"{type(config.objective).__name__}: weighs its tokens, so that they have no "
+                    f"loss each; tools/report.py has its held-out bound"
+                )
             slots = np.flatnonzero(batch.loss_mask)
             whole = slice(0, len(batch.tokens))
             given = make_micro_batch(batch, slots=whole, capacity=1, stream=stream)
