@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from megatron_ettin.config import PhaseConfig
 from megatron_ettin.order.order import Order
 from megatron_ettin.order.spec import PhaseSpec
+
+if TYPE_CHECKING:  # questions to a ledger read no configuration
+    from megatron_ettin.config import PhaseConfig
 
 
 def pass_skipped_rows(phase: PhaseSpec, skip_rows: Sequence[tuple[int, int]], g: int) -> int:

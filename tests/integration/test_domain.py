@@ -4,6 +4,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_command_gives_a_model_and_a_page(given: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
     command = (
@@ -77,10 +78,11 @@ def test_one_command_gives_a_model_and_a_page(given: Path, tmp_path: Path) -> No
 
 
 def shell(command: str, **environment: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command.split(),
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "PATH": path, **environment},
         capture_output=True,
         text=True,
         check=False,

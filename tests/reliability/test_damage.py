@@ -63,7 +63,12 @@ IN_CORPUS = [
     Kind("corpus/tokenizer/tokenizer_config.json", EITHER, "only conversion reads it"),
 ]
 #: Files that this run does not have. No step depends on any of them.
-ELSEWHERE = {"wandb_id": "W&B's", "tensorboard": "TensorBoard's", "stop": "only its name counts"}
+ELSEWHERE = {
+    "wandb_id": "W&B's",
+    "tensorboard": "TensorBoard's",
+    "stop": "only its name counts",
+    "hangs": "stacks, for people",
+}
 
 
 @dataclass(frozen=True)

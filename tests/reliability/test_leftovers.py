@@ -20,6 +20,8 @@ def test_a_start_removes_what_killed_ones_left(tiny_corpus: TinyCorpus, tmp_path
     run = RunFolder(tmp_path / "runs/mine")
     published = (run.config, run.order, run.metrics, run.wandb_id)
     identity = corpus.folder / "alpha.identity.json"
+    # Its leftovers go when it is made anew, alone under its lock.
+    identity.unlink(missing_ok=True)
     token = host_report._token_prefix(run.path) + "0123"
     left = [path.with_name(f"{path.name}{TEMPORARY_MARK}0123") for path in (*published, identity)]
     left += [run.path / token, run.path.parent / token, tmp_path / token]

@@ -7,6 +7,7 @@ the Trainer: it sets the variables of the runtime `torch-distributed`, and start
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -92,10 +93,12 @@ def start_pod(clone: Path, rank: int, port: int) -> subprocess.Popen[bytes]:
         "PET_MASTER_ADDR": "127.0.0.1",
         "PET_MASTER_PORT": str(port),
     }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (clone / f"pod{rank}.log").open("ab") as log:
         return subprocess.Popen(
             ["bash", "-c", script.replace(CLONE, str(clone))],
-            env={**os.environ, **variables, **of_runtime},
+            # A pod finds torchrun in its image.
+            env={**os.environ, "PATH": path, **variables, **of_runtime},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -20,6 +20,7 @@ QUESTIONS: dict[str, str] = {
     "batch": "--run RUN --step 1 --masked --tokenizer-text",
     "docs": "--run RUN --from 0 --to 2 --output OUT/docs.parquet",
     "where": "--run RUN --doc alpha:1",
+    "skips": "--run RUN",
     "unseen": "--run RUN --at 2 --num 2 --seed 1",
     "exposures": "--run RUN --doc alpha:1",
     "diff": "--run RUN --run TWIN",
