@@ -51,7 +51,7 @@ class BatchTokenizer(Protocol):
     """Encoder of whole texts, in which a special token spelled out is text."""
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Return the ids of the texts, on all cores."""
+        """Return the ids of the texts; threads may call it at the same time."""
         ...
 
 

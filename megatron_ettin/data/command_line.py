@@ -166,7 +166,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--url-key", metavar="FIELD", help="field with its address; default: url, if any")
     shards_help = "make one shard of each input, so that an interrupted run goes on after the last"
     add("--shards", action="store_true", default=None, help=shards_help)
-    workers_help = "processes that make shards side by side; default: 1, with threads on all cores"
+    workers_help = "processes that make shards side by side; default: 1, with a few threads"
     add("--workers", type=int, metavar="N", help=workers_help)
     eod_help = "append [SEP] to each document; default: off"
     add("--append-eod", action="store_true", default=None, help=eod_help)
