@@ -60,7 +60,8 @@ class HelpFirst:
         finally:
             self.description = description
         titles = [group.title for group in self._action_groups if group._group_actions]
-        named = [title for title in titles if title not in UNTITLED]
+        # A title is a sentence of a docstring, of which the first clause names the group.
+        named = {title.partition(";")[0]: None for title in titles if title not in UNTITLED}
         groups = f"Groups of options: {'; '.join(named)}.\n" if named else ""
         return f"{(description or '').strip()}\n{groups}\n{rest}"
 

@@ -19,7 +19,7 @@ exec torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 10 \
   --config examples/phase/extension.yaml \
   --config examples/phase/decay.yaml \
   --config examples/data/ettin.yaml \
-  --config examples/hardware/1xh100.yaml \
+  --config examples/hardware/8xh100.yaml \
   --run_dir runs/150m-encoder \
   --checkpoint.save_every_tokens 2_000_000_000 \
   --trouble.hang_seconds 600 \

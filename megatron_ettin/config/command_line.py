@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import yaml
@@ -29,6 +30,16 @@ class ConfigError(ValueError):
 
 class RunParser(HelpFirst, jsonargparse.ArgumentParser):  # type: ignore[misc]
     """Parser of a run's fields."""
+
+
+def parser_of(sections: type, **options: Any) -> RunParser:
+    """Return a parser of files with the fields of a dataclass; `options` are argparse's."""
+    jsonargparse.set_parsing_settings(
+        subclasses_enabled=[Objective], docstring_parse_attribute_docstrings=True
+    )
+    parser = RunParser(exit_on_error=False, **options)
+    parser.add_argument("--config", action=ConfigFile, sections=sections, help=CONFIG_HELP)
+    return parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> RunConfig:
@@ -69,16 +80,12 @@ def load_config(path: Path) -> RunConfig:
 
 @functools.cache  # building it from all docstrings takes 60 ms, and parsing does not change it
 def _parser() -> jsonargparse.ArgumentParser:
-    jsonargparse.set_parsing_settings(
-        subclasses_enabled=[Objective], docstring_parse_attribute_docstrings=True
-    )
-    parser = RunParser(
+    parser = parser_of(
+        RunConfig,
         prog="python -m megatron_ettin.pretrain",
         usage="%(prog)s --config FILE [--config FILE ...] [--SECTION.FIELD VALUE ...]",
         description="Pre-train an Ettin encoder or decoder.",
-        exit_on_error=False,
     )
-    parser.add_argument("--config", action=ConfigFile, sections=RunConfig, help=CONFIG_HELP)
     parser.add_class_arguments(RunConfig)
     return parser
 

@@ -23,8 +23,8 @@ from megatron_ettin.config import (
     TroubleConfig,
     ValidationConfig,
 )
-from megatron_ettin.config.combine import ConfigFile, with_phases_by_name
-from megatron_ettin.config.command_line import CONFIG_HELP
+from megatron_ettin.config.combine import with_phases_by_name
+from megatron_ettin.config.command_line import RunParser, parser_of, with_nearest_value
 from megatron_ettin.devices import DEVICES
 from megatron_ettin.estimate.throughput import PUBLISHED_PHASES
 from megatron_ettin.objectives import Objective
@@ -102,20 +102,17 @@ def parse(arguments: Sequence[str] | None = None) -> Question:
         # A value that is given counts, also where it equals the default.
         return _question(options, set(vars(parser.parse_args(arguments, defaults=False))))
     except (jsonargparse.ArgumentError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(with_nearest_value(str(error))) from error
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    jsonargparse.set_parsing_settings(
-        subclasses_enabled=[Objective], docstring_parse_attribute_docstrings=True
-    )
-    parser = jsonargparse.ArgumentParser(
+def _parser() -> RunParser:
+    parser = parser_of(
+        EstimateConfig,
         prog="tools/estimate.py",
+        usage="%(prog)s --config FILE [--config FILE ...] [--OPTION VALUE ...]",
         description="Estimate parameters, memory, time, steps and disk of a run before it starts.",
-        exit_on_error=False,
     )
     add = parser.add_argument
-    add("--config", action=ConfigFile, sections=EstimateConfig, help=CONFIG_HELP)
     add(
         "--device", choices=DEVICES, default="h100", help="device of each rank; cpu is this machine"
     )

@@ -51,7 +51,7 @@ def clone(tiny_corpus: TinyCorpus, tmp_path: Path) -> Path:
         "model/150m": {name: sections.pop(name) for name in ("model", "optimizer")},
         "objective/mlm": {"objective": "MaskedLM"},
         "data/ettin": {"data": sections.pop("data")},
-        "hardware/1xh100": sections,
+        "hardware/8xh100": sections,
     }
     for name, content in files.items():
         path = tmp_path / "examples" / f"{name}.yaml"

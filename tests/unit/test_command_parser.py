@@ -7,6 +7,7 @@ import pytest
 from megatron_ettin.command_parser import CommandParser, nearest
 from megatron_ettin.config import parse_args
 from megatron_ettin.config.command_line import ConfigError
+from megatron_ettin.estimate import command_line as estimate
 from tests.conftest import TinyCorpus
 
 
@@ -77,6 +78,19 @@ def test_a_typo_of_a_field_gets_the_nearest_name(
     config = tiny_corpus.write_config(tmp_path / "typo.yaml", objective="MaskedLM")
     with pytest.raises(ConfigError) as error:
         parse_args([f"--config={config}", "--run_dir=runs/x", *arguments])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--devise=cpu", "did you mean --device?"),
+        ("--hardware.precision=bf17", "did you mean bf16?"),
+    ],
+)
+def test_a_typo_in_a_plan_gets_the_nearest_name(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        estimate.parse(["--config=examples/model/nano.yaml", argument])
     assert message in str(error.value)
 
 
