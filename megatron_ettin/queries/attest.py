@@ -37,8 +37,8 @@ class Attestation:
     """What was signed, and where it is."""
 
     output: str
-    key_id: str
-    """Name of the public key, as in the envelope: a hash of it."""
+    key_id: str | None
+    """Name of the public key, as in the envelope: a hash of it. None if nothing was signed."""
     order_id: str
     chain_head: str
     record: int
@@ -51,8 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_shared_arguments(parser, EXAMPLE)
     add = parser.add_argument
-    key = "private key that signs: PEM with an Ed25519, ECDSA or RSA key"
-    add("--key", type=Path, required=True, metavar="PEM", help=key)
+    key = (
+        "private key that signs: PEM with an Ed25519, ECDSA or RSA key; without one, the statement "
+        "itself is written, for another program to sign"
+    )
+    add("--key", type=Path, metavar="PEM", help=key)
     add("--output", type=Path, required=True, metavar="FILE", help="JSON file to write")
     subject = "file to attest too, such as weights that were converted; may be given again"
     add("--subject", type=Path, action="append", default=[], metavar="FILE", help=subject)
@@ -63,21 +66,26 @@ def print_answer(args: argparse.Namespace) -> int:
     return show(attest(args.run, key=args.key, output=args.output, files=args.subject), args)
 
 
-def attest(folder: Path, *, key: Path, output: Path, files: Sequence[Path] = ()) -> Attestation:
-    """Write a signed in-toto statement about a run, as a DSSE envelope (docs/attestation.md).
+def attest(
+    folder: Path, *, key: Path | None, output: Path, files: Sequence[Path] = ()
+) -> Attestation:
+    """Write an in-toto statement about a run, in a DSSE envelope if there is a key to sign with.
 
     Raises:
         ValueError: the run's record is wrong, or `key` is no private key that can sign.
         OSError: a file cannot be read or written.
     """
-    signer = load_signer(key)
+    signer = None if key is None else load_signer(key)
     statement = make_statement(folder, files)
-    content = json.dumps(statement, ensure_ascii=False, separators=(",", ":")).encode()
-    publish_text(output, json.dumps(_sign(content, signer), indent=2) + "\n")
+    text = json.dumps(statement, ensure_ascii=False, separators=(",", ":"))
+    if signer is None:
+        publish_text(output, text)
+    else:
+        publish_text(output, json.dumps(_sign(text.encode(), signer), indent=2) + "\n")
     head = statement["predicate"]["ledger"]["head"]
     return Attestation(
         output=str(output),
-        key_id=signer.public_key.keyid,
+        key_id=None if signer is None else signer.public_key.keyid,
         order_id=statement["predicate"]["order"]["order_id"],
         chain_head=head["chain"],
         record=head["seq"],

@@ -96,8 +96,15 @@ def _files(
 ) -> Iterator[Any]:
     """Yield a description of the .bin of every shard."""
     for source, pool in pools.items():
+        whole = ShardSpec(
+            documents=pool.documents_in_file,
+            tokens=pool.tokens_in_file,
+            lengths_sha256=pool.lengths_sha256,
+            tokens_sha256=pool.tokens_sha256,
+        )
+        # A folder may have got more shards since.
         prefixes = list_shards(config.data.sources[source].prefix)
-        for prefix, shard in zip(prefixes, spec.shards.get(source) or [pool], strict=False):
+        for prefix, shard in zip(prefixes, spec.shards.get(source) or (whole,), strict=False):
             path = Path(f"{prefix}.bin")
             name = f"{source}/{path.name}"
             yield croissant.FileObject(
@@ -111,11 +118,9 @@ def _files(
             )
 
 
-def _describe(source: str, shard: ShardSpec | PoolSpec) -> str:
-    is_shard = isinstance(shard, ShardSpec)
-    documents = shard.documents if is_shard else shard.documents_in_file
-    tokens = shard.tokens if is_shard else shard.tokens_in_file
+def _describe(source: str, shard: ShardSpec) -> str:
     return (
-        f"Source {source}: {documents} documents, {tokens} tokens. The lengths of its documents in "
-        f"tokens, as little-endian 64-bit integers, have the SHA-256 {shard.lengths_sha256}."
+        f"Source {source}: {shard.documents} documents, {shard.tokens} tokens. The lengths of its "
+        f"documents in tokens, as little-endian 64-bit integers, have the SHA-256 "
+        f"{shard.lengths_sha256}."
     )

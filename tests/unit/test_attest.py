@@ -118,6 +118,18 @@ def test_each_kind_of_key_signs(kind: str, signed: Signed, tmp_path: Path) -> No
     assert verify(other).startswith("PASS")
 
 
+def test_without_a_key_the_statement_is_left_to_another_signer(
+    signed: Signed, tmp_path: Path
+) -> None:
+    output = tmp_path / "statement.json"
+    assert attest(signed.run.path, key=None, output=output).key_id is None
+    statement = json.loads(output.read_text())
+    assert statement.keys() == {"_type", "subject", "predicateType", "predicate"}
+    assert statement["subject"] == make_statement(signed.run.path)["subject"]
+    said = verify(Signed(signed.run, output, signed.private, signed.public))
+    assert said.startswith("FAIL: the attestation is no DSSE envelope")
+
+
 def test_a_key_with_a_password_asks_for_it(
     signed: Signed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
