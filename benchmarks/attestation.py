@@ -31,7 +31,7 @@ ANCHORED = 4_320
 
 
 @dataclass(frozen=True)
-class Cost:
+class CommandCost:
     """Cost of one command."""
 
     wall_seconds: float
@@ -111,7 +111,7 @@ def measure(folder: Path, steps: int) -> dict[str, float]:
     return figures
 
 
-def cost_of(arguments: list[str]) -> Cost:
+def cost_of(arguments: list[str]) -> CommandCost:
     """Run a Python program to its end; CalledProcessError if it fails."""
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
@@ -120,7 +120,7 @@ def cost_of(arguments: list[str]) -> Cost:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, arguments)
     cpu = usage.ru_utime + usage.ru_stime
-    return Cost(time.perf_counter() - begin, cpu, usage.ru_maxrss / 1024)
+    return CommandCost(time.perf_counter() - begin, cpu, usage.ru_maxrss / 1024)
 
 
 def _spec(steps: int) -> OrderSpec:

@@ -70,9 +70,13 @@ class Anchor:
         """
         heads, others = [], []
         with self._opened() as (system, root):
-            for name in _names(system, root):
+            paths = [f"{root}/{name}" for name in _names(system, root)]
+            # All at once, as a store takes tens of milliseconds for each.
+            contents = system.cat(paths) if paths else {}
+            for path in sorted(contents):
+                name = path.rpartition("/")[2]
                 try:
-                    heads.append(_parse(name, system.cat_file(f"{root}/{name}")))
+                    heads.append(_parse(name, contents[path]))
                 except (ValueError, KeyError, TypeError):
                     others.append(name)
         return heads, others

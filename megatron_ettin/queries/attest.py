@@ -34,7 +34,7 @@ REPEATED = ("objective", "seeds", "config_sha256", "initialized_from")
 
 @dataclass(frozen=True, kw_only=True)
 class Attestation:
-    """What was signed, and where it is."""
+    """Summary of what was signed, and its place."""
 
     output: str
     key_id: str | None

@@ -36,7 +36,7 @@ SIZES = (
 
 @dataclass(frozen=True, kw_only=True)
 class SourceContent:
-    """What the rows of one phase held of one source."""
+    """Content of one source in the rows of one phase."""
 
     phase: str
     source: str
@@ -56,7 +56,7 @@ class SourceContent:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingContent:
-    """What a run was trained on so far."""
+    """Content that a run was trained on so far."""
 
     run: str
     output: str

@@ -84,6 +84,24 @@ def test_estimates_are_near_and_their_sums_exact(queried: Queried) -> None:
             assert near.documents == exact.documents
 
 
+def test_phases_that_share_a_pool_count_their_own_rows(
+    tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    """The second phase goes on where the first has left the pool."""
+    common = {"seq_length": 128, "global_batch_size": 8}
+    phases = [{"name": name, "train_tokens": 12_000, **common} for name in ("short", "long")]
+    sections = {"phases": phases, "data": {**tiny_corpus.data, "pools": {}}}
+    run = open_run(record_run(tiny_config(tiny_corpus, tmp_path / "run", **sections)))
+    contents = list(count_contents(run))
+    pools = [pool for phase in run.order.spec.phases for pool in phase.pools]
+    assert any(pool.drawn for pool in pools)
+    assert [c.rows for c in contents] == [
+        round(c.epochs * pool.rows) for c, pool in zip(contents, pools, strict=True)
+    ]
+    assert sum(c.rows for c in contents) == run.order.num_rows
+    assert [c.rows for c in estimate_contents(run)] == [c.rows for c in contents]
+
+
 def test_a_run_of_many_rows_is_estimated_and_says_so(
     queried: Queried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
