@@ -227,3 +227,13 @@ def test_bad_input_is_named(signed: Signed, tmp_path: Path) -> None:
         order_tool.main(
             ["attest", "--run", str(run), "--key", str(tmp_path), "--output", str(tmp_path / "o")]
         )
+
+
+def test_a_run_that_has_not_begun_is_refused(signed: Signed, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"ledger: no such folder"):
+        attest(run, key=signed.private, output=tmp_path / "out.json")
+    LedgerWriter.open(run / "ledger").close()
+    with pytest.raises(ValueError, match=r"its record is wrong"):
+        attest(run, key=signed.private, output=tmp_path / "out.json")
