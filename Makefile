@@ -29,7 +29,7 @@ $(BIN)/python:
 # environment: what compiles the extension is then what constraints.txt says.
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(CPP) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools pybind11
-	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[datatrove,dev,eval]'
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[attest,datatrove,dev,eval]'
 	@touch $@
 
 # A worker takes a file at a time, in the order of tests/conftest.py.

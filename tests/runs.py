@@ -31,6 +31,8 @@ from megatron_ettin.training.preparation import (
 from megatron_ettin.training.recorder import Recorder, describe_run
 from tests.conftest import TinyCorpus
 
+NO_FILES = FileList({})
+
 
 def tiny_config(corpus: TinyCorpus, run_dir: Path, **sections: Any) -> RunConfig:
     """Return a run of two short phases over the tiny corpora; `sections` replace or add some."""
@@ -41,13 +43,17 @@ def tiny_config(corpus: TinyCorpus, run_dir: Path, **sections: Any) -> RunConfig
 
 
 def record_run(
-    config: RunConfig, *, steps: int | None = None, save_steps: Sequence[int] = ()
+    config: RunConfig,
+    *,
+    steps: int | None = None,
+    save_steps: Sequence[int] = (),
+    files: FileList = NO_FILES,
 ) -> Path:
     """Write the folder of a run that has taken `steps` steps (all if None); return it.
 
     The ledger is that of training: its own recorder writes it, with the digests of what training
     would consume. There is a checkpoint's record after each of `save_steps` and after each phase
-    that was finished; no weights.
+    that was finished, of `files`; no weights.
     """
     folder = Path(config.run_dir)
     folder.mkdir(parents=True)
@@ -56,7 +62,7 @@ def record_run(
     (folder / "order.json").write_text(order.spec.to_json())
     config = load_config(folder / "config.yaml")
     with LedgerWriter.open(folder / "ledger") as writer:
-        _record(config, order, writer, steps, save_steps)
+        _record(config, order, writer, steps, save_steps, files)
     return folder
 
 
@@ -66,6 +72,7 @@ def _record(
     writer: LedgerWriter,
     steps: int | None,
     save_steps: Sequence[int],
+    files: FileList,
 ) -> None:
     """Take steps as training/loop.py does, but for the model; each has a report of its own."""
     spec = order.spec
@@ -86,8 +93,8 @@ def _record(
             recorder.record_steps([step], lanes[None])
             state = _skip(phase, index, config, recorder, _after(state, step, lanes))
             if state.g == phase.end_g or state.step in save_steps:
-                files = FileList({}).sha256
-                state = recorder.record_checkpoint(state, f"step_{state.step:08d}", files)
+                name = f"step_{state.step:08d}"
+                state = recorder.record_checkpoint(state, name, files.sha256)
     recorder.record_end(state)
 
 

@@ -10,6 +10,16 @@ from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE, RunFolder
 
 
+def saved_files(config: bytes) -> dict[str, bytes]:
+    """Return the files of a checkpoint by name, without its state."""
+    return {CONFIG_FILE: config, "__0_0.distcp": bytes(range(256)) * 64}
+
+
+def list_files(contents: dict[str, bytes]) -> FileList:
+    """Return the list of files that a checkpoint's state and record hold."""
+    return FileList({name: FileDigest.of_content(c) for name, c in contents.items()})
+
+
 def publish_recorded(run: RunFolder) -> list[Path]:
     """Give each CHECKPOINT record of a run's ledger a folder with two files and a state."""
     spec = run.read_order()
@@ -17,10 +27,10 @@ def publish_recorded(run: RunFolder) -> list[Path]:
     for point in Ledger.read(run.ledger).checkpoints():
         folder = run.checkpoints / point.payload["name"]
         folder.mkdir(parents=True)
-        contents = {CONFIG_FILE: run.config.read_bytes(), "__0_0.distcp": bytes(range(256)) * 64}
+        contents = saved_files(run.config.read_bytes())
         for name, content in contents.items():
             (folder / name).write_bytes(content)
-        files = FileList({name: FileDigest.of_content(c) for name, c in contents.items()})
+        files = list_files(contents)
         state = RunState(
             g=point.g,
             step=point.step,
@@ -28,6 +38,8 @@ def publish_recorded(run: RunFolder) -> list[Path]:
             phase=point.payload["phase"],
             phase_ids=tuple(spec.phase_ids()),
             phase_ends=tuple(spec.phase_ends()),
+            order_digest=_lanes(point.payload["order_digest"]),
+            token_digest=_lanes(point.payload["token_digest"]),
             ledger_seq=point.head.seq,
             ledger_chain=point.head.chain,
         )
@@ -36,3 +48,8 @@ def publish_recorded(run: RunFolder) -> list[Path]:
         (folder / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n")
         folders.append(folder)
     return folders
+
+
+def _lanes(digest: str) -> tuple[int, int]:
+    """Return a digest of the ledger as (low, high)."""
+    return int(digest[16:], 16), int(digest[:16], 16)

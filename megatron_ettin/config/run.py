@@ -136,6 +136,15 @@ class LoggingConfig:
     tensorboard: bool = False
     """Write event files for TensorBoard into run_dir/tensorboard too; needs the package
     tensorboard."""
+    anchor: str | None = None
+    """Place to which heads of the ledger are written in the background: a folder or a URL for
+    fsspec, of this run alone. Choose one where the run may add files but change none."""
+    anchor_every_seconds: float = 600.0
+    """Shortest time between two heads, apart from those of checkpoints and of the run's end."""
+
+    def __post_init__(self) -> None:
+        """Refuse an interval that is not positive."""
+        require_positive("logging", "anchor_every_seconds", self.anchor_every_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,9 @@ COMMANDS = {
     "verify": "verify that the record is true and the files are unchanged: PASS or FAIL",
     "export": "write what a run was fed as parquet in the published Ettin layout",
     "import-ettin": "make a corpus from a record in that layout",
+    "attest": "sign a statement of what a run was trained on",
+    "croissant": "describe the corpora of a run in the Croissant format",
+    "training-content": "count what was trained on, in the layout of the EU's template",
     "sql": "query the rows, steps and documents with SQL",
 }
 

@@ -19,6 +19,7 @@ from megatron_ettin.queries.answer import (
     add_shared_arguments,
     as_json,
 )
+from megatron_ettin.queries.branches import Branch
 from megatron_ettin.queries.verify_chain import ChainCheck, check_chain
 from megatron_ettin.queries.verify_checkpoints import check_weights
 from megatron_ettin.queries.verify_head import SHORTEST, FoundHead, find_head
@@ -79,12 +80,14 @@ def verify(
     share: float = SMALL_SAMPLE,
     seed: int = 0,
     head: str | None = None,
+    anchor: str | None = None,
 ) -> Verification:
     """Check the chain; on request also the order of all rows and the tokens of a share of steps.
 
     `files` hashes the corpora anew, and `weights` every file of every checkpoint. `head` looks for
-    the record with this chain hash. A corpus that has changed since the run is a FAIL, even if no
-    checked step drew a changed document.
+    the record with this chain hash, `anchor` (a folder or URL) has heads that the ledger must have.
+    A corpus that has changed since the run is a FAIL, even if no checked step drew a changed
+    document.
 
     Raises:
         FileNotFoundError: the folder has no ledger.
@@ -98,6 +101,8 @@ def verify(
     if head is not None:
         check, found_head = find_head(head, chain.branches)
         checks.append(check)
+    if anchor is not None:
+        checks.append(_check_anchor(anchor, chain.branches))
     if weights:
         checks.append(check_weights(folder))
     elif saved := RunFolder(folder).complete_checkpoints():
@@ -133,6 +138,14 @@ def _check_rows(
     config = run.config_for("tokenizer's files")
     checks.append(check_tokenizers(config, recorded.tokenizer_sha256))
     return checks, run.changes
+
+
+def _check_anchor(address: str, branches: list[Branch]) -> Check:
+    # Imported here: it needs fsspec.
+    from megatron_ettin.data.anchor import Anchor
+    from megatron_ettin.queries.verify_anchor import check_anchor
+
+    return check_anchor(Anchor(address), branches)
 
 
 def _check_files(folder: Path) -> Check:
@@ -208,6 +221,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"what happened since"
     )
     add("--head", metavar="HEX", help=head)
+    anchor = "compare with the heads in this folder or URL, the run's `logging.anchor`"
+    add("--anchor", metavar="PLACE", help=anchor)
 
 
 def print_answer(args: argparse.Namespace) -> int:
@@ -222,6 +237,7 @@ def print_answer(args: argparse.Namespace) -> int:
         share=args.sample or (SMALL_SAMPLE if everything else 1.0),
         seed=args.seed,
         head=args.head,
+        anchor=args.anchor,
     )
     print(as_json(answer) if args.json else _text(answer))
     return 0 if answer.passed else 1

@@ -82,6 +82,8 @@ def train(run: Training, state: RunState) -> RunState:
                 except DivergedError:  # on all ranks
                     run.saver.wait()
                     raise
+            # The last checkpoint, and the last heads of an anchor, may take their time.
+            run.watchdog.expect_long_work()
             if run.watch.goes_back:
                 run.recorder.close()
                 return state

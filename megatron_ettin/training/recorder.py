@@ -26,6 +26,7 @@ from megatron_ettin.order.ledger import Head, Kind, LedgerError, LedgerWriter, f
 from megatron_ettin.order.ledger.lock import lock_ledger
 from megatron_ettin.order.run_folder import RunFolder, step_of
 from megatron_ettin.rows import TokenIds
+from megatron_ettin.training.anchoring import Anchoring, open_anchoring
 from megatron_ettin.training.late_writes import LateWrites
 from megatron_ettin.training.preparation import MASK_LANE, ORDER_LANES, TOKEN_LANES, StepRange
 
@@ -37,18 +38,29 @@ def open_recorder(
 
     Raises:
         LedgerError: another process writes it, it is damaged, or it ends before the checkpoint.
+        StartError: its anchor does not answer, or holds heads of another run.
     """
-    writer, lock = None, None
-    ledger = RunFolder(Path(config.run_dir)).ledger
+    writer, lock, anchoring = None, None, None
+    run = RunFolder(Path(config.run_dir))
+    ledger = run.ledger
     if distributed.is_main_rank() and state.g < spec.num_rows:
         writer = LedgerWriter.open(ledger, at=state.ledger_head, holding=_recorded(config, state))
+        anchoring = open_anchoring(config.logging, run)
     elif distributed.is_main_rank() and ledger.is_dir():
         # A run that has ended already gets no further record. But its other files are written
         # anew, which nobody else may do meanwhile.
         lock = lock_ledger(ledger)
     _, size = distributed.data_parallel()
     description = describe_run(config, spec, state, ids, data_parallel_size=size)
-    return Recorder(writer, description, spec, state, is_amended=is_amended, lock=lock)
+    return Recorder(
+        writer,
+        description,
+        spec,
+        state,
+        is_amended=is_amended,
+        lock=lock,
+        anchoring=anchoring,
+    )
 
 
 class Recorder:
@@ -68,6 +80,7 @@ class Recorder:
         *,
         is_amended: bool,
         lock: int | None = None,
+        anchoring: Anchoring | None = None,
     ) -> None:
         """Take a ledger that is open at `state`.
 
@@ -78,8 +91,10 @@ class Recorder:
             state: the run's state, with the phases that were planned so far.
             is_amended: `spec` plans other rows than `state` did.
             lock: descriptor that holds the ledger's lock for a run without a writer.
+            anchoring: where heads of the ledger are written besides; None if nowhere.
         """
         self._writer = writer
+        self._anchoring = anchoring
         self._lock = lock
         self._opening: list[tuple[Kind, dict[str, Any]]] = []
         self._held: list[Callable[[], None]] | None = None  # appends after a pending checkpoint's
@@ -124,6 +139,8 @@ class Recorder:
                 mask_digest=lanes[:, MASK_LANE],
             )
         )
+        if self._anchoring is not None and self._anchoring.is_due:
+            self._anchor(_sync(self._writer))
 
     def record_skip(
         self, state: RunState, phase: int, end: int, intervention: Intervention | None = None
@@ -143,7 +160,7 @@ class Recorder:
         self._append(Kind.SKIP, state, phase, payload=intervention.payload(), g_end=end)
         if self._writer is not None:
             self._late.settle()
-            _sync(self._writer)
+            self._anchor(_sync(self._writer))
 
     def record_checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
         """Record a checkpoint whose files are written; return the state to save in it.
@@ -176,6 +193,8 @@ class Recorder:
         if self._writer is not None:
             self._late.settle()
             self._writer.close()
+        if self._anchoring is not None:
+            self._anchoring.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -221,7 +240,13 @@ class Recorder:
         self._late.settle()
         self._writer.append(kind, step=state.step, g_begin=state.g, g_end=state.g, payload=payload)
         head = _sync(self._writer)
+        self._anchor(head)
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
+
+    def _anchor(self, head: Head) -> None:
+        """Write a durable head to the anchor, if there is one."""
+        if self._anchoring is not None and head.seq >= 0:  # the disk may refuse even START
+            self._anchoring.add(head)
 
     def _open(self, writer: LedgerWriter, step: int, g: int) -> None:
         """Write the START or RESUME that is due; late, so that a resume that fails leaves none."""

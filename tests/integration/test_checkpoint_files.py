@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ from megatron_ettin import checkpoint_files
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.export.huggingface import to_huggingface
 from megatron_ettin.order.ledger import Kind, Ledger, LedgerError
+from megatron_ettin.queries.attest import attest
 from megatron_ettin.queries.verify import Verification, verify
 from tests.conftest import TinyCorpus
+from tests.keys import write_keys
 from tests.training import RESUME, train_here
 from tools import convert
 
+ROOT = Path(__file__).parents[2]
 PHASES = [{"name": "short", "train_tokens": 6_000, "seq_length": 128, "global_batch_size": 8}]
 UNCHECKED = "--checkpoint.check_files=false"
 
@@ -67,6 +72,27 @@ def flip_bit(path: Path) -> None:
 
 def check_weights(run: Path) -> Verification:
     return verify(run, order=False, tokens=False, weights=True)
+
+
+@pytest.mark.slow
+def test_an_attestation_covers_every_file_of_a_trained_checkpoint(
+    saved: Saved, tmp_path: Path
+) -> None:
+    run, first = saved.copy("decoder", tmp_path / "run")
+    private, public = write_keys(tmp_path)
+    attest(run, key=private, output=tmp_path / "attestation.json")
+    command = [
+        *(sys.executable, "-I", str(ROOT / "examples" / "verify_attestation.py"), f"--run={run}"),
+        *(f"--key={public}", f"--attestation={tmp_path / 'attestation.json'}"),
+        *(f"--checkpoint={folder}" for folder in (run / "checkpoints").iterdir()),
+    ]
+    verified = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"checkpoint {first.name}: {len(state_of(first)['files'])} files" in verified.stdout
+    for name in state_of(first)["files"]:
+        flip_bit(first / name)
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert refused.stderr == f"FAIL: {first / name}: is not the file that was signed\n"
+        flip_bit(first / name)
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ettin.data.anchor import Anchor
+from megatron_ettin.queries.verify import verify
 from tests.conftest import TinyCorpus
 
 TIME = r"\d\d:\d\d:\d\d "
@@ -50,6 +52,7 @@ def test_a_run_under_torchrun_prints_its_own_lines_only(config: Path, tmp_path: 
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         *("-m", "megatron_ettin.pretrain", f"--config={config}", f"--run_dir={tmp_path / 'run'}"),
+        f"--logging.anchor={tmp_path / 'anchor'}",
     ]
     done = subprocess.run(
         command,
@@ -65,6 +68,13 @@ def test_a_run_under_torchrun_prints_its_own_lines_only(config: Path, tmp_path: 
     assert [line for line in lines if not known.fullmatch(line)] == []
     for pattern in LINES:
         assert any(re.fullmatch(TIME + pattern, line) for line in lines), f"no line: {pattern}"
+    # Silently, the main rank has anchored the ledger.
+    (head,) = [line.split()[3] for line in lines if " ledger head " in line]
+    anchored, _ = Anchor(str(tmp_path / "anchor")).heads()
+    assert anchored[-1].head.chain == head
+    assert verify(
+        tmp_path / "run", order=False, tokens=False, anchor=str(tmp_path / "anchor")
+    ).passed
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -9,12 +9,13 @@ import pytest
 from megatron_ettin.data.inspection import command_line as inspection
 from megatron_ettin.queries import command_line
 from tests.conftest import TinyCorpus
+from tests.keys import write_keys
 from tests.runs import record_run, tiny_config
 from tools import order
 
 ROOT = Path(__file__).parents[2]
-#: A question to RUN for each command; OUT is a folder for what it writes, TWIN another run. A new
-#: command needs a line here and a row in docs/queries.md.
+#: A question to RUN for each command; OUT is a folder for what it writes, TWIN another run, KEY a
+#: private key. A new command needs a line here and a row in docs/queries.md.
 QUESTIONS: dict[str, str] = {
     "plan": "--run RUN",
     "batch": "--run RUN --step 1 --masked --tokenizer-text",
@@ -28,6 +29,9 @@ QUESTIONS: dict[str, str] = {
     "verify": "--run RUN --chain --order --tokens",
     "export": "--run RUN --layout ettin --output OUT/record",
     "import-ettin": "--input OUT/record --output OUT/imported",
+    "attest": "--run RUN --key KEY --output OUT/attestation.json",
+    "croissant": "--run RUN --output OUT/corpora.json",
+    "training-content": "--run RUN --output OUT/content.md",
     "sql": "--run RUN 'from steps'",
 }
 
@@ -39,12 +43,13 @@ def folder(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) ->
     for name in ("run", "twin"):
         record_run(tiny_config(tiny_corpus, folder / name), steps=4, save_steps=(2,))
     order.main(words("export", folder))
+    write_keys(folder)
     return folder
 
 
 def words(command: str, folder: Path) -> list[str]:
     """Return the question with its places filled in."""
-    places = {"RUN": "run", "TWIN": "twin", "OUT": "out"}
+    places = {"RUN": "run", "TWIN": "twin", "OUT": "out", "KEY": "key.pem"}
     text = QUESTIONS[command]
     for place, name in places.items():
         text = text.replace(place, str(folder / name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import zstandard
 
 from megatron_ettin.data import raw_files
+from megatron_ettin.data.anchor import Anchor, AnchorError
 from megatron_ettin.data.command_line import parse_command
 from megatron_ettin.data.preprocess import preprocess
 from megatron_ettin.data.shard_maker import ShardMaker
 from megatron_ettin.data.tokenize import train_tokenizer, write_tokenizer
+from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.training.second_place import SecondPlace
 from tests.conftest import TinyCorpus
@@ -184,3 +187,19 @@ def test_checkpoints_go_to_the_store_and_come_back(
     assert newest is not None
     for path in folders[-1].iterdir():
         assert (newest / path.name).read_bytes() == path.read_bytes()
+
+
+def test_heads_in_a_store_are_never_written_again(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchor = Anchor(f"{store}/anchor")
+    assert anchor.owner() is None
+    heads = [Head(seq, f"{seq:064x}") for seq in (3, 9, 4)]
+    for head in heads:
+        anchor.add(head, "f" * 64)
+    assert [entry.head for entry in anchor.heads()[0]] == heads
+    assert anchor.owner() == "f" * 64
+    monkeypatch.setattr(time, "time_ns", lambda: anchor.heads()[0][0].unix_ns)
+    with pytest.raises(AnchorError, match=r"FileExistsError|PreconditionFailed"):
+        anchor.add(heads[0], "e" * 64)
+    assert anchor.heads()[0][0].first_record == "f" * 64
