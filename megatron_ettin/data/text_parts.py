@@ -1,9 +1,9 @@
 """Parts of long texts whose ids, end to end, are the ids of the whole text.
 
-`tokenizers` takes 150 bytes of memory for each token, so that a text of 100 MB would take
-gigabytes. A text may be cut where no step of its tokenizer looks across, and these places are
-known for some tokenizers only; docs/decisions/0017 has the proof. They are between a character
-that is no white space and a space (or a line feed), because
+`tokenizers` takes 150 to 250 bytes of memory for each token, so that a text of 100 MB would take
+gigabytes. A text may be cut where no step of its tokenizer looks across, and such places are known
+for some tokenizers only. They are between a character that is no white space and a space (or a
+line feed), because
 
 - nothing composes with an ASCII character under NFC or NFD;
 - each match of the splitting rules of GPT-2, Llama 3 and Qwen 2 that holds a character other than
