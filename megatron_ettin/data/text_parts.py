@@ -23,6 +23,8 @@ from megatron_ettin.data.tokenize import Tokenizer
 
 #: Characters after which a text is cut at the next place.
 PART_CHARACTERS = 2**16
+#: Made texts that are cut at each place before a run; more would lengthen each start.
+NUM_CHECKED_TEXTS = 100
 # Llama 3 splits numbers into threes, Qwen 2 into digits. Their rules let a line feed join the
 # punctuation before it.
 _SPLITTING_RULES = tuple(
@@ -64,9 +66,8 @@ def find_cutter(tokenizer: Tokenizer) -> TextCutter | None:
     cutter = TextCutter(characters)
     # Joined in turns by each kind of white space, and by nothing.
     joints = itertools.cycle([" ", "\n", "", " \n", "\r\n", "  "])
-    whole = "".join(
-        text + joint for text, joint in zip(made_texts(tokenizer), joints, strict=False)
-    )
+    texts = made_texts(tokenizer)[:NUM_CHECKED_TEXTS]
+    whole = "".join(text + joint for text, joint in zip(texts, joints, strict=False))
     ids = tokenizer.encode_batch([whole, *cutter.parts(whole, 1)])
     same = ids[0].tolist() == [number for of_part in ids[1:] for number in of_part.tolist()]
     return cutter if same else None
