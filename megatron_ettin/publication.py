@@ -33,7 +33,7 @@ def publishing(path: Path) -> Iterator[Path]:
 
     The folder must exist, and the file be closed at the block's end. The temporary name is unique,
     so several processes on several machines may publish the same file at the same time: the last
-    rename wins. OSError where the file system refuses.
+    rename wins. OSError, naming the file, where the file system refuses.
     """
     # Random rather than host and process number: containers on a shared file system share both.
     temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{os.urandom(8).hex()}")
@@ -41,6 +41,11 @@ def publishing(path: Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         rename_durably(temporary, path)
+    except OSError as error:
+        # A full disk shows in a write, which knows no name.
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

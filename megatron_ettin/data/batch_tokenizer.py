@@ -6,20 +6,21 @@ anew, so it is used only after it was compared with `tokenizers` on the tokenize
 
 import contextlib
 import functools
-import itertools
 import json
 import queue
-import random  # noqa: TID251 (drawn with a fixed seed)
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.data.tokenize import SPECIAL_TOKENS, Tokenizer
+from megatron_ettin.data.made_texts import NUM_MADE_TEXTS, made_texts
+from megatron_ettin.data.text_parts import PART_CHARACTERS, find_cutter, grouped_parts
+from megatron_ettin.data.tokenize import Tokenizer
+from megatron_ettin.indexed import optimal_dtype
 from megatron_ettin.native import find_texts
 
 try:
@@ -29,20 +30,26 @@ except ImportError:  # there is no wheel for every platform
 
 #: Characters after which gigatoken is loaded again, because its cache of words only grows.
 RESTART_CHARACTERS = 2**30
-#: Texts of the comparison before a run: of made text, and characters of the input.
-MADE_TEXTS = 500
+#: Characters of the input that are compared before a run.
 SAMPLE_CHARACTERS = 2**16
+#: Characters that a library encodes in one call. `tokenizers` takes up to 3 tokens for one of them,
+#: and 150 to 250 bytes for a token.
+GROUP_CHARACTERS = 2**22
+SLOW_GROUP_CHARACTERS = 2**18
 #: Code point below which no character is doubtful.
 FIRST_DOUBTFUL = 0x300
 #: Planes of Unicode above this one hold no letters, numbers, marks or spaces.
 ASSIGNED_PLANES_END = 0x40000
 
 
+Ids = NDArray[np.int32] | NDArray[np.uint16]
+
+
 class TokenizedTexts(NamedTuple):
     """Ids of texts, without special tokens."""
 
-    tokens: NDArray[Any]
-    """Ids of all texts, end to end: int32 or uint32."""
+    tokens: Ids
+    """Ids of all texts, end to end: int32, or of long texts the type of the corpus."""
     lengths: NDArray[np.int64]
     """Tokens of each text."""
 
@@ -62,10 +69,15 @@ class LibraryTokenizer:
     tokenizer: Tokenizer
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Return the ids of the texts, on all cores."""
+        """Return the ids of the texts, on all cores; long texts in parts, if it is known where."""
+        cutter = find_cutter(self.tokenizer) if _longest(texts) > PART_CHARACTERS else None
+        groups = grouped_parts(texts, cutter, SLOW_GROUP_CHARACTERS)
+        return _encode_groups(self._encode, groups, len(texts), self.tokenizer)
+
+    def _encode(self, texts: Sequence[str]) -> TokenizedTexts:
         ids = self.tokenizer.encode_batch(texts)
         lengths = np.array([len(of_text) for of_text in ids], dtype=np.int64)
-        return TokenizedTexts(np.concatenate([np.empty(0, dtype=np.int32), *ids]), lengths)
+        return TokenizedTexts(np.concatenate(ids), lengths)
 
 
 class GigatokenTokenizer:
@@ -78,13 +90,23 @@ class GigatokenTokenizer:
             ImportError: gigatoken is not installed.
             ValueError: gigatoken cannot load this tokenizer.
         """
+        self._tokenizer = tokenizer
         self._library = LibraryTokenizer(tokenizer)
         self._json = _without_special_tokens(tokenizer)
         self._backends: queue.SimpleQueue[_Backend] = queue.SimpleQueue()
         self._backends.put(_Backend(self._json))
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Return the ids of the texts, on one core; threads may call it at the same time."""
+        """Return the ids of the texts, on one core; threads may call it at the same time.
+
+        Of a long text with a doubtful character, only the parts with one go to `tokenizers`.
+        """
+        if _longest(texts) <= PART_CHARACTERS:
+            return self._encode_group(texts)
+        groups = grouped_parts(texts, find_cutter(self._tokenizer), GROUP_CHARACTERS)
+        return _encode_groups(self._encode_group, groups, len(texts), self._tokenizer)
+
+    def _encode_group(self, texts: Sequence[str]) -> TokenizedTexts:
         doubtful = find_doubtful(texts)
         if len(doubtful) == len(texts):
             return self._library.encode(texts)
@@ -123,14 +145,42 @@ class _Backend:
         self.num_characters += sum(map(len, texts))
         with _errors_of_gigatoken():
             if len(texts) == 1:
-                # A long text is a batch alone, and takes half of the memory in this call.
+                # A long text without a place to cut takes half of the memory in this call.
                 ids = self._loaded.encode(texts[0])
-                return TokenizedTexts(ids, np.array([len(ids)]))
+                return TokenizedTexts(ids.view(np.int32), np.array([len(ids)]))
             # Its own threads would share a cache, and take half as much time again.
             rows = self._loaded.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(rows.offsets.data)
         tokens = np.asarray(rows.content.data)[offsets[0] : offsets[-1]]
-        return TokenizedTexts(tokens, np.diff(offsets))
+        # Ids are below 2^31, so that the view is exact.
+        return TokenizedTexts(tokens.view(np.int32), np.diff(offsets))
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(map(len, texts), default=0)
+
+
+def _encode_groups(
+    encode: Callable[[Sequence[str]], TokenizedTexts],
+    groups: Iterable[tuple[list[str], list[int]]],
+    num_texts: int,
+    tokenizer: Tokenizer,
+) -> TokenizedTexts:
+    """Return the ids of texts that come as groups of parts, of `grouped_parts`."""
+    dtype = optimal_dtype(tokenizer.ids.vocab_size)
+    found = []
+    lengths = np.zeros(num_texts, dtype=np.int64)
+    for parts, owners in groups:
+        encoded = encode(parts)
+        found.append(encoded.tokens.astype(dtype))
+        np.add.at(lengths, owners, encoded.lengths)
+    tokens = np.empty(lengths.sum(), dtype=dtype)
+    end = len(tokens)
+    while found:  # each is freed when it is copied, so that a long text is not there twice
+        group = found.pop()
+        tokens[end - len(group) : end] = group
+        end -= len(group)
+    return TokenizedTexts(tokens, lengths)
 
 
 @contextlib.contextmanager
@@ -156,11 +206,26 @@ def choose_library(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[BatchTo
         fast, other = _compare_on_made_texts(tokenizer)
         other = other or _find_difference(fast, library, texts)
     except (ImportError, ValueError) as error:
-        return library, f"tokenising with tokenizers: {error}"
+        return library, f"tokenising with tokenizers: {error}{_about_memory(tokenizer)}"
     if other is not None:
-        return library, f"tokenising with tokenizers: gigatoken gives other ids for {other[:60]!a}"
-    count = MADE_TEXTS + len(texts)
-    return fast, f"tokenising with gigatoken: same ids as tokenizers for {count:,} texts"
+        why = f"gigatoken gives other ids for {other[:60]!a}"
+        return library, f"tokenising with tokenizers: {why}{_about_memory(tokenizer)}"
+    count = NUM_MADE_TEXTS + len(texts)
+    why = f"same ids as tokenizers for {count:,} texts"
+    return fast, f"tokenising with gigatoken: {why}{_about_memory(tokenizer)}"
+
+
+def only_tokenizers(tokenizer: Tokenizer) -> tuple[BatchTokenizer, str]:
+    """Return `tokenizers` as the library that the user wants, and a sentence saying so."""
+    why = "tokenising with tokenizers, as --library says"
+    return LibraryTokenizer(tokenizer), why + _about_memory(tokenizer)
+
+
+def _about_memory(tokenizer: Tokenizer) -> str:
+    """Return a warning for a tokenizer whose long texts cannot be encoded in parts."""
+    if find_cutter(tokenizer) is not None:
+        return ""
+    return "; this tokenizer has no known places to cut long texts, so 100 MB may take 12 GB"
 
 
 @functools.cache
@@ -169,7 +234,7 @@ def _compare_on_made_texts(tokenizer: Tokenizer) -> tuple[GigatokenTokenizer, st
     fast = GigatokenTokenizer(tokenizer)
     with ThreadPoolExecutor(1) as thread:
         prepared = thread.submit(fast.prepare)
-        texts = _made_texts(tokenizer)
+        texts = made_texts(tokenizer)
         doubtful_characters()
         prepared.result()
     return fast, _find_difference(fast, LibraryTokenizer(tokenizer), texts)
@@ -235,34 +300,6 @@ def _without_special_tokens(tokenizer: Tokenizer) -> str:
     return json.dumps(content | {"post_processor": None})
 
 
-def _made_texts(tokenizer: Tokenizer) -> list[str]:
-    """Return texts of characters and pieces at which implementations of a tokenizer may differ."""
-    random_ = random.Random(0)
-    added = [*SPECIAL_TOKENS, *tokenizer.added_tokens]
-    pieces = [
-        *added, *(f" {token} " for token in added), "'s", "'LL", "don't", " ", "  ", "\n", "\r\n",
-        "\t", "\x00", "\x85", "\xa0", "\u200b", "\u2028", "\u3000", "\ufeff", "\ufb01", "\u212b",
-        "\u1100\u1161\u11a8", "\u0958", "\u0915\u093c", "123", "\uff11\uff12", "\n\n b", "    ",
-    ]  # fmt: skip
-    kinds = [
-        [chr(code) for code in range(32, 127)],
-        pieces,
-        [f"e{chr(code)}" for code in range(0x300, 0x370)],
-        [chr(code) for code in random_.sample(range(0x80, 0x3000), 1000)],
-        # All of Unicode but the surrogates.
-        [chr(n + 0x800 * (n >= 0xD800)) for n in random_.sample(range(0x110000 - 0x800), 3000)],
-    ]
-    pool = [part for kind in kinds for part in kind]
-    # Each kind is drawn as often as its share says, whatever its size.
-    shares = (0.4, 0.2, 0.1, 0.15, 0.15)
-    weights = [share / len(kind) for kind, share in zip(kinds, shares, strict=True) for _ in kind]
-    totals = list(itertools.accumulate(weights))
-    return [
-        "".join(random_.choices(pool, cum_weights=totals, k=random_.randrange(1, 60)))
-        for _ in range(MADE_TEXTS)
-    ]
-
-
 def _beginning(sample: Sequence[str]) -> list[str]:
     """Return the first texts, or the beginning of the first one, of about SAMPLE_CHARACTERS."""
     texts: list[str] = []
@@ -282,7 +319,7 @@ def _replaced(encoded: TokenizedTexts, places: list[int], new: TokenizedTexts) -
     parts, begin = [], 0
     for place, new_end, new_length in zip(places, new_ends, new.lengths, strict=True):
         parts.append(encoded.tokens[begin : ends[place] - lengths[place]])
-        parts.append(new.tokens[new_end - new_length : new_end].astype(encoded.tokens.dtype))
+        parts.append(new.tokens[new_end - new_length : new_end])
         begin = ends[place]
     lengths[places] = new.lengths
     return TokenizedTexts(np.concatenate([*parts, encoded.tokens[begin:]]), lengths)

@@ -11,6 +11,8 @@ from megatron_ettin.data.storage import RawFile
 
 BATCH_BYTES = 2**22
 """Text of a batch, about; a document that is larger is a batch alone."""
+LARGE_CHARACTERS = 2**24
+"""Text of a document, or ids, above which no other batch is in memory beside it."""
 
 
 class OriginFields(NamedTuple):
@@ -48,6 +50,13 @@ class TokenBatch(NamedTuple):
     urls: list[str | None] | None
     lines: Sequence[int]
     position: int
+
+
+def is_large(batch: TextBatch | TokenBatch) -> bool:
+    """Say whether a batch is one document of more than LARGE_CHARACTERS."""
+    if isinstance(batch, TokenBatch):
+        return len(batch.tokens) > LARGE_CHARACTERS
+    return len(batch.lines) == 1 and sum(len(t[0]) for t in batch.texts) > LARGE_CHARACTERS
 
 
 class BadRecord(NamedTuple):

@@ -60,7 +60,9 @@ def read_blocks(file: RawFile) -> Iterator[LineBlock]:
             for content in _whole_lines(source, stream.finish):
                 ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
                 num_lines = len(ends) + (not content.endswith(b"\n"))
-                yield LineBlock(content, number, num_lines, ends, stream.position)
+                block = [LineBlock(content, number, num_lines, ends, stream.position)]
+                del content  # a long line would be held until the next one is asked for
+                yield block.pop()
                 number += num_lines
         except DAMAGE as error:
             file.check_size()
@@ -139,7 +141,10 @@ class _Pieces:
     def take(self) -> Iterator[bytes]:
         """Yield the bytes, if there are any, and forget them."""
         if self.size:
-            content = b"".join(self.views)
-            # Before the reader uses them: it should not hold them twice.
-            self.clear()
-            yield content
+            yield self._join()
+
+    def _join(self) -> bytes:
+        content = b"".join(self.views)
+        # Before the reader uses them: it should not hold them twice.
+        self.clear()
+        return content

@@ -5,13 +5,20 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin.data.batch_tokenizer import BatchTokenizer, LibraryTokenizer, TokenizedTexts
+from megatron_ettin.data.batch_tokenizer import (
+    BatchTokenizer,
+    Ids,
+    LibraryTokenizer,
+    TokenizedTexts,
+)
+from megatron_ettin.data.batches import BATCH_BYTES
 from megatron_ettin.data.raw_files import TextBatch, TokenBatch
+from megatron_ettin.data.text_parts import PART_CHARACTERS, find_cutter
 from megatron_ettin.data.tokenize import Tokenizer
 from megatron_ettin.native import TextHasher
 
@@ -19,8 +26,9 @@ from megatron_ettin.native import TextHasher
 DROPPED = ("duplicate", "empty", "too_short", "too_long")
 #: Share of the documents that are tokenised twice while a corpus is made, chosen by their hash.
 COMPARED_SHARE = 1 / 1000
-#: Longest text that is tokenised twice, in characters: `tokenizers` takes 150 bytes a token.
-MAX_COMPARED_CHARACTERS = 2**22
+#: Longest text that `tokenizers` gets in one piece for this, in characters; it takes 150 bytes a
+#: token. Texts of more than PART_CHARACTERS were encoded in parts, so that cuts are compared, too.
+MAX_WHOLE_CHARACTERS = 4 * PART_CHARACTERS
 PARTS = ("document", "validation")
 
 
@@ -32,7 +40,7 @@ def count_name(part: str, unit: str) -> str:
 class EncodedPart(NamedTuple):
     """Documents of one corpus, in order."""
 
-    tokens: NDArray[np.int32]
+    tokens: Ids
     """Ids of all documents, end to end."""
     lengths: NDArray[np.int64]
     """Tokens of each document, none of them 0."""
@@ -134,7 +142,8 @@ class DocumentSelector:
     def _part(
         self, encoded: TokenizedTexts, mask: NDArray[np.bool_], hashes: NDArray[np.uint8]
     ) -> EncodedPart:
-        tokens, lengths = encoded
+        tokens: NDArray[Any] = encoded.tokens
+        lengths = encoded.lengths
         # Most of what is left out has no token.
         if lengths[~mask].any():
             tokens = tokens[np.repeat(mask, lengths)]
@@ -143,8 +152,7 @@ class DocumentSelector:
             tokens = np.insert(tokens, np.cumsum(lengths), self._tokenizer.ids.sep)
             lengths = lengths + 1
         return EncodedPart(
-            # Ids are below 2^31, so that the view is exact.
-            tokens.view(np.int32),
+            tokens,
             lengths,
             np.flatnonzero(mask),
             hashes[mask].tobytes(),
@@ -161,10 +169,14 @@ class DocumentSelector:
         """Raise ValueError at a document of the sample whose ids are not those of `tokenizers`."""
         ends = np.cumsum(encoded.lengths)
         for index in np.flatnonzero(_in_share(hashes[:, 8:16], COMPARED_SHARE)).tolist():
-            if len(texts[index]) > MAX_COMPARED_CHARACTERS:
+            expected: Ids
+            if len(texts[index]) <= MAX_WHOLE_CHARACTERS:
+                (expected,) = self._tokenizer.encode_batch([texts[index]])
+            elif find_cutter(self._tokenizer) is not None:
+                expected = self._reference.encode([texts[index]]).tokens
+            else:
                 continue
             found = encoded.tokens[ends[index] - encoded.lengths[index] : ends[index]]
-            expected = self._reference.encode([texts[index]]).tokens
             if not np.array_equal(found, expected):
                 raise ValueError(
                     f"{name}:{lines[index]}: gigatoken gives other ids than tokenizers for this "
@@ -175,6 +187,8 @@ class DocumentSelector:
 def hash_documents(batch: TextBatch | TokenBatch, field: int = 0) -> NDArray[np.uint8]:
     """Return [n, 32]: the SHA-256 of each document's UTF-8 text, or of its ids as int32."""
     if isinstance(batch, TextBatch):
+        if len(batch.texts[field]) == 1:
+            return _hash_in_parts(batch.texts[field][0])
         hasher = _text_hasher()
         if hasher is not None:
             return hasher.sha256(batch.texts[field])
@@ -185,6 +199,14 @@ def hash_documents(batch: TextBatch | TokenBatch, field: int = 0) -> NDArray[np.
         contents = (part.tobytes() for part in parts)
     digests = [hashlib.sha256(content).digest() for content in contents]
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32)
+
+
+def _hash_in_parts(text: str) -> NDArray[np.uint8]:
+    """Return [1, 32]; Python would keep the UTF-8 of a text that is encoded as a whole."""
+    sha256 = hashlib.sha256()
+    for begin in range(0, len(text), BATCH_BYTES):
+        sha256.update(text[begin : begin + BATCH_BYTES].encode())
+    return np.frombuffer(sha256.digest(), dtype=np.uint8)[None]
 
 
 @functools.cache

@@ -36,9 +36,10 @@ def read_json(request: ReadRequest) -> Iterator[TextBatch]:
         if columns is None:
             yield from _read_lines(request, block)
             continue
-        texts, ids, urls = columns
         lines = range(block.first_line, block.first_line + block.num_lines)
-        yield TextBatch(texts, ids, urls, lines, block.position)
+        batch = [TextBatch(*columns, lines, block.position)]
+        del block, columns  # a long text would be held twice
+        yield batch.pop()
 
 
 class Columns(NamedTuple):

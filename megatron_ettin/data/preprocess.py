@@ -26,6 +26,7 @@ from megatron_ettin.data.batch_tokenizer import (
     GigatokenTokenizer,
     LibraryTokenizer,
     choose_library,
+    only_tokenizers,
 )
 from megatron_ettin.data.corpus_summary import (
     CorpusSummary,
@@ -251,7 +252,7 @@ def _choose(
 ) -> tuple[BatchTokenizer, str]:
     """Return the library for the text at the beginning of a shard, and a sentence saying why."""
     if options.library == "tokenizers":
-        return LibraryTokenizer(tokenizer), "tokenising with tokenizers, as --library says"
+        return only_tokenizers(tokenizer)
     # A record that cannot be read is reported when the shard is made.
     batches = read_shard(options, shard, lambda _: None)
     with closing(batches):

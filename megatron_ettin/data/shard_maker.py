@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.data.batch_tokenizer import BatchTokenizer, TokenizedTexts
+from megatron_ettin.data.batches import is_large
 from megatron_ettin.data.corpus_summary import CorpusSummary, forget_summary, publish_stamps
 from megatron_ettin.data.duplicates import Duplicates
 from megatron_ettin.data.encoding import (
@@ -71,10 +72,12 @@ class ShardMaker:
                 on_bad = quarantine.add if options.quarantines else None
                 with ExitStack() as stages:
                     batches = stages.enter_context(
-                        closing(prefetch(read_shard(options, shard, on_bad)))
+                        closing(prefetch(read_shard(options, shard, on_bad), _is_large))
                     )
-                    for item in stages.enter_context(closing(prefetch(self._encoded(batches)))):
+                    encoded = prefetch(self._encoded(batches), lambda item: is_large(item.batch))
+                    for item in stages.enter_context(closing(encoded)):
                         writer.add(item, progress)
+                        del item  # before the next one is waited for
                         quarantine.judge(writer.records, at_end=False)
                 quarantine.judge(writer.records, at_end=True)
                 writer.finish()
@@ -116,7 +119,7 @@ class ShardMaker:
             hashes = [hash_documents(batch, field) for field in range(len(fields))]
             return EncodedBatch(file, batch, fields, hashes)
 
-        return map_in_threads(encode, batches, NUM_ENCODERS)
+        return map_in_threads(encode, batches, NUM_ENCODERS, _is_large)
 
     def _summary(self, shard: Shard, json_key: str, counts: Counter[str]) -> CorpusSummary:
         options = self._options
@@ -244,6 +247,10 @@ def empty_corpus(json_key: str, corpus: Path, counts: Counter[str]) -> str:
         f'field "{json_key}": no document for {corpus}: {counts["documents"]} for '
         f"training, {counts['validation_documents']} for validation, dropped: {dropped}"
     )
+
+
+def _is_large(item: tuple[RawFile, TextBatch | TokenBatch]) -> bool:
+    return is_large(item[1])
 
 
 def _corpus_files(prefix: Path) -> list[Path]:

@@ -18,3 +18,4 @@ def read_shard(
                     f"{len(options.json_keys)} (--json-keys)"
                 )
             yield file, batch
+            del batch  # a long text is not held while the next one is read

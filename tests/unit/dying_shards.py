@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_ettin.data.preprocess import preprocess_shard
 from megatron_ettin.data.preprocess_options import PreprocessOptions
 
-DIES_BEFORE, DIES_AFTER, IS_REFUSED = 1, 4, 2
+DIES_BEFORE, DIES_AFTER, IS_REFUSED = 1, 2, 1
 
 
 def die_before(options: PreprocessOptions, index: int) -> None:

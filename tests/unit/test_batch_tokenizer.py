@@ -103,6 +103,15 @@ def test_a_tokenizer_that_gigatoken_does_not_know_is_left_to_tokenizers(
         assert reason in why
 
 
+def test_without_gigatoken_tokenizers_does_it(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "load_hf_json", None)
+    library, why = choose_library(changed(tokenizer, tmp_path), TEXTS)
+    assert isinstance(library, LibraryTokenizer)
+    assert why == "tokenising with tokenizers: gigatoken is not installed"
+
+
 class Wrong:
     """Encoder whose ids are wrong for texts with an x."""
 
