@@ -226,6 +226,20 @@ def publish(folder: Path, files: FileList, state: RunState) -> None:
     distributed.from_main_rank(lambda: _publish(folder, files, state))
 
 
+def add_state(folder: Path, files: FileList, state: RunState) -> None:
+    """Add the state to files that are complete; the main rank calls this.
+
+    The folder then lacks its name alone: `publication.publish_folder`.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    fields = {"versions": package_versions(), **dataclasses.asdict(state)}
+    document = {**files.to_document(), **fields, "state_sha256": sha256_of_json(fields)}
+    text = json.dumps(document, indent=2) + "\n"
+    (unfinished_folder(folder) / STATE_FILE).write_text(text)
+
+
 def discard(folder: Path) -> None:
     """Remove what was written of a checkpoint that is not published, as far as the disk allows."""
     if distributed.is_main_rank():
@@ -276,10 +290,7 @@ def _begin_folder(folder: Path) -> None:
 
 
 def _publish(folder: Path, files: FileList, state: RunState) -> None:
-    fields = {"versions": package_versions(), **dataclasses.asdict(state)}
-    document = {**files.to_document(), **fields, "state_sha256": sha256_of_json(fields)}
-    text = json.dumps(document, indent=2) + "\n"
-    (unfinished_folder(folder) / STATE_FILE).write_text(text)
+    add_state(folder, files, state)
     publish_folder(folder)
 
 
