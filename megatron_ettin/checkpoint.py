@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 import yaml
@@ -38,16 +37,8 @@ from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
 from megatron_ettin.shard_saver import PendingShards, RankPart, ShardSaver
 from megatron_ettin.shards import ShardsError, describe_error, read_shards
+from megatron_ettin.versions import package_versions
 
-#: Packages whose versions a checkpoint records.
-PACKAGES = (
-    "megatron-ettin",
-    "torch",
-    "megatron-core",
-    "transformer-engine",
-    "numpy",
-    "tokenizers",
-)
 #: Fields of ModelConfig that decide the names and shapes of tensors. Weights of a model that
 #: differs in one of them cannot be loaded.
 ARCHITECTURE = (
@@ -398,14 +389,3 @@ def read_config(folder: Path) -> RunConfig:
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here ({CONFIG_FILE} is missing)")
     return configuration.load_config(folder / CONFIG_FILE)
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide numbers, as installed."""
-    installed = {}
-    for package in PACKAGES:
-        try:
-            installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            installed[package] = "not installed"
-    return installed
