@@ -179,10 +179,11 @@ def begin(
     config: RunConfig,
     state: RunState,
 ) -> PendingCheckpoint:
-    """Copy a run's state, and begin to write it to `folder` with `.unfinished`.
+    """Begin to copy a run's state and to write it to `folder` with `.unfinished`.
 
     All ranks call this. `stage` is the unwrapped module (a DDP wrapper would prefix every name).
-    Training may go on when the call returns; the caller then calls `complete` and `publish`.
+    Training may go on when the call returns, up to an update, before which the caller calls
+    `shards.wait_for_copy`; then it calls `complete` and `publish`.
 
     Raises:
         CheckpointError: `folder` exists.

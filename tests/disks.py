@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_ettin.hashing_files import HashingFiles
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.shard_saver import _Planner
 from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.preparation import StepRange
 from tests.ranks import pretrain_main
@@ -56,6 +57,19 @@ def before_shards(act: Callable[[], None]) -> Iterator[None]:
         return create_stream(files, path, mode)
 
     with replaced(HashingFiles, "create_stream", create):
+        yield
+
+
+@contextmanager
+def before_copies(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act`, in the thread that writes, before it copies the tensors of a checkpoint."""
+    copy = _Planner.copy
+
+    def copy_later(planner: _Planner, *arguments: Any) -> None:
+        act()
+        copy(planner, *arguments)
+
+    with replaced(_Planner, "copy", copy_later):
         yield
 
 

@@ -35,7 +35,7 @@ class _Pending:
     began: float
     """Time of the save."""
     stall_seconds: float
-    """Time that training waited for the copy."""
+    """Time that training waited before it went on."""
 
 
 class Saver:
@@ -60,6 +60,7 @@ class Saver:
         self._folder = RunFolder(Path(config.run_dir))
         self._writer = ShardSaver()
         self._pending: _Pending | None = None
+        self._copy_seconds = 0.0  # time that an update waited for the pending copy
         self._head: Head | None = None
         self._refusal: Exception | None = None
 
@@ -74,7 +75,9 @@ class Saver:
         return self._refusal is not None
 
     def begin(self, state: RunState) -> None:
-        """Copy the state, and begin to write it; wait for the checkpoint before, if it is pending.
+        """Begin to copy and write the state; wait for the checkpoint before, if it is pending.
+
+        `wait_for_copy` must be called before the state changes.
 
         A disk that refuses is logged as an error, and the save is owed then.
         """
@@ -96,6 +99,14 @@ class Saver:
             return
         self._recorder.hold()
         self._pending = _Pending(pending, state, began, time.perf_counter() - began)
+        self._copy_seconds = 0.0
+
+    def wait_for_copy(self) -> None:
+        """Wait until weights and optimizer state may change, if a save still copies them."""
+        if self._pending is not None:
+            began = time.perf_counter()
+            self._pending.checkpoint.shards.wait_for_copy()
+            self._copy_seconds += time.perf_counter() - began
 
     def wait(self) -> None:
         """Publish the pending checkpoint, if there is one: wait for all ranks' threads before.
@@ -145,7 +156,7 @@ class Saver:
         saved = SavedCheckpoint(
             folder=folder,
             num_bytes=pending.checkpoint.shards.num_bytes,
-            stall_seconds=pending.stall_seconds + now - began,
+            stall_seconds=pending.stall_seconds + self._copy_seconds + now - began,
             seconds=now - pending.began,
         )
         self._reporter.report_saved(pending.state, saved)

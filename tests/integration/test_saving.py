@@ -14,11 +14,14 @@ from megatron_ettin.checkpoint_files import check_files, read_files
 from megatron_ettin.evaluation.layouts import LAYOUTS, Curve, read_curve
 from megatron_ettin.order.ledger import Kind, Ledger
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.shard_saver import PendingShards
 from tests.conftest import TinyCorpus
 from tests.disks import (
+    before_copies,
     before_shards,
     before_steps,
     may_mount,
+    replaced,
     small_files,
     train_on_small_disk,
     train_slowly,
@@ -111,6 +114,41 @@ def test_training_goes_on_while_a_checkpoint_is_pending(
     for saved in steps_saved(expected.path):
         assert shards(run, saved) == shards(expected, saved), saved
     expect_equal(run, expected)
+
+
+def test_an_update_waits_for_the_copy(
+    whole: tuple[list[str], RunFolder, Curve], tmp_path: Path
+) -> None:
+    arguments, expected, _ = whole
+    run = RunFolder(tmp_path / "run")
+    *_, last = steps_saved(expected.path)
+    begun: list[int] = []
+    waiting: list[int] = []  # steps whose updates wait
+    wait_for_copy = PendingShards.wait_for_copy
+
+    def wait(shards: PendingShards) -> None:
+        waiting.append(begun[-1])
+        wait_for_copy(shards)
+
+    def be_late() -> None:
+        (saved,) = unfinished(run)
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while saved < last and (not waiting or waiting[-1] <= saved):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(0.2)
+        assert begun[-1] <= saved + 1, "no step begins before the update is done"
+
+    with (
+        replaced(PendingShards, "wait_for_copy", wait),
+        before_steps(begun.append),
+        before_copies(be_late),
+    ):
+        train_here(arguments, run.path)
+    expect_equal(run, expected)
+    for saved in steps_saved(expected.path):
+        assert shards(run, saved) == shards(expected, saved), saved
+    assert all(line["save_stall_seconds"] > 0.19 for line in lines(run, "checkpoint"))
 
 
 def test_every_save_has_a_line(whole: tuple[list[str], RunFolder, Curve]) -> None:

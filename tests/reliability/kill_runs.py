@@ -187,10 +187,7 @@ def run_and_kill(
 
 
 def _wait_for_the_end(launch: Launch, folder: Path) -> int:
-    """Return a launch's exit code; kill one that does nothing for long, as its user would.
-
-    Ranks that start can wait for each other in gloo for ever (docs/reliability.md).
-    """
+    """Return a launch's exit code; kill one that does nothing for long, as its user would."""
     metrics = RunFolder(folder / "run").metrics
     size, deadline = -1, 0.0
     while (code := launch.exit_code()) is None:
