@@ -3,8 +3,10 @@
 import json
 import re
 import signal
+import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from tests.disks import (
     before_shards,
     before_steps,
     may_mount,
+    may_mount_images,
     replaced,
     small_files,
+    train_on_failing_disk,
     train_on_small_disk,
     train_slowly,
     train_with_small_files,
@@ -278,3 +282,35 @@ def test_a_full_disk(whole: tuple[list[str], RunFolder, Curve], tmp_path: Path) 
     assert first not in steps_saved(run.path)
     expect_equal(run, expected)
     assert json.loads(run.metrics_lines()[-1])["kind"] == "checkpoint"
+
+
+@pytest.mark.skipif(not may_mount_images(), reason="needs root and loop devices")
+def test_a_disk_that_becomes_read_only(
+    whole: tuple[list[str], RunFolder, Curve], tmp_path: Path
+) -> None:
+    arguments, expected, curve = whole
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(2**26)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    given = [*arguments, f"--run_dir={disk / 'run'}", RESUME]
+    log = tmp_path / "rank0.log"
+    for fails in (True, False):
+        program = partial(train_on_failing_disk, fails=fails)
+        places = [given, image, disk, tmp_path / "copy"]
+        with started_ranks(program, places, ranks=1, logs=tmp_path) as (process,):
+            process.join(DEADLINE_SECONDS)
+            assert process.exitcode == int(fails), log.read_text()
+        if fails:
+            said = log.read_text()
+            assert "run/metrics.jsonl: cannot be written (Read-only file system)" in said
+            assert "run/ledger: cannot be written (Read-only file system)" in said
+            assert re.search(r"was not saved: .*Read-only file system", said)
+            assert said.count(" · loss ") == len(curve.losses), "it trained to its end"
+            assert re.match(r"error: .*Read-only file system", said.splitlines()[-1])
+            # As a machine does when it starts: 1 says that errors were mended.
+            mended = subprocess.run(["e2fsck", "-fy", image], capture_output=True, check=False)
+            assert mended.returncode in (0, 1), mended.stdout
+    assert "resumed from" in log.read_text()
+    expect_equal(RunFolder(tmp_path / "copy" / "run"), expected)
