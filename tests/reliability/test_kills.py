@@ -8,7 +8,7 @@ from tests.conftest import TinyCorpus
 from tests.reliability.kill_runs import Campaign, summary
 
 #: Kills by the way in which a run is started: by torchrun, or by its agent with forked ranks.
-KILLS = {"torchrun": 2, "forked": 8}
+KILLS = {"torchrun": 1, "forked": 9}
 MANY_KILLS = {"torchrun": 100, "forked": 900}
 
 
