@@ -46,3 +46,29 @@ def test_every_start_finds_an_empty_store(tmp_path: Path) -> None:
             codes = [process.exitcode for process in processes]
         texts = [(tmp_path / f"rank{rank}.log").read_text()[-2000:] for rank in (0, 1)]
         assert codes == [0, 0], (number, texts)
+
+
+def test_several_hosts_are_told_to_have_a_new_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Restarts are counted by each host for itself, so no prefix can keep the starts apart."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    of_torchrun = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "RANK": "2",
+        "WORLD_SIZE": "4",
+        "GROUP_WORLD_SIZE": "2",
+        "TORCHELASTIC_RESTART_COUNT": "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    for name, value in of_torchrun.items():
+        monkeypatch.setenv(name, value)
+    distributed._store_of_this_start().set("key", "of all starts")
+    assert store.get("key") == b"of all starts"
+    (message,) = caplog.messages
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every host" in message
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    distributed._store_of_this_start().set("other", "of the second start")
+    assert store.get("start_1/other") == b"of the second start"
+    assert len(caplog.messages) == 1
