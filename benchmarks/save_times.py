@@ -34,9 +34,12 @@ class SaveTimes:
     plain_seconds: float
     """The same without hashing."""
     stall_seconds: float
-    """Time that training waits for a save beside it: the copy, and the publication."""
-    copy_seconds: float
+    """Time that training waits for a save beside it: before it goes on, before its next update for
+    the end of the copy, and for the publication."""
+    begin_seconds: float
     """The part of it before training goes on."""
+    copy_seconds: float
+    """The part of it before the update."""
     least_share: float
     """The shortest such wait over the shortest save of the former kind: least disturbed by other
     work, which slows a copy more than a disk."""
@@ -49,8 +52,8 @@ class SaveTimes:
         """Return the wait for a save beside training, and its share of the other kind of save."""
         return (
             f"{self.stall_seconds:.3f} s, {self.stall_seconds / self.save_seconds:.1%} of a save, "
-            f"{self.least_share:.1%} by the shortest of each (copy {self.copy_seconds:.3f} s; "
-            f"first save {self.first_stall_seconds:.3f} s)"
+            f"{self.least_share:.1%} by the shortest of each (begin {self.begin_seconds:.3f} s, "
+            f"copy {self.copy_seconds:.3f} s; first save {self.first_stall_seconds:.3f} s)"
         )
 
 
@@ -65,7 +68,14 @@ def save_times(model: ModelConfig, folder: Path, *, rounds: int) -> SaveTimes:
     saves: dict[str, Callable[[], _Save]] = {
         "plain": lambda: _save(folder, stage, optimizer, now, FileSystem()),
         "hashing": lambda: _save(folder, stage, optimizer, now, HashingFiles()),
-        "beside": lambda: _save(folder, stage, optimizer, beside, HashingFiles()),
+        "beside": lambda: _save(
+            folder,
+            stage,
+            optimizer,
+            beside,
+            HashingFiles(),
+            passes=lambda: _least_passes(stage),
+        ),
     }
     first = saves["beside"]()
     times: dict[str, list[_Save]] = {name: [] for name in saves}
@@ -84,6 +94,7 @@ def save_times(model: ModelConfig, folder: Path, *, rounds: int) -> SaveTimes:
         save_seconds=median("hashing", lambda save: save.seconds),
         plain_seconds=median("plain", lambda save: save.seconds),
         stall_seconds=median("beside", lambda save: save.stall_seconds),
+        begin_seconds=median("beside", lambda save: save.begin_seconds),
         copy_seconds=median("beside", lambda save: save.copy_seconds),
         least_share=min(save.stall_seconds for save in times["beside"])
         / min(save.seconds for save in times["hashing"]),
@@ -94,21 +105,23 @@ def save_times(model: ModelConfig, folder: Path, *, rounds: int) -> SaveTimes:
 
 @dataclass(frozen=True)
 class _Save:
-    copy_seconds: float
+    begin_seconds: float
     """Until training could go on."""
+    copy_seconds: float
+    """From the end of the passes until an update could change the tensors."""
     write_seconds: float
-    """Until the thread has ended."""
+    """From then until the thread has ended."""
     publish_seconds: float
     """Until the folder has its name."""
     listed: FileList
 
     @property
     def stall_seconds(self) -> float:
-        return self.copy_seconds + self.publish_seconds
+        return self.begin_seconds + self.copy_seconds + self.publish_seconds
 
     @property
     def seconds(self) -> float:
-        return self.copy_seconds + self.write_seconds + self.publish_seconds
+        return self.stall_seconds + self.write_seconds
 
 
 def _save(
@@ -117,10 +130,17 @@ def _save(
     optimizer: MegatronOptimizer,
     writer: ShardSaver,
     files: FileSystem,
+    *,
+    passes: Callable[[], object] = lambda: None,
 ) -> _Save:
+    """Save; `passes` is what training does between the save and its next update."""
     rmtree(folder, ignore_errors=True)
     began = time.perf_counter()
     pending = writer.begin(begin_folder(folder), stage, optimizer, files=files)
+    begun = time.perf_counter()
+    passes()
+    passed = time.perf_counter()
+    pending.wait_for_copy()
     copied = time.perf_counter()
     while not pending.is_written:
         time.sleep(0.001)
@@ -128,7 +148,13 @@ def _save(
     listed = FileList(pending.finish(pending.gather()))
     publish_folder(folder)
     ended = time.perf_counter()
-    return _Save(copied - began, written - copied, ended - written, listed)
+    return _Save(begun - began, copied - passed, written - copied, ended - written, listed)
+
+
+def _least_passes(stage: EttinModel) -> None:
+    """Read all weights and write all gradients once: less than a step does before its update."""
+    for weight in stage.parameters():
+        weight.grad = weight.detach().clone()
 
 
 def _check(folder: Path, listed: FileList) -> float:

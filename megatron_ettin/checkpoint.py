@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 import yaml
@@ -38,16 +37,8 @@ from megatron_ettin.order.run_folder import CONFIG_FILE, STATE_FILE
 from megatron_ettin.publication import begin_folder, publish_folder, unfinished_folder
 from megatron_ettin.shard_saver import PendingShards, RankPart, ShardSaver
 from megatron_ettin.shards import ShardsError, describe_error, read_shards
+from megatron_ettin.versions import package_versions
 
-#: Packages whose versions a checkpoint records.
-PACKAGES = (
-    "megatron-ettin",
-    "torch",
-    "megatron-core",
-    "transformer-engine",
-    "numpy",
-    "tokenizers",
-)
 #: Fields of ModelConfig that decide the names and shapes of tensors. Weights of a model that
 #: differs in one of them cannot be loaded.
 ARCHITECTURE = (
@@ -188,10 +179,11 @@ def begin(
     config: RunConfig,
     state: RunState,
 ) -> PendingCheckpoint:
-    """Copy a run's state, and begin to write it to `folder` with `.unfinished`.
+    """Begin to copy a run's state and to write it to `folder` with `.unfinished`.
 
     All ranks call this. `stage` is the unwrapped module (a DDP wrapper would prefix every name).
-    Training may go on when the call returns; the caller then calls `complete` and `publish`.
+    Training may go on when the call returns, up to an update, before which the caller calls
+    `shards.wait_for_copy`; then it calls `complete` and `publish`.
 
     Raises:
         CheckpointError: `folder` exists.
@@ -224,6 +216,20 @@ def publish(folder: Path, files: FileList, state: RunState) -> None:
         OSError: the disk refuses, on all ranks.
     """
     distributed.from_main_rank(lambda: _publish(folder, files, state))
+
+
+def add_state(folder: Path, files: FileList, state: RunState) -> None:
+    """Add the state to files that are complete; the main rank calls this.
+
+    The folder then lacks its name alone: `publication.publish_folder`.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    fields = {"versions": package_versions(), **dataclasses.asdict(state)}
+    document = {**files.to_document(), **fields, "state_sha256": sha256_of_json(fields)}
+    text = json.dumps(document, indent=2) + "\n"
+    (unfinished_folder(folder) / STATE_FILE).write_text(text)
 
 
 def discard(folder: Path) -> None:
@@ -276,10 +282,7 @@ def _begin_folder(folder: Path) -> None:
 
 
 def _publish(folder: Path, files: FileList, state: RunState) -> None:
-    fields = {"versions": package_versions(), **dataclasses.asdict(state)}
-    document = {**files.to_document(), **fields, "state_sha256": sha256_of_json(fields)}
-    text = json.dumps(document, indent=2) + "\n"
-    (unfinished_folder(folder) / STATE_FILE).write_text(text)
+    add_state(folder, files, state)
     publish_folder(folder)
 
 
@@ -387,14 +390,3 @@ def read_config(folder: Path) -> RunConfig:
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here ({CONFIG_FILE} is missing)")
     return configuration.load_config(folder / CONFIG_FILE)
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide numbers, as installed."""
-    installed = {}
-    for package in PACKAGES:
-        try:
-            installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            installed[package] = "not installed"
-    return installed

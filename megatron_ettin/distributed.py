@@ -6,6 +6,7 @@ NCCL where there is a GPU, gloo on CPU, chosen by what is there.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,12 +15,15 @@ from typing import TypeVar, cast
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.utils import deterministic
 
 from megatron_ettin import cpu
 from megatron_ettin.config import HardwareConfig
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 #: Long enough for a checkpoint of a large model, short enough that a dead rank is noticed.
 TIMEOUT = timedelta(minutes=30)
@@ -127,11 +131,35 @@ def _stream(hardware: HardwareConfig) -> AbstractContextManager[object]:
 
 def _init_process_group(world_size: int) -> None:
     backend = "nccl" if device().type == "cuda" else "gloo"
-    if "RANK" in os.environ:
-        torch.distributed.init_process_group(backend, timeout=TIMEOUT)
-    else:
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=world_size)
+    is_launched = "RANK" in os.environ
+    torch.distributed.init_process_group(
+        backend,
+        store=_store_of_this_start() if is_launched else HashStore(),
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=world_size,
+        timeout=TIMEOUT,
+    )
+
+
+def _store_of_this_start() -> Store:
+    """Return the store at MASTER_ADDR, without what earlier starts of these ranks left there.
+
+    torchrun (2.13) keeps its store when it starts ranks again. They would find the addresses of the
+    ranks before them, and fail, or wait for each other until their time is out.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    store.set_timeout(TIMEOUT)
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        # Each host's torchrun counts for itself, so only a store that it makes anew is empty.
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            logger.warning(
+                "ranks that torchrun starts again may wait for each other for %s: set "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every host before torchrun",
+                TIMEOUT,
+            )
+        return store
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"start_{start}", store)
 
 
 def rank() -> int:

@@ -1,4 +1,4 @@
-"""Writer of a checkpoint's shards: copied to host memory, then written and hashed by a thread.
+"""Writer of a checkpoint's shards: a thread copies them in host memory, writes and hashes them.
 
 Megatron-Core's own writer forks a process for each file and keeps a manager process for their
 results. Those outlive a rank that fails and hold its output open. Torch's writer of the same
@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import disk_usage
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -90,9 +90,10 @@ class ShardSaver:
         *,
         files: FileSystem | None = None,
     ) -> PendingShards:
-        """Copy the shards and begin to write them to `folder`, which exists; all ranks call this.
+        """Begin to copy the shards and write them to `folder`, which exists; all ranks call this.
 
-        The thread of the save before has ended. `files` writes without hashing, for comparison.
+        The tensors must stay until `PendingShards.wait_for_copy` returns. The thread of the save
+        before has ended. `files` writes without hashing, for comparison.
 
         Raises:
             ShardsError: the disk has no room, or refuses; on all ranks. No thread runs then.
@@ -117,9 +118,12 @@ class ShardSaver:
         writer = _writer(folder, HashingFiles() if files is None else files)
         if self._plan is None or not all(known):
             self._plan = _agree(planner, writer, local)
-        if self._copies:
-            planner.copy(self._plan.agreed, self._memory)
-        return PendingShards(folder, self._plan, planner, writer, sum(sizes))
+        memory = self._memory if self._copies else None
+        if memory is not None and distributed.device().type == "cuda":
+            # On the stream of the training, which this thread alone may use.
+            planner.copy(self._plan.agreed, memory)
+            memory = None
+        return PendingShards(folder, self._plan, planner, writer, sum(sizes), memory)
 
 
 class PendingShards:
@@ -132,11 +136,13 @@ class PendingShards:
         planner: _Planner,
         writer: FileSystemWriter,
         num_bytes: int,
+        memory: dict[MetadataIndex, torch.Tensor] | None,
     ) -> None:
-        """Start the thread."""
+        """Start the thread, which first copies the tensors to `memory`, unless it is None."""
         self.num_bytes = num_bytes
         """Bytes of the tensors of all ranks."""
-        self._folder, self._plan, self._writer = folder, plan, writer
+        self._folder, self._plan, self._writer, self._memory = folder, plan, writer, memory
+        self._copied = Event()
         self._part: Future[RankPart] = Future()
         # A rank that fails does not wait for it.
         Thread(target=self._write, args=[planner], name="checkpoint", daemon=True).start()
@@ -145,6 +151,10 @@ class PendingShards:
     def is_written(self) -> bool:
         """This rank's thread has ended, well or not."""
         return self._part.done()
+
+    def wait_for_copy(self) -> None:
+        """Wait until the tensors may change."""
+        self._copied.wait()
 
     def gather(self) -> list[RankPart]:
         """Wait for the threads of all ranks; return their parts on the main rank, [] elsewhere.
@@ -172,9 +182,14 @@ class PendingShards:
         return digests | _digests(self._writer.fs)
 
     def _write(self, planner: _Planner) -> None:
-        """Write this rank's file, unless it would be empty."""
+        """Copy the tensors and write this rank's file, unless it would be empty."""
         plan = self._plan.agreed
         try:
+            try:
+                if self._memory is not None:
+                    planner.copy(plan, self._memory)
+            finally:
+                self._copied.set()
             results = self._writer.write_data(plan, planner).wait() if plan.items else []
             self._part.set_result(RankPart("", _digests(self._writer.fs), results))
         except OSError as error:

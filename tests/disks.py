@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from megatron_ettin.hashing_files import HashingFiles
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.shard_saver import _Planner
 from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.preparation import StepRange
 from tests.ranks import pretrain_main
@@ -56,6 +58,19 @@ def before_shards(act: Callable[[], None]) -> Iterator[None]:
         return create_stream(files, path, mode)
 
     with replaced(HashingFiles, "create_stream", create):
+        yield
+
+
+@contextmanager
+def before_copies(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act`, in the thread that writes, before it copies the tensors of a checkpoint."""
+    copy = _Planner.copy
+
+    def copy_later(planner: _Planner, *arguments: Any) -> None:
+        act()
+        copy(planner, *arguments)
+
+    with replaced(_Planner, "copy", copy_later):
         yield
 
 
@@ -147,3 +162,39 @@ def _mount(folder: Path, num_bytes: int) -> None:
     Path("/proc/self/uid_map").write_text(f"0 {user} 1")
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", folder], check=True)
+
+
+def may_mount_images() -> bool:
+    """Tell whether this user may mount images of disks (ext4, through a loop device)."""
+    if os.getuid() != 0 or any(shutil.which(name) is None for name in ("mkfs.ext4", "e2fsck")):
+        return False
+    command = ["unshare", "-m", "losetup", "--find"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def train_on_failing_disk(
+    arguments: Sequence[str], image: Path, disk: Path, copy: Path, *, fails: bool
+) -> None:
+    """Run pretrain with the file system in `image` at `disk`, and then copy the disk to `copy`.
+
+    If it `fails`, the kernel finds an error in it after the first checkpoint and makes it
+    read-only, under files that are open.
+    """
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-o", "loop,errors=remount-ro", image, disk], check=True)
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    (device,) = (mount[0] for mount in mounts if mount[1] == str(disk))
+    switch = Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error"
+    run = RunFolder(disk / "run")
+
+    def fail(_: int) -> None:
+        if fails and run.newest_checkpoint() is not None:
+            switch.write_text("1")
+
+    try:
+        with before_steps(fail):
+            pretrain_main(arguments)
+    finally:
+        subprocess.run(["cp", "-r", disk, copy], check=True)

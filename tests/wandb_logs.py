@@ -2,9 +2,13 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+#: Far above the time in which W&B's service writes a log.
+DEADLINE_SECONDS = 120.0
 
 
 def logged_losses(log: Path) -> list[float]:
@@ -36,8 +40,20 @@ def logged_config(log: Path) -> dict[str, Any]:
     return found
 
 
-def parsed_records(log: Path) -> Iterator[Any]:
-    """Yield the records of an offline log."""
+def parsed_records(log: Path) -> list[Any]:
+    """Return the records of an offline log whose run has finished; the last one is its exit.
+
+    W&B's service still writes for a while after `finish` has returned.
+    """
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not (records := list(_parsed(log))) or not records[-1].HasField("exit"):
+        assert time.monotonic() < deadline, f"{log}: {len(records)} records, and no exit"
+        time.sleep(0.02)
+    return records
+
+
+def _parsed(log: Path) -> Iterator[Any]:
+    """Yield the whole records of a log, to which the service may still append."""
     from wandb.proto import wandb_internal_pb2
 
     for content in log_records(log.read_bytes()):
@@ -48,7 +64,7 @@ def parsed_records(log: Path) -> Iterator[Any]:
 
 def log_records(content: bytes) -> Iterator[bytes]:
     """Split a .wandb file: LevelDB's log format (blocks of 32 KiB) behind a header of 7 bytes."""
-    assert content[:4] == b":W&B"
+    assert b":W&B".startswith(content[:4])
     header, block, at = 7, 32_768, 7
     pending = b""
     while at + header <= len(content):
@@ -57,6 +73,8 @@ def log_records(content: bytes) -> Iterator[bytes]:
             continue
         length, kind = struct.unpack_from("<HB", content, at + 4)
         at += header
+        if at + length > len(content):  # the rest is still to come
+            return
         pending += content[at : at + length]
         at += length
         if kind in (1, 4):  # a whole record, or the last part of one

@@ -30,6 +30,7 @@ from megatron_ettin.evaluation.samples import Sample, check_masked_text, continu
 from megatron_ettin.evaluation.trained_on import trained_on
 from megatron_ettin.export.huggingface import to_huggingface
 from megatron_ettin.order.run_folder import RunFolder, step_of
+from megatron_ettin.versions import package_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def compare(folders: Mapping[str, Path], questions: Questions) -> Comparison:
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide the numbers."""
     evaluating = {name: metadata.version(name) for name in ("transformers", "scikit-learn")}
-    return {"python": platform.python_version(), **checkpoint.package_versions(), **evaluating}
+    return {"python": platform.python_version(), **package_versions(), **evaluating}
 
 
 def _without_trained_on(

@@ -1,6 +1,6 @@
 """Identity of a tokenised corpus: two hashes of its content, computed once and kept beside it.
 
-`PREFIX.identity.json` holds the sizes and modification times of the .bin and .idx that were hashed.
+`PREFIX.identity.json` holds the sizes, times and inodes of the .bin and .idx that were hashed.
 While these match, the hashes are valid, and a corpus of any size opens at once. Otherwise the files
 are hashed again.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,15 @@ from megatron_ettin.file_lock import open_locked
 from megatron_ettin.native import TokenFile
 from megatron_ettin.publication import publish_text, remove_leftovers
 
-FORMAT = "megatron-ettin-corpus-identity/1"
+logger = logging.getLogger(__name__)
+
+FORMAT = "megatron-ettin-corpus-identity/2"
 CHUNK_BYTES = 2**22
 CHUNK_DOCUMENTS = 2**20
-STAMPS = ("idx_bytes", "idx_mtime_ns", "bin_bytes", "bin_mtime_ns")
+#: Stamps that a copy may keep (`cp -p`), and that a program may set.
+KEPT_STAMPS = ("idx_bytes", "idx_mtime_ns", "bin_bytes", "bin_mtime_ns")
+#: Stamps that only the kernel sets: they tell a file from its copy, and from itself before a write.
+OWN_STAMPS = ("idx_inode", "idx_ctime_ns", "bin_inode", "bin_ctime_ns")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,10 @@ class CorpusIdentity:
     idx_mtime_ns: int
     bin_bytes: int
     bin_mtime_ns: int
+    idx_inode: int
+    idx_ctime_ns: int
+    bin_inode: int
+    bin_ctime_ns: int
     documents: int
     tokens: int
     lengths_sha256: str
@@ -52,10 +62,10 @@ class CorpusIdentity:
 def identify_corpus(prefix: str, *, folder: Path | None = None) -> CorpusIdentity:
     """Return the identity of PREFIX.bin and PREFIX.idx; hash the files only if none is stored.
 
-    A stored identity, beside the corpus or in `folder`, is valid while it has the sizes and times
-    of both files. Otherwise the pair is opened with all checks and hashed, with a progress bar on a
-    terminal, and the identity is published in `folder`, by default beside the corpus. If several
-    processes need it at the same time, one hashes and the others wait.
+    A stored identity, beside the corpus or in `folder`, is valid while it has the sizes, times and
+    inodes of both files. Otherwise the pair is opened with all checks and hashed, with a progress
+    bar on a terminal, and the identity is published in `folder`, by default beside the corpus. If
+    several processes need it at the same time, one hashes and the others wait.
 
     Raises:
         FileNotFoundError: if the pair is not there.
@@ -67,6 +77,7 @@ def identify_corpus(prefix: str, *, folder: Path | None = None) -> CorpusIdentit
     if known is not None:
         return known
     _require_writable(places[-1].parent)
+    earlier = _stored(prefix, places, KEPT_STAMPS)
     with _one_at_a_time(prefix) as is_alone:
         known = _known(prefix, places)
         if known is None:
@@ -74,16 +85,33 @@ def identify_corpus(prefix: str, *, folder: Path | None = None) -> CorpusIdentit
                 remove_leftovers(places[-1])
             known = hash_corpus(prefix)
             publish_text(places[-1], _to_json(known))
-        return known
+    if earlier:
+        _say_what_changed(prefix, earlier[-1], known)
+    return known
 
 
 def _known(prefix: str, places: Sequence[Path]) -> CorpusIdentity | None:
+    valid = _stored(prefix, places, KEPT_STAMPS + OWN_STAMPS)
+    return valid[0] if valid else None
+
+
+def _stored(prefix: str, places: Sequence[Path], names: Sequence[str]) -> list[CorpusIdentity]:
+    """Return the stored identities whose stamps `names` are those of the files now."""
     stamps = _stamps(prefix)
-    for path in places:
-        known = _read(path)
-        if known is not None and all(getattr(known, name) == stamps[name] for name in STAMPS):
-            return known
-    return None
+    found = [stored for path in places if (stored := _read(path)) is not None]
+    return [each for each in found if all(getattr(each, name) == stamps[name] for name in names)]
+
+
+def _say_what_changed(prefix: str, earlier: CorpusIdentity, now: CorpusIdentity) -> None:
+    """Log whether files with their old sizes and modification times have their old content."""
+    if now.content == earlier.content:
+        logger.info("%s: copied, moved or touched; hashed again, the content is the same", prefix)
+    for end, name in (("bin", "tokens_sha256"), ("idx", "lengths_sha256")):
+        if getattr(now, name) != getattr(earlier, name):
+            logger.warning(
+                "%s.%s: its bytes changed, though its size and modification time did not",
+                *(prefix, end),
+            )
 
 
 def hash_corpus(prefix: str) -> CorpusIdentity:
@@ -139,8 +167,9 @@ def _path(prefix: str, folder: Path | None) -> Path:
 
 def _stamps(prefix: str) -> dict[str, int]:
     idx, data = os.stat(f"{prefix}.idx"), os.stat(f"{prefix}.bin")
-    values = (idx.st_size, idx.st_mtime_ns, data.st_size, data.st_mtime_ns)
-    return dict(zip(STAMPS, values, strict=True))
+    kept = (idx.st_size, idx.st_mtime_ns, data.st_size, data.st_mtime_ns)
+    own = (idx.st_ino, idx.st_ctime_ns, data.st_ino, data.st_ctime_ns)
+    return dict(zip(KEPT_STAMPS + OWN_STAMPS, kept + own, strict=True))
 
 
 def _to_json(identity: CorpusIdentity) -> str:

@@ -1,6 +1,6 @@
 """Compare corpora and tokenizers with order.json, by hashing them anew.
 
-All other commands trust a corpus's identity file if it names the size and time of the corpus.
+All other commands trust a corpus's identity file if it names size, times and inode of the files.
 """
 
 from __future__ import annotations

@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ettin import checkpoint, distributed
+from megatron_ettin import distributed
 from megatron_ettin.config import RunConfig
 from megatron_ettin.devices import GIB
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.shard_list import list_shards
 from megatron_ettin.training.start_checks import StartError
+from megatron_ettin.versions import package_versions
 
 TOKEN_PREFIX = ".seen-by-all-hosts."
 #: Folders above a run's in which a killed start's token is looked for.
@@ -124,7 +125,7 @@ def _gather(config: RunConfig) -> list[HostFacts]:
             host=platform.node(),
             agent=int(os.environ.get("GROUP_RANK", "0")),
             unix_seconds=now,
-            versions={"python": platform.python_version(), **checkpoint.package_versions()},
+            versions={"python": platform.python_version(), **package_versions()},
             run_dir=str(run_dir.absolute()),
             shows_token=_above(run_dir, name[0]).joinpath(name[1]).exists(),
             corpora=corpora,

@@ -194,6 +194,7 @@ def train_step(
         micro_batch_size=1,
     )
     recent_losses = run.watch.examine(step, state, reports, run.optimizer)
+    run.saver.wait_for_copy()
     run.optimizer.set_lr(lr)
     with interval.optimizer.measure():
         run.optimizer.step()

@@ -232,9 +232,10 @@ class Reporter:
         logger.warning("%s (intervention %s)", intervention, count)
 
     def report_saved(self, state: RunState, saved: SavedCheckpoint) -> None:
-        """Report the checkpoint of `state`; later steps may have lines already."""
-        if not self._is_main:
-            return
+        """Write the line of the checkpoint of `state`; later steps may have lines already.
+
+        For the main rank alone.
+        """
         record = {
             "kind": "checkpoint",
             "step": state.step,
@@ -245,10 +246,6 @@ class Reporter:
             "bytes": saved.num_bytes,
         }
         self._write(record)
-        logger.info(
-            "saved %s in %.1f s (training waited %.1f s)",
-            *(saved.folder, saved.seconds, saved.stall_seconds),
-        )
 
     def write_durably(self, report: dict[str, Any]) -> None:
         """Write a line of metrics.jsonl that no tracker gets; for the main rank alone.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ettin import checkpoint, checkpoint_files, distributed
+from megatron_ettin import checkpoint_files, distributed
 from megatron_ettin import config as configuration
 from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import RunConfig
@@ -29,6 +29,7 @@ from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.anchoring import Anchoring, open_anchoring
 from megatron_ettin.training.late_writes import LateWrites
 from megatron_ettin.training.preparation import MASK_LANE, ORDER_LANES, TOKEN_LANES, StepRange
+from megatron_ettin.versions import package_versions
 
 
 def open_recorder(
@@ -290,7 +291,7 @@ def describe_run(
         "model": dataclasses.asdict(config.model),
         "token_ids": dataclasses.asdict(ids),
         "layout": {**dataclasses.asdict(config.hardware), "data_parallel_size": data_parallel_size},
-        "versions": checkpoint.package_versions(),
+        "versions": package_versions(),
         "host": platform.node(),
         "from_checkpoint": RunFolder(Path()).checkpoint(state.step).name if state.step else None,
         "initialized_from": state.initialized_from,

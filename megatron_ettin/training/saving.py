@@ -17,6 +17,7 @@ from megatron_ettin.file_digests import FileList
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.publication import publish_folder
 from megatron_ettin.shard_saver import ShardSaver
 from megatron_ettin.shards import ShardsError
 from megatron_ettin.training.keeper import Keeper
@@ -34,7 +35,7 @@ class _Pending:
     began: float
     """Time of the save."""
     stall_seconds: float
-    """Time that training waited for the copy."""
+    """Time that training waited before it went on."""
 
 
 class Saver:
@@ -59,6 +60,7 @@ class Saver:
         self._folder = RunFolder(Path(config.run_dir))
         self._writer = ShardSaver()
         self._pending: _Pending | None = None
+        self._copy_seconds = 0.0  # time that an update waited for the pending copy
         self._head: Head | None = None
         self._refusal: Exception | None = None
 
@@ -73,7 +75,9 @@ class Saver:
         return self._refusal is not None
 
     def begin(self, state: RunState) -> None:
-        """Copy the state, and begin to write it; wait for the checkpoint before, if it is pending.
+        """Begin to copy and write the state; wait for the checkpoint before, if it is pending.
+
+        `wait_for_copy` must be called before the state changes.
 
         A disk that refuses is logged as an error, and the save is owed then.
         """
@@ -95,6 +99,14 @@ class Saver:
             return
         self._recorder.hold()
         self._pending = _Pending(pending, state, began, time.perf_counter() - began)
+        self._copy_seconds = 0.0
+
+    def wait_for_copy(self) -> None:
+        """Wait until weights and optimizer state may change, if a save still copies them."""
+        if self._pending is not None:
+            began = time.perf_counter()
+            self._pending.checkpoint.shards.wait_for_copy()
+            self._copy_seconds += time.perf_counter() - began
 
     def wait(self) -> None:
         """Publish the pending checkpoint, if there is one: wait for all ranks' threads before.
@@ -104,22 +116,11 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        began = time.perf_counter()
         try:
             self._publish(pending)
         except (ShardsError, OSError) as error:
             self._refused(pending.checkpoint.folder, error)
-            self._recorder.release()
-            return
         self._recorder.release()
-        ended = time.perf_counter()
-        saved = SavedCheckpoint(
-            folder=pending.checkpoint.folder,
-            num_bytes=pending.checkpoint.shards.num_bytes,
-            stall_seconds=pending.stall_seconds + ended - began,
-            seconds=ended - pending.began,
-        )
-        self._reporter.report_saved(pending.state, saved)
 
     def finish(self, state: RunState) -> RunState:
         """Wait for the last checkpoint of a run; return `state` with the head of the ledger.
@@ -135,21 +136,37 @@ class Saver:
         return dataclasses.replace(state, ledger_seq=self._head.seq, ledger_chain=self._head.chain)
 
     def _publish(self, pending: _Pending) -> None:
-        """Write the ledger's record of the checkpoint's files, then its state and name.
+        """Complete a checkpoint's files and give them their name."""
+        began = time.perf_counter()
+        files = pending.checkpoint.complete()
+        self._head = distributed.from_main_rank(lambda: self._name(pending, files, began))
+        self._keeper.note_published()
 
-        In this order a checkpoint never knows more than the ledger, wherever a crash comes.
+    def _name(self, pending: _Pending, files: FileList, began: float) -> Head | None:
+        """Write the ledger's record of a checkpoint's files, its state, its line, then its name.
+
+        In this order a checkpoint never knows more than the ledger, and none lacks its line,
+        wherever a crash comes. Return the head of the ledger.
         """
         folder = pending.checkpoint.folder
-        files = pending.checkpoint.complete()
-        state = distributed.from_main_rank(lambda: self._record(pending.state, folder, files))
-        checkpoint.publish(folder, files, state)
-        self._keeper.note_published()
-        self._head = state.ledger_head
-
-    def _record(self, state: RunState, folder: Path, files: FileList) -> RunState:
-        """Make the lines and records before a checkpoint durable, and its own record."""
         self._reporter.settle()
-        return self._recorder.record_checkpoint(state, folder.name, files.sha256)
+        state = self._recorder.record_checkpoint(pending.state, folder.name, files.sha256)
+        checkpoint.add_state(folder, files, state)
+        now = time.perf_counter()
+        saved = SavedCheckpoint(
+            folder=folder,
+            num_bytes=pending.checkpoint.shards.num_bytes,
+            stall_seconds=pending.stall_seconds + self._copy_seconds + now - began,
+            seconds=now - pending.began,
+        )
+        self._reporter.report_saved(pending.state, saved)
+        self._reporter.settle()
+        publish_folder(folder)
+        logger.info(
+            "saved %s in %.1f s (training waited %.1f s)",
+            *(folder, saved.seconds, saved.stall_seconds),
+        )
+        return state.ledger_head
 
     def _refused(self, folder: Path, error: ShardsError | OSError) -> None:
         """Say why a save failed, remove what it has written, and owe it."""

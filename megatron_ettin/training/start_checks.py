@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint import RunState
@@ -89,7 +91,8 @@ def check_same_order(config: RunConfig, spec: OrderSpec, folder: Path, state: Ru
         )
     if plans_other_rows(spec, state) and not config.checkpoint.amend_order:
         raise CheckpointError(
-            f"{folder}: had planned other rows from row {state.g} on; give "
+            f"{folder}: had planned other rows from row {state.g} on"
+            f"{_first_difference(config, spec)}; give "
             f"--checkpoint.amend_order true to go on with this configuration's, which the ledger "
             f"then records, or restore the phases in {folder / CONFIG_FILE}"
         )
@@ -103,10 +106,36 @@ def _first_difference(config: RunConfig, spec: OrderSpec) -> str:
         recorded, now = json.loads(path.read_text()), json.loads(spec.to_json())
         for ids in ("order_id", "phase_ids"):  # they follow from the rest
             del recorded[ids], now[ids]
+        changed = _changed_files(config, recorded, now)
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     difference = find_first_difference(recorded, now)
-    return "" if difference is None else f" ({path}: {difference})"
+    return "" if difference is None else f" ({changed}{path}: {difference})"
+
+
+def _changed_files(config: RunConfig, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name the corpora's files that are others than in the recorded order; "" if none is.
+
+    Corpora of several shards name theirs when they are opened.
+    """
+    was, today = _content(recorded), _content(now)
+    changed = [
+        f"{config.data.sources[source].prefix}.{end}"
+        for (source, end), sha256 in today.items()
+        if source in config.data.sources and was.get((source, end), sha256) != sha256
+    ]
+    return f"{' and '.join(changed)} changed since the run began; " if changed else ""
+
+
+def _content(order: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Return the SHA-256 of each source's files, by source and end of the name."""
+    ends = {"bin": "tokens_sha256", "idx": "lengths_sha256"}
+    return {
+        (pool["source"], end): pool[name]
+        for phase in order["phases"]
+        for pool in phase["pools"]
+        for end, name in ends.items()
+    }
 
 
 def _check_order_file(config: RunConfig, spec: OrderSpec, folder: Path) -> None:

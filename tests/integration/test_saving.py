@@ -3,8 +3,10 @@
 import json
 import re
 import signal
+import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,17 @@ from megatron_ettin.checkpoint_files import check_files, read_files
 from megatron_ettin.evaluation.layouts import LAYOUTS, Curve, read_curve
 from megatron_ettin.order.ledger import Kind, Ledger
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.shard_saver import PendingShards
 from tests.conftest import TinyCorpus
 from tests.disks import (
+    before_copies,
     before_shards,
     before_steps,
     may_mount,
+    may_mount_images,
+    replaced,
     small_files,
+    train_on_failing_disk,
     train_on_small_disk,
     train_slowly,
     train_with_small_files,
@@ -111,6 +118,41 @@ def test_training_goes_on_while_a_checkpoint_is_pending(
     for saved in steps_saved(expected.path):
         assert shards(run, saved) == shards(expected, saved), saved
     expect_equal(run, expected)
+
+
+def test_an_update_waits_for_the_copy(
+    whole: tuple[list[str], RunFolder, Curve], tmp_path: Path
+) -> None:
+    arguments, expected, _ = whole
+    run = RunFolder(tmp_path / "run")
+    *_, last = steps_saved(expected.path)
+    begun: list[int] = []
+    waiting: list[int] = []  # steps whose updates wait
+    wait_for_copy = PendingShards.wait_for_copy
+
+    def wait(shards: PendingShards) -> None:
+        waiting.append(begun[-1])
+        wait_for_copy(shards)
+
+    def be_late() -> None:
+        (saved,) = unfinished(run)
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while saved < last and (not waiting or waiting[-1] <= saved):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(0.2)
+        assert begun[-1] <= saved + 1, "no step begins before the update is done"
+
+    with (
+        replaced(PendingShards, "wait_for_copy", wait),
+        before_steps(begun.append),
+        before_copies(be_late),
+    ):
+        train_here(arguments, run.path)
+    expect_equal(run, expected)
+    for saved in steps_saved(expected.path):
+        assert shards(run, saved) == shards(expected, saved), saved
+    assert all(line["save_stall_seconds"] > 0.19 for line in lines(run, "checkpoint"))
 
 
 def test_every_save_has_a_line(whole: tuple[list[str], RunFolder, Curve]) -> None:
@@ -240,3 +282,35 @@ def test_a_full_disk(whole: tuple[list[str], RunFolder, Curve], tmp_path: Path) 
     assert first not in steps_saved(run.path)
     expect_equal(run, expected)
     assert json.loads(run.metrics_lines()[-1])["kind"] == "checkpoint"
+
+
+@pytest.mark.skipif(not may_mount_images(), reason="needs root and loop devices")
+def test_a_disk_that_becomes_read_only(
+    whole: tuple[list[str], RunFolder, Curve], tmp_path: Path
+) -> None:
+    arguments, expected, curve = whole
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(2**26)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    given = [*arguments, f"--run_dir={disk / 'run'}", RESUME]
+    log = tmp_path / "rank0.log"
+    for fails in (True, False):
+        program = partial(train_on_failing_disk, fails=fails)
+        places = [given, image, disk, tmp_path / "copy"]
+        with started_ranks(program, places, ranks=1, logs=tmp_path) as (process,):
+            process.join(DEADLINE_SECONDS)
+            assert process.exitcode == int(fails), log.read_text()
+        if fails:
+            said = log.read_text()
+            assert "run/metrics.jsonl: cannot be written (Read-only file system)" in said
+            assert "run/ledger: cannot be written (Read-only file system)" in said
+            assert re.search(r"was not saved: .*Read-only file system", said)
+            assert said.count(" · loss ") == len(curve.losses), "it trained to its end"
+            assert re.match(r"error: .*Read-only file system", said.splitlines()[-1])
+            # As a machine does when it starts: 1 says that errors were mended.
+            mended = subprocess.run(["e2fsck", "-fy", image], capture_output=True, check=False)
+            assert mended.returncode in (0, 1), mended.stdout
+    assert "resumed from" in log.read_text()
+    expect_equal(RunFolder(tmp_path / "copy" / "run"), expected)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import json
 import random
 import shutil
@@ -23,15 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from megatron_ettin.order.ledger import RECORD, Ledger
 from megatron_ettin.order.ledger.format import RECORD_BYTES
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import TEMPORARY_MARK, is_unfinished
-from megatron_ettin.queries.verify import verify
 from tests.conftest import TinyCorpus, make_tiny_corpus
 from tests.reliability.launches import Launch, forked_agent, kill, torchrun
+from tests.reliability.outcomes import COPIES, faults_of, outcome_of
 
 PHASES = [
     {"name": "short", "train_tokens": 20_000, "seq_length": 128, "global_batch_size": 16},
@@ -40,7 +36,7 @@ PHASES = [
 #: Relative paths, so that every file of a run has the same bytes in every folder.
 ARGUMENTS = (
     *("--config=run.yaml", "--run_dir=run", "--checkpoint.resume=true"),
-    "--checkpoint.save_every_tokens=5000",
+    *("--checkpoint.save_every_tokens=5000", f"--checkpoint.copy_to={COPIES}"),
 )
 Starter = Callable[[Sequence[str], Path, Path], AbstractContextManager[Launch]]
 STARTERS: dict[str, Starter] = {"torchrun": torchrun, "forked": forked_agent}
@@ -49,28 +45,11 @@ IMPORT_SECONDS = {"torchrun": 8.0, "forked": 0.0}
 VICTIMS = ("everything", "a rank", "the agent")
 ANY_TIME, START = "any time", "start"
 #: Moments of a kill; half of the kills come at any time.
-MOMENTS = ("save", "publish", "ledger", "report", "fork", "temporary file", START)
+MOMENTS = ("save", "publish", "copy", "ledger", "report", "fork", "temporary file", START)
 #: Kills of one run, after which it is left alone.
 MOST_KILLS = 5
 #: Far above what a start, a step or a save takes.
 IDLE_SECONDS = 120.0
-#: Numbers of a report that no two runs share.
-TIMES = {
-    "seconds",
-    "tokens_per_second",
-    "optimizer_share",
-    "peak_memory_bytes",
-    "save_seconds",
-    "save_stall_seconds",
-    "rank_seconds_min",
-    "rank_seconds_median",
-    "rank_seconds_max",
-    "slowest_rank",
-    "slowest_host",
-}
-#: Files of a checkpoint that no two runs share: one has the tokenizer's absolute path, and torch
-#: puts random names into the other.
-UNLIKE = {"model.json", ".metadata"}
 
 
 @dataclass(frozen=True)
@@ -80,74 +59,6 @@ class Kill:
     victim: str
     moment: str
     left: list[str]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All that a run leaves, without times."""
-
-    files: set[str]
-    reports: list[dict[str, Any]]
-    steps: list[tuple[Any, ...]]
-    checkpoints: dict[str, dict[str, str]]
-    """Digests of the files of a checkpoint, by its name."""
-
-
-def outcome_of(folder: Path) -> Outcome:
-    """Read a run that has ended."""
-    run = RunFolder(folder / "run")
-    columns = [name for name in RECORD.names or () if name not in ("seq", "unix_ns", "chain")]
-    forks = run.ledger / "forks"
-    return Outcome(
-        files={
-            str(path.relative_to(folder))
-            for top in (run.path, folder / "corpus")
-            for path in top.rglob("*")
-            if path.parent != forks or not path.name.startswith("fork_")
-        },
-        reports=[
-            {name: value for name, value in report.items() if name not in TIMES}
-            # The line of a checkpoint comes when its files are written, at one step or another.
-            for report in sorted(run.read_metrics(), key=lambda line: (line["step"], line["kind"]))
-        ],
-        steps=[
-            tuple(np.asarray(step[name]).tolist() for name in columns)
-            for step in Ledger.read(run.ledger).steps
-        ],
-        checkpoints={
-            path.name: {
-                name: digest["sha256"]
-                for name, digest in json.loads((path / "state.json").read_text())["files"].items()
-                if name not in UNLIKE
-            }
-            for path in run.complete_checkpoints()
-        },
-    )
-
-
-def differences(found: Outcome, expected: Outcome) -> list[str]:
-    """Return in what two runs differ."""
-    faults = [f"left {name}" for name in sorted(found.files - expected.files)]
-    faults += [f"lacks {name}" for name in sorted(expected.files - found.files)]
-    for what in ("reports", "steps"):
-        mine, theirs = getattr(found, what), getattr(expected, what)
-        if mine != theirs:
-            faults.append(f"{what} differ: {mine} and {theirs}")
-    for name, digests in found.checkpoints.items():
-        theirs = expected.checkpoints.get(name, {})
-        unlike = [each for each in digests | theirs if digests.get(each) != theirs.get(each)]
-        faults += [f"{name}: {each} is another file" for each in unlike]
-    return faults
-
-
-def faults_of(folder: Path, expected: Outcome) -> list[str]:
-    """Return what is wrong with a run that has ended."""
-    with contextlib.chdir(folder):
-        found = verify(Path("run"), share=1.0, weights=True)
-    faults = [fault.what for fault in found.faults] + found.changes
-    if not found.passed:
-        faults.append(f"verify says {found.verdict}")
-    return faults + differences(outcome_of(folder), expected)
 
 
 @dataclass(frozen=True)
@@ -191,18 +102,22 @@ class Moments:
         ledger = run.ledger
         match moment:
             case "save":
-                return _inodes(path for path in run.checkpoints.glob("*") if is_unfinished(path))
+                signs = _inodes(path for path in run.checkpoints.glob("*") if is_unfinished(path))
             case "publish":
-                return _inodes(run.checkpoints.glob("*/state.json"))
+                signs = _inodes(run.checkpoints.glob("*/state.json"))
+            case "copy":
+                signs = _inodes((self.folder / COPIES / "checkpoints").glob("*/*"))
             case "ledger":
-                return {_size(ledger / "records.led"), _size(ledger / "events.jsonl")}
+                signs = {_size(ledger / "records.led"), _size(ledger / "events.jsonl")}
             case "report":
-                return {_size(run.metrics)}
+                signs = {_size(run.metrics)}
             case "fork":
-                return _inodes((ledger / "forks").glob("*"))
+                signs = _inodes((ledger / "forks").glob("*"))
             case "temporary file":
-                return _inodes(self.folder.rglob(f"*{TEMPORARY_MARK}*"))
-        raise ValueError(moment)
+                signs = _inodes(self.folder.rglob(f"*{TEMPORARY_MARK}*"))
+            case _:
+                raise ValueError(moment)
+        return signs
 
     def left(self) -> list[str]:
         """Name what a kill has left that the next start must clear."""
@@ -212,6 +127,9 @@ class Moments:
             if is_unfinished(path):
                 has_state = (path / "state.json").exists()
                 left.append("a checkpoint to be named" if has_state else "half a checkpoint")
+        copies = self.folder / COPIES / "checkpoints"
+        if any(not (path / "state.json").exists() for path in copies.glob("*")):
+            left.append("half a copy")
         if any(self.folder.rglob(f"*{TEMPORARY_MARK}*")):
             left.append("a temporary file")
         if (run.ledger / "forks" / "pending.json").exists():
@@ -269,10 +187,7 @@ def run_and_kill(
 
 
 def _wait_for_the_end(launch: Launch, folder: Path) -> int:
-    """Return a launch's exit code; kill one that does nothing for long, as its user would.
-
-    Ranks that start can wait for each other in gloo for ever (docs/reliability.md).
-    """
+    """Return a launch's exit code; kill one that does nothing for long, as its user would."""
     metrics = RunFolder(folder / "run").metrics
     size, deadline = -1, 0.0
     while (code := launch.exit_code()) is None:

@@ -45,6 +45,10 @@ class Launch:
         """List the ranks: the processes that the agent has started."""
         return [pid for pid in _processes() if _status(pid)[1] == self.agent]
 
+    def stopped(self) -> list[int]:
+        """List the ranks that are stopped (SIGSTOP)."""
+        return [pid for pid in self.ranks() if _status(pid)[0] == "T"]
+
     def _owns(self, pid: int) -> bool:
         """Tell by a mark in the environment, or by the session, of which forked ranks are part."""
         state, _, session = _status(pid)
@@ -108,11 +112,16 @@ def torchrun(arguments: Sequence[str], folder: Path, log: Path) -> Iterator[Laun
 
 
 @contextmanager
-def forked_agent(arguments: Sequence[str], folder: Path, log: Path) -> Iterator[Launch]:
-    """Start torchrun's agent on forked ranks; nothing of it outlives the block."""
+def forked_agent(
+    arguments: Sequence[str],
+    folder: Path,
+    log: Path,
+    program: Callable[[Sequence[str]], None] = pretrain_main,
+) -> Iterator[Launch]:
+    """Start torchrun's agent on forked ranks of `program`; nothing of it outlives the block."""
     logs = log.with_suffix(".d")
     logs.mkdir(exist_ok=True)
-    with started_ranks(be_agent, [arguments, folder], ranks=1, logs=logs) as (process,):
+    with started_ranks(be_agent, [program, arguments, folder], ranks=1, logs=logs) as (process,):
         # Forked processes are found by their session alone: their environment is the server's.
         launch = Launch(process.pid or 0, None, lambda: process.exitcode)
         try:
@@ -124,7 +133,9 @@ def forked_agent(arguments: Sequence[str], folder: Path, log: Path) -> Iterator[
         file.write((logs / "rank0.log").read_bytes())
 
 
-def be_agent(arguments: Sequence[str], folder: Path) -> None:
+def be_agent(
+    program: Callable[[Sequence[str]], None], arguments: Sequence[str], folder: Path
+) -> None:
     """Do what `torchrun --standalone` does, but fork the ranks."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -144,14 +155,14 @@ def be_agent(arguments: Sequence[str], folder: Path) -> None:
         start_method="fork",
         logs_specs=DefaultLogsSpecs(),
     )
-    elastic_launch(config, be_forked_rank)(list(arguments))
+    elastic_launch(config, be_forked_rank)(program, list(arguments))
 
 
-def be_forked_rank(arguments: Sequence[str]) -> None:
-    """Run pretrain's command line, with a new process's signal handlers instead of the agent's."""
+def be_forked_rank(program: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+    """Run the program, with a new process's signal handlers instead of the agent's."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    pretrain_main(arguments)
+    program(arguments)
 
 
 def kill(processes: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 A kind of file that is new fails the test until it is in the table.
 """
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -142,9 +143,7 @@ def way_of(base: Base, run: Path, named: Path) -> str:
     else:
         assert end_of(run) == base.expected
         return SURVIVED
-    # Of a corpus that changed, the message names the entry of the order that says so.
-    names = (named.name, str(named.parent), "order.json: phases[0].pools[")
-    assert any(name in message for name in names), message
+    assert any(name in message for name in (named.name, str(named.parent))), message
     return REFUSED
 
 
@@ -162,15 +161,25 @@ def ways_in_run(base: Base, kind: Kind, copies: Path, *, flips: int) -> set[str]
 
 
 def ways_in_corpus(base: Base, kind: Kind, copies: Path, *, flips: int) -> set[str]:
-    """Damage each file of a kind where it is, and bring it back."""
+    """Damage each file of a kind where it is, and bring it back.
+
+    Where a size and a time could stand for the content, the damage comes with the old time too.
+    """
     met = set()
     for name in base.files(kind):
         path = base.folder / name
         shutil.copy2(path, copies / "kept")
-        for content in damages(path.read_bytes(), flips=flips):
+        size, is_timed = path.stat().st_size, path.suffix in (".bin", ".idx")
+        for content, has_old_time in itertools.product(
+            damages(path.read_bytes(), flips=flips), (True, False)
+        ):
+            if has_old_time and not (is_timed and len(content) == size):
+                continue
             run = copies / "run"
             shutil.copytree(base.run, run)
             path.write_bytes(content)
+            if has_old_time:
+                shutil.copystat(copies / "kept", path)
             try:
                 met.add(way_of(base, run, path))
             finally:

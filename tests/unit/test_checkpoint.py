@@ -10,6 +10,7 @@ from megatron_ettin.checkpoint import RunState
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.order.ledger import Head
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.versions import package_versions
 
 
 def make(run_dir: Path, name: str) -> Path:
@@ -79,6 +80,6 @@ def test_the_state_of_another_version_is_named(tmp_path: Path) -> None:
 
 
 def test_versions_name_what_decides_numbers() -> None:
-    found = checkpoint.package_versions()
+    found = package_versions()
     assert found["megatron-core"][0].isdigit()
     assert found["torch"].startswith("2.")

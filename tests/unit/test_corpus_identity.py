@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,10 @@ def expected(prefix: str, documents: list[list[int]]) -> CorpusIdentity:
         idx_mtime_ns=idx.st_mtime_ns,
         bin_bytes=data.st_size,
         bin_mtime_ns=data.st_mtime_ns,
+        idx_inode=idx.st_ino,
+        idx_ctime_ns=idx.st_ctime_ns,
+        bin_inode=data.st_ino,
+        bin_ctime_ns=data.st_ctime_ns,
         documents=len(documents),
         tokens=len(tokens),
         lengths_sha256=hashlib.sha256(lengths.tobytes()).hexdigest(),
@@ -61,7 +66,7 @@ def expected(prefix: str, documents: list[list[int]]) -> CorpusIdentity:
 def test_identity_hashes_lengths_and_tokens(prefix: str) -> None:
     assert identify_corpus(prefix) == expected(prefix, DOCUMENTS)
     stored = json.loads(Path(f"{prefix}.identity.json").read_text())
-    assert stored["format"] == "megatron-ettin-corpus-identity/1"
+    assert stored["format"] == "megatron-ettin-corpus-identity/2"
     assert sorted(stored) == sorted([*vars(expected(prefix, DOCUMENTS)), "format", "sha256"])
 
 
@@ -118,6 +123,47 @@ def test_copies_have_the_same_content(prefix: str, tmp_path: Path) -> None:
     assert identify_corpus(prefix).content == identify_corpus(copy).content
 
 
+@pytest.mark.parametrize("end", ["bin", "idx"])
+@pytest.mark.parametrize("how", ["in place", "as another file"])
+def test_bytes_that_change_behind_the_old_time_are_hashed(
+    prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, end: str, how: str
+) -> None:
+    other = write(tmp_path / "other", [[1, 2], [3, 4], [5, 7]])
+    first = identify_corpus(prefix)
+    path, content = Path(f"{prefix}.{end}"), Path(f"{other}.{end}").read_bytes()
+    before = path.stat()
+    assert before.st_size == len(content)
+    if how == "as another file":
+        path.unlink()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    second = identify_corpus(prefix)
+    assert [a == b for a, b in zip(first.content, second.content, strict=True)] == [
+        end == "bin",
+        end == "idx",
+    ]
+    (line,) = caplog.messages
+    assert line.startswith(f"{path}: its bytes changed, though")
+
+
+def test_a_copied_corpus_is_hashed_again_and_taken(
+    prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = identify_corpus(prefix)
+    for path in tmp_path.glob("c.*"):
+        shutil.copy2(path, tmp_path / f"copy{path.suffixes[-1]}")
+    shutil.copy2(f"{prefix}.identity.json", tmp_path / "copy.identity.json")
+    caplog.set_level("INFO")
+    copy = str(tmp_path / "copy")
+    found = identify_corpus(copy)
+    assert found == expected(copy, DOCUMENTS)
+    assert (found.content, found.bin_mtime_ns) == (first.content, first.bin_mtime_ns)
+    (line,) = caplog.messages
+    assert line.startswith(f"{copy}: copied, moved or touched; hashed again")
+    forbid_hashing(monkeypatch)
+    assert identify_corpus(copy) == found
+
+
 DAMAGES = {
     "cut": lambda text: text[:-20],
     "empty": lambda text: "",
@@ -125,7 +171,7 @@ DAMAGES = {
     "not an object": lambda text: "[1]",
     "another hash": lambda text: re.sub(r'("tokens_sha256": ")..', r"\1zz", text),
     "another count": lambda text: text.replace('"documents": 3', '"documents": 4'),
-    "another format": lambda text: text.replace("identity/1", "identity/2"),
+    "another format": lambda text: text.replace("identity/2", "identity/1"),
     "a field less": lambda text: text.replace('  "documents": 3,\n', ""),
 }
 

@@ -130,7 +130,7 @@ def test_a_true_record_passes(tiny_corpus: TinyCorpus, tmp_path: Path, objective
 
 @pytest.mark.parametrize("keeps_time", [False, True])
 def test_one_token(run: Run, keeps_time: bool) -> None:
-    """The identity of a corpus trusts its time stamp; the digests do not."""
+    """A token behind the old time is found too, and its rows and steps are named."""
     source, document = run.names[run.pieces.source[0]], int(run.pieces.document[0])
     path = run.corpus / f"{source}.bin"
     stamps = path.stat().st_atime_ns, path.stat().st_mtime_ns
@@ -145,7 +145,7 @@ def test_one_token(run: Run, keeps_time: bool) -> None:
     assert_named(run, found, run.steps_of(set(pieces.g[holds].tolist())))
     assert list(failures(found)) == ["tokens"]
     assert "other tokens than today's" in found.faults[0].what
-    assert (found.changes == []) == keeps_time
+    assert found.changes != []
     assert not found.passed
 
 
