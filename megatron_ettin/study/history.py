@@ -16,7 +16,6 @@ from megatron_ettin.objectives import Objective, all_measure_text
 from megatron_ettin.study.arms import Study, StudyModel
 from megatron_ettin.training.validation import HeldOutLoss
 
-
 #: Standard errors on either side of an interval of 95 %.
 STANDARD_ERRORS = 1.96
 #: Kind of the losses that are -log p(text) in nats per token, or bounds of it from above.

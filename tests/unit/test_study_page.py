@@ -70,9 +70,9 @@ def test_page_is_self_contained_and_escaped(study: Study) -> None:
 
 def test_page_has_every_part(study: Study) -> None:
     text = (study.page / "page.html").read_text()
-    for heading in ("Findings", "Scores", "Differences between arms", "Held-out losses", "Loss over tokens",
-                    "Scores over checkpoints", "Cost", "The same rows?", "Settings",
-                    "How to repeat each number"):  # fmt: skip
+    for heading in ("Findings", "Scores", "Differences between arms", "Held-out losses",
+                    "Loss over tokens", "Scores over checkpoints", "Cost", "The same rows?",
+                    "Settings", "How to repeat each number"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in text
     assert '<span class="PASS">PASS</span>' in text
     assert "learning_rate: 3e-05" in text
@@ -106,7 +106,9 @@ def test_held_out_losses_are_compared_within_their_kind(study: Study) -> None:
     assert text == {"decoder", "decoder-from-encoder", "detour", "diffusion"}
     assert (kinds["encoder"], kinds["encoder-from-decoder"]) == ("MaskedLM", "MaskedNextToken")
     rows = {row[1]: row for row in tables.held_out_rows(histories)}
-    last = json.loads(histories[0].model.run.metrics.read_text().splitlines()[-1])  # type: ignore[union-attr]
+    run = histories[0].model.run
+    assert run is not None
+    last = json.loads(run.metrics.read_text().splitlines()[-1])
     low, high = (last["heldout_loss"] + sign * 1.96 * 0.03 for sign in (-1, 1))
     assert rows["encoder"][5:] == (
         f"{last['heldout_loss']:.3f}", f"[{low:.3f}, {high:.3f}]", "5,000"
