@@ -17,6 +17,7 @@ from megatron_ettin.study.history import STANDARD_ERRORS, CheckpointScore, Histo
 
 WIDTH_INCHES, PANEL_INCHES = 10.5, 3.1
 MAX_COLUMNS = 3
+MAX_LEGEND_COLUMNS = 5
 #: Points of one task lie within this share of the distance to the next task.
 SPREAD = 0.5
 #: Tasks in a row of panels.
@@ -50,11 +51,12 @@ class Palette:
             for arm in self.arms
             if arm in arms
         ]
-        columns = min(len(handles) + len(more), 5)
+        count = len(handles) + len(more)
+        rows = math.ceil(count / MAX_LEGEND_COLUMNS)
         figure.legend(
             handles=[*handles, *more],
             loc="outside upper center",
-            ncols=columns,
+            ncols=math.ceil(count / rows),
             fontsize=10,
             handlelength=2.2,
         )

@@ -107,7 +107,7 @@ def cost_rows(histories: Sequence[History]) -> list[tuple[str, ...]]:
 
 def held_out_rows(histories: Sequence[History]) -> list[tuple[str, ...]]:
     """Return a row of HELD_OUT_COLUMNS for the last held-out loss of each run."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for history in histories:
         if (found := history.held_out) is None:
             continue
