@@ -168,13 +168,11 @@ def test_whole_path(
     for name, value in {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     # The stages that these two do not choose would only be planned, which times their models.
-    kill_when(study, "runs/tiny/detour/seed_0/checkpoints/step_*/state.json", "train/*")
+    training, evaluation = "train/tiny/detour/*", "evaluate/tiny-detour-*/reviews/*"
+    kill_when(study, "runs/tiny/detour/seed_0/checkpoints/step_*/state.json", training)
     study.launch_without_torchrun()
-    kill_when(
-        study,
-        "results/tiny-detour-seed_0/reviews/*/trial_0.json",
-        *("train/*", "export/tiny-detour-*", "evaluate/tiny-detour-*/reviews/*"),
-    )
+    trial = "results/tiny-detour-seed_0/reviews/*/trial_0.json"
+    kill_when(study, trial, training, "export/tiny-detour-*", evaluation)
     code, printed = study.run(capfd)
     assert code == 0, printed
     assert "evaluate/tiny-decoder-seed_0/fills/seed_0: refused" in printed
