@@ -24,6 +24,8 @@ OBJECTIVES = {
     "decoder": "clm",
     "encoder-from-decoder": "mntp",
     "decoder-from-encoder": "clm",
+    "detour": "detour",
+    "diffusion": "diffusion",
 }
 STARTS = {"encoder-from-decoder": "decoder", "decoder-from-encoder": "encoder"}
 
@@ -73,11 +75,15 @@ class MadeTask(Task):
         return scores
 
 
-def made_study(folder: Path, sizes: Sequence[str], **fields: object) -> Study:
-    """Return a study of the four arms; nothing is written."""
+def made_study(
+    folder: Path, sizes: Sequence[str], names: Sequence[str] = tuple(OBJECTIVES), **fields: object
+) -> Study:
+    """Return a study of these arms; nothing is written."""
     arms = {
-        arm: ArmConfig(objective=f"examples/objective/{name}.yaml", starts_from=STARTS.get(arm))
-        for arm, name in OBJECTIVES.items()
+        arm: ArmConfig(
+            objective=f"examples/objective/{OBJECTIVES[arm]}.yaml", starts_from=STARTS.get(arm)
+        )
+        for arm in names
     }
     config = StudyConfig(
         output=str(folder),
@@ -160,7 +166,7 @@ def write_runs(study: Study, tokens: int, cross_tokens: int) -> None:
 
 
 def write_proof(study: Study, verdict: str = "PASS") -> None:
-    """Write a proof for the two arms with new weights of each size and seed."""
+    """Write a proof for the arms with new weights of each size and seed."""
     groups = []
     for size in study.config.sizes:
         for seed in study.config.seeds:
@@ -175,13 +181,16 @@ def write_proof(study: Study, verdict: str = "PASS") -> None:
                 for model in models
             ]  # fmt: skip
             reasons = [] if verdict == "PASS" else ["rows [0, 8) are other tokens"]
-            proof = TwinsProof(
-                verdict=verdict, phase_id="4e" * 16, shared_boundaries=60, last_shared_g=12_000,
-                reasons=reasons, disagreement=[], runs=runs, notes=[],
-            )  # fmt: skip
+            proofs = [
+                TwinsProof(
+                    verdict=verdict, phase_id="4e" * 16, shared_boundaries=60, last_shared_g=12_000,
+                    reasons=reasons, disagreement=[], runs=[runs[0], other], notes=[],
+                )
+                for other in runs[1:]
+            ]  # fmt: skip
             groups.append(
                 {"size": size, "seed": seed, "stage": "train", "models": [m.name for m in models],
-                 "verdict": verdict, "proofs": [dataclasses.asdict(proof)]}
+                 "verdict": verdict, "proofs": [dataclasses.asdict(proof) for proof in proofs]}
             )  # fmt: skip
     study.proof.parent.mkdir(parents=True, exist_ok=True)
     study.proof.write_text(json.dumps({"records": {}, "groups": groups}))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The study at nano size, from raw text to the page: about an hour on two cores.
+# The study at nano size, from raw text to the page: an hour or more on two cores.
 #
 #     bash examples/study/nano.sh              everything
 #     bash examples/study/nano.sh --plan       options go to tools/study.py

@@ -26,11 +26,11 @@ from megatron_ettin.evaluation.probe import (
     read_labelled_texts,
 )
 from megatron_ettin.evaluation.report import STYLE
-from megatron_ettin.evaluation.theme import DARK, LIGHT, MARKERS, Theme, as_data_url, as_svg
+from megatron_ettin.evaluation.theme import DARK, LIGHT, MARKERS, Theme, as_data_url, as_png, as_svg
 from megatron_ettin.evaluation.trained_on import trained_on
 from megatron_ettin.export.huggingface import to_huggingface
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.publication import publish_text
+from megatron_ettin.publication import publish_bytes, publish_text
 from megatron_ettin.text_table import text_table
 
 WIDTH_INCHES, HEIGHT_INCHES = 9.0, 4.2
@@ -229,8 +229,9 @@ def as_text(measured: BeforeAfter) -> str:
 
 
 def write_page(measured: BeforeAfter, output: Path) -> None:
-    """Write before_after.html and before_after.json to a folder."""
+    """Write before_after.html, its figure as a PNG, and before_after.json to a folder."""
     output.mkdir(parents=True, exist_ok=True)
+    publish_bytes(output / "before_after.png", as_png(partial(_draw, measured)))
     publish_text(output / "before_after.html", page(measured))
     publish_text(output / "before_after.json", json.dumps(summary(measured), indent=2) + "\n")
 

@@ -13,7 +13,7 @@ from megatron_ettin.evaluation.run_curves import RunCurves, read_curves
 from megatron_ettin.evaluation.samples import Sample
 from megatron_ettin.evaluation.unigram import unigram_loss
 from megatron_ettin.model.counts import parameters
-from megatron_ettin.objectives import Objective
+from megatron_ettin.objectives import Objective, all_measure_text
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.training.validation import HeldOutLoss
 
@@ -64,7 +64,7 @@ class ReportedRun:
     @property
     def measures_text(self) -> bool:
         """True if its losses are -log p(text), or bounds of it, in nats per token."""
-        return all(part.objective.measures_text for part in self.objective.row_shares())
+        return all_measure_text(self.objective)
 
     @property
     def num_parameters(self) -> int:

@@ -1,6 +1,13 @@
 """Objectives: predictions and attention of a model, the only difference between twins."""
 
-from megatron_ettin.objectives.base import Attention, Batch, Objective, RowShare, attentions
+from megatron_ettin.objectives.base import (
+    Attention,
+    Batch,
+    Objective,
+    RowShare,
+    all_measure_text,
+    attentions,
+)
 from megatron_ettin.objectives.by_phase import ByPhase
 from megatron_ettin.objectives.causal_lm import CausalLM
 from megatron_ettin.objectives.description import Face, as_class, describe, read_description
@@ -21,6 +28,7 @@ __all__ = [
     "Mixture",
     "Objective",
     "RowShare",
+    "all_measure_text",
     "as_class",
     "attentions",
     "describe",

@@ -142,6 +142,11 @@ def attentions(objective: Objective, phases: Iterable[str]) -> tuple[Attention, 
     return tuple(dict.fromkeys(share.objective.attention for share in shares))
 
 
+def all_measure_text(objective: Objective) -> bool:
+    """Tell whether the loss of every row of a phase is -log p(text), or a bound of it."""
+    return all(share.objective.measures_text for share in objective.row_shares())
+
+
 def next_tokens(rows: Rows, last: int) -> NDArray[np.int64]:
     """Return [t] the token after each slot of the stream; `last` after the last one.
 

@@ -13,10 +13,11 @@ from matplotlib.lines import Line2D
 from megatron_ettin.evaluation.scores import Score
 from megatron_ettin.evaluation.theme import MARKERS, Theme
 from megatron_ettin.study.comparison import Number, Quantity, StudyComparison
-from megatron_ettin.study.history import CheckpointScore, History
+from megatron_ettin.study.history import STANDARD_ERRORS, CheckpointScore, History
 
 WIDTH_INCHES, PANEL_INCHES = 10.5, 3.1
 MAX_COLUMNS = 3
+MAX_LEGEND_COLUMNS = 5
 #: Points of one task lie within this share of the distance to the next task.
 SPREAD = 0.5
 #: Tasks in a row of panels.
@@ -50,11 +51,12 @@ class Palette:
             for arm in self.arms
             if arm in arms
         ]
-        columns = min(len(handles) + len(more), 5)
+        count = len(handles) + len(more)
+        rows = math.ceil(count / MAX_LEGEND_COLUMNS)
         figure.legend(
             handles=[*handles, *more],
             loc="outside upper center",
-            ncols=columns,
+            ncols=math.ceil(count / rows),
             fontsize=10,
             handlelength=2.2,
         )
@@ -205,6 +207,26 @@ def draw_losses(histories: Sequence[History], arms: Sequence[str], theme: Theme)
     return figure
 
 
+def draw_held_out(histories: Sequence[History], arms: Sequence[str], theme: Theme) -> Figure:
+    """Draw the last held-out loss of each run, in a panel for each kind of loss and size."""
+    palette = Palette(theme, arms)
+    measured = [history for history in histories if history.held_out is not None]
+    panels = list(dict.fromkeys((h.model.size, h.loss_kind) for h in measured))
+    num_sizes = len({size for size, _ in panels})
+    figure, grid = _grid(len(panels))
+    for axes, (size, kind) in zip(grid, panels, strict=True):
+        chosen = [h for h in measured if (h.model.size, h.loss_kind) == (size, kind)]
+        for place, history in enumerate(chosen):
+            _draw_held_out(axes, [place], history.validation[-1:], history.model.arm, palette)
+        axes.set_xticks([])
+        axes.set_xlim(-0.6, len(chosen) - 0.4)
+        axes.set_title(f"{size}: {kind}" if num_sizes > 1 else kind, fontsize=10.5, loc="left")
+        axes.set_ylabel("held-out loss (nats per token)")
+        _finish(axes)
+    palette.legend(figure, [history.model.arm for history in measured])
+    return figure
+
+
 def _draw_history(axes: Any, history: History, palette: Palette) -> None:
     arm = history.model.arm
 
@@ -218,10 +240,17 @@ def _draw_history(axes: Any, history: History, palette: Palette) -> None:
         linewidth=1.0,
         alpha=0.6,
     )
+    _draw_held_out(axes, millions(history.validation), history.validation, arm, palette)
+
+
+def _draw_held_out(
+    axes: Any, places: Sequence[float], records: Sequence[Any], arm: str, palette: Palette
+) -> None:
+    """Draw held-out losses with intervals of 95 % over the held-out rows."""
     axes.errorbar(
-        millions(history.validation),
-        [record["heldout_loss"] for record in history.validation],
-        yerr=[1.96 * record["heldout_standard_error"] for record in history.validation],
+        places,
+        [record["heldout_loss"] for record in records],
+        yerr=[STANDARD_ERRORS * record["heldout_standard_error"] for record in records],
         color=palette.colour(arm),
         linestyle="none",
         marker=palette.marker(arm),

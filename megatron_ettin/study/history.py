@@ -12,7 +12,14 @@ from megatron_ettin.evaluation.results import read_result
 from megatron_ettin.evaluation.scores import Score, over_seeds
 from megatron_ettin.evaluation.tasks.task import Family, Task
 from megatron_ettin.model.counts import flops_per_token
+from megatron_ettin.objectives import Objective, all_measure_text
 from megatron_ettin.study.arms import Study, StudyModel
+from megatron_ettin.training.validation import HeldOutLoss
+
+#: Standard errors on either side of an interval of 95 %.
+STANDARD_ERRORS = 1.96
+#: Kind of the losses that are -log p(text) in nats per token, or bounds of it from above.
+TEXT_LOSS = "-log p(text)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +27,8 @@ class History:
     """A run's reports in order of tokens."""
 
     model: StudyModel
+    objective: Objective
+    """Objective of the phase last trained."""
     start_tokens: int
     """Tokens of the run whose weights it started from; 0 with new weights."""
     training: Sequence[Mapping[str, Any]]
@@ -38,6 +47,23 @@ class History:
     def hours(self) -> float:
         """Hours of its training loop."""
         return float(sum(record["seconds"] for record in self.training)) / 3600.0
+
+    @property
+    def held_out(self) -> HeldOutLoss | None:
+        """Return the last held-out loss; None if none was measured."""
+        if not self.validation:
+            return None
+        last = self.validation[-1]
+        return HeldOutLoss(
+            loss=last["heldout_loss"],
+            standard_error=last["heldout_standard_error"],
+            scored_tokens=last["scored_tokens"],
+        )
+
+    @property
+    def loss_kind(self) -> str:
+        """Name of what its held-out loss measures: losses of one kind can be compared."""
+        return TEXT_LOSS if all_measure_text(self.objective) else type(self.objective).__name__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +94,14 @@ def read_histories(models: Sequence[StudyModel]) -> list[History]:
         if not training:
             continue
         start = histories.get(model.start.name) if model.start is not None else None
+        config = model.run.read_config()
         histories[model.name] = History(
             model=model,
+            objective=config.objective.for_phase(str(training[-1]["phase"])),
             start_tokens=0 if start is None else start.start_tokens + start.tokens,
             training=training,
             validation=[record for record in records if record["kind"] == "validation"],
-            flops=_flops(model.run.read_config(), training),
+            flops=_flops(config, training),
         )
     return list(histories.values())
 

@@ -1,4 +1,4 @@
-"""The page of a study: page.html with all that was found, page.png, results.csv, results.md."""
+"""The page of a study: page.html with all that was found, its first figures, results as tables."""
 
 from __future__ import annotations
 
@@ -24,14 +24,19 @@ from megatron_ettin.study.comparison import (
     notes_of,
     versions_of,
 )
-from megatron_ettin.study.figures import draw_checkpoints, draw_losses, draw_scores
+from megatron_ettin.study.figures import (
+    draw_checkpoints,
+    draw_held_out,
+    draw_losses,
+    draw_scores,
+)
 from megatron_ettin.study.history import CheckpointScore, History, read_checkpoints, read_histories
 
 TEMPLATE = "page.html.j2"
 
 
 def write_page(study: Study, tasks: Mapping[str, Task], config_file: Path) -> None:
-    """Read all that a study has on disk, and write the four files into its folder `page`.
+    """Read all that a study has on disk, and write its files into its folder `page`.
 
     `config_file` is the study's YAML, for the commands that repeat a number.
 
@@ -54,6 +59,9 @@ def write_page(study: Study, tasks: Mapping[str, Task], config_file: Path) -> No
     )
     study.page.mkdir(parents=True, exist_ok=True)
     publish_bytes(study.page / "page.png", as_png(partial(draw_scores, comparison)))
+    if any(history.validation for history in histories):
+        draw = partial(draw_held_out, histories, comparison.arms)
+        publish_bytes(study.page / "held_out.png", as_png(draw))
     publish_text(study.page / "results.csv", tables.as_csv(comparison))
     publish_text(study.page / "results.md", tables.as_markdown(comparison))
     publish_text(study.page / "page.html", html)
@@ -108,10 +116,13 @@ def _over_tokens(
     histories: Sequence[History],
     checkpoints: Sequence[CheckpointScore],
 ) -> dict[str, Any]:
-    arms = comparison.arms
+    arms, held_out = comparison.arms, tables.held_out_rows(histories)
     return {
         "draw_losses": partial(draw_losses, histories, arms) if histories else None,
         "draw_checkpoints": partial(draw_checkpoints, checkpoints, arms) if checkpoints else None,
+        "draw_held_out": partial(draw_held_out, histories, arms) if held_out else None,
+        "held_out_columns": tables.HELD_OUT_COLUMNS,
+        "held_out": held_out,
         "cost_columns": tables.COST_COLUMNS,
         "costs": tables.cost_rows(histories),
         "evaluation_hours": sum(result.seconds for result in comparison.results) / 3600.0,

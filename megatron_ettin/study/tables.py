@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from megatron_ettin.evaluation.scores import ConfidenceInterval
 from megatron_ettin.study.comparison import Contrast, Number, Quantity, StudyComparison
-from megatron_ettin.study.history import History
+from megatron_ettin.study.history import STANDARD_ERRORS, History
 
 INTERVALS = (
     "The interval over items says how much a number would move with other test items of the same "
@@ -27,6 +27,9 @@ NUMBER_COLUMNS = (
 CONTRAST_COLUMNS = (
     "size", "family", "task", "score", "difference", "value", "low", "high",
     "seed_low", "seed_high", "beyond_its_interval",
+)  # fmt: skip
+HELD_OUT_COLUMNS = (
+    "size", "arm", "seed", "last objective", "measures", "held-out loss", "95 %, rows", "tokens",
 )  # fmt: skip
 COST_COLUMNS = ("size", "arm", "seed", "tokens", "tokens with start", "hours", "PFLOP")
 
@@ -100,6 +103,29 @@ def cost_rows(histories: Sequence[History]) -> list[tuple[str, ...]]:
         )
         for history in histories
     ]
+
+
+def held_out_rows(histories: Sequence[History]) -> list[tuple[str, ...]]:
+    """Return a row of HELD_OUT_COLUMNS for the last held-out loss of each run."""
+    rows: list[tuple[str, ...]] = []
+    for history in histories:
+        if (found := history.held_out) is None:
+            continue
+        half = STANDARD_ERRORS * found.standard_error
+        interval = ConfidenceInterval(found.loss - half, found.loss + half)
+        rows.append(
+            (
+                history.model.size,
+                history.model.arm,
+                str(history.model.seed),
+                type(history.objective).__name__,
+                history.loss_kind,
+                show(found.loss),
+                show_interval(interval),
+                f"{found.scored_tokens:,}",
+            )
+        )
+    return rows
 
 
 def _place(quantity: Quantity) -> dict[str, object]:

@@ -20,7 +20,7 @@ from megatron_ettin.evaluation.results import ResultStore, result_key
 from megatron_ettin.evaluation.task_file import read_tasks
 from megatron_ettin.export.huggingface import to_huggingface
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.study.command_line import parse, study_command
+from megatron_ettin.study.command_line import ENVIRONMENT, parse, study_command
 from tests.conftest import TinyCorpus
 from tests.labelled_texts import write_reviews
 from tests.models import write_random_model
@@ -55,7 +55,14 @@ class WrittenStudy:
     def argument(self) -> str:
         return f"--config={self.folder / 'study.yaml'}"
 
-    def start(self, *options: str, mark: str = "") -> subprocess.Popen[str]:
+    def launch_without_torchrun(self) -> None:
+        """Have trainings start as single processes from now on: torchrun imports for seconds."""
+        path = self.folder / "study.yaml"
+        document = {**yaml.safe_load(path.read_text()), "launch": [sys.executable]}
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+    def start(self, *options: str, mark: str) -> subprocess.Popen[str]:
+        """Start the study as a user does."""
         return subprocess.Popen(
             [sys.executable, "tools/study.py", self.argument, *options],
             cwd=ROOT,
@@ -65,15 +72,16 @@ class WrittenStudy:
             text=True,
         )
 
-    def run(self, *options: str) -> tuple[int, str]:
-        process = self.start(*options)
-        printed, _ = process.communicate()
-        return process.returncode, printed
+    def run(self, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+        """Run the study's own process here, where all is imported; return code and output."""
+        capfd.readouterr()
+        code = study_command(parse([self.argument]))
+        return code, capfd.readouterr().out
 
 
 @pytest.fixture
 def study(tiny_corpus: TinyCorpus, tmp_path: Path) -> WrittenStudy:
-    """Write three arms, a published model, tasks that suit all and one that does not."""
+    """Write four arms, a published model, tasks that suit all and one that does not."""
     corpus = tiny_corpus.copy_to(tmp_path / "corpus")
     validation = {"num_rows": 8, "seq_length": 128, "every_tokens": 10_000}
     corpus.write_config(tmp_path / "run.yaml", validation=validation)
@@ -100,15 +108,20 @@ def study(tiny_corpus: TinyCorpus, tmp_path: Path) -> WrittenStudy:
     }
     tasks = {"fills": task("pseudo_log_likelihood"), "pairs": task("auto"), "reviews": reviews}
     (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
+    encoder, decoder = {"class_path": "MaskedLM"}, {"class_path": "CausalLM"}
+    parts = {"objective": encoder, "by_phase": {"short": decoder}}
+    detour = {"objective": {"class_path": "ByPhase", "init_args": parts}}
+    (tmp_path / "detour.yaml").write_text(yaml.safe_dump(detour))
     document = {
         "output": str(tmp_path / "study"),
         "sizes": {
             "tiny": {"run": [str(tmp_path / "run.yaml")], "cross": [str(tmp_path / "cross.yaml")]}
         },
         "arms": {
-            "encoder": {"objective": "examples/objective/mlm.yaml"},
+            "detour": {"objective": str(tmp_path / "detour.yaml")},
             "decoder": {"objective": "examples/objective/clm.yaml"},
             "crossed": {"objective": "examples/objective/mntp.yaml", "starts_from": "decoder"},
+            "diffusion": {"objective": "examples/objective/diffusion.yaml"},
             "published": {"published": {"tiny": str(tmp_path / "random")}},
         },
         "train_tokens": 24_000,
@@ -130,10 +143,10 @@ def alive(mark: str) -> list[str]:
     return found
 
 
-def kill_when(study: WrittenStudy, appears: str) -> None:
-    """Start the study, and kill it once a file is there; no process may be left."""
+def kill_when(study: WrittenStudy, appears: str, *stages: str) -> None:
+    """Start stages of the study, and kill it once a file is there; no process may be left."""
     mark = uuid.uuid4().hex
-    process = study.start(mark=mark)
+    process = study.start("--only", *stages, mark=mark)
     deadline = time.monotonic() + START_SECONDS
     try:
         while not list(study.output.glob(appears)):
@@ -148,21 +161,30 @@ def kill_when(study: WrittenStudy, appears: str) -> None:
 
 
 @pytest.mark.slow
-def test_whole_path(study: WrittenStudy) -> None:
-    kill_when(study, "runs/tiny/encoder/seed_0/checkpoints/step_*/state.json")
-    kill_when(study, "results/tiny-encoder-seed_0/reviews/*/trial_0.json")
-    code, printed = study.run()
+def test_whole_path(
+    study: WrittenStudy, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A study sets the first two for the processes that it starts.
+    for name, value in {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    # The stages that these two do not choose would only be planned, which times their models.
+    training, evaluation = "train/tiny/detour/*", "evaluate/tiny-detour-*/reviews/*"
+    kill_when(study, "runs/tiny/detour/seed_0/checkpoints/step_*/state.json", training)
+    study.launch_without_torchrun()
+    trial = "results/tiny-detour-seed_0/reviews/*/trial_0.json"
+    kill_when(study, trial, training, "export/tiny-detour-*", evaluation)
+    code, printed = study.run(capfd)
     assert code == 0, printed
     assert "evaluate/tiny-decoder-seed_0/fills/seed_0: refused" in printed
     check_content(study)
     check_killed_training(study)
     check_killed_evaluation(study)
-    check_fault_in_one_stage(study)
+    check_fault_in_one_stage(study, capfd)
 
 
 def check_killed_training(study: WrittenStudy) -> None:
     """Compare the weights with those of the same run in one piece."""
-    killed = RunFolder(study.output / "runs" / "tiny" / "encoder" / "seed_0")
+    killed = RunFolder(study.output / "runs" / "tiny" / "detour" / "seed_0")
     whole = RunFolder(study.folder / "whole")
     arguments = [
         f"--config={killed.config}",
@@ -174,14 +196,14 @@ def check_killed_training(study: WrittenStudy) -> None:
     newest = whole.newest_checkpoint()
     assert newest is not None
     to_huggingface(newest, study.folder / "exported")
-    found = study.output / "models" / "tiny-encoder-seed_0" / "model.safetensors"
+    found = study.output / "models" / "tiny-detour-seed_0" / "model.safetensors"
     expected = study.folder / "exported" / "model.safetensors"
     assert found.read_bytes() == expected.read_bytes()
 
 
 def check_killed_evaluation(study: WrittenStudy) -> None:
     """Compare the result with that of a measurement in one piece."""
-    model = open_model(str(study.output / "models" / "tiny-encoder-seed_0"))
+    model = open_model(str(study.output / "models" / "tiny-detour-seed_0"))
     task = read_tasks(study.folder / "evaluation.yaml")["reviews"]
     expected = task.measure(model, seed=0, scratch=study.folder)
     store = ResultStore(study.output / "results")
@@ -198,10 +220,10 @@ def check_content(study: WrittenStudy) -> None:
         ("cross", "PASS"),
         ("train", "PASS"),
     ]
-    assert len(groups[1]["proofs"]) == 1
+    assert len(groups[1]["proofs"]) == 2
     assert groups[1]["proofs"][0]["runs"][0]["tokens"] > 24_000 * 0.9
-    models = ("tiny-encoder-seed_0", "tiny-decoder-seed_0", "tiny-crossed-seed_0", "tiny-published")
-    for model in models:
+    trained = [f"tiny-{arm}-seed_0" for arm in ("detour", "decoder", "crossed", "diffusion")]
+    for model in (*trained, "tiny-published"):
         result = json.loads(
             (study.output / "results" / model / "pairs" / "seed_0.json").read_text()
         )
@@ -215,7 +237,7 @@ def check_content(study: WrittenStudy) -> None:
     assert not list(study.output.glob("series/*.exported"))
 
 
-def check_fault_in_one_stage(study: WrittenStudy) -> None:
+def check_fault_in_one_stage(study: WrittenStudy, capfd: pytest.CaptureFixture[str]) -> None:
     """Damage the decoder's last checkpoint and remove its export: the others stay done."""
     (checkpoints,) = study.output.glob("runs/tiny/decoder/seed_0/checkpoints")
     newest = sorted(checkpoints.glob("step_*"))[-1]
@@ -224,7 +246,7 @@ def check_fault_in_one_stage(study: WrittenStudy) -> None:
     for path in (study.output / "models" / "tiny-decoder-seed_0").iterdir():
         path.unlink()
     (study.output / "models" / "tiny-decoder-seed_0").rmdir()
-    code, printed = study.run()
+    code, printed = study.run(capfd)
     assert code == 1
     lines = printed.splitlines()
     failed = [line for line in lines if line.startswith("failed: ")]

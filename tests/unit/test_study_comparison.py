@@ -26,7 +26,7 @@ TASKS = {
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    study = made_study(tmp_path / "study", ["nano"])
+    study = made_study(tmp_path / "study", ["nano"], list(WIDE))
     write_results(study, TASKS)
     return study
 
@@ -74,7 +74,7 @@ def test_only_what_is_above_all_others_beyond_its_interval_is_marked(
 
 
 def test_a_difference_within_the_seeds_is_not_beyond(tmp_path: Path) -> None:
-    study = made_study(tmp_path / "study", ["nano"], seeds=[0, 1])
+    study = made_study(tmp_path / "study", ["nano"], list(WIDE), seeds=[0, 1])
     write_results(study, TASKS)
     comparison = compare_arms(study.models(), TASKS, study.results)
     number = comparison.numbers[0]

@@ -109,6 +109,6 @@ def test_runs_without_a_budget_are_as_their_files_say() -> None:
 def test_examples_parse(path: Path) -> None:
     study = Study(load_study(path))
     models = study.models()
-    assert len(models) == 4
-    for model in (models[0], models[-1]):  # one with new weights, one crossing
+    assert len(models) == 6
+    for model in models[2:]:  # two crossings, the detour, diffusion
         assert training_config(study, model).model.num_layers >= 4

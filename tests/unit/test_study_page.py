@@ -1,5 +1,6 @@
 """The page of a study: all its parts, escaped; opened by a browser where there is one."""
 
+import json
 import re
 import shutil
 import struct
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ettin.study import tables
 from megatron_ettin.study.arms import Study
 from megatron_ettin.study.history import read_checkpoints, read_histories
 from megatron_ettin.study.page import write_page
@@ -16,6 +18,7 @@ from tests.studies import MadeTask, made_study, write_proof, write_results, writ
 
 SCRIPT = "<script>document.title = 'owned'</script>"
 SHARES = {"encoder": 0.8, "decoder": 0.6, "encoder-from-decoder": 0.7, "decoder-from-encoder": 0.6}
+SHARES |= {"detour": 0.8, "diffusion": 0.7}
 TASKS = {
     "reviews": MadeTask(kind="classification", probabilities=SHARES, num_items=100, seeds=(0, 1)),
     "blimp": MadeTask(
@@ -60,16 +63,16 @@ def test_page_is_self_contained_and_escaped(study: Study) -> None:
     page = Addresses(text)
     assert "script" not in page.tags
     assert text.count("&lt;script&gt;") >= 8  # a score's name and a note of each result
-    assert len(page.found) == 2 * 3  # three figures, light and dark
+    assert len(page.found) == 2 * 4  # four figures, light and dark
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.found)
     assert "url(" not in text
 
 
 def test_page_has_every_part(study: Study) -> None:
     text = (study.page / "page.html").read_text()
-    for heading in ("Findings", "Scores", "Differences between arms", "Loss over tokens",
-                    "Scores over checkpoints", "Cost", "The same rows?", "Settings",
-                    "How to repeat each number"):  # fmt: skip
+    for heading in ("Findings", "Scores", "Differences between arms", "Held-out losses",
+                    "Loss over tokens", "Scores over checkpoints", "Cost", "The same rows?",
+                    "Settings", "How to repeat each number"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in text
     assert '<span class="PASS">PASS</span>' in text
     assert "learning_rate: 3e-05" in text
@@ -79,7 +82,7 @@ def test_page_has_every_part(study: Study) -> None:
     folder = f"{study.config.output}/models/nano-encoder-seed_0"
     assert f"tools/evaluate.py nano-encoder-seed_0={folder} --config" in text
     names = {path.name for path in study.page.iterdir()}
-    assert names == {"page.html", "page.png", "results.csv", "results.md"}
+    assert names == {"page.html", "page.png", "held_out.png", "results.csv", "results.md"}
     image = (study.page / "page.png").read_bytes()
     assert struct.unpack(">II", image[16:24])[0] == 1680
     assert "<script" not in (study.page / "results.md").read_text()
@@ -95,10 +98,29 @@ def test_histories_count_the_tokens_of_the_start(study: Study) -> None:
     assert histories["decoder"].flops > start.flops > 6 * 900_000 * 1e5
 
 
+def test_held_out_losses_are_compared_within_their_kind(study: Study) -> None:
+    histories = read_histories(study.models())
+    kinds = {history.model.arm: history.loss_kind for history in histories}
+    text = {arm for arm, kind in kinds.items() if kind == "-log p(text)"}
+    # The made runs end in their first phase, in which the detour is a decoder.
+    assert text == {"decoder", "decoder-from-encoder", "detour", "diffusion"}
+    assert (kinds["encoder"], kinds["encoder-from-decoder"]) == ("MaskedLM", "MaskedNextToken")
+    rows = {row[1]: row for row in tables.held_out_rows(histories)}
+    run = histories[0].model.run
+    assert run is not None
+    last = json.loads(run.metrics.read_text().splitlines()[-1])
+    low, high = (last["heldout_loss"] + sign * 1.96 * 0.03 for sign in (-1, 1))
+    assert rows["encoder"][5:] == (
+        f"{last['heldout_loss']:.3f}", f"[{low:.3f}, {high:.3f}]", "5,000"
+    )  # fmt: skip
+
+
 def test_checkpoints_are_in_order_of_tokens(study: Study) -> None:
     checkpoints = read_checkpoints(study, TASKS)
     assert [(c.arm, c.tokens) for c in checkpoints] == [
-        (arm, tokens) for arm in ("encoder", "decoder") for tokens in (300_000, 900_000)
+        (arm, tokens)
+        for arm in ("encoder", "decoder", "detour", "diffusion")
+        for tokens in (300_000, 900_000)
     ]
 
 
@@ -151,6 +173,6 @@ images: [...d.images].map(i => i.naturalWidth)}}); }}</script>"""
     [seen] = re.findall(r'<pre id="out">(.*?)</pre>', done.stdout)
     assert '"title":"Siblings compared"' in seen
     assert '"hidden":0' in seen  # nothing reaches beyond the right edge
-    widths = re.search(r'"images":\[(\d+),(\d+),(\d+)\]', seen)
+    widths = re.search(r'"images":\[(\d+),(\d+),(\d+),(\d+)\]', seen)
     assert widths is not None, seen
     assert all(int(width) > 300 for width in widths.groups())
