@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,15 @@ from megatron_ettin.objectives import describe
 from megatron_ettin.order import OrderSpec, PhaseSpec
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.interventions import CONFIGURED, Intervention
-from megatron_ettin.order.ledger import Head, Kind, LedgerError, LedgerWriter, find_description
+from megatron_ettin.order.ledger import Kind, LedgerError, LedgerWriter, find_description
 from megatron_ettin.order.ledger.lock import lock_ledger
+from megatron_ettin.order.row_loss_writer import RowLossWriter
 from megatron_ettin.order.run_folder import RunFolder, step_of
 from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.late_writes import LateWrites
 from megatron_ettin.training.preparation import MASK_LANE, ORDER_LANES, TOKEN_LANES, StepRange
+
+T = TypeVar("T")
 
 
 def open_recorder(
@@ -38,17 +41,25 @@ def open_recorder(
     Raises:
         LedgerError: another process writes it, it is damaged, or it ends before the checkpoint.
     """
-    writer, lock = None, None
+    writer, lock, losses = None, None, None
     ledger = RunFolder(Path(config.run_dir)).ledger
     if distributed.is_main_rank() and state.g < spec.num_rows:
         writer = LedgerWriter.open(ledger, at=state.ledger_head, holding=_recorded(config, state))
+        try:
+            is_on = config.logging.row_losses
+            losses = RowLossWriter.open(ledger, state.g, fork=writer.fork, is_on=is_on)
+        except BaseException:
+            writer.close()
+            raise
     elif distributed.is_main_rank() and ledger.is_dir():
         # A run that has ended already gets no further record. But its other files are written
         # anew, which nobody else may do meanwhile.
         lock = lock_ledger(ledger)
     _, size = distributed.data_parallel()
     description = describe_run(config, spec, state, ids, data_parallel_size=size)
-    return Recorder(writer, description, spec, state, is_amended=is_amended, lock=lock)
+    return Recorder(
+        writer, description, spec, state, is_amended=is_amended, lock=lock, losses=losses
+    )
 
 
 class Recorder:
@@ -68,6 +79,7 @@ class Recorder:
         *,
         is_amended: bool,
         lock: int | None = None,
+        losses: RowLossWriter | None = None,
     ) -> None:
         """Take a ledger that is open at `state`.
 
@@ -78,8 +90,10 @@ class Recorder:
             state: the run's state, with the phases that were planned so far.
             is_amended: `spec` plans other rows than `state` did.
             lock: descriptor that holds the ledger's lock for a run without a writer.
+            losses: file of the rows' losses, open at the same row; None if none are kept.
         """
         self._writer = writer
+        self._losses = losses
         self._lock = lock
         self._opening: list[tuple[Kind, dict[str, Any]]] = []
         self._held: list[Callable[[], None]] | None = None  # appends after a pending checkpoint's
@@ -106,11 +120,21 @@ class Recorder:
         payload = {"name": phase.name, "start_g": phase.start_g, "num_rows": phase.num_rows}
         self._append(Kind.PHASE, state, index, payload=payload)
 
-    def record_steps(self, steps: Sequence[StepRange], lanes: NDArray[np.uint64]) -> None:
-        """Record n > 0 steps with the sums of their digests over all ranks, `lanes` [n, LANES]."""
+    def record_steps(
+        self,
+        steps: Sequence[StepRange],
+        lanes: NDArray[np.uint64],
+        row_losses: NDArray[np.void] | None = None,
+    ) -> None:
+        """Record n > 0 steps with the sums of their digests over all ranks, `lanes` [n, LANES].
+
+        `row_losses` are the entries of all their rows, if the run keeps them.
+        """
         if self._writer is None:
             return
         self._open(self._writer, steps[0].step - 1, steps[0].g_begin)
+        if self._losses is not None and row_losses is not None:
+            self._add(partial(self._losses.write, steps[0].g_begin, row_losses))
         self._add(
             partial(
                 self._writer.append_steps,
@@ -136,6 +160,9 @@ class Recorder:
         Raises:
             OSError, LedgerError: the disk refuses the record of a decision; the run must end.
         """
+        if self._writer is not None and self._losses is not None:
+            self._open(self._writer, state.step, state.g)
+            self._add(partial(self._losses.leave_out, state.g, end))
         if intervention is None:
             payload: dict[str, Any] = {"reason": CONFIGURED}
             self._append(Kind.SKIP, state, phase, payload=payload, g_end=end)
@@ -143,7 +170,7 @@ class Recorder:
         self._append(Kind.SKIP, state, phase, payload=intervention.payload(), g_end=end)
         if self._writer is not None:
             self._late.settle()
-            _sync(self._writer)
+            _sync(self._writer.sync, self._writer.folder)
 
     def record_checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
         """Record a checkpoint whose files are written; return the state to save in it.
@@ -176,6 +203,8 @@ class Recorder:
         if self._writer is not None:
             self._late.settle()
             self._writer.close()
+            if self._losses is not None:
+                self._losses.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -219,8 +248,14 @@ class Recorder:
             return state
         self._open(self._writer, state.step, state.g)
         self._late.settle()
+        losses = self._losses if kind == Kind.CHECKPOINT else None
+        if losses is not None:
+            payload = {**payload, "row_losses": losses.describe(state.g)}
+            _sync(losses.sync, losses.path)
         self._writer.append(kind, step=state.step, g_begin=state.g, g_end=state.g, payload=payload)
-        head = _sync(self._writer)
+        head = _sync(self._writer.sync, self._writer.folder)
+        if losses is not None:
+            losses.begin_after_checkpoint(state.g)
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
     def _open(self, writer: LedgerWriter, step: int, g: int) -> None:
@@ -231,14 +266,14 @@ class Recorder:
             self._late.write(partial(writer.append, kind, **at, payload=payload))
 
 
-def _sync(writer: LedgerWriter) -> Head:
-    """Make all records durable; LedgerError if the disk has lost some."""
+def _sync(sync: Callable[[], T], path: Path) -> T:
+    """Make durable what was written to `path`; LedgerError if the disk has lost some of it."""
     try:
-        return writer.sync()
+        return sync()
     except OSError as error:
         # Some systems take writes and lose them afterwards: more would follow a hole.
         raise LedgerError(
-            f"{writer.folder}: the disk has lost records ({error.strerror}): make room and resume "
+            f"{path}: the disk has lost records ({error.strerror}): make room and resume "
             f"from the last checkpoint"
         ) from error
 
