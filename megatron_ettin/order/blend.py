@@ -41,11 +41,10 @@ def blend_quotas(weights: Sequence[float], period: int = BLEND_PERIOD) -> list[i
     return quotas
 
 
-def sources_of_rows(quotas: Sequence[int], begin: int, end: int) -> NDArray[np.int32]:
-    """Return the index of the source of each of a phase's rows [begin, end), counted from 0."""
+def sources_of_rows(quotas: Sequence[int], rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the index of the source of each of a phase's rows [n], counted from 0."""
     pattern, _ = native.blend_table(list(quotas))
-    first = begin % len(pattern)
-    return np.resize(np.roll(pattern, -first), end - begin)
+    return pattern[rows % len(pattern)]
 
 
 def rows_by_source(quotas: Sequence[int], begin: int, end: int) -> NDArray[np.int64]:

@@ -183,7 +183,7 @@ def _sums_by_source(
     begin, end = rows
     # Sources repeat with the blend: rows are summed by their place in its period first.
     period = sum(losses.quotas(phase))
-    sources = losses.sources(phase, begin, begin + period)
+    sources = losses.sources(phase, np.arange(begin, begin + period))
     by_place = np.zeros((3, period))
     for first in range(begin, end, CHUNK_ROWS):
         read = losses.reader.read(first, min(first + CHUNK_ROWS, end))

@@ -42,13 +42,9 @@ def draw(points: Sequence[LossPoint]) -> Figure:
     """Draw a line for each source, broken between phases, whose names stand above."""
     last = max(point.run_tokens for point in points)
     scale, unit = next((scale, unit) for scale, unit in UNITS if last >= scale or scale == 1)
-    looks: Any = {
-        "font.size": 9.5,
-        "text.color": TEXT,
-        "axes.labelcolor": TEXT,
-        "axes.edgecolor": GRID,
-    }
-    looks |= {"xtick.color": TEXT, "ytick.color": TEXT, "grid.color": GRID, "legend.frameon": False}
+    looks: Any = {"font.size": 9.5, "legend.frameon": False}
+    looks |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT)
+    looks |= dict.fromkeys(("axes.edgecolor", "grid.color"), GRID)
     with matplotlib.rc_context(looks | {"axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9.0, 4.6), layout="constrained")
         axes = figure.subplots()

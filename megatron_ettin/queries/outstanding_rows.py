@@ -15,6 +15,8 @@ from megatron_ettin.queries.run_losses import CHUNK_ROWS, RunLosses, Stretch
 
 #: Share by which a first test, in float32, is more generous than the exact one.
 SLACK = np.float32(1e-5)
+#: Loss that no row has: the limit of rows that are not judged. Infinity times no tokens is NaN.
+UNREACHABLE = 1e25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +60,11 @@ def _limits(
 ) -> NDArray[np.float32]:
     """Return for each of the rows [n] the lowest loss that may have a z-score of `z`."""
     typical = losses.typical(stretch)
-    of_groups = np.nan_to_num(typical.middles + z * typical.spreads, nan=np.inf)
+    of_groups = np.nan_to_num(typical.middles + z * typical.spreads, nan=UNREACHABLE)
     # One objective's limit may be below another's: the exact test tells them apart.
     of_sources = of_groups.reshape(-1, losses.num_objectives(stretch.phase)).min(axis=1)
     limits = of_sources.astype(np.float32) * (1 - SLACK)
-    return limits[losses.sources(stretch.phase, *rows)]
+    return limits[losses.sources(stretch.phase, np.arange(*rows))]
 
 
 def _search(
@@ -76,10 +78,11 @@ def _search(
     read = losses.reader.read(*rows)
     near = np.flatnonzero(read.sums > read.tokens.astype(np.float32) * limits[: len(read.sums)])
     near = near[read.tokens[near] > 0]
+    if not len(near):
+        return near, np.empty(0)
     g = rows[0] + near
-    sources = losses.sources(stretch.phase, *rows)[near] if len(near) else np.empty(0, np.int32)
     means = read.sums[near].astype(np.float64) / read.tokens[near]
-    scores = losses.typical(stretch).z(means, losses.groups(stretch.phase, g, sources))
+    scores = losses.typical(stretch).z(means, losses.groups(stretch.phase, g))
     is_far = scores >= z
     return g[is_far], scores[is_far]
 

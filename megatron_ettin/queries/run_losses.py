@@ -109,19 +109,17 @@ class RunLosses:
         """Return the rows of each source of a phase in a period of its blend."""
         return [pool.quota for pool in self.phases[phase].pools]
 
-    def sources(self, phase: int, begin: int, end: int) -> NDArray[np.int32]:
-        """Return the index, in the phase, of the source of each of its rows [begin, end)."""
-        start = self.phases[phase].start_g
-        return sources_of_rows(self.quotas(phase), begin - start, end - start)
+    def sources(self, phase: int, g: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Return the index, in the phase, of the source of each of its rows g [n]."""
+        return sources_of_rows(self.quotas(phase), g - self.phases[phase].start_g)
 
-    def groups(
-        self, phase: int, g: NDArray[np.int64], sources: NDArray[np.int32]
-    ) -> NDArray[np.int64]:
-        """Return the group [n] of rows g [n] of a phase, whose sources are given."""
+    def groups(self, phase: int, g: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the group of each of the rows g [n], n > 0, of a phase."""
+        sources = self.sources(phase, g).astype(np.int64)
         count = self.num_objectives(phase)
         if count == 1:
-            return sources.astype(np.int64)
-        return sources.astype(np.int64) * count + self._objective(phase).choose(g, self._mask_seed)
+            return sources
+        return sources * count + self._objective(phase).choose(g, self._mask_seed)
 
     def stretches(self, begin: int, end: int) -> Iterator[Stretch]:
         """Yield the stretches that rows [begin, end) lie in, whole."""
@@ -143,13 +141,13 @@ class RunLosses:
         return self._typical[stretch]
 
     def _find_typical(self, stretch: Stretch) -> Typical:
-        means, groups = [], []
+        means, groups = [np.empty(0)], [np.empty(0, dtype=np.int64)]
         for begin, end in _sampled(stretch):
             read = self.reader.read(begin, end)
-            g, sources = np.arange(begin, end), self.sources(stretch.phase, begin, end)
             has_loss = read.tokens > 0
-            means.append(read.means[has_loss])
-            groups.append(self.groups(stretch.phase, g[has_loss], sources[has_loss]))
+            if has_loss.any():
+                means.append(read.means[has_loss])
+                groups.append(self.groups(stretch.phase, np.arange(begin, end)[has_loss]))
         count = self.num_groups(stretch.phase)
         all_means, all_groups = np.concatenate(means), np.concatenate(groups)
         middles, spreads = np.full(count, np.nan), np.full(count, np.nan)
@@ -171,8 +169,7 @@ class RunLosses:
             for place in here.tolist():
                 row = int(g[place])
                 read = self.reader.read(row, row + 1)
-                sources = self.sources(stretch.phase, row, row + 1)
-                groups = self.groups(stretch.phase, g[place : place + 1], sources)
+                groups = self.groups(stretch.phase, g[place : place + 1])
                 typical = self.typical(stretch)
                 found.means[place] = read.means[0]
                 found.tokens[place] = read.tokens[0]

@@ -58,16 +58,17 @@ CASES = {name: (name, ["--hardware.micro_batch_tokens=512"]) for name in LAYOUTS
 MIXED = ("dp2_unsharded", "tp2pp2sp_recompute", "tp2cp2sp", "micro_batch_1")
 REST = tuple(case for case in CASES if case not in ("tp1", *MIXED))
 MIXED_BF16, REST_BF16 = ("tp2sp",), ("tp2", "pp2", "dp2", "cp2")
-#: Largest relative difference of a loss, and relative L2 distance of a tensor at the end.
+#: Largest relative difference of a loss, relative L2 distance of a tensor at the end, and largest
+#: difference of a row's loss as a share of the mean.
 Tolerance = tuple[float, float, float]
-#: Measured: 1.2e-8 (losses are sums in float64) and 1.4e-6.
-FP32: Tolerance = (1e-5, 1e-5, 9.0)
-#: Between layouts, both in bf16. Measured: 7.3e-5 and 9.2e-3.
-BF16_LAYOUTS: Tolerance = (2e-4, 2e-2, 9.0)
-#: Between bf16 and fp32. Measured: 5.3e-4, and 0.08 for one tensor of the encoder (0.034 for the
-#: next, 0.017 for the median): Adam's steps are as long where gradients are small as where they are
-#: large, so rounding decides some of them.
-BF16_TO_FP32: Tolerance = (1e-3, 1e-1, 9.0)
+#: Measured: 1.2e-8 (losses are sums in float64), 1.4e-6 and 1.3e-7 (a row's is kept in float32).
+FP32: Tolerance = (1e-5, 1e-5, 1e-6)
+#: Between layouts, both in bf16. Measured: 7.3e-5, 9.2e-3 and 1.7e-4.
+BF16_LAYOUTS: Tolerance = (2e-4, 2e-2, 1e-3)
+#: Between bf16 and fp32. Measured: 5.3e-4, for a row 7.5e-4, and 0.08 for one tensor of the encoder
+#: (0.034 for the next, 0.017 for the median): Adam's steps are as long where gradients are small as
+#: where they are large, so rounding decides some of them.
+BF16_TO_FP32: Tolerance = (1e-3, 1e-1, 3e-3)
 
 
 def train(

@@ -12,6 +12,10 @@ from megatron_ettin.data.orders import open_order
 from megatron_ettin.order.ledger import Ledger
 from megatron_ettin.order.row_losses import RowLosses, RowLossReader, RowState, fork_losses
 from megatron_ettin.order.run_folder import RunFolder
+from megatron_ettin.queries.recorded_run import open_run
+from megatron_ettin.queries.skips import list_skips
+from megatron_ettin.queries.spikes import find_spikes
+from megatron_ettin.queries.verify import verify
 from megatron_ettin.training import set_up
 from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.loop import Training, train_step
@@ -127,3 +131,28 @@ def test_a_resume_keeps_the_losses_and_the_fork_keeps_the_old_ones(
     old, end = RowLossReader.open(fork_losses(run / "ledger", fork.file)), losses_of(whole)
     assert (old.first_g, old.end_g) == (back, len(end.sums))
     assert old.read(back, old.end_g).sums.tolist() == end.sums[back:].tolist()
+
+
+def test_a_run_repeated_without_the_spikes_is_a_recorded_fork(whole: Path, tmp_path: Path) -> None:
+    run = cut_off(whole, tmp_path / "run", keep=1)
+    back = Ledger.read(run / "ledger").checkpoints()[0].g
+    found = find_spikes(open_run(run), back, z=1.0, num=3, skip=tmp_path / "skip.yaml")
+    spikes = sorted(row.g for row in found.rows)
+    assert len(spikes) == 3
+    configs = [f"--config={path}" for path in (whole.parent / "run.yaml", tmp_path / "skip.yaml")]
+    train_here([*configs, RESUME], run)
+    (fork,) = Ledger.read(run / "ledger").forks()
+    assert fork.steps > 0
+    skips = list_skips(run).skips
+    rows = {g for skip in skips if skip.fork is None for g in range(skip.g_begin, skip.g_end)}
+    assert rows == {*range(*SKIPPED), *spikes}
+    assert {skip.reason for skip in skips} == {"data.skip_rows"}
+    left_out = np.flatnonzero(losses_of(run).states == RowState.LEFT_OUT)
+    assert left_out.tolist() == sorted(rows)
+    verification = verify(run)
+    assert verification.passed, verification.faults
+    (checked,) = [check for check in verification.checks if check.check == "row losses"]
+    bound = len(Ledger.read(run / "ledger").checkpoints()) + len(
+        Ledger.read(run / "ledger").read_fork(fork).checkpoints()
+    )
+    assert (checked.compared, checked.failures) == (bound, 0)

@@ -71,6 +71,7 @@ CHANGES_NOTHING = {
     *(f"trouble.{name}" for name in ("spike_z", "window_steps", "rewind_steps", "hang_seconds")),
     "trouble.max_interventions",
     *("logging.log_every_steps", "logging.wandb", "logging.tensorboard"),
+    "logging.row_losses",
     *("seeds.order", "seeds.mask", "seeds.init", "seeds.dropout"),
     *("run_dir", "profile"),
 }
