@@ -9,16 +9,17 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tqdm import tqdm
-
-from benchmarks.full_run import FullRun
-from benchmarks.query_times import QUESTIONS, as_json, as_text, ask_all
 from megatron_ettin.command_parser import CommandParser
 
 
 def main() -> None:
     """Make the run, ask each question and report."""
     args = parse_arguments()
+    from tqdm import tqdm
+
+    from benchmarks.full_run import FullRun
+    from benchmarks.query_times import QUESTIONS, as_json, as_text, ask_all
+
     with tempfile.TemporaryDirectory(prefix="bench_queries.", dir=args.work_dir) as folder:
         run = (
             args.run

@@ -1,6 +1,6 @@
 """Losses of a run's rows, 8 bytes each, in a file that is addressed by the row number g.
 
-docs/ledger.md specifies the format (section 8). Values of a row that was left out, or of which
+docs/ledger.md specifies the format (section 7). Values of a row that was left out, or of which
 nothing is on record, are told apart from a loss by the state of its entry.
 """
 
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from megatron_ettin.order.ledger.format import FORKS_FOLDER
 
 LOSSES_FILE = "row_losses.bin"
+#: End of the name of a fork's file.
+LOSSES_SUFFIX = ".losses"
 #: First bytes of a file; the number of its first row follows, 8 bytes, little-endian.
 MAGIC = b"rowloss1"
 HEADER_BYTES = 16
@@ -103,7 +105,7 @@ def read_first_row(path: Path, content: bytes) -> int:
 
 def fork_losses(ledger: Path, fork: str) -> Path:
     """Return the file with the losses of the rows of a fork, by the fork's name."""
-    return ledger / FORKS_FOLDER / f"{fork}.losses"
+    return ledger / FORKS_FOLDER / f"{fork}{LOSSES_SUFFIX}"
 
 
 class RowLossReader:

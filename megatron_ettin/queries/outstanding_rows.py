@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.order.blend import rows_by_source
-from megatron_ettin.queries.run_losses import CHUNK_ROWS, RunLosses, Stretch
+from megatron_ettin.queries.run_losses import CHUNK_ROWS, RunLosses, LossStretch
 
 #: Share by which a first test, in float32, is more generous than the exact one.
 SLACK = np.float32(1e-5)
@@ -56,7 +56,7 @@ def find_outstanding(losses: RunLosses, begin: int, end: int, *, z: float, num: 
 
 
 def _limits(
-    losses: RunLosses, stretch: Stretch, rows: tuple[int, int], z: float
+    losses: RunLosses, stretch: LossStretch, rows: tuple[int, int], z: float
 ) -> NDArray[np.float32]:
     """Return for each of the rows [n] the lowest loss that may have a z-score of `z`."""
     typical = losses.typical(stretch)
@@ -69,7 +69,7 @@ def _limits(
 
 def _search(
     losses: RunLosses,
-    stretch: Stretch,
+    stretch: LossStretch,
     limits: NDArray[np.float32],
     z: float,
     rows: tuple[int, int],
@@ -87,7 +87,7 @@ def _search(
     return g[is_far], scores[is_far]
 
 
-def _count_unjudged(losses: RunLosses, stretch: Stretch, first: int, last: int) -> int:
+def _count_unjudged(losses: RunLosses, stretch: LossStretch, first: int, last: int) -> int:
     """Count the rows [first, last) whose group has no typical loss; mixtures by their shares."""
     start = losses.phases[stretch.phase].start_g
     rows = rows_by_source(losses.quotas(stretch.phase), first - start, last - start)

@@ -34,7 +34,7 @@ FEWEST_ROWS = 16
 CHUNK_ROWS = 1 << 20
 
 
-class Stretch(NamedTuple):
+class LossStretch(NamedTuple):
     """Rows [begin, end) of a phase, which are compared with each other."""
 
     phase: int
@@ -80,7 +80,7 @@ class RunLosses:
         self.phases = run.order.spec.phases
         self._objectives = [config.objective.for_phase(phase.name) for phase in self.phases]
         self._mask_seed = config.seeds.mask
-        self._typical: dict[Stretch, Typical] = {}
+        self._typical: dict[LossStretch, Typical] = {}
 
     def _refuse_short(self, run: RecordedRun) -> None:
         bound = [
@@ -121,7 +121,7 @@ class RunLosses:
             return sources
         return sources * count + self._objective(phase).choose(g, self._mask_seed)
 
-    def stretches(self, begin: int, end: int) -> Iterator[Stretch]:
+    def stretches(self, begin: int, end: int) -> Iterator[LossStretch]:
         """Yield the stretches that rows [begin, end) lie in, whole."""
         for index, phase in enumerate(self.phases):
             shortest = SHORTEST_ROWS * len(phase.pools)
@@ -131,16 +131,16 @@ class RunLosses:
                 # No short rest: its rows would have nothing to be compared with.
                 stop = last if first + length + shortest > last else first + length
                 if stop > begin:
-                    yield Stretch(index, first, stop)
+                    yield LossStretch(index, first, stop)
                 first = stop
 
-    def typical(self, stretch: Stretch) -> Typical:
+    def typical(self, stretch: LossStretch) -> Typical:
         """Return the typical losses of the groups of a stretch."""
         if stretch not in self._typical:
             self._typical[stretch] = self._find_typical(stretch)
         return self._typical[stretch]
 
-    def _find_typical(self, stretch: Stretch) -> Typical:
+    def _find_typical(self, stretch: LossStretch) -> Typical:
         means, groups = [np.empty(0)], [np.empty(0, dtype=np.int64)]
         for begin, end in _sampled(stretch):
             read = self.reader.read(begin, end)
@@ -195,7 +195,7 @@ class Compared:
         return cls(means=means, tokens=np.zeros(count, dtype=np.int64), middles=middles, z=z)
 
 
-def _sampled(stretch: Stretch) -> Iterator[tuple[int, int]]:
+def _sampled(stretch: LossStretch) -> Iterator[tuple[int, int]]:
     """Yield ranges of the rows that the typical losses of a stretch are taken from."""
     length = stretch.end - stretch.begin
     if length <= SAMPLE_ROWS:

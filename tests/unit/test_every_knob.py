@@ -71,7 +71,6 @@ CHANGES_NOTHING = {
     *(f"trouble.{name}" for name in ("spike_z", "window_steps", "rewind_steps", "hang_seconds")),
     "trouble.max_interventions",
     *("logging.log_every_steps", "logging.wandb", "logging.tensorboard"),
-    "logging.row_losses",
     *("seeds.order", "seeds.mask", "seeds.init", "seeds.dropout"),
     *("run_dir", "profile"),
 }
@@ -88,6 +87,7 @@ LEFT_OUT = {
     "hardware.fp8_recipe": "estimated as bf16",
     "hardware.deterministic": "not measured",
     "hardware.cuda_graphs": "`hardware.cuda_graphs`",
+    "logging.row_losses": "`logging.row_losses`",
     "hardware.threads_per_rank": "counts on a CPU only",
     "validation": "Validation",
     "data": "Corpora are mapped into memory",

@@ -134,7 +134,7 @@ def test_the_sources_of_rows_repeat_with_the_blend() -> None:
 
 
 def test_long_stretches_are_sampled_in_blocks() -> None:
-    stretch = run_losses.Stretch(0, 5, 200_005)
+    stretch = run_losses.LossStretch(0, 5, 200_005)
     blocks = list(run_losses._sampled(stretch))
     assert (len(blocks), blocks[0][0], blocks[-1][1]) == (64, 5, 200_005)
     assert all(b - a == 1024 for a, b in blocks)
