@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.order.blend import rows_by_source
-from megatron_ettin.queries.run_losses import CHUNK_ROWS, RunLosses, LossStretch
+from megatron_ettin.queries.run_losses import CHUNK_ROWS, LossStretch, RunLosses
 
 #: Share by which a first test, in float32, is more generous than the exact one.
 SLACK = np.float32(1e-5)
