@@ -27,10 +27,8 @@ QUESTIONS = (
     "where --run RUN --sha 00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
     "exposures --run RUN --doc code:1234",
     "unseen --run RUN --at CKPT --num 100 --seed 1",
-    "batch --run RUN --step FUTURE",
-    "batch --run RUN --step FUTURE --masked --tokenizer-text",
+    "batch --run RUN --step FUTURE --rank 0 --data-parallel-size 128 --masked --tokenizer-text",
     "sql --run RUN 'select phase, count(*), sum(n_tokens) from steps group by phase'",
-    "sql --run RUN --from CKPT 'select source, count(*) from rows where step < STEP group by all'",
     "skips --run RUN",
     "plan --run RUN",
     "twins --run RUN --run TWIN",
@@ -125,8 +123,7 @@ def _middle(run: Path) -> dict[str, str]:
     with Provenance.open(prefix) as sidecar:
         (row,) = sidecar.documents(np.array([sidecar.num_documents // 2]), ["id"]).to_pylist()
     names = {"CKPT": here.payload["name"], "NEXT": following.payload["name"]}
-    steps = {"STEP": str(here.step + 1), "FUTURE": str(points[-1].step + 1)}
-    return {**names, **steps, "ID": row["id"]}
+    return {**names, "FUTURE": str(points[-1].step + 1), "ID": row["id"]}
 
 
 def _filled(word: str, places: dict[str, object]) -> str:
