@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.made_up_corpus import draw_lengths, write_shard
 from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.indexed import IndexedWriter
 from megatron_ettin.order import SampleOrder
@@ -30,29 +31,14 @@ class Bench(NamedTuple):
 
 def prepare(bench: Bench) -> dict[str, float]:
     """Write a corpus to plan, all tokens 0 and none on disk, and one to load batches from."""
-    lengths = draw_lengths(bench.documents, seed=1)
-    # No writer of the format can leave the tokens out: a .bin of holes costs no disk.
-    bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    with open(f"{bench.large}.idx", "wb") as index:
-        index.write(b"MMIDIDX\x00\x00" + (1).to_bytes(8, "little") + b"\x08")
-        index.write(np.array([len(lengths), len(bounds)], dtype="<i8").tobytes())
-        for section in (lengths, bounds[:-1] * 2, np.arange(len(bounds))):
-            section.tofile(index)
-    with open(f"{bench.large}.bin", "wb") as tokens:
-        tokens.truncate(2 * int(bounds[-1]))
+    write_shard(Path(bench.large), bench.documents)
     few = draw_lengths(min(bench.documents, LOADED_DOCUMENTS), seed=2)
     ids = np.random.default_rng(3).integers(5, VOCAB_SIZE, int(few.sum()), dtype=np.uint16)
     with IndexedWriter(bench.loaded, "uint16") as writer:
-        writer.add_many(ids, few)
+        writer.add_many(ids, few.astype(np.int64))
     for prefix in (bench.large, bench.loaded):
         open_order(prefix, rows=1)  # writes the identity and the plan
     return {}
-
-
-def draw_lengths(count: int, seed: int) -> np.ndarray:
-    """Return int32 document lengths, 750 tokens on average."""
-    lengths = np.random.default_rng(seed).lognormal(5.9, 1.2, count)
-    return lengths.clip(8, 200_000).astype(np.int32)
 
 
 def open_order(prefix: str, rows: int) -> SampleOrder:

@@ -136,6 +136,9 @@ class LoggingConfig:
     tensorboard: bool = False
     """Write event files for TensorBoard into run_dir/tensorboard too; needs the package
     tensorboard."""
+    row_losses: bool = False
+    """Keep the summed loss and the number of tokens of every row in run_dir/ledger, 8 bytes a row.
+    `tools/order.py spikes` and `losses` read them."""
     anchor: str | None = None
     """Place to which heads of the ledger are written in the background: a folder or a URL for
     fsspec, of this run alone. Choose one where the run may add files but change none."""

@@ -314,16 +314,14 @@ class Provenance:
 
     def find_id(self, document_id: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with this id, ascending."""
-        return self._find("id", pa.scalar(document_id, pa.string()))
+        return self._find("id", document_id)
 
     def find_sha256(self, sha256: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents whose text has this SHA-256, ascending.
 
         ValueError where that is not 64 hexadecimal digits.
         """
-        if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-            raise ValueError(f"{sha256!r}: not a SHA-256, which has 64 hexadecimal digits")
-        return self._find("sha256", pa.scalar(bytes.fromhex(sha256), pa.binary(32)))
+        return self._find("sha256", as_digest(sha256))
 
     def find_text(self, text: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with exactly this text, ascending."""
@@ -343,35 +341,53 @@ class Provenance:
                 " program has replaced them; run tools/preprocess_data.py again"
             )
 
-    def _find(self, column: str, value: pa.Scalar) -> NDArray[np.int64]:
+    def _find(self, column: str, value: str | bytes) -> NDArray[np.int64]:
+        (groups,) = groups_that_may_hold([self._path], column, value)
+        return self.find_in(groups, column, value)
+
+    def find_in(self, groups: Sequence[int], column: str, value: str | bytes) -> NDArray[np.int64]:
+        """Return the ordinals of the documents of some row groups whose column has this value."""
+        wanted = pa.scalar(value, SCHEMA.field(column).type)
         ordinals = [np.empty(0, dtype=np.int64)]
-        for group in self._groups_that_may_hold(column, value.as_py()):
-            equal = pc.equal(self._read(group, [column])[column], value)
+        for group in groups:
+            equal = pc.equal(self._read(group, [column])[column], wanted)
             ordinals.append(self._begins[group] + np.flatnonzero(equal.fill_null(False)))
         return np.concatenate(ordinals)
-
-    def _groups_that_may_hold(self, column: str, value: str | bytes) -> list[int]:
-        """Return the row groups whose Bloom filter admits a value.
-
-        Sidecars of earlier versions have no filters: all their groups are returned. DuckDB compares
-        no checksums; the groups are read with theirs afterwards.
-        """
-        probe = (
-            "SELECT row_group_id FROM parquet_bloom_probe(?, ?, ?) "
-            "WHERE NOT bloom_filter_excludes ORDER BY row_group_id"
-        )
-        try:
-            with duckdb.connect() as database:
-                admitted = database.execute(probe, [glob.escape(str(self._path)), column, value])
-                return [group for (group,) in admitted.fetchall()]
-        except duckdb.Error as error:
-            raise _damaged(self._path, str(error)) from error
 
     def _read(self, group: int, columns: list[str] | None) -> pa.Table:
         try:
             return self._file.read_row_group(group, columns)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self._path, f"row group {group}: {error}") from error
+
+
+def as_digest(sha256: str) -> bytes:
+    """Return the 32 bytes of a SHA-256; ValueError where it is not 64 hexadecimal digits."""
+    if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise ValueError(f"{sha256!r}: not a SHA-256, which has 64 hexadecimal digits")
+    return bytes.fromhex(sha256)
+
+
+def groups_that_may_hold(paths: Sequence[Path], column: str, value: str | bytes) -> list[list[int]]:
+    """Return for each sidecar the row groups whose Bloom filter admits a value.
+
+    Sidecars of earlier versions have no filters: all their groups are returned. DuckDB compares no
+    checksums; the groups are read with theirs afterwards. ValueError names a damaged sidecar.
+    """
+    probe = (
+        "SELECT row_group_id FROM parquet_bloom_probe(?, ?, ?) "
+        "WHERE NOT bloom_filter_excludes ORDER BY row_group_id"
+    )
+    admitted = []
+    # One connection for all: it takes longer to make than a probe.
+    with duckdb.connect() as database:
+        for path in paths:
+            try:
+                found = database.execute(probe, [glob.escape(str(path)), column, value])
+                admitted.append([group for (group,) in found.fetchall()])
+            except duckdb.Error as error:
+                raise _damaged(path, str(error)) from error
+    return admitted
 
 
 def _damaged(path: Path, what: str) -> ValueError:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from megatron_ettin.data.provenance import GROUP_DOCUMENTS, SCHEMA, Provenance, sidecar_path
+from megatron_ettin.data.provenance import (
+    GROUP_DOCUMENTS,
+    SCHEMA,
+    Provenance,
+    as_digest,
+    groups_that_may_hold,
+    sidecar_path,
+)
 
 
 class ShardedProvenance:
@@ -72,25 +81,31 @@ class ShardedProvenance:
 
     def find_id(self, document_id: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with this id, ascending."""
-        return self._find(lambda shard: shard.find_id(document_id))
+        return self._find("id", document_id)
 
     def find_sha256(self, sha256: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents whose text has this SHA-256, ascending.
 
         ValueError where that is not 64 hexadecimal digits.
         """
-        return self._find(lambda shard: shard.find_sha256(sha256))
+        return self._find("sha256", as_digest(sha256))
 
     def find_text(self, text: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with exactly this text, ascending."""
         return self.find_sha256(hashlib.sha256(text.encode()).hexdigest())
 
-    def _find(self, find: Callable[[Provenance], NDArray[np.int64]]) -> NDArray[np.int64]:
-        found = []
-        for prefix, begin in zip(self._prefixes, self._begins, strict=False):
-            with Provenance.open(prefix) as shard:
-                found.append(begin + find(shard))
-        return np.concatenate(found)
+    def _find(self, column: str, value: str | bytes) -> NDArray[np.int64]:
+        paths = [sidecar_path(prefix) for prefix in self._prefixes]
+        admitted = groups_that_may_hold(paths, column, value)
+
+        def find(number: int) -> NDArray[np.int64]:
+            with Provenance.open(self._prefixes[number]) as shard:
+                found = shard.find_in(admitted[number], column, value)
+            return self._begins[number] + found
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            found = list(threads.map(find, np.flatnonzero([len(a) > 0 for a in admitted]).tolist()))
+        return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
 
 def open_provenance(prefixes: Sequence[str]) -> Provenance | ShardedProvenance:

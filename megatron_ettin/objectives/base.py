@@ -89,6 +89,10 @@ class Objective(ABC):
         """Return the objectives that the rows of a phase get, in the order of the configuration."""
         return (RowShare(self, 1.0),)
 
+    def choose(self, g: NDArray[np.int64], mask_seed: int) -> NDArray[np.int64]:
+        """Return which of the objectives of `row_shares` each of the rows g [m] gets."""
+        return np.zeros(len(g), dtype=np.int64)
+
     def scored_share(self, phase: str) -> float:
         """Return a bound from above of the share of slots that are scored in `phase`, on average.
 

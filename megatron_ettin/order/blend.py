@@ -2,6 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ettin import native
+
 BLEND_PERIOD = 65_536
 """Rows after which a blend repeats its pattern of sources."""
 
@@ -34,3 +39,21 @@ def blend_quotas(weights: Sequence[float], period: int = BLEND_PERIOD) -> list[i
     for i in by_remainder[: period - sum(quotas)]:
         quotas[i] += 1
     return quotas
+
+
+def sources_of_rows(quotas: Sequence[int], rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the index of the source of each of a phase's rows [n], counted from 0."""
+    pattern, _ = native.blend_table(list(quotas))
+    return pattern[rows % len(pattern)]
+
+
+def rows_by_source(quotas: Sequence[int], begin: int, end: int) -> NDArray[np.int64]:
+    """Return how many of a phase's rows [begin, end), counted from 0, each source has."""
+    pattern, _ = native.blend_table(list(quotas))
+
+    def before(row: int) -> NDArray[np.int64]:
+        periods, rest = divmod(row, len(pattern))
+        rows = np.bincount(pattern[:rest], minlength=len(quotas))
+        return periods * np.array(quotas, dtype=np.int64) + rows
+
+    return before(end) - before(begin)

@@ -2,7 +2,7 @@
 
 A decision is in force from its record on, also where a return to an earlier checkpoint moved the
 record to a fork: the run then comes to the same rows again, and leaves them out without asking. So
-the ledger and its forks are all that a resumed run needs to know (docs/ledger.md, section 7).
+the ledger and its forks are all that a resumed run needs to know (docs/ledger.md, section 6).
 """
 
 from __future__ import annotations

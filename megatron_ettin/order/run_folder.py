@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_ettin.order.ledger import Ledger
+from megatron_ettin.order.row_losses import LOSSES_FILE
 from megatron_ettin.order.spec import OrderSpec
 from megatron_ettin.publication import is_unfinished, rename_durably
 
@@ -48,6 +49,11 @@ class RunFolder:
     def ledger(self) -> Path:
         """Folder of the ledger."""
         return self.path / "ledger"
+
+    @property
+    def row_losses(self) -> Path:
+        """Loss of every row, if the run keeps them."""
+        return self.ledger / LOSSES_FILE
 
     @property
     def metrics(self) -> Path:

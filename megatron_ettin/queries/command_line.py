@@ -22,6 +22,8 @@ COMMANDS = {
     "where": "list all rows, steps and checkpoints at which a document is seen",
     "unseen": "draw documents that a checkpoint has not seen",
     "exposures": "count how often a document was seen, and how long ago",
+    "losses": "show the losses of sources over tokens, or of a document's rows",
+    "spikes": "name the rows and documents whose loss stands out, and leave them out",
     "skips": "list the rows that were left out, and why",
     "diff": "compare two runs",
     "twins": "prove that an encoder and a decoder saw the same tokens: PASS or FAIL",

@@ -26,15 +26,19 @@ class Document(NamedTuple):
 
 
 class DocumentOrigin(NamedTuple):
-    """Id and url of a raw document; None where they are not recorded."""
+    """Id, url and place of a raw document; None where they are not recorded."""
 
-    id: str | None
-    url: str | None
+    id: str | None = None
+    url: str | None = None
+    shard: str | None = None
+    """Raw file."""
+    line: int | None = None
+    """Line of it, or number of the record, from 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentName:
-    """Name of a document, as the options give it; exactly one of the first five is set."""
+    """Name of a document, as the options give it; one of the first five is set, if any."""
 
     doc: str | None = None
     """SOURCE:ORDINAL."""
@@ -49,10 +53,15 @@ class DocumentName:
     raw_folder: Path | None = None
     """Folder of the raw files, if they were moved; for `contains`."""
 
+    @property
+    def is_given(self) -> bool:
+        """Tell whether an option named a document."""
+        return any((self.doc, self.id, self.sha, self.text_file, self.contains))
 
-def add_document_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_document_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the options that name a document."""
-    name = parser.add_mutually_exclusive_group(required=True).add_argument
+    name = parser.add_mutually_exclusive_group(required=required).add_argument
     name("--doc", metavar="SOURCE:ORDINAL", help="source and number (from 0) of the document")
     name("--id", metavar="ID", help="id of the document in the raw file")
     name("--sha", metavar="HASH", help="SHA-256 of the document's text, hexadecimal")
@@ -93,17 +102,18 @@ class Sidecars:
         return self._opened[source]
 
     def origins(self, documents: Sequence[Document]) -> list[DocumentOrigin]:
-        """Return id and url of each document, in the given order."""
+        """Return the origin of each document, in the given order."""
         origins: dict[Document, DocumentOrigin] = {}
         for source in {document.source for document in documents}:
             provenance = self.provenance(source)
             if provenance is None:
                 continue
             ordinals = [document.ordinal for document in documents if document.source == source]
-            rows = provenance.documents(np.array(ordinals, dtype=np.int64), ("id", "url"))
+            numbers = np.array(ordinals, dtype=np.int64)
+            rows = provenance.documents(numbers, DocumentOrigin._fields)
             for ordinal, row in zip(ordinals, rows.to_pylist(), strict=True):
-                origins[Document(source, ordinal)] = DocumentOrigin(row["id"], row["url"])
-        return [origins.get(document, DocumentOrigin(None, None)) for document in documents]
+                origins[Document(source, ordinal)] = DocumentOrigin(**row)
+        return [origins.get(document, DocumentOrigin()) for document in documents]
 
 
 def _without_sidecar(prefixes: Sequence[str]) -> list[Path]:

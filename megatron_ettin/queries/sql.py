@@ -1,8 +1,9 @@
 """Query a run with SQL (DuckDB). Its tables are computed while DuckDB reads them.
 
-rows: g, step, slot, source, epoch, row, num_tokens. segments: g, step, slot, position, source,
-epoch, document, offset, length. steps: step, phase, g_begin, g_end, n_tokens, order_digest,
-token_digest, mask_digest, unix_ns. docs: source, ordinal, id, url, sha256, n_tokens, shard, line.
+rows: g, step, slot, source, epoch, row, num_tokens, loss_sum, loss_tokens. segments: g, step, slot,
+position, source, epoch, document, offset, length. steps: step, phase, g_begin, g_end, n_tokens,
+order_digest, token_digest, mask_digest, unix_ns. docs: source, ordinal, id, url, sha256, n_tokens,
+shard, line.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.pieces import row_starts
+from megatron_ettin.order.row_losses import RowLossReader, RowState
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.documents import Sidecars
 from megatron_ettin.queries.recorded_run import RecordedRun
 
@@ -28,6 +30,8 @@ ROWS = pa.schema(
         "epoch": pa.int64(),
         "row": pa.int64(),
         "num_tokens": pa.int64(),
+        "loss_sum": pa.float32(),
+        "loss_tokens": pa.int64(),
     }
 )
 SEGMENTS = pa.schema(
@@ -82,7 +86,12 @@ class RunTables:
     sidecars: Sidecars
 
     def rows(self) -> Iterator[pa.RecordBatch]:
-        """Yield one entry per row, ascending; `row` is the number of the row in its pool."""
+        """Yield one entry per row, ascending; `row` is the number of the row in its pool.
+
+        `loss_sum` and `loss_tokens` are null where no loss is on record.
+        """
+        path = RunFolder(self.run.folder).row_losses
+        losses = RowLossReader.open(path) if path.is_file() else None
         for begin, end in self._stretches(CHUNK_ROWS):
             pieces = self.run.order.pieces(begin, end)
             # The first piece of each row stands for the row.
@@ -96,6 +105,7 @@ class RunTables:
                 "epoch": pieces.epoch[first],
                 "row": pieces.row[first],
                 "num_tokens": self.run.order.row_tokens(begin, end)[pieces.g[first] - begin],
+                **({} if losses is None else _losses(losses, begin, end, pieces.g[first])),
             }
             yield _batch(columns, ROWS).filter(pa.array(step > 0))  # 0: a skipped row
 
@@ -190,6 +200,18 @@ def as_hexadecimal(hashes: pa.ChunkedArray) -> pa.Array:
     """Return hashes of 32 bytes as 64 hexadecimal digits each; null stays null."""
     texts = [None if value is None else value.hex() for value in hashes.to_pylist()]
     return pa.array(texts, pa.string())
+
+
+def _losses(
+    reader: RowLossReader, begin: int, end: int, g: NDArray[np.int64]
+) -> dict[str, pa.Array]:
+    """Return the columns of the losses of rows g [n], which lie in [begin, end)."""
+    read = reader.read(begin, end)
+    unknown = (read.states != RowState.TRAINED)[g - begin]
+    return {
+        "loss_sum": pa.array(read.sums[g - begin], mask=unknown),
+        "loss_tokens": pa.array(read.tokens[g - begin], mask=unknown),
+    }
 
 
 def _batch(columns: dict[str, object], schema: pa.Schema) -> pa.RecordBatch:

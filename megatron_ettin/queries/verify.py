@@ -23,6 +23,7 @@ from megatron_ettin.queries.branches import Branch
 from megatron_ettin.queries.verify_chain import ChainCheck, check_chain
 from megatron_ettin.queries.verify_checkpoints import check_weights
 from megatron_ettin.queries.verify_head import SHORTEST, FoundHead, find_head
+from megatron_ettin.queries.verify_row_losses import check_row_losses
 
 EXAMPLE = "--run runs/encoder --tokens --sample 0.01 --seed 7"
 SMALL_SAMPLE = 0.001
@@ -36,7 +37,7 @@ class CheckResult:
     verdict: str
     compared: int
     """Records compared. `chain` also counts forks' records, lines of metrics and checkpoints;
-    `weights` counts files."""
+    `weights` counts files, `row losses` the stretches that records bind."""
     failures: int
 
 
@@ -97,6 +98,8 @@ def verify(
         raise ValueError(f"--sample: {share} is no share in (0, 1]")
     chain = check_chain(folder)
     checks = [chain.check]
+    losses = check_row_losses(RunFolder(folder), chain.branches)
+    checks += [] if losses is None else [losses]
     found_head = None
     if head is not None:
         check, found_head = find_head(head, chain.branches)

@@ -115,7 +115,8 @@ def _missing(run: RunFolder, ledger: Ledger) -> list[str]:
         notes.append("no END record: the run goes on, was ended by force, or waits to be resumed")
     names = [point.payload["name"] for point in ledger.checkpoints()]
     gone = [name for name in names if not (run.checkpoints / name).is_dir()]
-    removed = [name for name in gone if name in run.removed_checkpoints()] if gone else []
+    known = run.removed_checkpoints() if gone else set()  # reads all of metrics.jsonl
+    removed = [name for name in gone if name in known]
     for which, state in (
         (removed, "were removed by checkpoint.keep"),
         ([name for name in gone if name not in removed], "are gone"),

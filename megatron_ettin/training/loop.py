@@ -106,7 +106,8 @@ def _train_steps(
     step_done: Callable[[], None],
 ) -> RunState:
     """Run the phase's steps up to an intervention; the last may be short, none spans two phases."""
-    interval = Interval()
+    keeps_rows = run.config.logging.row_losses
+    interval = Interval(keeps_rows=keeps_rows)
     skipped = run.watch.skipped
     run.watchdog.expect_long_work()
     coming = phase_micro_batches(run.config, run.loader, state, phase.end_g, skipped.ranges)
@@ -139,7 +140,7 @@ def _train_steps(
             # A checkpoint and a skip need the steps before them in the ledger, so both report.
             if interval.has_steps and (logs or saves or next_g > state.g):
                 state = _report(run, state, interval)
-                interval = Interval()
+                interval = Interval(keeps_rows=keeps_rows)
             state = _skip(run, phase, state)
             if run.watch.goes_back:
                 break

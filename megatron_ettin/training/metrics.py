@@ -135,7 +135,7 @@ class Reporter:
                 f"from the last checkpoint with a lower optimizer.lr, or with trouble.on_nan skip "
                 f"or rewind"
             )
-        self._recorder.record_steps(summary.steps, summary.lanes)
+        self._recorder.record_steps(summary.steps, summary.lanes, summary.row_losses)
         lanes = summary.lanes.sum(axis=0, dtype=np.uint64)
         state = dataclasses.replace(
             state,

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,15 @@ from megatron_ettin.order.digest import format_digest
 from megatron_ettin.order.interventions import CONFIGURED, Intervention
 from megatron_ettin.order.ledger import Head, Kind, LedgerError, LedgerWriter, find_description
 from megatron_ettin.order.ledger.lock import lock_ledger
+from megatron_ettin.order.row_loss_writer import RowLossWriter
 from megatron_ettin.order.run_folder import RunFolder, step_of
 from megatron_ettin.rows import TokenIds
 from megatron_ettin.training.anchoring import Anchoring, open_anchoring
 from megatron_ettin.training.late_writes import LateWrites
 from megatron_ettin.training.preparation import MASK_LANE, ORDER_LANES, TOKEN_LANES, StepRange
 from megatron_ettin.versions import package_versions
+
+T = TypeVar("T")
 
 
 def open_recorder(
@@ -41,12 +44,18 @@ def open_recorder(
         LedgerError: another process writes it, it is damaged, or it ends before the checkpoint.
         StartError: its anchor does not answer, or holds heads of another run.
     """
-    writer, lock, anchoring = None, None, None
+    writer, lock, anchoring, losses = None, None, None, None
     run = RunFolder(Path(config.run_dir))
     ledger = run.ledger
     if distributed.is_main_rank() and state.g < spec.num_rows:
         writer = LedgerWriter.open(ledger, at=state.ledger_head, holding=_recorded(config, state))
-        anchoring = open_anchoring(config.logging, run)
+        try:
+            is_on = config.logging.row_losses
+            losses = RowLossWriter.open(ledger, state.g, fork=writer.fork, is_on=is_on)
+            anchoring = open_anchoring(config.logging, run)
+        except BaseException:
+            writer.close()
+            raise
     elif distributed.is_main_rank() and ledger.is_dir():
         # A run that has ended already gets no further record. But its other files are written
         # anew, which nobody else may do meanwhile.
@@ -61,6 +70,7 @@ def open_recorder(
         is_amended=is_amended,
         lock=lock,
         anchoring=anchoring,
+        losses=losses,
     )
 
 
@@ -82,6 +92,7 @@ class Recorder:
         is_amended: bool,
         lock: int | None = None,
         anchoring: Anchoring | None = None,
+        losses: RowLossWriter | None = None,
     ) -> None:
         """Take a ledger that is open at `state`.
 
@@ -93,9 +104,11 @@ class Recorder:
             is_amended: `spec` plans other rows than `state` did.
             lock: descriptor that holds the ledger's lock for a run without a writer.
             anchoring: where heads of the ledger are written besides; None if nowhere.
+            losses: file of the rows' losses, open at the same row; None if none are kept.
         """
         self._writer = writer
         self._anchoring = anchoring
+        self._losses = losses
         self._lock = lock
         self._opening: list[tuple[Kind, dict[str, Any]]] = []
         self._held: list[Callable[[], None]] | None = None  # appends after a pending checkpoint's
@@ -122,11 +135,21 @@ class Recorder:
         payload = {"name": phase.name, "start_g": phase.start_g, "num_rows": phase.num_rows}
         self._append(Kind.PHASE, state, index, payload=payload)
 
-    def record_steps(self, steps: Sequence[StepRange], lanes: NDArray[np.uint64]) -> None:
-        """Record n > 0 steps with the sums of their digests over all ranks, `lanes` [n, LANES]."""
+    def record_steps(
+        self,
+        steps: Sequence[StepRange],
+        lanes: NDArray[np.uint64],
+        row_losses: NDArray[np.void] | None = None,
+    ) -> None:
+        """Record n > 0 steps with the sums of their digests over all ranks, `lanes` [n, LANES].
+
+        `row_losses` are the entries of all their rows, if the run keeps them.
+        """
         if self._writer is None:
             return
         self._open(self._writer, steps[0].step - 1, steps[0].g_begin)
+        if self._losses is not None and row_losses is not None:
+            self._add(partial(self._losses.write, steps[0].g_begin, row_losses))
         self._add(
             partial(
                 self._writer.append_steps,
@@ -154,6 +177,9 @@ class Recorder:
         Raises:
             OSError, LedgerError: the disk refuses the record of a decision; the run must end.
         """
+        if self._writer is not None and self._losses is not None:
+            self._open(self._writer, state.step, state.g)
+            self._add(partial(self._losses.leave_out, state.g, end))
         if intervention is None:
             payload: dict[str, Any] = {"reason": CONFIGURED}
             self._append(Kind.SKIP, state, phase, payload=payload, g_end=end)
@@ -161,7 +187,7 @@ class Recorder:
         self._append(Kind.SKIP, state, phase, payload=intervention.payload(), g_end=end)
         if self._writer is not None:
             self._late.settle()
-            self._anchor(_sync(self._writer))
+            self._anchor(_sync(self._writer.sync, self._writer.folder))
 
     def record_checkpoint(self, state: RunState, name: str, files_sha256: str) -> RunState:
         """Record a checkpoint whose files are written; return the state to save in it.
@@ -194,6 +220,8 @@ class Recorder:
         if self._writer is not None:
             self._late.settle()
             self._writer.close()
+            if self._losses is not None:
+                self._losses.close()
         if self._anchoring is not None:
             self._anchoring.close()
         if self._lock is not None:
@@ -239,9 +267,15 @@ class Recorder:
             return state
         self._open(self._writer, state.step, state.g)
         self._late.settle()
+        losses = self._losses if kind == Kind.CHECKPOINT else None
+        if losses is not None:
+            payload = {**payload, "row_losses": losses.describe(state.g)}
+            _sync(losses.sync, losses.path)
         self._writer.append(kind, step=state.step, g_begin=state.g, g_end=state.g, payload=payload)
-        head = _sync(self._writer)
+        head = _sync(self._writer.sync, self._writer.folder)
         self._anchor(head)
+        if losses is not None:
+            losses.begin_after_checkpoint(state.g)
         return dataclasses.replace(state, ledger_seq=head.seq, ledger_chain=head.chain)
 
     def _anchor(self, head: Head) -> None:
@@ -257,14 +291,14 @@ class Recorder:
             self._late.write(partial(writer.append, kind, **at, payload=payload))
 
 
-def _sync(writer: LedgerWriter) -> Head:
-    """Make all records durable; LedgerError if the disk has lost some."""
+def _sync(sync: Callable[[], T], path: Path) -> T:
+    """Make durable what was written to `path`; LedgerError if the disk has lost some of it."""
     try:
-        return writer.sync()
+        return sync()
     except OSError as error:
         # Some systems take writes and lose them afterwards: more would follow a hole.
         raise LedgerError(
-            f"{writer.folder}: the disk has lost records ({error.strerror}): make room and resume "
+            f"{path}: the disk has lost records ({error.strerror}): make room and resume "
             f"from the last checkpoint"
         ) from error
 

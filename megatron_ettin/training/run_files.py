@@ -12,6 +12,7 @@ from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint_files import CheckpointError
 from megatron_ettin.order.ledger import RECORD, Head, Kind
 from megatron_ettin.order.ledger.format import EVENTS_FILE, FORKS_FOLDER, RECORD_BYTES, RECORDS_FILE
+from megatron_ettin.order.row_losses import LOSSES_SUFFIX
 from megatron_ettin.order.run_folder import CONFIG_FILE, RunFolder
 from megatron_ettin.publication import publish_bytes
 
@@ -65,6 +66,8 @@ def take(run: RunFolder, folder: Path) -> dict[str, bytes]:
     if run.wandb_id.is_file():
         contents[run.wandb_id.name] = run.wandb_id.read_bytes()
     for fork in sorted((run.ledger / FORKS_FOLDER).glob("fork_*")):
+        if fork.suffix == LOSSES_SUFFIX:  # may be large; no losses are copied
+            continue
         contents[f"{ledger}/{FORKS_FOLDER}/{fork.name}"] = fork.read_bytes()
     return contents
 

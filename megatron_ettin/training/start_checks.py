@@ -37,6 +37,7 @@ def check_outputs(config: RunConfig) -> None:
         _check_folder(folder)
     names = (ledger_files.RECORDS_FILE, ledger_files.EVENTS_FILE, ledger_files.LOCK_FILE)
     in_ledger = [run.ledger / name for name in names]
+    in_ledger += [run.row_losses] if config.logging.row_losses else []
     for path in (run.config, run.order, run.metrics, run.path / "profile.json", *in_ledger):
         _check_file(path)
     _check_checkpoints(run, sets_aside=config.checkpoint.falls_back)

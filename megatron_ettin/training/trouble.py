@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal, assert_never
 
-import numpy as np
 import torch
 
 from megatron_ettin import distributed
@@ -19,12 +18,10 @@ from megatron_ettin.checkpoint import RunState
 from megatron_ettin.config import TroubleConfig
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.interventions import Intervention, Reason, SkippedRows
+from megatron_ettin.order.spread import middle_and_spread
 from megatron_ettin.training.micro_batch import Report
 from megatron_ettin.training.optimizer import Optimizer
 from megatron_ettin.training.preparation import StepRange
-
-#: Standard deviation of a normal distribution, in median absolute deviations.
-DEVIATIONS = 1.4826
 
 
 class DivergedError(ValueError):
@@ -45,8 +42,7 @@ def robust_z(losses: Sequence[float], loss: float) -> float | None:
 
     None if they have no spread: more than half of them are equal.
     """
-    middle = float(np.median(losses))
-    spread = DEVIATIONS * float(np.median(np.abs(np.array(losses) - middle)))
+    middle, spread = middle_and_spread(losses)
     return (loss - middle) / spread if spread > 0.0 else None
 
 

@@ -60,6 +60,7 @@ def make_queried(corpus: TinyCorpus, folder: Path) -> Queried:
             },
         ],
         "data": {**corpus.data, "skip_rows": [list(SKIPPED)]},
+        "logging": {"row_losses": True},
     }
     runs = [
         open_run(record_run(tiny_config(corpus, folder / name, **sections), **how))

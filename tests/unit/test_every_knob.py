@@ -88,6 +88,7 @@ LEFT_OUT = {
     "hardware.fp8_recipe": "estimated as bf16",
     "hardware.deterministic": "not measured",
     "hardware.cuda_graphs": "`hardware.cuda_graphs`",
+    "logging.row_losses": "`logging.row_losses`",
     "hardware.threads_per_rank": "counts on a CPU only",
     "validation": "Validation",
     "data": "Corpora are mapped into memory",

@@ -21,6 +21,8 @@ QUESTIONS: dict[str, str] = {
     "batch": "--run RUN --step 1 --masked --tokenizer-text",
     "docs": "--run RUN --from 0 --to 2 --output OUT/docs.parquet",
     "where": "--run RUN --doc alpha:1",
+    "losses": "--run RUN --figure OUT/losses.png",
+    "spikes": "--run RUN --skip OUT/skip.yaml",
     "skips": "--run RUN",
     "unseen": "--run RUN --at 2 --num 2 --seed 1",
     "exposures": "--run RUN --doc alpha:1",
@@ -41,7 +43,8 @@ def folder(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) ->
     """Record two equal runs of a few steps, and write the record of one."""
     folder = tmp_path_factory.mktemp("asked")
     for name in ("run", "twin"):
-        record_run(tiny_config(tiny_corpus, folder / name), steps=4, save_steps=(2,))
+        config = tiny_config(tiny_corpus, folder / name, logging={"row_losses": True})
+        record_run(config, steps=4, save_steps=(2,))
     order.main(words("export", folder))
     write_keys(folder)
     return folder

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,7 +12,8 @@ from megatron_ettin.queries import provenance_of_rows, tables
 from megatron_ettin.queries import sql as sql_module
 from megatron_ettin.queries.docs import write_docs
 from megatron_ettin.queries.sql import run_query
-from tests.unit.queried import STEPS, Queried
+from tests.runs import made_losses
+from tests.unit.queried import SKIPPED, STEPS, Queried
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,13 @@ def test_docs_that_fail_leave_nothing(queried: Queried, tmp_path: Path) -> None:
 def test_segments_are_the_pieces_of_a_scan(queried: Queried) -> None:
     found = ask(queried, "select * from segments")
     assert found == [tuple(piece) for piece in queried.before(queried.done)]
+
+
+def test_rows_have_their_losses(queried: Queried) -> None:
+    sums, tokens = made_losses(0, queried.done)
+    found = ask(queried, "select g, loss_sum, loss_tokens from rows")
+    assert found == [(g, np.float32(sums[g]), tokens[g]) for g, _, _ in found]
+    assert len(found) == queried.done - (SKIPPED[1] - SKIPPED[0])
 
 
 def test_rows_are_those_of_a_scan(queried: Queried) -> None:

@@ -58,6 +58,8 @@ class LedgerWriter:
         self._record_bytes = self._event_bytes = 0
         self._is_torn = False
         self._owed: Cut | None = None
+        #: Name of the fork that the record after the head given to `open` tells of, if it is one.
+        self.fork: str | None = None
         #: Payloads, by seq, of the records that `open` kept.
         self.events: dict[int, dict[str, Any]] = {}
         try:
@@ -290,6 +292,7 @@ class LedgerWriter:
         elif len(scanned.records):
             chain = bytes.fromhex(scanned.head().chain)
             self._follow(scanned.records[-1], chain, scanned.event_bytes(len(scanned.records)))
+            self.fork = scanned.payloads.get(at.seq + 1, {}).get("file")
 
     def _refuse_head(self, scanned: Scan, at: Head) -> None:
         """Raise LedgerError unless the valid records include `at`."""
@@ -343,6 +346,7 @@ class LedgerWriter:
         os.ftruncate(self._records, cut.record_bytes)
         os.ftruncate(self._events, cut.event_bytes)
         self.sync()
+        self.fork = cut.payload["file"]
         if cut.record_bytes == 0:
             self._owed = cut  # its FORK record follows START, which only the caller can write
             return
