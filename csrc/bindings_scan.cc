@@ -141,7 +141,7 @@ Return the words of a text with a space between two of them.)");
 Find sequences of n words of some passages in the documents of a corpus, all in one pass.
 
 Equal sequences have one number; they are counted from 0 in the order in which they first occur.
-Memory: 24 bytes, 8 to 16 of a table and 4 to 8 of a filter for each, and the words of the passages.
+Memory: 24 bytes, 8 to 16 of a table and 2 to 4 of a filter for each, and the words of the passages.
 ValueError if n is not 1 to 1,024.)")
       .def(py::init(&MakeGramFinder), py::arg("vocabulary"), py::arg("rules"), py::arg("passages"),
            py::arg("n"))

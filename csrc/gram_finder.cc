@@ -16,50 +16,51 @@ size_t Utf8Length(uint32_t character) {
 
 }  // namespace
 
-// Reads the words of one document and looks up each sequence of n.
+// Reads the words of documents, one after the other.
 template <typename T>
 class GramFinder::Reader {
  public:
-  Reader(const GramFinder& finder, std::vector<Match>* matches)
-      : finder_(finder),
-        matches_(*matches),
-        window_(finder.grams_.n()),
-        firsts_(finder.grams_.n()) {}
+  explicit Reader(const GramFinder& finder) : finder_(finder) {}
 
-  void Read(const T* tokens, int64_t size, int64_t document) {
+  // Reads tokens up to the next one that is no text, or the end. Returns the token after them.
+  int64_t Read(const T* tokens, int64_t begin, int64_t end) {
+    hashes_.clear();
+    ranges_.clear();
+    utf8_.Reset();
     tokens_ = tokens;
-    document_ = document;
-    for (int64_t i = 0; i < size; ++i) {
-      const Token& token = finder_.tokens_[tokens[i]];
+    for (; begin < end; ++begin) {
+      const Token& token = finder_.tokens_[tokens[begin]];
       if (token.kind == Kind::kPart) {
         utf8_.Reset();
-        AddPart(token.hash, token.length, token.breaks, i, i);
+        AddPart({token.hash, token.length, token.breaks}, begin, begin);
+      } else if (token.kind == Kind::kParts) {
+        utf8_.Reset();
+        const Part* parts = finder_.parts_.data() + token.first;
+        for (int64_t i = 0; i < token.length; ++i) AddPart(parts[i], begin, begin);
+      } else if (token.kind == Kind::kBytes) {
+        AddBytes(begin);
       } else {
-        AddRare(token, i);
+        break;
       }
     }
-    Clear();
+    EndWord();
+    return begin;
   }
+
+  // Words of the last Read(): their hashes, and their tokens [begin, end).
+  const std::vector<uint64_t>& hashes() const { return hashes_; }
+  int64_t begin(int64_t word) const { return ranges_[word].first; }
+  int64_t end(int64_t word) const { return ranges_[word].second; }
 
  private:
-  // Letters are in tokens [first, last].
-  void AddPart(uint64_t hash, uint32_t length, bool breaks, int64_t first, int64_t last) {
-    if (breaks) EndWord();
-    if (length == 0) return;
-    if (word_length_ == 0) word_first_ = first;
-    word_length_ += length;
-    word_hash_ = word_hash_ * finder_.powers_[length] + hash;
-    word_last_ = last;
-  }
-
-  void AddRare(const Token& token, int64_t at) {
-    if (token.kind == Kind::kBytes) return AddBytes(at);
-    utf8_.Reset();
-    if (token.kind == Kind::kNoText) return Clear();
-    for (uint32_t part = token.first; part < token.first + token.length; ++part) {
-      const Part& each = finder_.parts_[part];
-      AddPart(each.hash, each.length, each.breaks, at, at);
-    }
+  // The letters are in tokens [first, last].
+  void AddPart(const Part& part, int64_t first, int64_t last) {
+    if (part.breaks) EndWord();
+    if (part.length == 0) return;
+    if (length_ == 0) first_ = first;
+    length_ += part.length;
+    hash_ = hash_ * finder_.powers_[part.length] + part.hash;
+    last_ = last;
   }
 
   void AddBytes(int64_t at) {
@@ -69,55 +70,27 @@ class GramFinder::Reader {
       if (!is_whole) continue;
       normal_.clear();
       finder_.rules_->Append(utf8_.character(), &normal_);
-      for (const Part& part : finder_.SplitParts(normal_)) {
-        AddPart(part.hash, part.length, part.breaks, character_first_, at);
-      }
+      for (const Part& part : finder_.SplitParts(normal_)) AddPart(part, character_first_, at);
     }
   }
 
   void EndWord() {
-    if (word_length_ == 0) return;
-    window_.Add(word_hash_);
-    firsts_[oldest_] = word_first_;
-    if (++oldest_ == finder_.grams_.n()) oldest_ = 0;
-    if (window_.is_full() && !finder_.grams_.IsAbsent(window_.value())) LookUp();
-    word_hash_ = 0;
-    word_length_ = 0;
-  }
-
-  void LookUp() {
-    const int64_t begin = firsts_[oldest_];
-    const int64_t end = word_last_ + 1;
-    std::string bytes;
-    for (int64_t i = begin; i < end; ++i) bytes += (*finder_.vocabulary_)[tokens_[i]];
-    // The first and the last of these tokens may have parts of other words.
-    const std::string words = ' ' + finder_.rules_->Normalise(bytes) + ' ';
-    const int64_t gram = finder_.grams_.Find(window_.value(), [&](std::string_view gram_words) {
-      return words.find(' ' + std::string(gram_words) + ' ') != std::string::npos;
-    });
-    if (gram >= 0) matches_.push_back({document_, gram, begin, end});
-  }
-
-  // Ends the word, and the sequences that go on.
-  void Clear() {
-    EndWord();
-    utf8_.Reset();
-    window_.Clear();
-    oldest_ = 0;
+    if (length_ == 0) return;
+    hashes_.push_back(GramHash::Mix(hash_));
+    ranges_.emplace_back(first_, last_ + 1);
+    hash_ = 0;
+    length_ = 0;
   }
 
   const GramFinder& finder_;
-  std::vector<Match>& matches_;
   const T* tokens_ = nullptr;
-  int64_t document_ = 0;
-
-  GramHash window_;
-  std::vector<int64_t> firsts_;  // the first token of each word in the window
-  int64_t oldest_ = 0;           // place of the oldest word in firsts_
-  uint64_t word_hash_ = 0;
-  uint64_t word_length_ = 0;
-  int64_t word_first_ = 0;
-  int64_t word_last_ = 0;
+  std::vector<uint64_t> hashes_;
+  std::vector<std::pair<int64_t, int64_t>> ranges_;
+  // The word that has not ended yet.
+  uint64_t hash_ = 0;
+  uint64_t length_ = 0;
+  int64_t first_ = 0;
+  int64_t last_ = 0;
   Utf8Reader utf8_;
   int64_t character_first_ = 0;  // token in which the present character began
   std::string normal_;
@@ -186,12 +159,46 @@ void GramFinder::ScanBlock(const TokenBlock& block, std::vector<Match>* matches)
     while (tokens[i] < outside) ++i;
     block.RefuseToken(i, vocabulary_->size());
   }
-  Reader<T> reader(*this, matches);
+  Reader<T> reader(*this);
   for (int64_t document = 0; document < block.num_documents(); ++document) {
-    const int64_t begin = block.begins[document];
-    reader.Read(tokens + begin, block.begins[document + 1] - begin,
-                block.first_document + document);
+    const int64_t end = block.begins[document + 1];
+    for (int64_t i = block.begins[document]; i < end; ++i) {
+      i = reader.Read(tokens, i, end);
+      LookUp(block, document, reader, matches);
+    }
   }
+}
+
+template <typename T>
+void GramFinder::LookUp(const TokenBlock& block, int64_t document, const Reader<T>& reader,
+                        std::vector<Match>* matches) const {
+  GramHash hash(grams_.n());
+  const auto words = static_cast<int64_t>(reader.hashes().size());
+  for (int64_t word = 0; word < words; ++word) {
+    const uint64_t of_last_n = hash.Add(reader.hashes().data(), word);
+    if (grams_.IsAbsent(of_last_n) || word < grams_.n() - 1) continue;
+    const int64_t begin = reader.begin(word - grams_.n() + 1);
+    const int64_t end = reader.end(word);
+    const int64_t gram = FindGram(block.tokens<T>(), begin, end, of_last_n);
+    if (gram < 0) continue;
+    const int64_t first = block.begins[document];
+    matches->push_back({block.first_document + document, gram, begin - first, end - first});
+  }
+}
+
+// Returns the sequence with a hash whose words are in tokens [begin, end), or -1.
+template <typename T>
+int64_t GramFinder::FindGram(const T* tokens, int64_t begin, int64_t end, uint64_t hash) const {
+  std::string words;
+  return grams_.Find(hash, [&](std::string_view gram) {
+    if (words.empty()) {
+      std::string bytes;
+      for (int64_t i = begin; i < end; ++i) bytes += (*vocabulary_)[tokens[i]];
+      // The first and the last of these tokens may have parts of other words.
+      words = ' ' + rules_->Normalise(bytes) + ' ';
+    }
+    return words.find(' ' + std::string(gram) + ' ') != std::string::npos;
+  });
 }
 
 std::vector<GramFinder::Match> GramFinder::Find(const TokenCorpus& corpus, int64_t first,

@@ -69,6 +69,11 @@ class GramFinder {
   std::vector<Part> SplitParts(std::string_view normal) const;
   template <typename T>
   void ScanBlock(const TokenBlock& block, std::vector<Match>* matches) const;
+  template <typename T>
+  void LookUp(const TokenBlock& block, int64_t document, const Reader<T>& reader,
+              std::vector<Match>* matches) const;
+  template <typename T>
+  int64_t FindGram(const T* tokens, int64_t begin, int64_t end, uint64_t hash) const;
 
   const std::shared_ptr<const TokenBytes> vocabulary_;
   const std::shared_ptr<const WordRules> rules_;

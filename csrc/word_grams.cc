@@ -8,9 +8,9 @@ namespace {
 
 constexpr int64_t kMaxWords = 1024;
 constexpr size_t kFewestSlots = 1024;
-// Bits of the filter: 32 for each sequence leave one in 32 words of other texts to the table.
-constexpr int kFewestFilterBits = 16;
-constexpr int kBitsPerGram = 32;
+// A filter with 64 bits for four sequences leaves one in 100 words of other texts to the table.
+constexpr int kFewestFilterBits = 10;
+constexpr size_t kGramsPerWord = 4;
 
 }  // namespace
 
@@ -18,17 +18,6 @@ std::vector<uint64_t> WordHash::Powers(size_t longest) {
   std::vector<uint64_t> powers(longest + 1, 1);
   for (size_t i = 1; i <= longest; ++i) powers[i] = powers[i - 1] * kFactor;
   return powers;
-}
-
-GramHash::GramHash(int64_t n) : n_(n), ring_(n, 0) {
-  for (int64_t i = 1; i < n; ++i) power_ *= kFactor;
-}
-
-void GramHash::Clear() {
-  count_ = 0;
-  oldest_ = 0;
-  sum_ = 0;
-  std::fill(ring_.begin(), ring_.end(), 0);
 }
 
 WordGrams::WordGrams(const WordRules& rules, const std::vector<std::string_view>& passages,
@@ -46,15 +35,18 @@ void WordGrams::AddPassage(std::string_view words) {
   const auto offset = static_cast<int64_t>(pool_.size());
   pool_ += words;
   begins_.push_back(static_cast<int64_t>(pool_.size()));
+  std::vector<uint64_t> hashes;
+  std::vector<int64_t> starts;
   GramHash hash(n_);
-  std::vector<size_t> starts;
   for (size_t begin = 0; begin < words.size();) {
     const size_t end = std::min(words.find(WordRules::kBreak, begin), words.size());
-    hash.Add(WordHash::OfPart(words.substr(begin, end - begin)));
-    starts.push_back(begin);
-    if (hash.is_full()) {
-      const size_t first = starts[starts.size() - n_];
-      Insert(hash.value(), offset + static_cast<int64_t>(first), static_cast<int64_t>(end - first));
+    hashes.push_back(GramHash::Mix(WordHash::OfPart(words.substr(begin, end - begin))));
+    starts.push_back(static_cast<int64_t>(begin));
+    const auto last = static_cast<int64_t>(starts.size()) - 1;
+    const uint64_t of_last_n = hash.Add(hashes.data(), last);
+    if (last >= n_ - 1) {
+      const int64_t first = starts[last - n_ + 1];
+      Insert(of_last_n, offset + first, static_cast<int64_t>(end) - first);
     }
     begin = end + 1;
   }
@@ -93,13 +85,10 @@ void WordGrams::Grow() {
 
 void WordGrams::MakeFilter() {
   int bits = kFewestFilterBits;
-  while ((size_t{1} << bits) < grams_.size() * kBitsPerGram) ++bits;
-  filter_.assign(size_t{1} << (bits - 6), 0);
+  while ((size_t{1} << bits) * kGramsPerWord < grams_.size()) ++bits;
+  filter_.assign(size_t{1} << bits, 0);
   filter_shift_ = 64 - bits;
-  for (const Gram& gram : grams_) {
-    const uint64_t bit = gram.hash >> filter_shift_;
-    filter_[bit >> 6] |= uint64_t{1} << (bit & 63);
-  }
+  for (const Gram& gram : grams_) filter_[gram.hash >> filter_shift_] |= FilterBits(gram.hash);
 }
 
 }  // namespace megatron_ettin

@@ -25,37 +25,33 @@ class WordHash {
   static std::vector<uint64_t> Powers(size_t longest);
 };
 
-// Hash of the last n words, as one word after the other is added.
+// Hash of n words in a row, as one word after the other is added and the one n before it leaves.
 class GramHash {
  public:
-  explicit GramHash(int64_t n);
-
-  // Adds the hash of a word.
-  void Add(uint64_t word) {
-    const uint64_t mixed = Mix(word);
-    sum_ = (sum_ - ring_[oldest_] * power_) * kFactor + mixed;
-    ring_[oldest_] = mixed;
-    if (++oldest_ == n_) oldest_ = 0;
-    if (count_ < n_) ++count_;
+  explicit GramHash(int64_t n) : n_(n) {
+    for (int64_t i = 1; i < n; ++i) power_ *= kFactor;
   }
-  void Clear();
-  bool is_full() const { return count_ == n_; }
-  uint64_t value() const { return Mix(sum_); }
+
+  // Adds word i, the hashes of all words being `words`, and returns the hash of the last n. It
+  // means something from i = n - 1 on.
+  uint64_t Add(const uint64_t* words, int64_t i) {
+    if (i >= n_) sum_ -= words[i - n_] * power_;
+    sum_ = sum_ * kFactor + words[i];
+    return Mix(sum_);
+  }
+
+  // Spreads the bits of a word's hash; Add() takes such ones.
+  static uint64_t Mix(uint64_t x) {
+    x = (x ^ (x >> 32)) * 0xE9846AF9B1A615DD;
+    return x ^ (x >> 29);
+  }
 
  private:
   static constexpr uint64_t kFactor = 0xD6E8FEB86659FD93;
-  static uint64_t Mix(uint64_t x) {
-    x = (x ^ (x >> 32)) * 0xE9846AF9B1A615DD;
-    x = (x ^ (x >> 32)) * 0xE9846AF9B1A615DD;
-    return x ^ (x >> 28);
-  }
 
   int64_t n_;
-  int64_t count_ = 0;   // words, at most n
-  int64_t oldest_ = 0;  // place of the oldest word in the ring
   uint64_t sum_ = 0;
-  uint64_t power_ = 1;          // kFactor^(n - 1)
-  std::vector<uint64_t> ring_;  // 0 for words that are not there yet
+  uint64_t power_ = 1;  // kFactor^(n - 1)
 };
 
 class WordGrams {
@@ -81,7 +77,8 @@ class WordGrams {
 
   // True if no sequence has this hash; false where one may have it. One read of memory.
   bool IsAbsent(uint64_t hash) const {
-    return (filter_[(hash >> filter_shift_) >> 6] >> ((hash >> filter_shift_) & 63) & 1) == 0;
+    const uint64_t bits = FilterBits(hash);
+    return (filter_[hash >> filter_shift_] & bits) != bits;
   }
   // Returns the number of the sequence with this hash that `is_it(words)` accepts, or -1.
   template <typename IsIt>
@@ -102,6 +99,11 @@ class WordGrams {
     int32_t size;   // bytes
   };
 
+  // The three bits of a hash in its word of the filter.
+  static uint64_t FilterBits(uint64_t hash) {
+    return uint64_t{1} << (hash & 63) | uint64_t{1} << (hash >> 6 & 63) |
+           uint64_t{1} << (hash >> 12 & 63);
+  }
   void AddPassage(std::string_view words);
   void Insert(uint64_t hash, int64_t begin, int64_t size);
   void Grow();
@@ -115,7 +117,7 @@ class WordGrams {
   std::vector<Gram> grams_;
   std::vector<int32_t> slots_;  // numbers of sequences by hash, -1 where free
   uint64_t slot_mask_ = 0;
-  std::vector<uint64_t> filter_;
+  std::vector<uint64_t> filter_;  // by the first bits of a hash
   int filter_shift_ = 0;
 };
 
