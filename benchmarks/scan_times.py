@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.costs import seconds_of
-from megatron_ettin.native import GramFinder, TextFinder, TokenBytes, TokenCorpus, TokenFile
-from megatron_ettin.native import TokenFileBuilder, WordRules
+from megatron_ettin.native import (
+    GramFinder,
+    TextFinder,
+    TokenBytes,
+    TokenCorpus,
+    TokenFile,
+    TokenFileBuilder,
+)
 from megatron_ettin.queries.words import word_rules
 
 WORDS = 50_000
@@ -24,6 +31,9 @@ READ_BYTES = 1 << 19
 PASSAGE_WORDS, N = 60, 13
 LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 DTYPES = ("uint16", "int32")
+#: Words of the searched texts by their frequency: three of one in 100,000 tokens each, two of one
+#: in 500, and the most frequent, one in eleven.
+TEXTS = {"rare": (8000, 8003), "frequent": (40, 42), "most frequent": (0, 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,55 +48,53 @@ class ScanTime:
     """Documents or sequences that were found; 0 for a pass that only reads."""
 
 
-def scan_times(folder: Path, *, tokens: int, passages: int) -> Iterator[ScanTime]:
-    """Measure each pass over `tokens` tokens, and for two dtypes; files in `folder` are written.
+@dataclass(frozen=True)
+class MadeText:
+    """Tokens of a made-up language, and their spelling."""
 
-    `passages` is the number of texts of 60 words whose sequences are searched at once.
+    spellings: list[bytes]
+    tokens: NDArray[np.int64]
+    passages: list[str]
+    """Texts of PASSAGE_WORDS words; one in a hundred is a part of the tokens."""
+
+
+def scan_times(folder: Path, *, tokens: int, passages: int) -> Iterator[ScanTime]:
+    """Measure each pass over `tokens` tokens, for both dtypes; corpora are left in `folder`.
+
+    `passages` is the number of texts whose sequences are searched at once.
     """
-    spellings = spell_words()
-    vocabulary = TokenBytes(spellings)
-    rng = np.random.default_rng(1)
-    shares = 1.0 / np.arange(1, WORDS + 1)
-    drawn = draw(rng, shares, tokens)
-    counts = np.bincount(drawn, minlength=len(spellings))
-    rules = word_rules()
+    made = make_text(tokens, passages)
     for dtype in DTYPES:
-        corpus = write_corpus(folder / dtype, drawn, dtype)
+        prefix = folder / dtype
+        corpus = write_corpus(prefix, made.tokens, dtype)
         size = corpus.num_tokens * np.dtype(dtype).itemsize
-        for name, run in passes(corpus, folder / f"{dtype}.bin", vocabulary, counts, rules,
-                                read_passages(spellings, drawn, rng, passages)):
-            found = run()
-            seconds = seconds_of(run)
+        for name, run in passes(corpus, prefix, made):
             yield ScanTime(
-                name=name, dtype=dtype, gigabytes_per_second=size / seconds / 1e9, found=found
+                name=name,
+                dtype=dtype,
+                found=run(),
+                gigabytes_per_second=size / seconds_of(run) / 1e9,
             )
 
 
 def passes(
-    corpus: TokenCorpus,
-    path: Path,
-    vocabulary: TokenBytes,
-    counts: NDArray[np.int64],
-    rules: WordRules,
-    passages: list[str],
+    corpus: TokenCorpus, prefix: Path, made: MadeText
 ) -> Iterator[tuple[str, Callable[[], int]]]:
     """Yield each pass by its name; it returns what it found."""
-    yield "read only", lambda: read_only(path)
-    end = corpus.num_documents
-    spellings = spell_words()
-    texts = {
-        # One in a million tokens, one in five hundred, and one in eleven.
-        "text, rare": b"".join(spellings[8000:8003]),
-        "text, frequent": b"".join(spellings[40:42]),
-        "text, most frequent word": spellings[0],
-    }
-    for name, text in texts.items():
-        finder = TextFinder(vocabulary, text, counts)
-        yield name, lambda finder=finder: len(finder.find(corpus, 0, end, threads=1))
-    for number in (len(passages) // 100, len(passages)):
-        grams = GramFinder(vocabulary, rules, passages[:number], N)
-        name = f"{grams.num_grams:,} sequences of {N} words"
-        yield name, lambda grams=grams: len(grams.find(corpus, 0, end, threads=1))
+    yield "read only", partial(read_only, Path(f"{prefix}.bin"))
+    vocabulary = TokenBytes(made.spellings)
+    counts = np.bincount(made.tokens, minlength=len(made.spellings))
+    for name, (begin, end) in TEXTS.items():
+        text = b"".join(made.spellings[begin:end])
+        yield f"search, {name}", partial(find, TextFinder(vocabulary, text, counts), corpus)
+    for count in (len(made.passages) // 100, len(made.passages)):
+        grams = GramFinder(vocabulary, word_rules(), made.passages[:count], N)
+        yield f"{grams.num_grams:,} sequences", partial(find, grams, corpus)
+
+
+def find(finder: TextFinder | GramFinder, corpus: TokenCorpus) -> int:
+    """Search a corpus in one thread; return what was found."""
+    return len(finder.find(corpus, 0, corpus.num_documents, threads=1))
 
 
 def read_only(path: Path) -> int:
@@ -96,6 +104,22 @@ def read_only(path: Path) -> int:
         while file.readinto(buffer):
             pass
     return 0
+
+
+def make_text(tokens: int, passages: int) -> MadeText:
+    """Draw tokens and passages."""
+    rng = np.random.default_rng(1)
+    shares = 1.0 / np.arange(1, WORDS + 1)
+    edges = np.cumsum(shares) / shares.sum()
+    drawn = np.searchsorted(edges, rng.random(tokens)).astype(np.int64)
+    spellings = spell_words()
+    texts = []
+    for number in range(passages):
+        begin = rng.integers(0, tokens - PASSAGE_WORDS)
+        other = np.searchsorted(edges, rng.random(PASSAGE_WORDS))
+        chosen = drawn[begin : begin + PASSAGE_WORDS] if number % 100 == 0 else other
+        texts.append(b"".join(spellings[token] for token in chosen).decode())
+    return MadeText(spellings, drawn, texts)
 
 
 def spell_words() -> list[bytes]:
@@ -109,31 +133,10 @@ def spell_words() -> list[bytes]:
     return [*words, *(letter.encode() for letter in LETTERS)]
 
 
-def draw(rng: np.random.Generator, shares: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Draw tokens with the given shares."""
-    edges = np.cumsum(shares) / shares.sum()
-    return np.searchsorted(edges, rng.random(count)).astype(np.int64)
-
-
-def write_corpus(prefix: Path, drawn: NDArray[np.int64], dtype: str) -> TokenCorpus:
-    """Write the tokens as documents of one length."""
+def write_corpus(prefix: Path, tokens: NDArray[np.int64], dtype: str) -> TokenCorpus:
+    """Write the tokens as documents of one length; what is left of them is dropped."""
     builder = TokenFileBuilder(prefix, dtype)
-    lengths = np.full(len(drawn) // DOCUMENT_TOKENS, DOCUMENT_TOKENS, dtype=np.int64)
-    builder.add_many(drawn[: lengths.sum()].astype(np.int32), lengths)
+    lengths = np.full(len(tokens) // DOCUMENT_TOKENS, DOCUMENT_TOKENS, dtype=np.int64)
+    builder.add_many(tokens[: lengths.sum()].astype(np.int32), lengths)
     builder.commit()
     return TokenCorpus([TokenFile(prefix)])
-
-
-def read_passages(
-    spellings: list[bytes], drawn: NDArray[np.int64], rng: np.random.Generator, count: int
-) -> list[str]:
-    """Return texts of PASSAGE_WORDS words; one in a hundred is copied from the corpus."""
-    passages = []
-    for number in range(count):
-        if number % 100 == 0:
-            begin = rng.integers(0, len(drawn) - PASSAGE_WORDS)
-            tokens = drawn[begin : begin + PASSAGE_WORDS]
-        else:
-            tokens = draw(rng, 1.0 / np.arange(1, WORDS + 1), PASSAGE_WORDS)
-        passages.append(b"".join(spellings[token] for token in tokens).decode())
-    return passages

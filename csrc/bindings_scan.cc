@@ -23,6 +23,20 @@ namespace {
 
 using Columns = py::array_t<int64_t>;
 
+std::shared_ptr<TokenBytes> MakeTokenBytes(
+    const py::typing::Iterable<py::typing::Optional<py::bytes>>& tokens) {
+  std::vector<std::optional<std::string>> bytes;
+  for (const py::handle token : tokens) {
+    if (token.is_none()) {
+      bytes.emplace_back();
+    } else {
+      if (!py::isinstance<py::bytes>(token)) throw py::type_error("a token must be bytes or None");
+      bytes.emplace_back(py::cast<std::string>(token));
+    }
+  }
+  return std::make_shared<TokenBytes>(bytes);
+}
+
 // Returns the fields of structures of int64, one row each. Needs the GIL.
 template <typename Item>
 Columns AsRows(const std::vector<Item>& items) {
@@ -110,7 +124,7 @@ void BindTextFinder(py::module_& module) {
 The bytes of each token of a vocabulary, whose texts are the joined bytes of their tokens.
 
 None stands for an id without text: a special token, or a hole.)")
-      .def(py::init<const std::vector<std::optional<std::string>>&>(), py::arg("tokens"))
+      .def(py::init(&MakeTokenBytes), py::arg("tokens"))
       .def("__len__", &TokenBytes::size);
   py::class_<TextFinder, std::shared_ptr<TextFinder>>(module, "TextFinder", R"(
 Find the documents of a corpus that contain a text, however it was cut into tokens.

@@ -24,6 +24,9 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes | None] | None:
         tokens[id_] = _bytes_of(spelling)
     for id_, token in added.items():
         tokens[id_] = None if token["special"] else _bytes_of(token["content"])
+    ids = tokenizer.ids
+    for id_ in (ids.unk, ids.cls, ids.sep, ids.pad, ids.mask):
+        tokens[id_] = None
     return tokens
 
 

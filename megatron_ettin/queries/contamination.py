@@ -118,7 +118,8 @@ class Contamination:
 
 def begin_contamination(scan: CorpusScan, items: Sequence[BenchmarkItem], n: int) -> Contamination:
     """Cut the items into sequences of n words; ValueError if n is out of range."""
-    passages_of, passages = [], []
+    passages_of: list[range] = []
+    passages: list[str] = []
     for item in items:
         passages_of.append(range(len(passages), len(passages) + len(item.passages)))
         passages += [scan.spell(text) for text in item.passages]

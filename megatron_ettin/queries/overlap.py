@@ -70,7 +70,9 @@ class Overlaps:
 
     def checkpoints(self) -> list[CheckpointOverlap]:
         """Return the table over checkpoints; its first line is about all documents."""
-        columns = [(IN_DOCUMENTS, None, self.in_documents)]
+        columns: list[tuple[str, int | None, NDArray[np.float64]]] = [
+            (IN_DOCUMENTS, None, self.in_documents)
+        ]
         columns += [
             (point.name, point.step, self.read_by[:, place])
             for place, point in enumerate(self.points)

@@ -14,8 +14,8 @@ from tests.properties import cases, check_all
 
 #: Words, parts of words, breaks, what is left out, parts of characters, and no text.
 TOKENS = [
-    "a", "b", " a", " b", "B ", "a b", "A", " ", "\n\n", ".", ", ", "“", "-", " a-b ", "İ", "É", "é",
-    "中文", " b中", "ข", "。", "\u3000", " a a b ", "",
+    "a", "b", " a", " b", "B ", "a b", "A", " ", "\n\n", ".", ", ", "“", "-", " a-b ", "İ", "É",
+    "é", "中文", " b中", "ข", "。", "\u3000", " a a b ", "",
 ]  # fmt: skip
 BYTES = [
     b"\xc3",

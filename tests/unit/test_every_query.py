@@ -21,6 +21,8 @@ QUESTIONS: dict[str, str] = {
     "docs": "--run RUN --from 0 --to 2 --output OUT/docs.parquet",
     "where": "--run RUN --doc alpha:1",
     "skips": "--run RUN",
+    "search": "--run RUN --text e --num 2",
+    "contaminated": "--run RUN --benchmark OUT/items.jsonl --fields text --output OUT/report",
     "unseen": "--run RUN --at 2 --num 2 --seed 1",
     "exposures": "--run RUN --doc alpha:1",
     "diff": "--run RUN --run TWIN",
@@ -39,6 +41,7 @@ def folder(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) ->
     for name in ("run", "twin"):
         record_run(tiny_config(tiny_corpus, folder / name), steps=4, save_steps=(2,))
     order.main(words("export", folder))
+    (folder / "out" / "items.jsonl").write_text('{"text": "an item of a benchmark"}\n')
     return folder
 
 
