@@ -418,7 +418,7 @@ class TokenBytes:
 
     None stands for an id without text: a special token, or a hole.
     """
-    def __init__(self, tokens: collections.abc.Sequence[str | None]) -> None: ...
+    def __init__(self, tokens: collections.abc.Iterable[bytes | None]) -> None: ...
     def __len__(self) -> int: ...
 
 class TextFinder:
@@ -465,7 +465,7 @@ class GramFinder:
     Find sequences of n words of some passages in the documents of a corpus, all in one pass.
 
     Equal sequences have one number; they are counted from 0 in the order in which they first occur.
-    Memory: 24 bytes, 8 to 16 of a table and 4 to 8 of a filter for each, and the words of the passages.
+    Memory: 24 bytes, 8 to 16 of a table and 2 to 4 of a filter for each, and the words of the passages.
     ValueError if n is not 1 to 1,024.
     """
     def __init__(

@@ -16,7 +16,8 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes | None] | None:
     """
     content = json.loads(tokenizer.to_json())
     vocabulary = content["model"].get("vocab")
-    if not _joins_bytes(content["decoder"]) or not isinstance(vocabulary, dict):
+    joins_bytes = _joins_bytes(content["decoder"])
+    if not joins_bytes or not isinstance(vocabulary, dict):
         return None
     added = {token["id"]: token for token in content["added_tokens"]}
     tokens: list[bytes | None] = [None] * tokenizer.ids.vocab_size

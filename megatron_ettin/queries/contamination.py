@@ -51,7 +51,7 @@ class WordCover(NamedTuple):
 
     words: list[str]
     in_document: NDArray[np.bool_]
-    """Whether a document has a sequence with the word."""
+    """True if a document has a sequence with the word."""
     first_g: NDArray[np.int64]
     """NEVER where no row of the run holds such a sequence whole."""
 
@@ -68,7 +68,7 @@ class Contamination:
     first_g: NDArray[np.int64]
     """First row that holds each sequence whole; NEVER if there is none."""
     in_document: NDArray[np.bool_]
-    """Whether a document has the sequence."""
+    """True if a document has the sequence."""
     documents: NDArray[np.int64]
     """Documents with a sequence of each item."""
     rows: NDArray[np.int64]

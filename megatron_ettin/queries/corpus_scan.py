@@ -31,7 +31,7 @@ READ_TOKENS, DECODED_TOKENS = 2**25, 2**20
 SAMPLED_DOCUMENTS, SAMPLED_TOKENS = 64, 4096
 
 
-class Stretch(NamedTuple):
+class DocumentRange(NamedTuple):
     """Documents [first, end) of a source."""
 
     source: str
@@ -40,7 +40,7 @@ class Stretch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ReadableStretch:
+class ReadableDocuments:
     """Documents of a stretch in the units of a scan's vocabulary: [begin, end) of a corpus."""
 
     corpus: TokenCorpus
@@ -77,7 +77,7 @@ class CorpusScan:
         self._require_tokenizer(tokenizer)
         tokens = token_bytes(self._tokenizer)
         self.joins_bytes = tokens is not None
-        """Whether the .bin itself is read."""
+        """True if the .bin itself is read."""
         self.vocabulary = TokenBytes(tokens or [bytes([byte]) for byte in range(256)])
 
     def _require_tokenizer(self, folder: Path) -> None:
@@ -114,7 +114,7 @@ class CorpusScan:
                 counts += np.bincount(tokens[tokens < len(counts)], minlength=len(counts))
         return counts
 
-    def stretches(self, what: str) -> Iterator[Stretch]:
+    def stretches(self, what: str) -> Iterator[DocumentRange]:
         """Yield all documents of the sources; a bar that is named `what` counts tokens."""
         corpora = {source: self._run.order.corpus(source) for source in self._sources}
         total = sum(corpus.num_tokens for corpus in corpora.values())
@@ -124,18 +124,18 @@ class CorpusScan:
                 step = max(1, read * corpus.num_documents // max(1, corpus.num_tokens))
                 for first in range(0, corpus.num_documents, step):
                     end = min(first + step, corpus.num_documents)
-                    yield Stretch(source, first, end)
+                    yield DocumentRange(source, first, end)
                     bar.update(corpus.num_tokens * (end - first) // corpus.num_documents)
 
     @contextmanager
-    def reading(self, stretch: Stretch) -> Iterator[ReadableStretch]:
+    def reading(self, stretch: DocumentRange) -> Iterator[ReadableDocuments]:
         """Yield the documents of a stretch; those that are decoded are there until the block ends.
 
         OSError where the folder for temporary files (TMPDIR) cannot take them.
         """
         corpus = self._run.order.corpus(stretch.source)
         if self.joins_bytes:
-            yield ReadableStretch(corpus, stretch.first, stretch.end, 0)
+            yield ReadableDocuments(corpus, stretch.first, stretch.end, 0)
             return
         with tempfile.TemporaryDirectory(prefix="decoded.") as folder:
             prefix = Path(folder) / "bytes"
@@ -145,7 +145,7 @@ class CorpusScan:
                 builder.add(np.frombuffer(text, dtype=np.uint8).astype(np.uint16))
             builder.commit()
             decoded = TokenCorpus([TokenFile(prefix)])
-            yield ReadableStretch(decoded, 0, stretch.end - stretch.first, stretch.first)
+            yield ReadableDocuments(decoded, 0, stretch.end - stretch.first, stretch.first)
 
     def token_ranges(
         self, source: str, document: int, ranges: NDArray[np.int64]

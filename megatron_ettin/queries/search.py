@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from megatron_ettin.native import TextFinder
 from megatron_ettin.queries.absence import reason_without_places
 from megatron_ettin.queries.answer import add_shared_arguments, show
-from megatron_ettin.queries.corpus_scan import CorpusScan, Stretch, add_scan_arguments
+from megatron_ettin.queries.corpus_scan import CorpusScan, DocumentRange, add_scan_arguments
 from megatron_ettin.queries.documents import Document, DocumentOrigin, Sidecars, select_sources
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 from megatron_ettin.queries.where import Place, list_places
@@ -138,7 +138,7 @@ def _found(
     origin: DocumentOrigin,
 ) -> FoundDocument:
     source, ordinal = document
-    with scan.reading(Stretch(source, ordinal, ordinal + 1)) as read:
+    with scan.reading(DocumentRange(source, ordinal, ordinal + 1)) as read:
         ranges = finder.find_in(read.corpus, read.begin)
     ranges = scan.token_ranges(source, ordinal, ranges)
     places = list_places(run, document)
