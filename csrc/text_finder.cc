@@ -54,13 +54,17 @@ bool TextFinder::Fits(int64_t token, int64_t place) const {
 }
 
 void TextFinder::FindCandidates(int64_t anchor) {
+  is_candidate_.assign(vocabulary_->size() + 1, 0);
+  is_candidate_[vocabulary_->size()] = 1;
   ForEachPlace([&](int64_t token, int64_t place) {
     const auto end = place + static_cast<int64_t>((*vocabulary_)[token].size());
-    if (place <= anchor && anchor < end) alignments_[token].push_back(place);
+    if (place > anchor || anchor >= end) return;
+    // Tokens are visited in ascending order.
+    begins_.resize(token + 1, static_cast<uint32_t>(places_.size()));
+    places_.push_back(place);
+    is_candidate_[token] = 1;
   });
-  is_candidate_.assign(vocabulary_->size() + 1, 0);
-  for (const auto& entry : alignments_) is_candidate_[entry.first] = 1;
-  is_candidate_[vocabulary_->size()] = 1;
+  begins_.resize(vocabulary_->size() + 1, static_cast<uint32_t>(places_.size()));
 }
 
 // Returns the first token of an occurrence, or -1. The text before `place` must be the end of what
@@ -123,9 +127,9 @@ void TextFinder::ScanBlock(const TokenBlock& block, const Visit& visit) const {
     while (block.begins[document + 1] <= i) ++document;
     const int64_t begin = block.begins[document];
     const Span<T> span{tokens + begin, block.begins[document + 1] - begin};
-    for (const int64_t place : alignments_.at(tokens[i])) {
+    for (uint32_t n = begins_[tokens[i]]; n < begins_[tokens[i] + 1]; ++n) {
       Occurrence found;
-      if (Matches(span, i - begin, place, &found)) visit(document, found);
+      if (Matches(span, i - begin, places_[n], &found)) visit(document, found);
     }
   };
   const int64_t size = block.num_tokens();

@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "corpus_scan.h"
@@ -47,8 +46,6 @@ class TextFinder {
   std::vector<Occurrence> FindIn(const TokenCorpus& corpus, int64_t document) const;
 
  private:
-  using Alignments = std::vector<int64_t>;  // places in the text of a token's first byte
-
   // What is compared: one document's tokens.
   template <typename T>
   struct Span {
@@ -73,7 +70,8 @@ class TextFinder {
 
   const std::shared_ptr<const TokenBytes> vocabulary_;
   const std::string text_;
-  std::unordered_map<int64_t, Alignments> alignments_;
+  std::vector<int64_t> places_;        // in the text, of the first byte of each candidate
+  std::vector<uint32_t> begins_;       // of each token's places, then their end
   std::vector<uint8_t> is_candidate_;  // by token, then for all ids outside the vocabulary
 };
 

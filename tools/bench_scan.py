@@ -18,7 +18,9 @@ def main() -> None:
     """Measure each pass and report."""
     args = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="bench_scan.", dir=args.work_dir) as folder:
-        times = list(scan_times(Path(folder), tokens=args.mb * 500_000, passages=args.passages))
+        tokens, rounds = args.mb * 500_000, args.rounds
+        measured = scan_times(Path(folder), tokens=tokens, passages=args.passages, rounds=rounds)
+        times = list(measured)
     columns = ["pass", "dtype", "GB/s of one core", "found"]
     rows = [
         [time.name, time.dtype, f"{time.gigabytes_per_second:.2f}", f"{time.found:,}"]
@@ -35,11 +37,12 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--mb", type=int, default=64, help="10^6 bytes of the corpus in uint16 (64)")
     add("--passages", type=int, default=2000, help="texts of 60 words whose sequences are searched")
+    add("--rounds", type=int, default=7, help="runs of each pass; the fastest counts (7)")
     add("--work-dir", type=Path, help="folder for temporary files, which are removed")
     add("--json", action="store_true", help="end with one JSON list: pass, dtype, speed, found")
     args = parser.parse_args()
-    if args.mb < 1 or args.passages < 100:
-        parser.error("--mb must be at least 1, and --passages at least 100")
+    if args.mb < 1 or args.rounds < 1 or args.passages < 100:
+        parser.error("--mb and --rounds must be at least 1, and --passages at least 100")
     return args
 
 
