@@ -58,7 +58,7 @@ class WordCover(NamedTuple):
 
 @dataclass
 class Contamination:
-    """What the pass has found so far, by item and by sequence."""
+    """Findings of the pass so far, by item and by sequence."""
 
     items: Sequence[BenchmarkItem]
     n: int
