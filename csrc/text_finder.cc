@@ -138,9 +138,10 @@ void TextFinder::ScanBlock(const TokenBlock& block, const Visit& visit) const {
     uint8_t any = 0;
     for (int64_t k = 0; k < kStride; ++k) any |= looked_up(i + k);
     if (any == 0) continue;
-    for (int64_t k = 0; k < kStride; ++k) {
-      if (looked_up(i + k)) compare(i + k);
-    }
+    // A branch for each token would be mispredicted at each candidate.
+    uint32_t candidates = 0;
+    for (int64_t k = 0; k < kStride; ++k) candidates |= uint32_t{looked_up(i + k)} << k;
+    for (; candidates != 0; candidates &= candidates - 1) compare(i + __builtin_ctz(candidates));
   }
   for (; i < size; ++i) {
     if (looked_up(i)) compare(i);
