@@ -29,14 +29,17 @@ def read_items(path: Path, fields: Sequence[str]) -> list[BenchmarkItem]:
 
     Raises:
         ValueError: a line is no JSON object, lacks a field, or has one that is neither a string nor
-            a list of strings; the message names file and line. Or there is no item.
+            a list of strings, or is half a character; the message names file and line. Or there is
+            no item.
         OSError: the file cannot be read.
     """
     items = [
         BenchmarkItem(
             line=int(line.where.rpartition(":")[2]),
             id=_id_of(line),
-            passages=[text for field in fields for text in _texts(line, field)],
+            passages=[
+                _whole(line, field, text) for field in fields for text in _texts(line, field)
+            ],
         )
         for line in read_json_lines(path)
     ]
@@ -60,3 +63,14 @@ def _texts(line: JsonLine, field: str) -> list[str]:
             f"strings"
         )
     return [line.text(field)]
+
+
+def _whole(line: JsonLine, field: str, text: str) -> str:
+    """Return a text; ValueError if it has half of a surrogate pair, which JSON can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f'{line.where}: field "{field}": character {error.start} is half of a surrogate pair'
+        ) from None
+    return text

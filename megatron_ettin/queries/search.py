@@ -98,11 +98,15 @@ def search(run: RecordedRun, scan: CorpusScan, text: str, *, num: int = LISTED) 
     """Return the documents that contain a text, the first `num` with their places.
 
     Raises:
-        ValueError: the text is empty, `num` is negative, or a corpus has ids that its tokenizer
-            has not.
+        ValueError: the text is empty or was not UTF-8, `num` is negative, or a corpus has ids that
+            its tokenizer has not.
     """
     if not text:
         raise ValueError("--text: the text is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"--text: character {error.start} is not UTF-8") from None
     if num < 0:
         raise ValueError(f"--num {num}: must be 0 or more")
     spelled = scan.spell(text)

@@ -278,6 +278,7 @@ def test_the_page_stands_alone_and_shows_the_words(report: Path) -> None:
         ('\n{"question": "a"}', r'bad\.jsonl:2: no field "choices"; there are question'),
         ('{"question": 3, "choices": []}', r'bad\.jsonl:1: field "question" is 3, neither a str'),
         ('{"question": "", "choices": ["a", 1]}', r"bad\.jsonl:1: field \"choices\" is \['a', 1\]"),
+        (r'{"question": "a\ud800", "choices": []}', r"bad\.jsonl:1: .*character 1 is half of a"),
         ("\n", r"bad\.jsonl: has no items"),
     ],
 )

@@ -116,6 +116,8 @@ def test_the_command_prints_the_answer(
         order.main(["search", *run, "gamma"])
     with pytest.raises(SystemExit, match="--text: the text is empty"):
         order.main(["search", *run[:3], "", "--source", "alpha"])
+    with pytest.raises(SystemExit, match="--text: character 2 is not UTF-8"):
+        order.main(["search", *run[:3], "ab\udcff", "--source", "alpha"])
     with pytest.raises(SystemExit, match="--num -1: must be 0 or more"):
         order.main(["search", *run, "alpha", "--num", "-1"])
 
