@@ -22,4 +22,5 @@ PYBIND11_MODULE(_native, module) {
   me::BindDraws(module);
   me::BindDigests(module);
   me::BindTexts(module);
+  me::BindScans(module);
 }

@@ -21,6 +21,7 @@ void BindRows(pybind11::module_& module);
 void BindDraws(pybind11::module_& module);
 void BindDigests(pybind11::module_& module);
 void BindTexts(pybind11::module_& module);
+void BindScans(pybind11::module_& module);
 
 // Without forcecast: an array that does not convert without loss is refused with a TypeError.
 template <typename T>

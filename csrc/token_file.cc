@@ -200,12 +200,15 @@ void TokenFile::CopySequenceLengths(int64_t first, int64_t count, int64_t* to) c
   }
 }
 
+void TokenFile::CheckRange(int64_t begin, int64_t count) const {
+  if (begin >= 0 && count >= 0 && begin <= num_tokens() && count <= num_tokens() - begin) return;
+  throw std::invalid_argument(IdxPath(prefix_) + ": describes tokens " + std::to_string(begin) +
+                              " + " + std::to_string(count) + ", but the .bin has " +
+                              std::to_string(num_tokens()) + kRemedy);
+}
+
 void TokenFile::CopyTokens(int64_t begin, int64_t count, int64_t* to) const {
-  if (begin < 0 || count < 0 || begin > num_tokens() || count > num_tokens() - begin) {
-    throw std::invalid_argument(IdxPath(prefix_) + ": describes tokens " + std::to_string(begin) +
-                                " + " + std::to_string(count) + ", but the .bin has " +
-                                std::to_string(num_tokens()) + kRemedy);
-  }
+  CheckRange(begin, count);
   if (type_ == TokenType::kUint16) {
     const auto* from = reinterpret_cast<const uint16_t*>(bin_.data()) + begin;
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
@@ -213,6 +216,12 @@ void TokenFile::CopyTokens(int64_t begin, int64_t count, int64_t* to) const {
     const auto* from = reinterpret_cast<const int32_t*>(bin_.data()) + begin;
     for (int64_t i = 0; i < count; ++i) to[i] = from[i];
   }
+}
+
+void TokenFile::ReadTokens(int64_t begin, int64_t count, void* to) const {
+  CheckRange(begin, count);
+  const int64_t item = ItemSize(type_);
+  bin_.Copy(begin * item, static_cast<size_t>(count * item), to);
 }
 
 void TokenFile::FetchTokens(int64_t begin, int64_t count) const {

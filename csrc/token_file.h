@@ -59,6 +59,10 @@ class TokenFile {
   // outside.
   void CopyTokens(int64_t begin, int64_t count, int64_t* to) const;
 
+  // Copies the same tokens as they are stored, for passes over the whole file: it stays out of this
+  // process's memory. Throws std::invalid_argument outside.
+  void ReadTokens(int64_t begin, int64_t count, void* to) const;
+
   // Begins to read the same tokens without waiting for them; does nothing outside.
   void FetchTokens(int64_t begin, int64_t count) const;
 
@@ -85,6 +89,7 @@ class TokenFile {
   void CheckBoundary(int64_t i, int64_t expected) const;
   void CheckOffsets() const;
   void CheckBoundaries();
+  void CheckRange(int64_t begin, int64_t count) const;
   void CopySequenceLengths(int64_t first, int64_t count, int64_t* to) const;
   template <typename T>
   void CheckTypedTokens(int64_t vocab_size) const;

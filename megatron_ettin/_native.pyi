@@ -13,16 +13,20 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "GramFinder",
     "PackedRows",
     "Permutation",
     "PhaseOrder",
     "Purpose",
     "RowPieces",
     "RowPlan",
+    "TextFinder",
     "TextHasher",
+    "TokenBytes",
     "TokenCorpus",
     "TokenFile",
     "TokenFileBuilder",
+    "WordRules",
     "assemble_rows",
     "blend_table",
     "build_row_plan",
@@ -406,6 +410,92 @@ class TextHasher:
     def sha256(self, texts: list[str]) -> numpy.typing.NDArray[numpy.uint8]:
         """
         Return [n, 32]: the SHA-256 of the UTF-8 of each text. The list must not change meanwhile.
+        """
+
+class TokenBytes:
+    """
+    The bytes of each token of a vocabulary, whose texts are the joined bytes of their tokens.
+
+    None stands for an id without text: a special token, or a hole.
+    """
+    def __init__(self, tokens: collections.abc.Iterable[bytes | None]) -> None: ...
+    def __len__(self) -> int: ...
+
+class TextFinder:
+    """
+    Find the documents of a corpus that contain a text, however it was cut into tokens.
+
+    counts: int64, one for each token: how often it occurs, roughly; for speed only. ValueError if the
+    text is empty.
+    """
+    def __init__(
+        self, vocabulary: TokenBytes, text: bytes, counts: numpy.typing.NDArray[numpy.int64]
+    ) -> None: ...
+    def find(
+        self, corpus: TokenCorpus, first: int, end: int, threads: int = 0
+    ) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Return [n, 2]: each of the documents [first, end) that contains the text, and how often it does.
+
+        Occurrences may overlap. A token without text is part of none. threads: 0 for one a core. ValueError
+        naming file, document, position and id of a token outside the vocabulary; IndexError outside.
+        """
+    def find_in(self, corpus: TokenCorpus, document: int) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Return [n, 2]: for each occurrence in a document its tokens [begin, end), the fewest that hold it.
+        """
+
+class WordRules:
+    """
+    Rules by which a text becomes words, character by character.
+
+    rules: uint8[0x110000], for each character 0: a letter of a word, 1: ends a word, 2: left out, 3: a
+    word of its own. replaced: what stands in a word in place of a character.
+    """
+    def __init__(
+        self, rules: numpy.typing.NDArray[numpy.uint8], replaced: collections.abc.Mapping[int, str]
+    ) -> None: ...
+    def words(self, text: str) -> str:
+        """
+        Return the words of a text with a space between two of them.
+        """
+
+class GramFinder:
+    """
+    Find sequences of n words of some passages in the documents of a corpus, all in one pass.
+
+    Equal sequences have one number; they are counted from 0 in the order in which they first occur.
+    Memory: 24 bytes, 8 to 16 of a table and 2 to 4 of a filter for each, and the words of the passages.
+    ValueError if n is not 1 to 1,024.
+    """
+    def __init__(
+        self,
+        vocabulary: TokenBytes,
+        rules: WordRules,
+        passages: collections.abc.Sequence[str],
+        n: int,
+    ) -> None: ...
+    def find(
+        self, corpus: TokenCorpus, first: int, end: int, threads: int = 0
+    ) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Return [m, 4]: document, number of the sequence, tokens [begin, end), for each occurrence.
+
+        By documents [first, end), then by the last word; the tokens are the fewest that hold it. A token
+        without text ends a sequence. threads and errors as in TextFinder.find.
+        """
+    def grams(self, passage: int) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Return int64[max(0, words - n + 1)]: the number of the sequence that begins at each word.
+        """
+    def words(self, passage: int) -> str:
+        """
+        Return the words of a passage with a space between two of them.
+        """
+    @property
+    def num_grams(self) -> int:
+        """
+        Number of different sequences.
         """
 
 def assemble_rows(

@@ -13,16 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin._native import (
+    GramFinder,
     PackedRows,
     Permutation,
     PhaseOrder,
     Purpose,
     RowPieces,
     RowPlan,
+    TextFinder,
     TextHasher,
+    TokenBytes,
     TokenCorpus,
     TokenFile,
     TokenFileBuilder,
+    WordRules,
     assemble_rows,
     blend_table,
     build_row_plan,
@@ -42,15 +46,19 @@ from megatron_ettin._native import (
 )
 
 __all__ = [
+    "GramFinder",
     "PackedRows",
     "PhaseOrder",
     "Purpose",
     "RowPieces",
     "RowPlan",
+    "TextFinder",
     "TextHasher",
+    "TokenBytes",
     "TokenCorpus",
     "TokenFile",
     "TokenFileBuilder",
+    "WordRules",
     "assemble_rows",
     "blend_table",
     "build_row_plan",

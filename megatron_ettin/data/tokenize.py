@@ -56,6 +56,11 @@ class Tokenizer:
             if not token.special
         ]
 
+    def normalize(self, text: str) -> str:
+        """Return a text as the tokenizer reads it before it cuts it: in NFC, for one of ours."""
+        normalizer = self._backend.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Return the text of the ids, special tokens spelled out."""
         return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=False))

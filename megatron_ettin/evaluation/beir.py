@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_ettin.data.json_lines import read_json_lines
 from megatron_ettin.data.lines import read_lines
-from megatron_ettin.evaluation.json_lines import read_json_lines
 from megatron_ettin.evaluation.scores import Score
 
 #: Relevance of documents by query and document.

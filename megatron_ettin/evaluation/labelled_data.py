@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megatron_ettin.data.json_lines import read_json_lines
 from megatron_ettin.data.lines import read_lines
 from megatron_ettin.data.text_records import MAX_CSV_FIELD_CHARACTERS
-from megatron_ettin.evaluation.json_lines import read_json_lines
 
 #: Number of classes that a message lists.
 MAX_NAMES = 20

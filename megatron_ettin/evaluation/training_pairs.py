@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ettin.data.json_lines import read_json_lines
 from megatron_ettin.data.raw_files import expand_inputs, read_text_batches
 from megatron_ettin.evaluation.beir import Collection
-from megatron_ettin.evaluation.json_lines import read_json_lines
 
 #: Suffixes of local files; any other source is a data set of the Hugging Face Hub.
 LOCAL_SUFFIXES = (".jsonl", ".parquet")

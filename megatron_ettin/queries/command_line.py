@@ -20,6 +20,8 @@ COMMANDS = {
     "batch": "show what a step was fed, token by token",
     "docs": "write the documents between two checkpoints to a parquet file",
     "where": "list all rows, steps and checkpoints at which a document is seen",
+    "search": "find the documents that contain a text, and when they were seen",
+    "contaminated": "report which items of a benchmark share words with what was read",
     "unseen": "draw documents that a checkpoint has not seen",
     "exposures": "count how often a document was seen, and how long ago",
     "losses": "show the losses of sources over tokens, or of a document's rows",

@@ -1,4 +1,4 @@
-"""Look-up of documents by their number in a corpus, an id, a hash, the text, or a part of it."""
+"""Look-up of documents by their number in a corpus, an id, a hash, or the text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DocumentOrigin(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentName:
-    """Name of a document, as the options give it; one of the first five is set, if any."""
+    """Name of a document, as the options give it; one of the first four is set, if any."""
 
     doc: str | None = None
     """SOURCE:ORDINAL."""
@@ -46,17 +46,13 @@ class DocumentName:
     sha: str | None = None
     """SHA-256 of its text, hexadecimal."""
     text_file: Path | None = None
-    contains: str | None = None
-    """Text that it contains."""
     source: str | None = None
     """Source to look in; None for all."""
-    raw_folder: Path | None = None
-    """Folder of the raw files, if they were moved; for `contains`."""
 
     @property
     def is_given(self) -> bool:
         """Tell whether an option named a document."""
-        return any((self.doc, self.id, self.sha, self.text_file, self.contains))
+        return any((self.doc, self.id, self.sha, self.text_file))
 
 
 def add_document_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -66,11 +62,7 @@ def add_document_arguments(parser: argparse.ArgumentParser, *, required: bool = 
     name("--id", metavar="ID", help="id of the document in the raw file")
     name("--sha", metavar="HASH", help="SHA-256 of the document's text, hexadecimal")
     name("--text-file", type=Path, metavar="FILE", help="file with the document's exact text")
-    contains = "text that the document contains: reads the raw files once, with a progress bar"
-    name("--contains", metavar="TEXT", help=contains)
     parser.add_argument("--source", metavar="NAME", help="look only in this source")
-    folder = "for --contains: folder of the raw files, if they were moved"
-    parser.add_argument("--raw-folder", type=Path, metavar="FOLDER", help=folder)
 
 
 def document_name(args: argparse.Namespace) -> DocumentName:
@@ -80,9 +72,7 @@ def document_name(args: argparse.Namespace) -> DocumentName:
         id=args.id,
         sha=args.sha,
         text_file=args.text_file,
-        contains=args.contains,
         source=args.source,
-        raw_folder=args.raw_folder,
     )
 
 
@@ -156,21 +146,15 @@ def find_documents(run: RecordedRun, name: DocumentName, sidecars: Sidecars) -> 
         for source in sources
         if (provenance := sidecars.provenance(source)) is not None
     }
-    outside = 0
-    documents = []
-    for source, provenance in known.items():
-        ordinals, others = _look_up(provenance, name, run.order.prefixes(source))
-        documents += [Document(source, ordinal) for ordinal in ordinals]
-        outside += others
+    documents = [
+        Document(source, ordinal)
+        for source, provenance in known.items()
+        for ordinal in _find(provenance, name).tolist()
+    ]
     if documents:
         return documents
     what = f"no document with {_describe(name)}"
     looked = f"in {', '.join(known)}" if known else "was looked for"
-    if outside:
-        looked += (
-            f"; {outside} documents of the raw files have it, which were set aside for validation "
-            f"or left out when the corpus was made"
-        )
     if len(known) < len(sources):
         without = next(source for source in sources if source not in known)
         missing = _without_sidecar(run.order.prefixes(without))
@@ -192,18 +176,6 @@ def _parse(run: RecordedRun, text: str, sources: list[str]) -> Document:
     return Document(source, int(digits))
 
 
-def _look_up(
-    provenance: Provenance | ShardedProvenance, name: DocumentName, prefixes: Sequence[str]
-) -> tuple[list[int], int]:
-    """Return the documents of a corpus, and how many that match are in raw files only."""
-    if name.contains is not None:
-        from megatron_ettin.queries.contains import find_containing
-
-        hits = find_containing(name.contains, prefixes, provenance, name.raw_folder)
-        return hits.ordinals, max(0, hits.raw_documents - len(hits.ordinals))
-    return _find(provenance, name).tolist(), 0
-
-
 def _find(provenance: Provenance | ShardedProvenance, name: DocumentName) -> NDArray[np.int64]:
     if name.id is not None:
         return provenance.find_id(name.id)
@@ -222,6 +194,4 @@ def _find(provenance: Provenance | ShardedProvenance, name: DocumentName) -> NDA
 def _describe(name: DocumentName) -> str:
     if name.id is not None:
         return f"id {name.id!r}"
-    if name.contains is not None:
-        return f"the text {name.contains!r}"
     return f"SHA-256 {name.sha}" if name.sha is not None else f"the text of {name.text_file}"

@@ -164,7 +164,7 @@ class Recorder:
             )
         )
         if self._anchoring is not None and self._anchoring.is_due:
-            self._anchor(_sync(self._writer))
+            self._anchor(_sync(self._writer.sync, self._writer.folder))
 
     def record_skip(
         self, state: RunState, phase: int, end: int, intervention: Intervention | None = None

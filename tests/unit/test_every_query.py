@@ -24,6 +24,8 @@ QUESTIONS: dict[str, str] = {
     "losses": "--run RUN --figure OUT/losses.png",
     "spikes": "--run RUN --skip OUT/skip.yaml",
     "skips": "--run RUN",
+    "search": "--run RUN --text e --num 2",
+    "contaminated": "--run RUN --benchmark OUT/items.jsonl --fields text --output OUT/report",
     "unseen": "--run RUN --at 2 --num 2 --seed 1",
     "exposures": "--run RUN --doc alpha:1",
     "diff": "--run RUN --run TWIN",
@@ -47,6 +49,7 @@ def folder(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         record_run(config, steps=4, save_steps=(2,))
     order.main(words("export", folder))
     write_keys(folder)
+    (folder / "out" / "items.jsonl").write_text('{"text": "an item of a benchmark"}\n')
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -287,39 +286,6 @@ def test_a_document_that_no_phase_may_draw_is_left_out(queried: Queried) -> None
     assert document.reason == (
         f"left out: it has {document.tokens} tokens, fewer than 10000 (min_doc_tokens)"
     )
-
-
-def write_raw(folder: Path, extra: str = "") -> Path:
-    """Write the raw file that the sidecar of `alpha` names; return its folder.
-
-    The corpus' name ends in the name of its field, `alpha`.
-    """
-    folder.mkdir()
-    texts = [f"alpha {3 if n == 4 else n}" for n in range(500)]
-    lines = [json.dumps({"alpha": text}) for text in [*texts, *([extra] if extra else [])]]
-    (folder / "raw.jsonl").write_text("".join(line + "\n" for line in lines))
-    return folder
-
-
-def test_documents_are_found_by_a_part_of_their_text(queried: Queried, tmp_path: Path) -> None:
-    folder = write_raw(tmp_path / "raw", extra="alpha for validation")
-    name = DocumentName(contains="pha 49", source="alpha", raw_folder=folder)
-    found = [document.ordinal for document in locate(queried.run, name).documents]
-    assert found == [49, *range(490, 500)]
-    copies = dataclasses.replace(name, contains="alpha 3")
-    found = [document.ordinal for document in locate(queried.run, copies).documents]
-    assert found == [3, 4, *range(30, 40), *range(300, 400)]
-    with pytest.raises(ValueError, match=r"'beta 1' in alpha$"):
-        locate(queried.run, dataclasses.replace(name, contains="beta 1"))
-    with pytest.raises(ValueError, match="1 documents of the raw files have it, which were set as"):
-        locate(queried.run, dataclasses.replace(name, contains="for validation"))
-    (folder / "raw.jsonl").write_text('{"text": "alpha 49"}\n')
-    with pytest.raises(ValueError, match=r"raw\.jsonl:1: .*alpha"):
-        locate(queried.run, name)
-    with pytest.raises(ValueError, match="--contains: the text is empty"):
-        locate(queried.run, dataclasses.replace(name, contains=""))
-    with pytest.raises(FileNotFoundError, match=r"raw\.jsonl: no such file here.*--raw-folder"):
-        locate(queried.run, dataclasses.replace(name, raw_folder=tmp_path))
 
 
 def test_source_without_provenance_is_named(queried: Queried) -> None:

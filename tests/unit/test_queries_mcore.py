@@ -5,14 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_ettin.data.tokenize import load_tokenizer
 from megatron_ettin.queries.batch import RankSlice, describe_batch
+from megatron_ettin.queries.corpus_scan import CorpusScan
 from megatron_ettin.queries.docs import write_docs
 from megatron_ettin.queries.documents import DocumentName
 from megatron_ettin.queries.exposures import count_exposures
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run
+from megatron_ettin.queries.search import search
 from megatron_ettin.queries.sql import run_query
 from megatron_ettin.queries.unseen import draw_unseen
 from megatron_ettin.queries.where import locate
+from tests.conftest import TinyCorpus
 from tests.unit.mcore_runs import SEQ_LENGTH, Trained, train
 from tools import order
 
@@ -96,3 +100,25 @@ def test_what_megatron_does_not_record_is_refused(trained: Trained, run: Recorde
         describe_batch(run, 1, is_masked=True)
     with pytest.raises(ValueError, match="tokenizer's files are not recorded"):
         describe_batch(run, 1, with_text=True)
+
+
+def test_search_needs_the_tokenizer_by_name(
+    megatron_rank: None, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    prefixes = {"alpha": str(tiny_corpus.folder / "alpha")}
+    trained = train(tmp_path / "run", prefixes=prefixes)
+    run, folder = open_run(trained.folder), tiny_corpus.folder / "tokenizer"
+    with pytest.raises(ValueError, match="tokenizer's files are not recorded; name its folder wit"):
+        CorpusScan(run, ["alpha"])
+    corpus, tokenizer = run.order.corpus("alpha"), load_tokenizer(folder)
+    texts = [tokenizer.decode(corpus.tokens(n)) for n in range(corpus.num_documents)]
+    pieces = run.order.pieces(3, 4)
+    longest = int(np.argmax(pieces.length))
+    text = tokenizer.decode(
+        corpus.tokens(int(pieces.document[longest]), int(pieces.offset[longest]), 6)
+    )
+    answer = search(run, CorpusScan(run, ["alpha"], folder), text)
+    assert [each.ordinal for each in answer.found] == [n for n, t in enumerate(texts) if text in t]
+    rows = {place.g for each in answer.found for place in each.places}
+    assert 3 in rows
+    assert all(text in tokenizer.decode(trained[g]) for g in rows)

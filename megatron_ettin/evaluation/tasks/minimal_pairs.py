@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from megatron_ettin.evaluation.json_lines import JsonLine, read_json_lines
+from megatron_ettin.data.json_lines import JsonLine, read_json_lines
 from megatron_ettin.evaluation.model import Model
 from megatron_ettin.evaluation.readings import load
 from megatron_ettin.evaluation.scores import Score
