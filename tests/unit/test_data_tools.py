@@ -124,13 +124,15 @@ def long_run(tmp_path: Path, tokenizer_folder: Path) -> Iterator[subprocess.Pope
         stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
     )  # fmt: skip
     begin = time.monotonic()
-    while not any(path.stat().st_size for path in (tmp_path / "out").glob("*/*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() - begin < 60
-        time.sleep(0.01)
-    yield process
-    process.kill()
-    process.communicate()
+    try:
+        while not any(path.stat().st_size for path in (tmp_path / "out").glob("*/*")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() - begin < 180
+            time.sleep(0.01)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
