@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.objectives import Objective
-from megatron_ettin.order.blend import sources_of_rows
+from megatron_ettin.order.blend import BLEND_PERIOD, sources_of_rows
 from megatron_ettin.order.row_losses import RowLossError, RowLossReader
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.order.spread import middle_and_spread
@@ -30,8 +30,8 @@ GROWTH = 10
 SAMPLE_ROWS, BLOCK_ROWS = 65_536, 1024
 #: Rows of a group that its typical loss needs.
 FEWEST_ROWS = 16
-#: Rows that are read at a time.
-CHUNK_ROWS = 1 << 20
+#: Rows that are read at a time: whole periods of a blend, few enough to stay in a core's cache.
+CHUNK_ROWS = 2 * BLEND_PERIOD
 
 
 class LossStretch(NamedTuple):

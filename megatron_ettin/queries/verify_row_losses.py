@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from megatron_ettin.order.row_losses import (
     ENTRY,
@@ -54,12 +57,12 @@ def _check_file(path: Path, bound: list[tuple[int, dict[str, Any]]], check: Chec
     except (RowLossError, OSError) as error:
         check.fail(str(error))
         return
-    for (seq, said), (digest, is_empty) in zip(bound, digests, strict=True):
+    for (seq, said), digest in zip(bound, digests, strict=True):
         check.items += 1
         rows = (int(said["g_begin"]), int(said["g_end"]))
         if digest == said["sha256"]:
             continue
-        if is_empty:
+        if _is_empty(reader, said):
             check.notes.append(f"{path}: the losses of rows [{rows[0]}, {rows[1]}) are gone")
             continue
         byte = HEADER_BYTES + (rows[0] - reader.first_g) * ENTRY.itemsize
@@ -69,11 +72,20 @@ def _check_file(path: Path, bound: list[tuple[int, dict[str, Any]]], check: Chec
         check.fail(f"{what}: restore them", seq=seq, rows=rows)
 
 
-def _digest(reader: RowLossReader, said: dict[str, Any]) -> tuple[str, bool]:
-    """Return the SHA-256 of the entries that a record speaks of, and whether all are holes."""
-    digest, is_empty = hashlib.sha256(), True
-    for begin in range(int(said["g_begin"]), int(said["g_end"]), CHUNK_ROWS):
-        entries = reader.entries(begin, min(begin + CHUNK_ROWS, int(said["g_end"])))
-        digest.update(entries.tobytes())
-        is_empty = is_empty and not entries["word"].any()
-    return digest.hexdigest(), is_empty
+def _digest(reader: RowLossReader, said: dict[str, Any]) -> str:
+    """Return the SHA-256 of the entries that a record speaks of."""
+    digest = hashlib.sha256()
+    for begin, end in _chunks(said):
+        digest.update(reader.entries(begin, end).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _is_empty(reader: RowLossReader, said: dict[str, Any]) -> bool:
+    """Tell whether all entries that a record speaks of are holes."""
+    return not any(reader.entries(*rows)["word"].any() for rows in _chunks(said))
+
+
+def _chunks(said: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    begin, end = int(said["g_begin"]), int(said["g_end"])
+    for first in range(begin, end, CHUNK_ROWS):
+        yield first, min(first + CHUNK_ROWS, end)
