@@ -173,7 +173,12 @@ def _fp8_fields(hardware: HardwareConfig) -> dict[str, object]:
     """Return the recipe of the layers' linears; Megatron-Core's block enters it around them."""
     if not hardware.is_fp8:
         return {}
-    fields: dict[str, object] = {"fp8_recipe": hardware.fp8_recipe}
+    fields: dict[str, object] = {
+        "fp8_recipe": hardware.fp8_recipe,
+        # With graphs each micro-batch runs as the first one of a step. Transformer Engine would
+        # then overwrite the gradients of the one before; told of no first one, it always adds.
+        "disable_parameter_transpose_cache": hardware.cuda_graphs,
+    }
     match hardware.fp8_recipe:
         case "blockwise":
             return fields | {"fp8": "e4m3"}
