@@ -1,4 +1,7 @@
-"""The device that is measured."""
+"""The device that is measured.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tokens per second of ways to train one model, measured side by side in one process."""
+"""Tokens per second of ways to train one model, measured side by side in one process.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Work of one process of the training benchmark: time our loop and transformers' module."""
+"""Work of one process of the training benchmark: time our loop and transformers' module.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 A backend changes speed and rounding, never the set of weights. Linears have weights of the same
 names and shapes in both. Norms are always torch's, because Transformer Engine's carry a bias.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

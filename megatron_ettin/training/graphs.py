@@ -2,6 +2,8 @@
 
 A graph holds Megatron-Core's own loop over one micro-batch, with the hooks that accumulate
 gradients. The gradients are reduced over ranks outside the graph, once a step.
+
+No GPU has run this yet.
 """
 
 from __future__ import annotations

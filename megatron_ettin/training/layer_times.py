@@ -1,6 +1,8 @@
 """Times of two layers of a run's model, a global and a local one, at the run's micro-batch.
 
 `precision.py` asks for them once on each machine; no step of training comes here.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

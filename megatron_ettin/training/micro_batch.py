@@ -1,4 +1,7 @@
-"""Micro-batches on the device, in constant shapes, sent in one copy; and the forward step."""
+"""Micro-batches on the device, in constant shapes, sent in one copy; and the forward step.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Input of steps, prefetched by a thread: a pure function of (configuration, rows)."""
+"""Input of steps, prefetched by a thread: a pure function of (configuration, rows).
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

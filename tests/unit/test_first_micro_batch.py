@@ -6,9 +6,7 @@ gradient. Megatron-Core's own schedule and our graphs run here; the linear stand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -21,7 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_ettin.config import HardwareConfig, ModelConfig
 from megatron_ettin.model.provider import transformer_config
 from megatron_ettin.training.graphs import GraphedForwardBackward
-from megatron_ettin.training.micro_batch import Report
+from tests.numbers import Again, Number, number_step
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -62,39 +60,6 @@ class Linear(MegatronModule):  # type: ignore[misc]
 
         product.register_hook(add)
         return product.sum()
-
-
-@dataclass
-class Number:
-    """Micro-batch of one number, with what a graph asks of one."""
-
-    value: torch.Tensor
-    shapes: tuple[int, ...] = (1,)
-    total: torch.Tensor = field(default_factory=lambda: torch.tensor(1, dtype=torch.int32))
-
-    def wait(self) -> None:
-        """Do nothing: it is there."""
-
-    def clone(self) -> Number:
-        return Number(self.value.clone())
-
-    def copy_values(self, other: Number) -> None:
-        self.value.copy_(other.value)
-
-
-class Again:
-    """A capture that replays by running the function again."""
-
-    def __call__(self, function: Callable[[], Report]) -> Callable[[], Report]:
-        return function
-
-    def beside(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
-def number_step(numbers: Iterator[Number], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-    number = next(numbers)
-    return model(number.value), lambda loss: (loss, number.total, {"loss": loss.detach()})
 
 
 def forward_backward(stage: Linear, hardware: HardwareConfig) -> Callable[..., Any]:
