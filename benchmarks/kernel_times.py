@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,8 @@ from megatron_ettin.model.linear_cross_entropy import linear_cross_entropy
 from megatron_ettin.model.provider import transformer_config
 from megatron_ettin.training.layer_times import median_seconds
 
-Step = Callable[[], object]
+Step = Callable[[], tuple[torch.Tensor, ...]]
+"""Goes forward and backward; returns the gradients."""
 #: Share of the slots that are scored, and of the embedding's rows that are [MASK].
 SCORED, MASKED = 0.3, 0.24
 #: Slots of a row, and the mean tokens of a document.
@@ -55,7 +57,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class KernelTime:
-    """What a kernel took, forward and backward together."""
+    """Time of a kernel, forward and backward together."""
 
     model: str
     channels: int
@@ -71,8 +73,8 @@ def times_of_models(sizes: Iterable[str], rows: int, *, rounds: int) -> Iterator
             for kernel, build in KERNELS.items():
                 step = build(Sizes(model, rows))
                 if step is not None:
-                    taken = 1e3 * median_seconds(step, untimed=WARM_UP, timed=rounds)
-                    yield KernelTime(size, model.hidden_size, kernel, taken)
+                    seconds = median_seconds(step, untimed=WARM_UP, timed=rounds)
+                    yield KernelTime(size, model.hidden_size, kernel, 1e3 * seconds)
             yield from _attention(size, model, rows, rounds)
 
 
@@ -121,7 +123,7 @@ def _output_dropout(sizes: Sizes) -> Step:
 def _rotation(sizes: Sizes, backend: Backend = "local") -> Step:
     """Rotate queries and keys, as in a layer."""
     model = sizes.model
-    precision = "bf16" if sizes.dtype == torch.bfloat16 else "fp32"
+    precision: Literal["bf16", "fp32"] = "bf16" if sizes.dtype == torch.bfloat16 else "fp32"
     config = transformer_config(model, "causal", HardwareConfig(precision=precision), backend)
     heads = model.num_attention_heads
     q, k = (sizes.matrix(sizes.rows, 1, heads, model.head_size) for _ in range(2))

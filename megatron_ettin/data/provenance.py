@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -356,6 +355,9 @@ class Provenance:
         Sidecars of earlier versions have no filters: all their groups are returned. DuckDB compares
         no checksums; the groups are read with theirs afterwards.
         """
+        # Imported by look-ups only: a machine that trains need not have it.
+        import duckdb
+
         probe = (
             "SELECT row_group_id FROM parquet_bloom_probe(?, ?, ?) "
             "WHERE NOT bloom_filter_excludes ORDER BY row_group_id"

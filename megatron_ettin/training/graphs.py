@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from megatron.core.distributed import finalize_model_grads
@@ -78,7 +78,8 @@ class CudaCapture:
         # CUDA during the capture.
         with torch.cuda.graph(
             graph,
-            pool=self._pool.id,
+            # torch's annotation knows handles only.
+            pool=cast(Any, self._pool.id),
             stream=torch.cuda.current_stream(),
             capture_error_mode="thread_local",
         ):

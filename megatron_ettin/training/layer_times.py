@@ -83,7 +83,7 @@ def _ramp(shape: torch.Size, peak: float, device: torch.device) -> torch.Tensor:
     return torch.linspace(-peak, peak, shape.numel(), device=device).view(shape)
 
 
-def median_seconds(step: Callable[[], None], *, untimed: int, timed: int) -> float:
+def median_seconds(step: Callable[[], object], *, untimed: int, timed: int) -> float:
     """Return the median time of `step`; on a GPU a call is queued before the last one has ended."""
     for _ in range(untimed):
         step()

@@ -38,6 +38,7 @@ NEEDED = (
     "hypothesis",
     "jsonargparse",
     "megatron.core",
+    "msgspec",
     "numpy",
     "psutil",
     "pyarrow",
