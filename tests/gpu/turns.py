@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.stages import ROOT, Stage
+from tests.gpu.stages import ROOT, Stage, allowance
 
 #: What takes long to import, by kind of process.
 IMPORTED_FIRST = {
@@ -29,6 +29,9 @@ IMPORTED_FIRST = {
 #: The exit code of a stage that ran out of time, as timeout(1) has it.
 OUT_OF_TIME = 124
 GRACE_SECONDS = 10
+#: Longest time that a process may take to import.
+START_SECONDS = 120
+NO_TIME = "not enough time was left"
 
 
 class Process:
@@ -50,22 +53,26 @@ class Process:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
+    def wait(self, seconds: float) -> int:
+        """Wait until it has imported all; return 0, or the exit code if it has ended."""
+        if not self._is_ready:
+            try:
+                self._is_ready = self._answers.get(timeout=max(seconds, 0.0)) is not None
+            except queue.Empty:
+                return OUT_OF_TIME
+        return 0 if self._is_ready else self._process.wait()
+
     def run(self, name: str, command: Iterable[str], seconds: float) -> dict[str, Any]:
-        """Run a stage for at most `seconds`; return its exit code, and counts of tests."""
-        end = time.monotonic() + seconds
+        """Run a stage for at most `seconds` once it is ready; return exit code, counts of tests."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            print(
+                json.dumps({"name": name, "command": list(command)}),
+                file=self._process.stdin,
+                flush=True,
+            )
         with suppress(queue.Empty):
-            if not self._is_ready:
-                if self._answers.get(timeout=seconds) is None:
-                    return {"exit_code": self._process.wait()}
-                self._is_ready = True
-            assert self._process.stdin is not None
-            with suppress(BrokenPipeError):
-                print(
-                    json.dumps({"name": name, "command": list(command)}),
-                    file=self._process.stdin,
-                    flush=True,
-                )
-            answer = self._answers.get(timeout=max(end - time.monotonic(), 0.0))
+            answer = self._answers.get(timeout=seconds)
             return {"exit_code": self._process.wait()} if answer is None else answer
         # Interrupted, so that tests end what they have started.
         self._process.send_signal(signal.SIGINT)
@@ -99,14 +106,25 @@ class Turns:
         self._folder = folder
         self._processes = {kind: Process(kind, folder) for kind in kinds}
 
-    def run(self, stage: Stage, command: Iterable[str], seconds: float) -> dict[str, Any]:
-        """Run a stage in its process; return seconds, exit code, counts of tests."""
+    def run(self, stage: Stage, command: Iterable[str], end: float) -> dict[str, Any]:
+        """Run a stage in its process, by `end` on the monotonic clock.
+
+        Returns:
+            Seconds, exit code, counts of tests; or why it was skipped. Its own time begins when its
+            process is ready.
+        """
         begin = time.monotonic()
         with (self._folder / "log.txt").open("a") as log:
             log.write(f"\n===== {stage.name}\n")
-        ended = self._processes[stage.process].run(stage.name, command, seconds)
+        process = self._processes[stage.process]
+        ended: dict[str, Any] = {"exit_code": process.wait(min(START_SECONDS, end - begin))}
+        seconds = allowance(stage, end - time.monotonic())
+        if seconds is None:
+            return {"skipped_because": NO_TIME}
+        if ended["exit_code"] == 0:
+            ended = process.run(stage.name, command, seconds)
         if ended["exit_code"] != 0:
-            self._processes[stage.process].end()
+            process.end()
             self._processes[stage.process] = Process(stage.process, self._folder)
         return {"seconds": round(time.monotonic() - begin, 1), **ended}
 
