@@ -65,7 +65,7 @@ def build_stage(
 def initialize_weights(stage: EttinModel, seed: int) -> None:
     """Fill every parameter of the stage from counters; KeyError for one without an entry.
 
-    The rank's CPU threads draw one tensor each: 1B takes one thread 47 seconds.
+    The rank's CPU threads draw one tensor each: for 1B, one thread alone needs most of a minute.
     """
     entries = weight_map.entries(stage.model_config.num_layers)
     rank, size = distributed.tensor_parallel_rank(), distributed.tensor_parallel_size()

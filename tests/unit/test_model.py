@@ -98,7 +98,6 @@ def test_twins_start_from_the_same_weights() -> None:
 
 @pytest.mark.usefixtures("one_process")
 def test_all_threads_draw_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1B takes one thread 47 seconds."""
     both, calls = threading.Barrier(2), itertools.count()
 
     def drawn(entry: weight_map.Entry, model: ModelConfig, seed: int) -> torch.Tensor:
