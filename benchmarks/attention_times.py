@@ -14,8 +14,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from numpy.typing import NDArray
 
+from benchmarks.device import wait_for_device
 from benchmarks.model_sizes import model_of_size
-from benchmarks.throughput import wait_for_device
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig
 from megatron_ettin.config.data import SLOTS_PER_SEGMENT
@@ -53,18 +53,28 @@ def times_of_models(
 
 
 def attention_times(
-    model: ModelConfig, attention: Attention, cu_seqlens: NDArray[np.int32], *, rounds: int
+    model: ModelConfig,
+    attention: Attention,
+    cu_seqlens: NDArray[np.int32],
+    *,
+    rounds: int,
+    with_empty: bool = True,
 ) -> dict[str, Times]:
     """Measure the attention of a model's layers by kernel; needs process groups.
 
     Args:
         model: whose heads and window are taken.
         attention: the mask.
-        cu_seqlens: borders [n + 1] of the segments of whole rows, empty ones included; each kernel
-            is measured with those and without.
+        cu_seqlens: borders [n + 1] of the segments of whole rows, empty ones included; kernels are
+            measured without these.
         rounds: timed passes.
+        with_empty: also measure them with these. Transformer Engine's is not: with thousands of
+            empty segments a pass takes seconds.
     """
-    layers = _layers(model, attention, cu_seqlens)
+    streams = {"": segment_boundaries(cu_seqlens)}
+    if with_empty:
+        streams[" with empty segments"] = cu_seqlens
+    layers = _layers(model, attention, streams)
     return {label: _measured(steps, rounds) for label, steps in layers.items()}
 
 
@@ -94,20 +104,25 @@ def documents(slots: int, seq_length: int, mean: int) -> NDArray[np.int32]:
 
 
 def _layers(
-    model: ModelConfig, attention: Attention, cu_seqlens: NDArray[np.int32]
+    model: ModelConfig, attention: Attention, streams: Mapping[str, NDArray[np.int32]]
 ) -> dict[str, dict[str, Step]]:
-    """Return forward and backward passes by kernel and kind of layer."""
+    """Return forward and backward passes by kernel and kind of layer.
+
+    `streams` are borders of segments, by what is said of them; those of the first have no empty
+    ones.
+    """
     device = distributed.device()
     precision: Literal["bf16", "fp32"] = "bf16" if device.type == "cuda" else "fp32"
     config = transformer_config(model, attention, HardwareConfig(precision=precision))
     mask = ATTENTION_MASKS[attention]
     groups = ProcessGroupCollection.use_mpu_process_groups(["cp"])
-    streams = {"": segment_boundaries(cu_seqlens), " with empty segments": cu_seqlens}
     layers_by_kernel: dict[str, dict[str, Step]] = {}
     for (label, ends), (name, kind) in itertools.product(streams.items(), _kernels().items()):
+        if label and kind is TransformerEngineCoreAttention:
+            continue
         packed = PackedRows.of(
             torch.from_numpy(ends).to(device),
-            int(np.diff(cu_seqlens).max()),
+            int(np.diff(ends).max()),
             torch.zeros(0, device=device),
             torch.zeros(0, device=device),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.device import wait_for_device
 from megatron_ettin import distributed
 from megatron_ettin.checkpoint import RunState, SavedModel
 from megatron_ettin.config import FIRST_ROTARY_BASES, RunConfig, with_rotary_bases
@@ -39,6 +40,7 @@ from megatron_ettin.training.preparation import (
     phase_micro_batches,
     prefetch,
 )
+from megatron_ettin.training.profile import trace_steps
 
 IGNORED = -100
 """A label that transformers' losses leave out."""
@@ -68,6 +70,10 @@ class Contender(ABC):
     def step(self) -> Step:
         """Take one optimizer step; on a GPU, return without waiting for it."""
 
+    def variants(self) -> dict[str, Callable[[], Step]]:
+        """Return the ways to take a step that are measured, by suffixes of the contender's name."""
+        return {"": self.step}
+
     def close(self) -> None:
         """Close `opened`; take no step afterwards."""
         self.opened.close()
@@ -76,12 +82,8 @@ class Contender(ABC):
 class Ours(Contender):
     """This project's training loop, less its reports and checkpoints."""
 
-    def __init__(self, config: RunConfig, *, data_stays: bool = False) -> None:
-        """Build the run of `config` from its beginning; needs process groups and a fresh run_dir.
-
-        `data_stays`: train on one step's micro-batches again and again, prepared and on the device
-        beforehand, as if the loader cost nothing.
-        """
+    def __init__(self, config: RunConfig) -> None:
+        """Build the run of `config` from its beginning; needs process groups, a fresh run_dir."""
         super().__init__()
         order = open_order(config)
         self.state: RunState = set_up.starting_state(config, order)
@@ -90,16 +92,56 @@ class Ours(Contender):
         coming = phase_micro_batches(
             config, self.run.loader, self.state, order.spec.phases[0].end_g
         )
-        if data_stays:
-            _, first = next(itertools.groupby(coming, key=attrgetter("step")))
-            self._steps = self._again_and_again(list(first))
-        else:
-            prepared = self.opened.enter_context(prefetch(coming))
-            self._steps = itertools.groupby(prepared, key=attrgetter("step"))
+        prepared = self.opened.enter_context(prefetch(coming))
+        self._steps = itertools.groupby(prepared, key=attrgetter("step"))
+        self._kept: tuple[StepRange, list[Prepared]] | None = None
 
     def step(self) -> Step:
-        """Train on the next rows of the order, or on the same again."""
-        step, batches = next(self._steps)
+        """Train on the next rows of the order."""
+        return self._step(*next(self._steps))
+
+    def step_again(self) -> Step:
+        """Train on the rows of one step again and again, as if the loader cost nothing.
+
+        The first call takes the next step's micro-batches and keeps them on the device.
+        """
+        if self._kept is None:
+            step, batches = next(self._steps)
+            self._kept = step, list(batches)
+        step, kept = self._kept
+        for each in kept:
+            # The first layer builds the masks of each micro-batch and the others reuse them.
+            # Reused over steps they would hide that cost; on a GPU there are none.
+            each.micro_batch.packed.masks.clear()
+        return self._step(step, iter(kept))
+
+    def variants(self) -> dict[str, Callable[[], Step]]:
+        """Return steps on the order's rows, and on rows that are on the device already."""
+        return {"": self.step, "_data_on_gpu": self.step_again}
+
+    def trace(self, folder: Path) -> None:
+        """Take steps until the second micro-batch is over; leave a trace of that one in `folder`.
+
+        The device is idle at both its ends.
+        """
+        seen = 0
+        with trace_steps(folder, warm_up=1, steps=1) as micro_batch_done:
+
+            def announced(batches: Iterator[Prepared]) -> Iterator[Prepared]:
+                nonlocal seen
+                for batch in batches:
+                    if seen:
+                        wait_for_device()
+                        micro_batch_done()
+                    seen += 1
+                    yield batch
+
+            # The first warms the profiler up, and the third one's beginning is the second's end.
+            while seen < 3:
+                step, batches = next(self._steps)
+                self._step(step, announced(batches))
+
+    def _step(self, step: StepRange, batches: Iterator[Prepared]) -> Step:
         self._flops = 0.0
         self.run.ddp.train()
         self.state = train_step(
@@ -121,16 +163,6 @@ class Ours(Contender):
         for batch in batches:
             self._flops += batch.flops
             yield batch
-
-    def _again_and_again(
-        self, prepared: list[Prepared]
-    ) -> Iterator[tuple[StepRange, Iterator[Prepared]]]:
-        while True:
-            for each in prepared:
-                # The first layer builds the masks of each micro-batch and the others reuse them.
-                # Reused over steps they would hide that cost; on a GPU there are none.
-                each.micro_batch.packed.masks.clear()
-            yield prepared[0].step, iter(prepared)
 
 
 @dataclass(frozen=True, kw_only=True)

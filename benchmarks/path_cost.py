@@ -40,8 +40,7 @@ class _Path:
     """Both ways through the parts, on one micro-batch."""
 
     def __init__(self, config: RunConfig) -> None:
-        # The same rows in every step, as the plain one has.
-        self.ours = Ours(config, data_stays=True)
+        self.ours = Ours(config)
         self.stage, phase = self.ours.run.stage, self.ours.run.config.phases[0]
         self.ours.run.ddp.train()
         self.plain = PlainModel(self.stage, *phase.rotary_bases)
@@ -57,7 +56,8 @@ class _Path:
             "layers": (self._layers, self._plain_layers),
             "loss": (self._loss, self._plain_loss),
             "optimizer": (self.ours.run.optimizer.step, self.update.step),
-            "step": (self.ours.step, self._plain_step),
+            # The same rows in every step, as the plain one has.
+            "step": (self.ours.step_again, self._plain_step),
         }
 
     def _packed(self) -> PackedRows:

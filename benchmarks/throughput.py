@@ -1,4 +1,7 @@
-"""Tokens per second of ways to train one model, measured side by side in one process."""
+"""Tokens per second of ways to train one model, measured side by side in one process.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,10 @@ from dataclasses import dataclass, field
 import torch
 
 from benchmarks.contenders import Contender, Step
-from megatron_ettin import distributed
+from benchmarks.device import wait_for_device
 
 Builder = Callable[[int], Contender]
 """Makes a contender whose micro-batches have at most so many slots."""
-#: The first step compiles kernels, picks algorithms and fills the allocator.
-WARM_UP_STEPS = 1
 SMALLEST_SLOTS = 1024
 """Slots of the smallest micro-batch: one row."""
 
@@ -62,20 +63,29 @@ class Measurement:
             step.tokens / seconds for step, seconds in zip(self.steps, self.seconds, strict=True)
         ]
 
-    def time(self, contender: Contender) -> None:
-        """Add a step of `contender`, from an idle device to an idle device."""
+    def time(self, take_step: Callable[[], Step]) -> None:
+        """Add a step, from an idle device to an idle device."""
         wait_for_device()
         begin = time.perf_counter()
-        step = contender.step()
+        step = take_step()
         wait_for_device()
         self.seconds.append(time.perf_counter() - begin)
         self.steps.append(step)
 
 
 def side_by_side(
-    builders: Mapping[str, Builder], *, micro_batch_slots: int, rounds: int
+    builders: Mapping[str, Builder],
+    *,
+    micro_batch_slots: int,
+    rounds: int,
+    warm_up_steps: int = 1,
+    at_end: Callable[[Contender], None] = lambda _: None,
 ) -> dict[str, Measurement]:
-    """Measure contenders in turns, a step each, so that a busy machine slows all of them alike."""
+    """Measure contenders in turns, a step each, so that a busy machine slows all of them alike.
+
+    `warm_up_steps` are not timed: they compile kernels, pick algorithms, fill the allocator and
+    capture graphs. `at_end` gets each contender once it has been measured.
+    """
     measured = {name: Measurement(micro_batch_slots=micro_batch_slots) for name in builders}
     with ExitStack() as opened:
         contenders = {
@@ -83,36 +93,48 @@ def side_by_side(
             for name, build in builders.items()
         }
         for contender in contenders.values():
-            for _ in range(WARM_UP_STEPS):
+            for _ in range(warm_up_steps):
                 contender.step()
         for _ in range(rounds):
             for name, contender in contenders.items():
-                measured[name].time(contender)
+                measured[name].time(contender.step)
+        for contender in contenders.values():
+            at_end(contender)
     return measured
 
 
 def one_by_one(
-    builders: Mapping[str, Builder], *, micro_batch_slots: int, rounds: int
+    builders: Mapping[str, Builder],
+    *,
+    micro_batch_slots: int,
+    rounds: int,
+    warm_up_steps: int = 1,
+    at_end: Callable[[Contender], None] = lambda _: None,
 ) -> dict[str, Measurement]:
     """Measure contenders one after the other, each alone on the device and its memory.
 
-    A contender that does not fit runs with half the slots in a micro-batch, and so on.
+    Each is built once and measured in all its variants. A contender that does not fit runs with
+    half the slots in a micro-batch, and so on.
     """
     measured = {}
     for name, build in builders.items():
-        slots, contender = _largest_that_fits(build, micro_batch_slots)
-        measurement = Measurement(micro_batch_slots=slots)
+        slots, contender = _largest_that_fits(build, micro_batch_slots, warm_up_steps)
         with closing(contender):
-            for _ in range(rounds):
-                measurement.time(contender)
-        measurement.peak_memory_bytes = int(torch.cuda.max_memory_allocated())
-        measured[name] = measurement
-        del contender
+            for suffix, take_step in contender.variants().items():
+                measurement = Measurement(micro_batch_slots=slots)
+                take_step()  # a variant's first step prepares what it keeps
+                for _ in range(rounds):
+                    measurement.time(take_step)
+                measurement.peak_memory_bytes = int(torch.cuda.max_memory_allocated())
+                measured[name + suffix] = measurement
+            at_end(contender)
+        # Both names must go before the memory can.
+        del contender, take_step
         _free()
     return measured
 
 
-def _largest_that_fits(build: Builder, slots: int) -> tuple[int, Contender]:
+def _largest_that_fits(build: Builder, slots: int, warm_up_steps: int) -> tuple[int, Contender]:
     """Build with `slots`, halved until the first steps run; take those steps."""
     while True:
         # The peak is that of the attempt that fits, building included.
@@ -120,7 +142,7 @@ def _largest_that_fits(build: Builder, slots: int) -> tuple[int, Contender]:
         contender: Contender | None = None
         try:
             contender = build(slots)
-            for _ in range(WARM_UP_STEPS):
+            for _ in range(warm_up_steps):
                 contender.step()
             wait_for_device()
             return slots, contender
@@ -139,9 +161,3 @@ def _free() -> None:
     """Give back what the GPU holds for contenders that nothing refers to."""
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def wait_for_device() -> None:
-    """Wait until the GPU has nothing to do, if there is one."""
-    if distributed.device().type == "cuda":
-        torch.cuda.synchronize()

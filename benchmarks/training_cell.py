@@ -1,11 +1,13 @@
-"""Work of one process of the training benchmark: time our loop and transformers' module."""
+"""Work of one process of the training benchmark: time our loop and transformers' module.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks import throughput
-from benchmarks.contenders import Ours, Transformers, packed_batches, padded_batches
+from benchmarks.contenders import (
+    Contender,
+    Ours,
+    Transformers,
+    packed_batches,
+    padded_batches,
+)
 from benchmarks.path_cost import path_cost
 from benchmarks.throughput import Builder, Measurement
 from megatron_ettin import distributed
@@ -22,15 +30,15 @@ from megatron_ettin.config import RunConfig, parse_args
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.devices import gpu_called
 from megatron_ettin.model.counts import mfu
-from megatron_ettin.training.profile import TRACE_FILE, idle_share, kernel_intervals, trace_steps
+from megatron_ettin.training.profile import TRACE_FILE, idle_share, kernel_intervals
 
 if TYPE_CHECKING:
     # Not at run time: training_cells starts the process that imports this module.
     from benchmarks.training_cells import Cell, Figures
 
 SEQ_LENGTH = 1024
-#: Slots of a step: on a CPU one micro-batch, on a GPU several.
-STEP_SLOTS = {"cpu": 4096, "cuda": 2**19}
+#: Untimed steps with graphs: enough for all usual shapes to be captured. Without them one does.
+GRAPHS_WARM_UP_STEPS = 8
 #: Documents of a padded batch on a CPU; on a GPU as many as a packed one has rows.
 PADDED_DOCUMENTS = 16
 #: More than any measurement takes, so that no benchmark reaches the end of its phase.
@@ -46,24 +54,24 @@ def measure(cell: Cell) -> Figures:
         configured = partial(_configuration, cell, Path(folder))
         with distributed.process_groups(configured(cell.micro_batch_slots).hardware):
             in_turns = throughput.side_by_side if cell.device == "cpu" else throughput.one_by_one
+            traced: Figures = {}
             measured = in_turns(
                 _contenders(cell, configured),
                 micro_batch_slots=cell.micro_batch_slots,
                 rounds=cell.rounds,
+                warm_up_steps=GRAPHS_WARM_UP_STEPS if cell.cuda_graphs else 1,
+                at_end=lambda contender: traced.update(_profile(cell, contender)),
             )
-            figures = _figures(measured)
+            figures = _figures(measured) | traced
             if cell.path_cost:
                 parts = path_cost(configured(cell.micro_batch_slots), rounds=cell.rounds)
                 figures["path_cost"] = {part: seconds.share for part, seconds in parts.items()}
-            if cell.profile is not None or cell.device == "cuda":
-                slots = measured["ours"].micro_batch_slots
-                figures |= _profile(cell, configured(slots), Path(folder))
     return figures
 
 
 def _configuration(cell: Cell, folder: Path, slots: int) -> RunConfig:
     """Return a run of the cell with micro-batches of `slots`, in a folder of its own."""
-    rows = STEP_SLOTS[cell.device] // SEQ_LENGTH
+    rows = cell.step_slots // SEQ_LENGTH
     phase = f"name: pretrain, train_tokens: {TRAIN_TOKENS}, seq_length: {SEQ_LENGTH}"
     return parse_args(
         [
@@ -87,7 +95,7 @@ def _contenders(cell: Cell, configured: Configured) -> dict[str, Builder]:
     def packed(slots: int, sparse: bool = False) -> Transformers:
         config = configured(slots)
         batches = packed_batches(config, open_order(config))
-        count = STEP_SLOTS[cell.device] // slots
+        count = cell.step_slots // slots
         return Transformers(config, batches, sparse=sparse, micro_batches=count)
 
     def padded(slots: int, by_length: bool = False, attention: str = "sdpa") -> Transformers:
@@ -95,15 +103,16 @@ def _contenders(cell: Cell, configured: Configured) -> dict[str, Builder]:
         documents = PADDED_DOCUMENTS if cell.device == "cpu" else slots // SEQ_LENGTH
         ids = open_order(config).ids
         batches = padded_batches(config, ids, batch_size=documents, by_length=by_length)
-        count = STEP_SLOTS[cell.device] // slots
         return Transformers(
-            config, batches, sparse=is_encoder, micro_batches=count, attention=attention
+            config,
+            batches,
+            sparse=is_encoder,
+            micro_batches=cell.step_slots // slots,
+            attention=attention,
         )
 
     is_encoder = cell.objective == "mlm"
     builders: dict[str, Builder] = {"ours": lambda slots: Ours(configured(slots))}
-    if cell.device == "cuda":
-        builders["ours_data_on_gpu"] = lambda slots: Ours(configured(slots), data_stays=True)
     # transformers' module has no fp8.
     if not cell.peers or cell.precision == "fp8":
         return builders
@@ -118,18 +127,13 @@ def _contenders(cell: Cell, configured: Configured) -> dict[str, Builder]:
     return builders
 
 
-def _profile(cell: Cell, config: RunConfig, folder: Path) -> Figures:
-    """Trace some steps of ours; on a GPU return its idle share."""
-    if cell.profile is not None:
-        folder = cell.profile / f"{cell.model}_{cell.objective}_{cell.precision}"
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with (
-        closing(Ours(config)) as ours,
-        trace_steps(folder, warm_up=2, steps=2) as step_done,
-    ):
-        for _ in range(4):
-            ours.step()
-            step_done()
+def _profile(cell: Cell, contender: Contender) -> Figures:
+    """Trace a micro-batch of ours if the cell asks for it; on a GPU return its idle share."""
+    if cell.profile is None or not isinstance(contender, Ours):
+        return {}
+    folder = cell.profile / f"{cell.model}_{cell.objective}_{cell.precision}"
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    contender.trace(folder)
     intervals = kernel_intervals(folder / TRACE_FILE)
     return {"ours_idle_share": idle_share(intervals)} if len(intervals) else {}
 

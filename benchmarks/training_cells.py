@@ -1,4 +1,4 @@
-"""Cells of the training benchmark: a model, an objective and a precision, each in its own process.
+"""Cells of the training benchmark: a model, an objective and a precision.
 
 Importing this module imports no torch: a cell's process first silences Megatron-Core's warnings.
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 MICRO_BATCH_SLOTS = {"cpu": 4096, "cuda": 2**16}
+#: Slots of a step: on a CPU one micro-batch, on a GPU several.
+STEP_SLOTS = {"cpu": 4096, "cuda": 2**19}
 #: Makes glibc keep freed memory; else a step would measure how fast the kernel clears pages.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
@@ -25,7 +27,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Settings of one process of the benchmark."""
+    """Settings of one measurement."""
 
     model: str
     objective: str
@@ -34,6 +36,7 @@ class Cell:
     data: Path
     rounds: int
     micro_batch_slots: int
+    step_slots: int
     cuda_graphs: bool
     peers: bool
     path_cost: bool
@@ -53,6 +56,7 @@ def training_cells(
     precisions: Sequence[str] | None,
     device: str | None,
     micro_batch_tokens: int | None,
+    step_tokens: int | None,
     no_peers: bool,
     **shared: Any,
 ) -> list[Cell]:
@@ -73,6 +77,7 @@ def training_cells(
             precision=precision,
             device=device,
             micro_batch_slots=micro_batch_tokens or MICRO_BATCH_SLOTS[device],
+            step_slots=step_tokens or STEP_SLOTS[device],
             peers=not no_peers,
             **shared,
         )
@@ -83,11 +88,18 @@ def training_cells(
 
 
 def measure_cells(cells: Sequence[Cell]) -> Iterator[Figures | None]:
-    """Measure every cell in a process of its own; yield None for one whose process was killed."""
+    """Measure every cell; yield None for one whose process was killed.
+
+    On a CPU each has a process of its own, which the system kills if memory runs out. On a GPU all
+    share this one: a GPU without memory only raises, and a start takes longer than a measurement.
+    """
     os.environ.update(ALLOCATOR)
     if all(cell.device == "cpu" for cell in cells):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for cell in cells:
+        if cell.device == "cuda":
+            yield _measure(cell)
+            continue
         try:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 yield process.submit(_measure, cell).result()

@@ -1,4 +1,4 @@
-"""Figures of the training benchmark: as lines for people, and as one JSON object."""
+"""Figures of the training benchmark: as lines for people, and as a JSON object a cell."""
 
 from __future__ import annotations
 
@@ -37,41 +37,38 @@ def as_text(cell: Cell, figures: Figures) -> str:
     names = (title, "tokens/s", "slowest", "fastest", "fill", "ours is", "MFU", "GiB")
     lines = ["", *text_table(names, rows, numbers=names[1:])]
     if "ours_idle_share" in figures:
-        lines.append(f"the GPU is idle for {figures['ours_idle_share']:.1%} of the steps")
+        lines.append(f"the GPU is idle for {figures['ours_idle_share']:.1%} of a micro-batch")
     for part, share in figures.get("path_cost", {}).items():
         lines.append(f"Megatron-Core's path costs {share:+.1%} over plain PyTorch: {part}")
     return "\n".join(lines)
 
 
-class Report:
-    """Figures of all cells that were measured, as they come."""
+def report(cell: Cell, figures: Figures | None, *, with_json: bool) -> str:
+    """Return what was measured of a cell; `figures` are None if its process was killed.
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        """Start without figures; the JSON object names every model of `cells`."""
-        # All precisions but the first are named by a suffix.
-        self._first_precision = cells[0].precision
-        self._figures: dict[str, dict[str, Figures]] = {cell.model: {} for cell in cells}
-        self.killed: list[Cell] = []
-        """Cells whose process was killed."""
+    `with_json` adds a line: a JSON object of the cell's settings and figures.
+    """
+    if figures is None:
+        return f"\n{cell.name} on {cell.device}: the process was killed"
+    text = as_text(cell, figures)
+    return f"{text}\n{_as_json(cell, figures)}" if with_json else text
 
-    def add(self, cell: Cell, figures: Figures | None) -> str:
-        """Add what a cell measured, None if its process was killed; return its lines."""
-        if figures is None:
-            self.killed.append(cell)
-            return f"\n{cell.name} on {cell.device}: the process was killed"
-        suffix = "" if cell.precision == self._first_precision else f"_{cell.precision}"
-        named = {f"{name}{suffix}": value for name, value in figures.items()}
-        self._figures[cell.model].setdefault(cell.objective, {}).update(named)
-        return as_text(cell, figures)
 
-    def as_json(self) -> str:
-        """Return the figures as one JSON object: model, objective, figures."""
-        return json.dumps(self._figures)
+def _as_json(cell: Cell, figures: Figures) -> str:
+    settings = {
+        "model": cell.model,
+        "objective": cell.objective,
+        "precision": cell.precision,
+        "device": cell.device,
+        "cuda_graphs": cell.cuda_graphs,
+        "step_slots": cell.step_slots,
+    }
+    return json.dumps(settings | figures)
 
-    def failure(self) -> str:
-        """Return why cells have no figures, and what to do."""
-        return (
-            f"not measured: {', '.join(cell.name for cell in self.killed)}: the process was "
-            "killed, by the system if memory ran out; give a smaller --micro-batch-tokens, or "
-            "--no-peers"
-        )
+
+def failure(killed: Sequence[Cell]) -> str:
+    """Return why these cells have no figures, and what to do."""
+    return (
+        f"not measured: {', '.join(cell.name for cell in killed)}: the process was killed, by the "
+        "system if memory ran out; give a smaller --micro-batch-tokens, or --no-peers"
+    )

@@ -1,6 +1,8 @@
 """Process groups of torch.distributed and Megatron-Core; the only user of `parallel_state`.
 
 NCCL where there is a GPU, gloo on CPU, chosen by what is there.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

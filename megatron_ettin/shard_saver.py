@@ -3,6 +3,8 @@
 Megatron-Core's own writer forks a process for each file and keeps a manager process for their
 results. Those outlive a rank that fails and hold its output open. Torch's writer of the same
 `torch_dist` format needs no process (docs/decisions/0014-saving-beside-training.md).
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

@@ -2,15 +2,14 @@
 
 python tools/bench_attention.py --models 17m 150m 1b --json
 
-On a GPU: torch's varlen kernel and Transformer Engine's, each also with the empty segments that
-rows have room for, and how long the host takes to start them in the order of a model's layers.
+On a GPU: torch's varlen kernel, also with the empty segments that rows have room for; Transformer
+Engine's; and how long the host takes to start them in the order of a model's layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from benchmarks.model_sizes import SIZES
 from megatron_ettin.command_parser import CommandParser
@@ -24,12 +23,11 @@ def main() -> None:
 
     slots = args.slots or SLOTS[distributed.device().type]
     cu_seqlens = documents(slots, args.seq_length, args.document_tokens)
-    report: dict[str, Any] = {"slots": slots}
     for model, attention, times in times_of_models(args.models, cu_seqlens, rounds=args.rounds):
-        report.setdefault(model, {})[attention] = times
         print("", *times_table(f"{model} {attention}", times), sep="\n", flush=True)
-    if args.json:
-        print(json.dumps(report))
+        if args.json:
+            found = {"model": model, "attention": attention, "slots": slots, "times": times}
+            print(json.dumps(found), flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,8 +38,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--slots", type=int, help="slots of a micro-batch (CPU 4096, GPU 65536)")
     add("--seq-length", type=int, default=1024, help="slots of a row (1024)")
     add("--document-tokens", type=int, default=200, help="mean tokens of a document (200)")
-    add("--rounds", type=int, default=20, help="timed passes (20)")
-    add("--json", action="store_true", help="end with one JSON object: model, mask, kernel, ms")
+    add("--rounds", type=int, default=5, help="timed passes (5)")
+    add("--json", action="store_true", help="also print a JSON object a model and mask")
     return parser.parse_args()
 
 

@@ -13,21 +13,20 @@ from tqdm import tqdm
 
 from benchmarks.model_sizes import SIZES
 from benchmarks.training_cells import Cell, measure_cells, training_cells
-from benchmarks.training_table import Report
+from benchmarks.training_table import failure, report
 from megatron_ettin.command_parser import CommandParser
 
 
 def main() -> None:
-    """Measure every cell and report."""
-    cells, as_json = parse_arguments()
-    report = Report(cells)
+    """Measure every cell and report it."""
+    cells, prints_json = parse_arguments()
+    killed = []
     for cell, figures in zip(tqdm(cells, disable=None), measure_cells(cells), strict=True):
-        tqdm.write(report.add(cell, figures))
+        killed += [cell] if figures is None else []
+        tqdm.write(report(cell, figures, with_json=prints_json))
         sys.stdout.flush()  # a run that is cut short has said what it knows
-    if as_json:
-        print(report.as_json())
-    if report.killed:
-        sys.exit(f"error: {report.failure()}")
+    if killed:
+        sys.exit(f"error: {failure(killed)}")
 
 
 def parse_arguments() -> tuple[list[Cell], bool]:
@@ -39,19 +38,20 @@ def parse_arguments() -> tuple[list[Cell], bool]:
     add("--precisions", nargs="+", choices=["fp32", "bf16", "fp8"], help="fp32; on a GPU bf16")
     add("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     data = Path("examples/data/quickstart.yaml")
-    add("--data", type=Path, default=data, help=f"YAML with a `data` section ({data})")
+    add("--data", type=Path, default=data, help=f"its `data` section is taken ({data})")
     add("--rounds", type=int, default=7, help="timed steps of each contender (7)")
     add("--micro-batch-tokens", type=int, help="slots of a micro-batch (CPU 4096, GPU 65536)")
+    add("--step-tokens", type=int, help="slots of a step (CPU 4096, GPU 524288)")
     add("--cuda-graphs", action="store_true", help="ours with hardware.cuda_graphs")
     add("--no-peers", action="store_true", help="measure this project alone")
     add("--path-cost", action="store_true", help="also the cost over plain PyTorch by part (CPU)")
-    add("--profile", type=Path, help="keep a trace of each cell below this folder")
+    add("--profile", type=Path, help="trace one micro-batch of each cell below this folder")
     add("--threads", type=int, default=os.cpu_count(), help="threads of the process, on a CPU")
-    add("--json", action="store_true", help="end with one JSON object: model, objective, figures")
+    add("--json", action="store_true", help="also print a JSON object a cell, as it is measured")
     options = vars(parser.parse_args())
-    as_json = options.pop("json")
+    prints_json = options.pop("json")
     try:
-        return training_cells(**options), as_json
+        return training_cells(**options), prints_json
     except ValueError as error:
         parser.error(str(error))
 

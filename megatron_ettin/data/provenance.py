@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -380,6 +379,9 @@ def groups_that_may_hold(paths: Sequence[Path], column: str, value: str | bytes)
     )
     admitted = []
     # One connection for all: it takes longer to make than a probe.
+    # Imported by look-ups only: a machine that trains need not have it.
+    import duckdb
+
     with duckdb.connect() as database:
         for path in paths:
             try:

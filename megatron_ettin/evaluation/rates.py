@@ -1,4 +1,7 @@
-"""Rates of a model on this machine: tokens a second, of random weights in its shape."""
+"""Rates of a model on this machine: tokens a second, of random weights in its shape.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

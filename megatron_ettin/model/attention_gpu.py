@@ -3,6 +3,8 @@
 Both take the stream with its segment boundaries in device memory: the host never waits for their
 values, and shapes are constant. Neither needs a package beyond the backend's own. Where flash-attn
 is installed, Transformer Engine may choose it.
+
+No GPU has run this yet.
 """
 
 from __future__ import annotations

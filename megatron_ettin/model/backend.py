@@ -2,6 +2,8 @@
 
 A backend changes speed and rounding, never the set of weights. Linears have weights of the same
 names and shapes in both. Norms are always torch's, because Transformer Engine's carry a bias.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations
@@ -111,9 +113,14 @@ def core_attention(
 
     The kernels for GPUs take 16-bit tensors only. In fp32 a GPU therefore gets the CPU's attention,
     which waits for the segment boundaries at every layer: good for comparisons, not for training.
+
+    A deterministic run gets torch's kernel: Transformer Engine refuses its own on Hopper if
+    segments x heads x longest^2 reaches 2^30, and that depends on each micro-batch.
     """
     if not torch.cuda.is_available() or config.params_dtype == torch.float32:
         return SdpaCoreAttention
+    if config.deterministic_mode:
+        return VarlenCoreAttention
     ranks = config.tensor_model_parallel_size * config.context_parallel_size
     if by_transformer_engine(backend) and transformer_engine_attends(
         config.num_attention_heads // ranks,

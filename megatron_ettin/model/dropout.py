@@ -1,4 +1,7 @@
-"""Dropout of the attention output, drawn from counters: equal under any layout, without state."""
+"""Dropout of the attention output, drawn from counters: equal under any layout, without state.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 It gives the same bits as csrc/dropout.cc; docs/order.md, section 7, specifies them. No factors are
 stored: a draw costs two 64-bit multiplications and serves four channels, which is cheaper than a
 read.
+
+No GPU has run this yet.
 """
 
 from __future__ import annotations

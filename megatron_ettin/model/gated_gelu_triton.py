@@ -2,6 +2,8 @@
 
 An element moves 6 bytes forward and 10 backward in bfloat16. Separate operations would move 10 and
 26: they write and read the GELU, and concatenate the halves of the gradient.
+
+No GPU has run this yet.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The layer recipe as a Megatron-Core spec: norms, gated MLP, local/global, RoPE per kind."""
+"""The layer recipe as a Megatron-Core spec: norms, gated MLP, local/global, RoPE per kind.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

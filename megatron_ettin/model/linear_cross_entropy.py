@@ -6,6 +6,8 @@ next chunk begins. Nothing is computed twice: as soon as a chunk's softmax is kn
 gradient of the *sum* of losses (as in Liger-Kernel's fused linear cross-entropy), and the backward
 pass only scales it. Columns may be sharded over tensor-parallel ranks, as in Megatron-Core's
 `vocab_parallel_cross_entropy`.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, assert_never
 
 import torch
@@ -62,13 +63,22 @@ def build_stage(
 
 
 def initialize_weights(stage: EttinModel, seed: int) -> None:
-    """Fill every parameter of the stage from counters; KeyError for one without an entry."""
+    """Fill every parameter of the stage from counters; KeyError for one without an entry.
+
+    The rank's CPU threads draw one tensor each: for 1B, one thread alone needs most of a minute.
+    """
     entries = weight_map.entries(stage.model_config.num_layers)
     rank, size = distributed.tensor_parallel_rank(), distributed.tensor_parallel_size()
-    for name, parameter in logical_parameters(stage):
+
+    def fill(named: tuple[str, torch.nn.Parameter]) -> None:
+        name, parameter = named
         whole = initial_tensor(entries[name], stage.model_config, seed)
         with torch.no_grad():
             parameter.copy_(local_shard(whole, parameter, rank, size))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for _ in threads.map(fill, logical_parameters(stage)):
+            pass  # an error is raised here
 
 
 def logical_parameters(stage: EttinModel) -> list[tuple[str, torch.nn.Parameter]]:
@@ -173,7 +183,12 @@ def _fp8_fields(hardware: HardwareConfig) -> dict[str, object]:
     """Return the recipe of the layers' linears; Megatron-Core's block enters it around them."""
     if not hardware.is_fp8:
         return {}
-    fields: dict[str, object] = {"fp8_recipe": hardware.fp8_recipe}
+    fields: dict[str, object] = {
+        "fp8_recipe": hardware.fp8_recipe,
+        # With graphs each micro-batch runs as the first one of a step. Transformer Engine would
+        # then overwrite the gradients of the one before; told of no first one, it always adds.
+        "disable_parameter_transpose_cache": hardware.cuda_graphs,
+    }
     match hardware.fp8_recipe:
         case "blockwise":
             return fields | {"fp8": "e4m3"}

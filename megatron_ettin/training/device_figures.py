@@ -1,4 +1,7 @@
-"""Figures of a rank's device: the share of its peak speed, and the memory that was needed."""
+"""Figures of a rank's device: the share of its peak speed, and the memory that was needed.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

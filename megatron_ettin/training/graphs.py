@@ -2,6 +2,8 @@
 
 A graph holds Megatron-Core's own loop over one micro-batch, with the hooks that accumulate
 gradients. The gradients are reduced over ranks outside the graph, once a step.
+
+No GPU has run this yet.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from megatron.core.distributed import finalize_model_grads
@@ -22,8 +25,19 @@ from megatron_ettin.training.micro_batch import MicroBatch, Report
 
 logger = logging.getLogger(__name__)
 
-Capture = Callable[[Callable[[], Report]], Callable[[], Report]]
-"""Captures a function as a CUDA graph and returns its replay, which uses the same memory."""
+
+class Capture(Protocol):
+    """Captures functions as CUDA graphs."""
+
+    def __call__(self, function: Callable[[], Report]) -> Callable[[], Report]:
+        """Return the replay of `function`; each replay overwrites the result of the last."""
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Return the block for passes without a graph; the next replay overwrites what they made.
+
+        They take the memory that the graphs do not need between two replays.
+        """
+
 
 #: Micro-batches of a shape that run without a graph first: they compile and choose kernels.
 WARM_UP = 2
@@ -39,16 +53,33 @@ class CudaCapture:
 
     def __init__(self) -> None:
         """Start with no memory."""
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = torch.cuda.MemPool()
+        self._has_graphs = False
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Let passes take memory from the graphs' pool, which holds the activations of one pass.
+
+        Passes before the first graph allocate outside of it. They also make what stays, such as
+        workspaces of libraries, which no replay may overwrite.
+        """
+        if not self._has_graphs:
+            yield
+            return
+        # A pool serves one thread, and autograd would run the backward pass in another one.
+        with torch.cuda.use_mem_pool(self._pool), torch.autograd.set_multithreading_enabled(False):
+            yield
 
     def __call__(self, function: Callable[[], Report]) -> Callable[[], Report]:
         """Return the replay of `function`; each replay overwrites the result of the last."""
         graph = torch.cuda.CUDAGraph()
+        self._has_graphs = True
         # thread_local: other threads, which prefetch micro-batches and watch collectives, may call
         # CUDA during the capture.
         with torch.cuda.graph(
             graph,
-            pool=self._pool,
+            # torch's annotation knows handles only.
+            pool=cast(Any, self._pool.id),
             stream=torch.cuda.current_stream(),
             capture_error_mode="thread_local",
         ):
@@ -126,30 +157,37 @@ class GraphedForwardBackward:
     def _of_shape(self, batch: MicroBatch) -> _ShapeGraph:
         shapes = batch.shapes
         if shapes not in self._of_shapes:
-            can_capture = len(self._of_shapes) < MOST_GRAPHS
-            self._of_shapes[shapes] = _ShapeGraph(self._capture if can_capture else None)
+            is_rare = len(self._of_shapes) >= MOST_GRAPHS
+            self._of_shapes[shapes] = _ShapeGraph(self._capture, is_rare=is_rare)
         return self._of_shapes[shapes]
 
 
 class _ShapeGraph:
     """Passes of micro-batches of equal shapes: first without a graph, then by its replay."""
 
-    def __init__(self, capture: Capture | None) -> None:
-        """Start without a graph; never capture one if `capture` is None."""
+    def __init__(self, capture: Capture, *, is_rare: bool) -> None:
+        """Start without a graph; never capture one for a rare shape."""
         self._capture = capture
+        self._is_rare = is_rare
         self._left_to_warm_up = WARM_UP
         self._captured: tuple[MicroBatch, Callable[[], Report]] | None = None
 
     def run(self, batch: MicroBatch, run_passes: Callable[[MicroBatch], Report]) -> Report:
         """Run the passes of `batch` once its copy has been waited for; return its report."""
-        if self._capture is None or self._left_to_warm_up:
+        if self._is_rare or self._left_to_warm_up:
             self._left_to_warm_up = max(self._left_to_warm_up - 1, 0)
-            return run_passes(batch)
+            with self._capture.beside():
+                report = run_passes(batch)
+            return _copied(report)
         if self._captured is None:
             own = batch.clone()
             self._captured = own, self._capture(partial(run_passes, own))
             logger.info("a CUDA graph for micro-batches of shapes %s", batch.shapes)
         own, replay = self._captured
         own.copy_values(batch)
-        # Cloned, because the next replay writes its report to the same memory.
-        return {name: value.clone() for name, value in replay().items()}
+        return _copied(replay())
+
+
+def _copied(report: Report) -> Report:
+    """Return a copy of a report, since the next replay writes to the memory that it is in."""
+    return {name: value.clone() for name, value in report.items()}

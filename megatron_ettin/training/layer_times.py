@@ -1,6 +1,8 @@
 """Times of two layers of a run's model, a global and a local one, at the run's micro-batch.
 
 `precision.py` asks for them once on each machine; no step of training comes here.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ def _ramp(shape: torch.Size, peak: float, device: torch.device) -> torch.Tensor:
     return torch.linspace(-peak, peak, shape.numel(), device=device).view(shape)
 
 
-def median_seconds(step: Callable[[], None], *, untimed: int, timed: int) -> float:
+def median_seconds(step: Callable[[], object], *, untimed: int, timed: int) -> float:
     """Return the median time of `step`; on a GPU a call is queued before the last one has ended."""
     for _ in range(untimed):
         step()

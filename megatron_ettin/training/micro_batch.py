@@ -1,4 +1,7 @@
-"""Micro-batches on the device, in constant shapes, sent in one copy; and the forward step."""
+"""Micro-batches on the device, in constant shapes, sent in one copy; and the forward step.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 
@@ -139,12 +142,19 @@ def make_copy_stream() -> torch.cuda.Stream | None:
 
 
 def make_micro_batch(
-    batch: Batch, *, slots: slice, capacity: int, stream: torch.cuda.Stream | None
+    batch: Batch,
+    *,
+    slots: slice,
+    capacity: int,
+    stream: torch.cuda.Stream | None,
+    for_graphs: bool = False,
 ) -> MicroBatch:
     """Prepare this rank's `slots` of a batch, with scored positions in multiples of `capacity`.
 
-    They are copied to the GPU of `stream`; without one they stay on the CPU.
+    They are copied to the GPU of `stream`; without one they stay on the CPU. `for_graphs`: take
+    fewer shapes, since each one costs a capture (`segment_boundaries`).
     """
+    boundaries = partial(segment_boundaries, powers_of_two=for_graphs)
     rows = batch.rows
     scored = np.flatnonzero(batch.loss_mask[slots])
     in_stream = slots.start + scored
@@ -156,7 +166,7 @@ def make_micro_batch(
     arrays: dict[str, NDArray[Any]] = {
         "tokens": batch.tokens[slots],
         "position_ids": rows.position_ids[slots],
-        "cu_seqlens": segment_boundaries(rows.cu_seqlens),
+        "cu_seqlens": boundaries(rows.cu_seqlens),
         "g": rows.g,
         "counts": counts,
         "total": np.array([averaged.sum()], dtype=np.int32),
@@ -167,7 +177,7 @@ def make_micro_batch(
         arrays["averaged"] = averaged
     if batch.weights is not None:
         arrays["weights"] = np.pad(batch.weights[in_stream], (0, missing))
-    arrays |= _mixed_arrays(batch)
+    arrays |= _mixed_arrays(batch, boundaries)
     memory, there, copied = copy_to_device(arrays, stream)
     packed = _packed_rows(batch, there, first_slot=slots.start)
     return MicroBatch(
@@ -184,7 +194,9 @@ def make_micro_batch(
     )
 
 
-def _mixed_arrays(batch: Batch) -> dict[str, NDArray[Any]]:
+def _mixed_arrays(
+    batch: Batch, segments: Callable[[NDArray[np.int32]], NDArray[np.int32]]
+) -> dict[str, NDArray[Any]]:
     """Return the rows of each direction as streams of their own; nothing if there is one only."""
     rows, is_causal = batch.rows, batch.is_causal
     if not isinstance(is_causal, np.ndarray) or is_causal.all() or not is_causal.any():
@@ -195,7 +207,7 @@ def _mixed_arrays(batch: Batch) -> dict[str, NDArray[Any]]:
     for attention, chosen in (("causal", is_causal), ("bidirectional", ~is_causal)):
         boundaries = np.cumsum([0, *lengths[chosen].ravel()], dtype=np.int32)
         arrays[f"{attention} slots"] = slots[chosen].ravel()
-        arrays[f"{attention} cu_seqlens"] = segment_boundaries(boundaries)
+        arrays[f"{attention} cu_seqlens"] = segments(boundaries)
         arrays[f"{attention} g"] = rows.g[chosen]
     in_parts = np.concatenate([arrays["causal slots"], arrays["bidirectional slots"]])
     return {**arrays, "places": np.argsort(in_parts)}
@@ -240,14 +252,20 @@ def _by_row(batch: Batch, slots: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.bincount(slots // batch.rows.seq_length, minlength=len(batch.rows.g))
 
 
-def segment_boundaries(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
+def segment_boundaries(
+    cu_seqlens: NDArray[np.int32], *, powers_of_two: bool = False
+) -> NDArray[np.int32]:
     """Return boundaries [n + 1] of the segments that hold slots, then a few empty segments.
 
     A kernel has work for every segment, even an empty one, and rows have room for hundreds. The
-    count is rounded up by at most an eighth, so that few shapes occur.
+    count is rounded up by at most an eighth, so that few shapes occur; or to a power of two, so
+    that almost all micro-batches have one of two shapes.
     """
     begins = np.flatnonzero(np.diff(cu_seqlens))
-    multiple = max(1 << len(begins).bit_length() >> 4, 1)
+    if powers_of_two:
+        multiple = 1 << (len(begins) - 1).bit_length()
+    else:
+        multiple = max(1 << len(begins).bit_length() >> 4, 1)
     missing = -len(begins) % multiple
     return np.pad(cu_seqlens[begins], (0, missing + 1), constant_values=cu_seqlens[-1])
 

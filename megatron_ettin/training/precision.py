@@ -2,6 +2,8 @@
 
 `layer_times.py` measures the candidates, once; the verdict is kept on disk. Everything after
 `resolve` sees a precision by name.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Input of steps, prefetched by a thread: a pure function of (configuration, rows)."""
+"""Input of steps, prefetched by a thread: a pure function of (configuration, rows).
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,9 @@ def phase_micro_batches(
     """Yield this rank's micro-batches of all steps up to row `end`, where a phase ends."""
     stream, counts_rows = make_copy_stream(), distributed.counts_rows()
     for step in phase_steps(config, loader.order, state, end, skip_rows):
-        for batch, prepared in _prepare(loader, step.g_begin, step.g_end, stream):
+        for batch, prepared in _prepare(
+            loader, step.g_begin, step.g_end, stream, for_graphs=config.hardware.cuda_graphs
+        ):
             # The ranks of a model replica prepare the same rows; one of them counts the sums.
             yield Prepared(
                 step=step,
@@ -122,14 +127,24 @@ def micro_batches(loader: Loader, begin: int, end: int) -> Iterator[MicroBatch]:
 
 
 def _prepare(
-    loader: Loader, begin: int, end: int, stream: torch.cuda.Stream | None
+    loader: Loader,
+    begin: int,
+    end: int,
+    stream: torch.cuda.Stream | None,
+    *,
+    for_graphs: bool = False,
 ) -> Iterator[tuple[Batch, MicroBatch]]:
     spec = loader.order.spec
     share = loader.objective.scored_share(spec.phases[spec.phase_index(begin)].name)
     slots = local_slots(loader.micro_batch_slots(begin))
     capacity = scored_capacity(distributed.device().type, slots.stop - slots.start, share)
     for batch in loader.micro_batches(begin, end):
-        yield batch, make_micro_batch(batch, slots=slots, capacity=capacity, stream=stream)
+        yield (
+            batch,
+            make_micro_batch(
+                batch, slots=slots, capacity=capacity, stream=stream, for_graphs=for_graphs
+            ),
+        )
 
 
 def digest_lanes(batch: Batch, loader: Loader, phase: int) -> NDArray[np.uint64]:

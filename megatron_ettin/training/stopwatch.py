@@ -1,4 +1,7 @@
-"""Stopwatch of the device: it adds up times without waiting for a GPU."""
+"""Stopwatch of the device: it adds up times without waiting for a GPU.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

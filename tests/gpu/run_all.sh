@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Check and measure everything on a machine with a GPU, python3 with a CUDA build of torch, and a C++
-# compiler; docs/performance.md says what each stage shows.
+# Check and measure on a machine with a GPU and python3 with a CUDA build of torch. tests/gpu/README.md
+# says what to bring there; docs/performance.md what each stage shows.
 #
-#     tests/gpu/run_all.sh [--te-bundle DIR] [--wheels DIR] [--out DIR] [--minutes N]
-#                          [--stages NAME...] [--text FILE...]
+#     tests/gpu/run_all.sh [--te-bundle DIR] [--wheels DIR] [--out DIR] [--call 1|2] [--seconds N]
+#                          [--stages NAME...] [--text FILE...] [--dry-run]
 #
 # Without a network: --te-bundle names a folder whose install.sh, sourced, puts Transformer Engine and
 # Megatron-Core on the Python path; --wheels one of wheels for whatever else is missing.
@@ -19,6 +19,10 @@ while [ $# -gt 0 ]; do
   esac
 done
 
+# One process, perhaps without a name server: NCCL and gloo would look the host's name up.
+export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo} GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo}
+# install.sh would set 1, which only tensor parallelism needs; copies then wait behind kernels.
+export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-8}
 if [ -n "$bundle" ]; then
   # shellcheck source=/dev/null
   source "$bundle/install.sh" || exit 1
@@ -31,4 +35,4 @@ if [ -n "$wheels" ]; then
   export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1
-python3 "$root/tests/gpu/run_all.py" ${arguments[@]+"${arguments[@]}"}
+python3 -m tests.gpu.run_all --spent "$SECONDS" ${arguments[@]+"${arguments[@]}"}

@@ -9,11 +9,17 @@ from megatron.core.transformer.enums import AttnMaskType
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig, check_fp8
+from megatron_ettin.model import backend
 from megatron_ettin.model.attention import PackedRows, SdpaCoreAttention
 from megatron_ettin.model.attention_gpu import VarlenCoreAttention, packed_kernel, varlen_window
 from megatron_ettin.model.backend import choose_backend, core_attention
 from megatron_ettin.model.ettin_model import EttinModel
-from megatron_ettin.model.provider import build_stage, initialize_weights, transformer_config
+from megatron_ettin.model.provider import (
+    ATTENTION_MASKS,
+    build_stage,
+    initialize_weights,
+    transformer_config,
+)
 from tests.ranks import lone_rank
 
 TINY = ModelConfig(
@@ -149,6 +155,22 @@ def test_a_cpu_and_fp32_attend_by_sdpa() -> None:
     for precision in ("fp32", "bf16"):
         config = transformer_config(TINY, "causal", HardwareConfig(precision=precision))  # type: ignore[arg-type]
         assert core_attention("local", config, AttnMaskType.causal, 1) is SdpaCoreAttention
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_a_deterministic_run_never_asks_transformer_engine(
+    attention: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> bool:
+        raise AssertionError("whether it attends depends on the micro-batch")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backend, "transformer_engine_attends", refuse)
+    hardware = HardwareConfig(precision="bf16", deterministic=True)
+    config = transformer_config(TINY, attention, hardware)
+    for layer in (1, 2):
+        found = core_attention("transformer_engine", config, ATTENTION_MASKS[attention], layer)
+        assert found is VarlenCoreAttention
 
 
 def test_varlen_takes_a_stream_and_returns_its_heads_side_by_side() -> None:

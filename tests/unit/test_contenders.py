@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,10 +25,11 @@ from benchmarks.contenders import (
 )
 from benchmarks.path_cost import PARTS, path_cost
 from benchmarks.plain_model import PlainModel
-from benchmarks.throughput import Measurement, side_by_side
+from benchmarks.throughput import Measurement, one_by_one, side_by_side
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.training.preparation import micro_batches
+from megatron_ettin.training.profile import TRACE_FILE
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
 
@@ -86,11 +88,61 @@ def test_every_contender_learns_from_the_tokens_that_it_counts(
 def test_data_that_stays_is_the_first_steps_again_and_again(
     tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
-    ours = Ours(config_of(tiny_corpus, tmp_path, "MaskedLM"), data_stays=True)
-    first, second = ours.step(), ours.step()
+    ours = Ours(config_of(tiny_corpus, tmp_path, "MaskedLM"))
+    steps = [ours.step(), ours.step_again(), ours.step_again(), ours.step()]
     ours.close()
-    assert first == second
-    assert first.tokens > 0
+    assert steps[1] == steps[2]
+    assert steps[1] not in (steps[0], steps[3])
+    assert ours.state.step == 3  # of the order
+
+
+def test_the_second_micro_batch_of_a_step_is_traced(
+    tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    ours = Ours(config_of(tiny_corpus, tmp_path, "MaskedLM"))
+    ours.trace(tmp_path)
+    ours.close()
+    events = json.loads((tmp_path / TRACE_FILE).read_text())["traceEvents"]
+    embeddings = [event for event in events if event.get("name") == "aten::embedding"]
+    assert len(embeddings) == 1
+    assert ours.state.step == 1
+
+
+@pytest.mark.parametrize("warm_up_steps", [1, 8])
+def test_a_contender_is_built_once_for_all_its_variants(
+    warm_up_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, steps, ended = [], [], []
+
+    class Counted(Contender):
+        def step(self) -> Step:
+            steps.append("")
+            return Step(tokens=1, slots=1)
+
+        def again(self) -> Step:
+            steps.append("_again")
+            return Step(tokens=1, slots=1)
+
+        def variants(self) -> dict[str, Callable[[], Step]]:
+            return {"": self.step, "_again": self.again}
+
+    def build(slots: int) -> Counted:
+        built.append(slots)
+        return Counted()
+
+    for name in ("reset_peak_memory_stats", "empty_cache", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 7)
+    found = one_by_one(
+        {"a": build},
+        micro_batch_slots=512,
+        rounds=3,
+        warm_up_steps=warm_up_steps,
+        at_end=ended.append,
+    )
+    assert built == [512]
+    assert steps == [""] * (warm_up_steps + 1 + 3) + ["_again"] * (1 + 3)
+    assert [(name, len(each.steps)) for name, each in found.items()] == [("a", 3), ("a_again", 3)]
+    assert len(ended) == 1
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -189,7 +241,8 @@ def test_the_benchmark_reports_every_contender(tiny_corpus: TinyCorpus, tmp_path
         text=True,
         cwd=ROOT,
     )
-    report = json.loads(done.stdout.splitlines()[-1])["nano"]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    report = {found["objective"]: found for found in map(json.loads, lines)}
     names = {"ours", "peer_packed", "peer_padded", "peer_padded_by_length"}
     for objective, wanted in (("mlm", names | {"peer_packed_sparse"}), ("clm", names)):
         rates = {k: v for k, v in report[objective].items() if k.endswith("_tokens_per_s")}

@@ -1,9 +1,9 @@
 """Commands, options, files and links in the documents exist; `--help` answers.
 
-In README.md, CONTRIBUTING.md, AGENTS.md and docs/, a ```bash block is a promise, checked command by
-command; text that is not to be checked goes into another kind of block. UPPER_CASE words and
-`$variables` are places to fill in. A block that starts with a folder (`megatron_ettin/`) is a tree:
-one entry a line, two spaces or more before its description.
+In README.md, CONTRIBUTING.md, AGENTS.md, tests/gpu/README.md and docs/, a ```bash block is a
+promise, checked command by command; text that is not to be checked goes into another kind of block.
+UPPER_CASE words and `$variables` are places to fill in. A block that starts with a folder
+(`megatron_ettin/`) is a tree: one entry a line, two spaces or more before its description.
 """
 
 import functools
@@ -24,6 +24,7 @@ DOCUMENTS = [
     README,
     ROOT / "CONTRIBUTING.md",
     ROOT / "AGENTS.md",
+    ROOT / "tests/gpu/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
@@ -37,7 +38,7 @@ PLACEHOLDER = re.compile(r"\$|\b[A-Z][A-Z0-9_]+\b")
 BOX = str.maketrans(dict.fromkeys("│├└─", " "))
 
 # Made by a run, so absent from a fresh clone.
-GENERATED = ("quickstart/", "own/", "runs/", "study/", ".venv/")
+GENERATED = ("quickstart/", "gpu-kit/", "own/", "runs/", "study/", ".venv/")
 OTHERS_PROGRAMS = {
     "cat",
     "git",

@@ -4,8 +4,11 @@ No graph here: "captured" is a function that does the same work again. tests/gpu
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -20,9 +23,10 @@ from megatron_ettin.evaluation.layouts import (
 )
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.training import graphs, preparation, set_up
-from megatron_ettin.training.graphs import WARM_UP, GraphedForwardBackward
+from megatron_ettin.training.graphs import WARM_UP, CudaCapture, GraphedForwardBackward
 from megatron_ettin.training.loop import train
-from megatron_ettin.training.micro_batch import Report, scored_capacity
+from megatron_ettin.training.micro_batch import MicroBatch, Report, scored_capacity
+from megatron_ettin.training.preparation import phase_micro_batches
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
 
@@ -44,7 +48,12 @@ class Captured:
     stage: EttinModel
 
     def __init__(self) -> None:
-        self.functions = self.runs = 0
+        self.functions = self.runs = self.beside_graphs = 0
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        self.beside_graphs += 1
+        yield
 
     def __call__(self, function: Callable[[], Report]) -> Callable[[], Report]:
         self.functions += 1
@@ -93,6 +102,7 @@ def test_captured_passes_train_the_same(
     ours = trained(tiny_config(tiny_corpus, tmp_path / "ours", **settings), captured)
     micro_batches = 4 * len(read_curve(plain).losses)
     assert micro_batches / 3 < captured.runs <= micro_batches - WARM_UP * captured.functions
+    assert captured.beside_graphs == micro_batches - captured.runs
     assert_equal(ours, plain)
 
 
@@ -105,8 +115,70 @@ def test_rare_shapes_are_not_captured(
     plain = trained(tiny_config(tiny_corpus, tmp_path / "plain", **settings))
     ours = trained(tiny_config(tiny_corpus, tmp_path / "ours", **settings), captured)
     assert captured.functions == 1
-    assert 0 < captured.runs < 4 * len(read_curve(plain).losses) - WARM_UP
+    micro_batches = 4 * len(read_curve(plain).losses)
+    assert 0 < captured.runs < micro_batches - WARM_UP
+    assert captured.beside_graphs == micro_batches - captured.runs
     assert_equal(ours, plain)
+
+
+def test_a_run_with_graphs_has_few_counts_of_segments(
+    tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    counts = {}
+    for name, hardware in (("plain", {}), ("graphs", {"precision": "bf16", "cuda_graphs": True})):
+        config = tiny_config(
+            tiny_corpus, tmp_path / name, phases=[PHASE], objective="MaskedLM", hardware=hardware
+        )
+        with distributed.process_groups(HardwareConfig()):
+            order = open_order(config)
+            state = set_up.starting_state(config, order)
+            loader, end = set_up.build_loader(config, order), order.spec.phases[0].end_g
+            prepared = phase_micro_batches(config, loader, state, end)
+            counts[name] = {len(each.micro_batch.packed.cu_seqlens_q) - 1 for each in prepared}
+    assert counts["graphs"] == {1 << (count - 1).bit_length() for count in counts["plain"]}
+    assert counts["graphs"] != counts["plain"]
+
+
+def test_passes_without_a_graph_take_the_graphs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the calls of torch: a CPU has no such memory."""
+    pool, pools = SimpleNamespace(id=(0, 7)), []
+
+    @contextmanager
+    def block(*_: object, pool: object, **__: object) -> Iterator[None]:
+        pools.append(pool)
+        yield
+        pools.remove(pool)
+
+    for name, stand_in in (
+        ("MemPool", lambda: pool),
+        ("CUDAGraph", lambda: SimpleNamespace(replay=lambda: None)),
+        ("current_stream", lambda: None),
+        ("graph", block),
+        ("use_mem_pool", lambda pool: block(pool=pool)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    capture = CudaCapture()
+    seen: list[tuple[object, bool]] = []
+
+    def passes() -> Report:
+        seen.append((list(pools), torch.autograd.is_multithreading_enabled()))
+        return {}
+
+    with capture.beside():
+        passes()
+    capture(passes)()
+    with capture.beside():
+        passes()
+    # The first pass makes what stays; a pool serves one thread, so autograd must have no other.
+    assert seen == [([], True), ([(0, 7)], True), ([pool], False)]
+
+
+def test_a_report_outlives_the_memory_of_its_pass() -> None:
+    reused = torch.tensor([1.0])
+    shape = graphs._ShapeGraph(Captured(), is_rare=True)
+    report = shape.run(cast(MicroBatch, None), lambda _: {"loss_sums": reused})
+    reused.fill_(2.0)
+    assert report["loss_sums"].tolist() == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,16 @@ def test_few_counts_of_boundaries_come_up() -> None:
     assert len({len(segment_boundaries(cu_seqlens)) for cu_seqlens in streams}) <= 3
 
 
+def test_graphs_see_two_counts_of_boundaries() -> None:
+    # What 200 micro-batches of 65,536 slots of the quickstart's text had.
+    streams = [np.arange(count + 1, dtype=np.int32) for count in range(225, 482)]
+    found = [segment_boundaries(cu_seqlens, powers_of_two=True) for cu_seqlens in streams]
+    assert {len(boundaries) - 1 for boundaries in found} == {256, 512}
+    for boundaries, cu_seqlens in zip(found, streams, strict=True):
+        assert boundaries[: len(cu_seqlens)].tolist() == cu_seqlens.tolist()
+        assert set(boundaries[len(cu_seqlens) :].tolist()) <= {cu_seqlens[-1]}
+
+
 @pytest.mark.parametrize("objective", [CausalLM(), MaskedDiffusion(), MIXTURE])
 def test_a_clone_takes_the_values_of_another(tiny_corpus: TinyCorpus, objective: Objective) -> None:
     loader = loader_of(tiny_corpus, objective)

@@ -1,11 +1,14 @@
 """The model: published parameter counts, layout of layers, initial weights."""
 
+import itertools
+import threading
+
 import pytest
 import torch
 
 from benchmarks.model_sizes import SIZES, model_of_size
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
-from megatron_ettin.model import counts, weight_map
+from megatron_ettin.model import counts, provider, weight_map
 from megatron_ettin.model.initialize import initial_tensor, local_shard
 from megatron_ettin.model.layer_spec import GatedGelu
 from megatron_ettin.model.provider import (
@@ -91,6 +94,24 @@ def test_twins_start_from_the_same_weights() -> None:
     assert not torch.equal(
         encoder.embedding.word_embeddings.weight, other.embedding.word_embeddings.weight
     )
+
+
+@pytest.mark.usefixtures("one_process")
+def test_all_threads_draw_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, calls = threading.Barrier(2), itertools.count()
+
+    def drawn(entry: weight_map.Entry, model: ModelConfig, seed: int) -> torch.Tensor:
+        if next(calls) < 2:
+            both.wait(timeout=20)  # breaks where one thread draws one tensor after the other
+        return initial_tensor(entry, model, seed)
+
+    monkeypatch.setattr(provider, "initial_tensor", drawn)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        build_model(model_of_size("nano"), "causal", HardwareConfig(), SeedConfig())
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_initial_weights_have_the_published_spread() -> None:

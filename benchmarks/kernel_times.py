@@ -1,0 +1,177 @@
+"""Times of single kernels at the sizes of a model, forward and backward.
+
+`KERNELS` lists them: a new kernel is one function and one line there. Attention comes from
+`attention_times.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from benchmarks.attention_times import attention_times, documents
+from benchmarks.model_sizes import model_of_size
+from megatron_ettin import distributed
+from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.model.backend import Backend, transformer_engine_lack
+from megatron_ettin.model.dropout import OutputDropout
+from megatron_ettin.model.layer_spec import GatedGelu
+from megatron_ettin.model.linear_cross_entropy import linear_cross_entropy
+from megatron_ettin.model.provider import transformer_config
+from megatron_ettin.training.layer_times import median_seconds
+
+Step = Callable[[], tuple[torch.Tensor, ...]]
+"""Goes forward and backward; returns the gradients."""
+#: Share of the slots that are scored, and of the embedding's rows that are [MASK].
+SCORED, MASKED = 0.3, 0.24
+#: Slots of a row, and the mean tokens of a document.
+SEQ_LENGTH, DOCUMENT_TOKENS = 1024, 200
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A micro-batch of a model, on this rank's device."""
+
+    model: ModelConfig
+    rows: int
+    """Slots of the micro-batch; the rows of the matrices that a kernel gets."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of activations and weights."""
+        return torch.bfloat16 if distributed.device().type == "cuda" else torch.float32
+
+    def matrix(self, rows: int, *shape: int) -> torch.Tensor:
+        """Return random values [rows, *shape] that ask for a gradient."""
+        shape = (rows, *shape)
+        device = distributed.device()
+        return torch.randn(shape, device=device, dtype=self.dtype, requires_grad=True)
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Time of a kernel, forward and backward together."""
+
+    model: str
+    channels: int
+    kernel: str
+    milliseconds: float
+
+
+def times_of_models(sizes: Iterable[str], rows: int, *, rounds: int) -> Iterator[KernelTime]:
+    """Measure all kernels for models of examples/model/; yield each as soon as it is known."""
+    with distributed.process_groups(HardwareConfig()):
+        for size in sizes:
+            model = model_of_size(size)
+            for kernel, build in KERNELS.items():
+                step = build(Sizes(model, rows))
+                if step is not None:
+                    seconds = median_seconds(step, untimed=WARM_UP, timed=rounds)
+                    yield KernelTime(size, model.hidden_size, kernel, 1e3 * seconds)
+            yield from _attention(size, model, rows, rounds)
+
+
+def _attention(size: str, model: ModelConfig, rows: int, rounds: int) -> Iterator[KernelTime]:
+    """Measure the bidirectional attention of a global and of a local layer, by kernel."""
+    borders = documents(rows, min(SEQ_LENGTH, rows), DOCUMENT_TOKENS)
+    found = attention_times(model, "bidirectional", borders, rounds=rounds, with_empty=False)
+    for kernel, times in found.items():
+        for kind in ("global", "local"):
+            if f"{kind}_ms" in times:
+                name = f"{kind} attention, {kernel}"
+                yield KernelTime(size, model.hidden_size, name, times[f"{kind}_ms"])
+
+
+def _passes(forward: Callable[[], torch.Tensor], inputs: list[torch.Tensor]) -> Step:
+    """Return a function that goes forward, and backward from ones."""
+    ones = torch.ones_like(forward())
+    return lambda: torch.autograd.grad(forward(), inputs, ones)
+
+
+def _layer_norm(sizes: Sizes) -> Step:
+    channels = sizes.model.hidden_size
+    x, weight = sizes.matrix(sizes.rows, channels), sizes.matrix(channels)
+    return _passes(lambda: F.layer_norm(x, (channels,), weight), [x, weight])
+
+
+def _layer_norm_of_more_rows(sizes: Sizes) -> Step:
+    # torch sums the weight's gradient in parallel only above 65,536 rows.
+    return _layer_norm(Sizes(sizes.model, sizes.rows + SEQ_LENGTH))
+
+
+def _gated_gelu(sizes: Sizes) -> Step:
+    config = transformer_config(sizes.model, "causal", HardwareConfig())
+    gated, activation = sizes.matrix(sizes.rows, 2 * sizes.model.ffn_hidden_size), GatedGelu(config)
+    return _passes(lambda: activation(gated), [gated])
+
+
+def _output_dropout(sizes: Sizes) -> Step:
+    hidden = sizes.matrix(sizes.rows, 1, sizes.model.hidden_size)
+    seq_length = min(SEQ_LENGTH, sizes.rows)
+    g = torch.arange(sizes.rows // seq_length, device=distributed.device())
+    dropout = OutputDropout(0.1, seed=1)
+    return _passes(lambda: dropout.apply(hidden, g, seq_length, 0), [hidden])
+
+
+def _rotation(sizes: Sizes, backend: Backend = "local") -> Step:
+    """Rotate queries and keys, as in a layer."""
+    model = sizes.model
+    precision: Literal["bf16", "fp32"] = "bf16" if sizes.dtype == torch.bfloat16 else "fp32"
+    config = transformer_config(model, "causal", HardwareConfig(precision=precision), backend)
+    heads = model.num_attention_heads
+    q, k = (sizes.matrix(sizes.rows, 1, heads, model.head_size) for _ in range(2))
+    angles = torch.randn(sizes.rows, 1, 1, model.head_size, device=distributed.device())
+
+    def forward() -> torch.Tensor:
+        return torch.cat([apply_rotary_pos_emb(x, angles, config=config) for x in (q, k)])
+
+    return _passes(forward, [q, k])
+
+
+def _rotation_by_transformer_engine(sizes: Sizes) -> Step | None:
+    return None if transformer_engine_lack() else _rotation(sizes, "transformer_engine")
+
+
+def _loss(sizes: Sizes) -> Step:
+    model, scored = sizes.model, int(SCORED * sizes.rows)
+    hidden = sizes.matrix(scored, model.hidden_size)
+    weight, bias = (
+        sizes.matrix(model.padded_vocab_size, model.hidden_size),
+        sizes.matrix(model.padded_vocab_size),
+    )
+    labels = torch.arange(scored, device=distributed.device()) % model.vocab_size
+    group = ProcessGroupCollection.use_mpu_process_groups(["tp"]).tp
+
+    def forward() -> torch.Tensor:
+        return linear_cross_entropy(
+            hidden, weight, bias, labels, vocab_size=model.vocab_size, group=group
+        ).total
+
+    return _passes(forward, [hidden, weight, bias])
+
+
+def _embedding(sizes: Sizes) -> Step:
+    """Look tokens up; a quarter of them are equal, whose gradients are added up."""
+    weight = sizes.matrix(sizes.model.padded_vocab_size, sizes.model.hidden_size)
+    tokens = torch.arange(sizes.rows, device=distributed.device()) % sizes.model.vocab_size
+    tokens[: int(MASKED * sizes.rows)] = 0
+    return _passes(lambda: F.embedding(tokens, weight), [weight])
+
+
+KERNELS: dict[str, Callable[[Sizes], Step | None]] = {
+    "layer norm, torch": _layer_norm,
+    "layer norm, torch, 1,024 rows more": _layer_norm_of_more_rows,
+    "gated gelu": _gated_gelu,
+    "output dropout": _output_dropout,
+    "rotation, megatron-core": _rotation,
+    "rotation, transformer_engine": _rotation_by_transformer_engine,
+    "loss": _loss,
+    "embedding": _embedding,
+}
