@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer.enums import AttnMaskType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -169,6 +170,77 @@ def test_a_window_beyond_every_document_costs_what_global_attention_does(
         largest.append(seen.elements)
     assert torch.equal(outs[0], outs[1])
     assert largest[0] == largest[1]
+
+
+class FlashInPython(TorchDispatchMode):
+    """Computes torch's two kernels in Python, from their arguments alone; checks what is fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        match func.overloadpacket.__name__:
+            case "_flash_attention_forward":
+                q, k, v, begins, *rest, is_mask_returned = args
+                assert not is_mask_returned
+                self.queries.append(q.data_ptr())
+                with torch.enable_grad():
+                    out = self.attended((q, k, v), begins, rest, kwargs)
+                self.out = out.detach()
+                # Numbers that only the second kernel reads.
+                self.kept = [torch.full([], float(i)) for i in range(3)]
+                return (self.out, *self.kept, torch.empty(0))
+            case "_flash_attention_backward":
+                gradient, q, k, v, out, logsumexp, begins, *rest, seed, offset = args
+                assert out.data_ptr() == self.out.data_ptr()
+                assert [logsumexp, seed, offset] == self.kept
+                inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+                with torch.enable_grad():
+                    again = self.attended(inputs, begins, rest, kwargs)
+                    return torch.autograd.grad(again, inputs, gradient)
+        return func(*args, **(kwargs or {}))
+
+    def attended(self, inputs: Any, begins: Any, rest: Any, kwargs: Any) -> torch.Tensor:
+        keys_begin, longest, longest_keys, dropout, is_causal = rest
+        assert torch.equal(begins, keys_begin)
+        assert (longest, longest_keys, dropout) == (max(LENGTHS), max(LENGTHS), 0.0)
+        left, right = kwargs["window_size_left"], kwargs["window_size_right"]
+        assert is_causal == ((left, right) == (-1, 0))
+        assert "scale" not in kwargs  # None
+        segment = torch.bucketize(torch.arange(int(begins[-1])), begins[1:], right=True)
+        distance = torch.arange(len(segment))[None, :] - torch.arange(len(segment))[:, None]
+        visible = segment[:, None] == segment[None, :]
+        visible &= (distance >= -left) | (left < 0)
+        visible &= (distance <= right) | (right < 0)
+        q, k, v = (x.transpose(0, 1) for x in inputs)
+        out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=visible)
+        return out[0].transpose(0, 1).contiguous()
+
+
+@MASKS
+def test_varlen_hands_torchs_kernels_what_they_need(
+    mask_type: AttnMaskType, window: tuple[int, int] | None, left: int | None, right: int | None
+) -> None:
+    """The kernels are computed in Python; on a GPU the test below runs them."""
+    torch.manual_seed(0)
+    t = sum(LENGTHS)
+    borders = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    packed = PackedRows.of(borders, max(LENGTHS), torch.zeros(t), torch.zeros(1))
+    # Views of one buffer, as the projection writes it.
+    ours = torch.randn(t, 1, HEADS, 3, SIZE, dtype=torch.float64, requires_grad=True)
+    reference = ours.detach().clone().requires_grad_()
+    with FlashInPython() as kernels:
+        out = core_attention(mask_type, window, VarlenCoreAttention)(
+            *ours.unbind(dim=3), None, packed_seq_params=packed
+        )
+        direction = torch.randn_like(out)
+        out.backward(direction)
+    assert kernels.queries == [ours.data_ptr()]
+    expected = dense(*reference.unbind(dim=3), left, right)
+    expected.backward(direction)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours.grad, reference.grad, rtol=0, atol=1e-12)
 
 
 @pytest.mark.gpu
