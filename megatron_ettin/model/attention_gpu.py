@@ -71,7 +71,7 @@ def varlen(
 class _Varlen(torch.autograd.Function):
     """The two kernels, called directly.
 
-    `torch.nn.attention.varlen` wraps each in a custom operator, which takes the host four times as
+    `torch.nn.attention.varlen` wraps each in a custom operator, which takes the host three times as
     long (docs/performance.md).
     """
 
