@@ -163,7 +163,7 @@ def _kernel_modules(launches: Launches) -> Iterator[Any]:
 
 
 class _Constant:
-    """What `tl.constexpr` makes outside of kernels."""
+    """Stand-in for what `tl.constexpr` makes outside of kernels."""
 
     def __init__(self, value: int) -> None:
         self.value = value

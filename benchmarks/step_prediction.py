@@ -41,8 +41,8 @@ GRADIENT_BYTES = 10
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What a GPU is assumed to reach; defaults for an H200."""
+class GpuRates:
+    """Rates that a GPU is assumed to reach; the defaults are for an H200."""
 
     bytes_per_second: float = 3.9e12
     """80 % of the memory's peak."""
@@ -56,7 +56,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class StepPrediction:
     """Passes of one micro-batch of `slots` slots."""
 
     slots: int
@@ -73,7 +73,7 @@ class Prediction:
         return 1e3 * self.slots / sum(self.milliseconds.values())
 
 
-def predict(size: str, attention: Attention, slots: int, rates: Rates) -> Prediction:
+def predict(size: str, attention: Attention, slots: int, rates: GpuRates) -> StepPrediction:
     """Predict the passes of a model of examples/model/; needs process groups."""
     model = model_of_size(size)
     whole = launches(model, attention, slots)
@@ -85,7 +85,7 @@ def predict(size: str, attention: Attention, slots: int, rates: Rates) -> Predic
         milliseconds[_group(launch)] += 1e3 * seconds(launch, attention, rates)
     added_up = GRADIENT_BYTES * counts.parameters(model).total / rates.bytes_per_second
     milliseconds["other"] += 1e3 * added_up
-    return Prediction(
+    return StepPrediction(
         slots=slots,
         launches_per_layer=(len(more) - len(whole)) / PERIOD,
         bytes_per_layer=added_bytes / PERIOD / slots,
@@ -113,7 +113,7 @@ def launches(
     return noted.noted
 
 
-def seconds(launch: Launch, attention: Attention, rates: Rates) -> float:
+def seconds(launch: Launch, attention: Attention, rates: GpuRates) -> float:
     """Return the time of a launch, with the gap before it."""
     rate = rates.matmul_flops
     flops = float(launch.flops)
@@ -138,7 +138,7 @@ def _total_bytes(noted: Sequence[Launch]) -> int:
     return sum(launch.num_bytes for launch in noted)
 
 
-def prediction_table(found: Mapping[tuple[str, Attention], Prediction]) -> Iterator[str]:
+def prediction_table(found: Mapping[tuple[str, Attention], StepPrediction]) -> Iterator[str]:
     """Yield the lines of a table, a model and mask each."""
     figures = ("launches/layer", "kB/layer", *GROUPS, "other", "ms", "tokens/s")
     rows = []

@@ -2,7 +2,7 @@
 
 python tools/predict_step.py --models 17m 150m --json
 
-Needs no GPU. Rates are assumptions (benchmarks/step_prediction.py), so the figures are estimates.
+Needs no GPU. The rates are assumptions (benchmarks/step_prediction.py), the times estimates.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from megatron_ettin.command_parser import CommandParser
 def main() -> None:
     """Predict each model's passes with both masks and report."""
     args = parse_arguments()
-    from benchmarks.step_prediction import Rates, predict, prediction_table
+    from benchmarks.step_prediction import GpuRates, predict, prediction_table
     from megatron_ettin import distributed
     from megatron_ettin.config import HardwareConfig
     from megatron_ettin.model.provider import ATTENTION_MASKS
 
-    rates = Rates(bytes_per_second=1e12 * args.bandwidth_tb_s, matmul_flops=1e12 * args.tflops)
+    rates = GpuRates(bytes_per_second=1e12 * args.bandwidth_tb_s, matmul_flops=1e12 * args.tflops)
     with distributed.process_groups(HardwareConfig()):
         found = {
             (size, attention): predict(size, attention, args.slots, rates)

@@ -25,7 +25,7 @@ from torch.distributed import ProcessGroup
 from megatron_ettin.model.dropout import OutputDropout
 
 LayerKind = Literal["global", "local"]
-"""What positions of a layer see: their whole document, or a window of it."""
+"""Kind of a layer, whose positions see their whole document, or a window of it."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.fake_gpu import GPU, fake_gpu
-from benchmarks.step_prediction import Rates, launches, predict, seconds
+from benchmarks.step_prediction import GpuRates, launches, predict, seconds
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model.attention import PackedRows
@@ -118,7 +118,7 @@ def test_a_predicted_layer_moves_what_its_parts_do() -> None:
     rotation = 4 * h + 6 * h
     linears = 3 * ((h + 3 * h) + (h + h) + (h + 2 * f) + (f + h))
     activation, attention = 3 * f + 5 * f, 4 * h + 8 * h
-    found = predict("17m", "bidirectional", 65_536, Rates())
+    found = predict("17m", "bidirectional", 65_536, GpuRates())
     expected = 2 * (norms + rotation + linears + activation + attention)
     # Weights, and two numbers of a row or head, are 1 % beside this.
     assert found.bytes_per_layer == pytest.approx(expected, rel=0.01)
@@ -128,8 +128,8 @@ def test_a_predicted_layer_moves_what_its_parts_do() -> None:
 def test_a_launch_takes_as_long_as_its_slower_side() -> None:
     (matmul, *_) = [one for one in launches(model_of(3), "causal", SLOTS, ROW) if one.name == "mm"]
     assert matmul.flops == 2 * SLOTS * 3 * 128 * 128
-    slow_memory = Rates(bytes_per_second=1.0, gap_seconds=0.0)
+    slow_memory = GpuRates(bytes_per_second=1.0, gap_seconds=0.0)
     assert seconds(matmul, "causal", slow_memory) == matmul.num_bytes
     assert matmul.num_bytes == 2 * (SLOTS * 128 + 3 * 128 * 128 + SLOTS * 3 * 128)
-    slow_cores = Rates(matmul_flops=2.0, gap_seconds=5.0)
+    slow_cores = GpuRates(matmul_flops=2.0, gap_seconds=5.0)
     assert seconds(matmul, "causal", slow_cores) == matmul.flops / 2.0 + 5.0
