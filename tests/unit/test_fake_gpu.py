@@ -3,17 +3,22 @@
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.fake_gpu import GPU, fake_gpu
 from benchmarks.step_prediction import GpuRates, launches, predict, seconds
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
+from megatron_ettin.devices import GPUS
+from megatron_ettin.estimate.memory import Work, layer_activations
 from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.provider import build_stage
+from megatron_ettin.training.adamw import StableAdamW, TensorStatistics
 
 SLOTS, ROW = 1024, 256
 #: What a layer launches, forward and backward: four linears of three matmuls each, two norms. Torch
@@ -42,10 +47,10 @@ def model_of(layers: int) -> ModelConfig:
     )
 
 
-def loss_on_gpu(attention: Any) -> tuple[torch.nn.Module, torch.Tensor]:
+def loss_on_gpu(attention: Any, layers: int = 4) -> tuple[torch.nn.Module, torch.Tensor]:
     """Return a model and its loss at a third of the slots."""
     settings = HardwareConfig(precision="bf16")
-    stage = build_stage(model_of(4), attention, settings, SeedConfig()).train()
+    stage = build_stage(model_of(layers), attention, settings, SeedConfig()).train()
 
     def new(count: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.empty(count, dtype=dtype, device=GPU)
@@ -133,3 +138,70 @@ def test_a_launch_takes_as_long_as_its_slower_side() -> None:
     assert matmul.num_bytes == 2 * (SLOTS * 128 + 3 * 128 * 128 + SLOTS * 3 * 128)
     slow_cores = GpuRates(matmul_flops=2.0, gap_seconds=5.0)
     assert seconds(matmul, "causal", slow_cores) == matmul.flops / 2.0 + 5.0
+
+
+def kept_bytes(layers: int) -> int:
+    """Return the bytes that autograd keeps for the backward pass, weights left out."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with fake_gpu(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        stage, _ = loss_on_gpu("bidirectional", layers)
+    weights = {weight.untyped_storage()._cdata for weight in stage.parameters()}
+    return sum(x.untyped_storage().nbytes() for key, x in kept.items() if key not in weights)
+
+
+def test_layers_keep_what_the_estimate_says() -> None:
+    work = Work(
+        model=model_of(6),
+        attention="bidirectional",
+        hardware=HardwareConfig(precision="bf16"),
+        world_size=1,
+        slots=SLOTS,
+        scored=SLOTS // 3,
+        micro_batches=1,
+        moments=2,
+        device=GPUS["h200"],
+    )
+    estimated = sum(layer_activations(work, layer) for layer in (3, 4, 5))
+    assert kept_bytes(6) - kept_bytes(3) == pytest.approx(estimated, rel=0.02)
+
+
+class Scalars(TorchDispatchMode):
+    """Counts tensors without a dimension that go into an operation on a list of tensors."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__.startswith("_foreach"):
+            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            self.found += sum(x.dim() == 0 for x in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_update_of_a_block_runs_no_kernel_for_each_slice() -> None:
+    """Operations on lists take one kernel for all of them only if their shapes are equal."""
+    with fake_gpu() as noted, Scalars() as scalars:
+        weights = [torch.nn.Parameter(torch.empty(n, device=GPU)) for n in (5, 7, 11)]
+        for weight in weights:
+            weight.grad = torch.empty_like(weight)
+        optimizer = StableAdamW(
+            [{"params": weights, "wd_mult": 1.0}],
+            **{"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.01},
+        )
+        optimizer.statistics = TensorStatistics(
+            tensor_index={id(weight): i for i, weight in enumerate(weights)},
+            counted={id(weight): True for weight in weights},
+            numel=torch.empty(3, dtype=torch.float64, device=GPU),
+            group=distributed.world_group(),
+        )
+        optimizer.initialize_state()
+        optimizer.param_groups[0]["step"] = 1
+        # One rank: there is nothing to send.
+        with mock.patch("torch.distributed.all_reduce"), torch.no_grad():
+            optimizer.update()
+    assert scalars.found == 0
+    assert any(launch.name.startswith("_foreach") for launch in noted.noted)
