@@ -1,4 +1,7 @@
-"""LayerNorm without bias, alone or together with the addition of a residual before it."""
+"""LayerNorm without bias, alone or together with the addition of a residual before it.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Rotary positions (RoFormer, arXiv 2104.09864): their tables, and the rotation in a layer."""
+"""Rotary positions (RoFormer, arXiv 2104.09864): their tables, and the rotation in a layer.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 AdamW: Loshchilov and Hutter 2019 (arXiv 1711.05101), with the semantics of torch.optim.AdamW.
 StableAdamW: Wortsman et al. 2023 (arXiv 2304.13013), in the form of ModernBERT's
 `src/optimizer.py`.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations
