@@ -14,16 +14,19 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from benchmarks.attention_times import attention_times, documents
 from benchmarks.model_sizes import model_of_size
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig
-from megatron_ettin.model.backend import Backend, transformer_engine_lack
-from megatron_ettin.model.dropout import OutputDropout
+from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.model.dropout import LayerDropout, OutputDropout
 from megatron_ettin.model.layer_spec import GatedGelu
 from megatron_ettin.model.linear_cross_entropy import linear_cross_entropy
+from megatron_ettin.model.norm import LayerNorm
 from megatron_ettin.model.provider import transformer_config
+from megatron_ettin.model.rotary import RotaryTables, rotated
 from megatron_ettin.training.layer_times import median_seconds
 
 Step = Callable[[], tuple[torch.Tensor, ...]]
@@ -72,9 +75,8 @@ def times_of_models(sizes: Iterable[str], rows: int, *, rounds: int) -> Iterator
             model = model_of_size(size)
             for kernel, build in KERNELS.items():
                 step = build(Sizes(model, rows))
-                if step is not None:
-                    seconds = median_seconds(step, untimed=WARM_UP, timed=rounds)
-                    yield KernelTime(size, model.hidden_size, kernel, 1e3 * seconds)
+                seconds = median_seconds(step, untimed=WARM_UP, timed=rounds)
+                yield KernelTime(size, model.hidden_size, kernel, 1e3 * seconds)
             yield from _attention(size, model, rows, rounds)
 
 
@@ -107,36 +109,61 @@ def _layer_norm_of_more_rows(sizes: Sizes) -> Step:
 
 
 def _gated_gelu(sizes: Sizes) -> Step:
-    config = transformer_config(sizes.model, "causal", HardwareConfig())
-    gated, activation = sizes.matrix(sizes.rows, 2 * sizes.model.ffn_hidden_size), GatedGelu(config)
+    gated = sizes.matrix(sizes.rows, 2 * sizes.model.ffn_hidden_size)
+    activation = GatedGelu(_settings(sizes))
     return _passes(lambda: activation(gated), [gated])
 
 
-def _output_dropout(sizes: Sizes) -> Step:
-    hidden = sizes.matrix(sizes.rows, 1, sizes.model.hidden_size)
+def _add_and_normalise(sizes: Sizes) -> Step:
+    """Add a residual to an output of which a tenth is dropped, and normalise the sum."""
+    channels = sizes.model.hidden_size
+    norm = LayerNorm(_settings(sizes), channels, 1e-5).to(distributed.device())
+    residual, branch = (sizes.matrix(sizes.rows, 1, channels) for _ in range(2))
     seq_length = min(SEQ_LENGTH, sizes.rows)
     g = torch.arange(sizes.rows // seq_length, device=distributed.device())
-    dropout = OutputDropout(0.1, seed=1)
-    return _passes(lambda: dropout.apply(hidden, g, seq_length, 0), [hidden])
+    dropout = LayerDropout(OutputDropout(0.1, seed=1), 0, g, seq_length, 0)
+    inputs = [residual, branch, norm.weight]
+    return _passes(lambda: torch.cat(norm.of_sum(residual, branch, dropout)), inputs)
 
 
-def _rotation(sizes: Sizes, backend: Backend = "local") -> Step:
-    """Rotate queries and keys, as in a layer."""
-    model = sizes.model
-    precision: Literal["bf16", "fp32"] = "bf16" if sizes.dtype == torch.bfloat16 else "fp32"
-    config = transformer_config(model, "causal", HardwareConfig(precision=precision), backend)
-    heads = model.num_attention_heads
-    q, k = (sizes.matrix(sizes.rows, 1, heads, model.head_size) for _ in range(2))
-    angles = torch.randn(sizes.rows, 1, 1, model.head_size, device=distributed.device())
+def _rotation(sizes: Sizes) -> Step:
+    """Rotate queries and keys, as in a layer; of a copy, which a GPU overwrites."""
+    config, table, packed = _rotated_rows(sizes)
+    qkv = _projected(sizes)
+    return _passes(lambda: torch.cat(rotated(qkv.clone(), table, packed, config)), [qkv])
+
+
+def _rotation_by_megatron_core(sizes: Sizes) -> Step:
+    config, _, packed = _rotated_rows(sizes)
+    assert packed.position_ids is not None
+    qkv = _projected(sizes)
+    table = torch.randn(len(packed.position_ids), 1, 1, sizes.model.head_size).to(qkv.device)
 
     def forward() -> torch.Tensor:
-        return torch.cat([apply_rotary_pos_emb(x, angles, config=config) for x in (q, k)])
+        q, k, v = qkv.clone().unbind(dim=3)
+        return torch.cat([*(apply_rotary_pos_emb(x, table, config=config) for x in (q, k)), v])
 
-    return _passes(forward, [q, k])
+    return _passes(forward, [qkv])
 
 
-def _rotation_by_transformer_engine(sizes: Sizes) -> Step | None:
-    return None if transformer_engine_lack() else _rotation(sizes, "transformer_engine")
+def _settings(sizes: Sizes) -> TransformerConfig:
+    precision: Literal["bf16", "fp32"] = "bf16" if sizes.dtype == torch.bfloat16 else "fp32"
+    return transformer_config(sizes.model, "causal", HardwareConfig(precision=precision))
+
+
+def _rotated_rows(sizes: Sizes) -> tuple[TransformerConfig, torch.Tensor, PackedRows]:
+    """Return the settings, the table of global layers, and rows of one document each."""
+    device, length = distributed.device(), min(SEQ_LENGTH, sizes.rows)
+    borders = torch.arange(0, sizes.rows + 1, length, dtype=torch.int32, device=device)
+    positions = torch.arange(sizes.rows, device=device) % length
+    packed = PackedRows.of(borders, length, positions, borders[:-1].long())
+    config = _settings(sizes)
+    return config, RotaryTables(config, 160_000.0, 10_000.0).of(packed)[0], packed
+
+
+def _projected(sizes: Sizes) -> torch.Tensor:
+    """Return the output of a layer's projection [rows, 1, heads, 3, head size]."""
+    return sizes.matrix(sizes.rows, 1, sizes.model.num_attention_heads, 3, sizes.model.head_size)
 
 
 def _loss(sizes: Sizes) -> Step:
@@ -165,13 +192,13 @@ def _embedding(sizes: Sizes) -> Step:
     return _passes(lambda: F.embedding(tokens, weight), [weight])
 
 
-KERNELS: dict[str, Callable[[Sizes], Step | None]] = {
+KERNELS: dict[str, Callable[[Sizes], Step]] = {
     "layer norm, torch": _layer_norm,
     "layer norm, torch, 1,024 rows more": _layer_norm_of_more_rows,
     "gated gelu": _gated_gelu,
-    "output dropout": _output_dropout,
-    "rotation, megatron-core": _rotation,
-    "rotation, transformer_engine": _rotation_by_transformer_engine,
+    "add, drop and normalise": _add_and_normalise,
+    "rotation": _rotation,
+    "rotation, megatron-core": _rotation_by_megatron_core,
     "loss": _loss,
     "embedding": _embedding,
 }

@@ -70,7 +70,7 @@ class _Path:
         hidden = self.stage.decoder(
             hidden_states=self.stage.embedding(self.batch.tokens),
             attention_mask=None,
-            rotary_pos_emb=self.stage._rotary_tables(packed),
+            rotary_pos_emb=self.stage.rotary.of(packed),
             packed_seq_params=packed,
         )
         torch.autograd.backward(hidden, self.hidden[:, None])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.model.dropout import LayerDropout
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.linear_cross_entropy import linear_cross_entropy
 
@@ -74,8 +75,8 @@ class PlainModel(torch.nn.Module):
         output = F.linear(attended, self._weight(f"{prefix}.self_attention.linear_proj.weight"))
         if self.dropout is None:
             return output
-        dropped = self.dropout.apply(output[:, None], packed.g, packed.max_seqlen_q, layer)
-        return dropped[:, 0]
+        dropout = LayerDropout(self.dropout, layer, packed.g, packed.max_seqlen_q, 0)
+        return dropout.apply(output[:, None])[:, 0]
 
     def _mlp(self, hidden: Tensor, layer: int) -> Tensor:
         prefix = f"decoder.layers.{layer}"

@@ -63,6 +63,8 @@ def process_groups(hardware: HardwareConfig) -> Iterator[None]:
         raise ValueError("hardware.cuda_graphs: needs a GPU, but there is none: give false")
     if hardware.threads_per_rank is not None:
         torch.set_num_threads(hardware.threads_per_rank)
+    # A matmul over many slots may be split into parts; their sums would be rounded to bfloat16.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if device().type == "cuda":
         torch.cuda.set_device(device())
     else:

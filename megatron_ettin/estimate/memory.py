@@ -183,7 +183,10 @@ def layer_activations(work: Work, layer: int) -> int:
     if layer == 0:
         shared += model.hidden_size  # what QKV is made of
     rotation = 4 * model.head_size  # cosines and sines, for queries and for keys
-    if model.is_global(layer):
+    if work.device.kind == "cuda" and size != FP32:
+        # The fused QKV, rotated in place, and outputs; one table of positions serves all layers.
+        rotation, attention = 0, 4 * channels
+    elif model.is_global(layer):
         # Queries, keys, the fused QKV that the values are a part of, outputs by document, together.
         attention = 7 * channels
     else:

@@ -24,6 +24,9 @@ from torch.distributed import ProcessGroup
 
 from megatron_ettin.model.dropout import OutputDropout
 
+LayerKind = Literal["global", "local"]
+"""Kind of a layer, whose positions see their whole document, or a window of it."""
+
 
 @dataclass
 class PackedRows(PackedSeqParams):  # type: ignore[misc]
@@ -267,6 +270,11 @@ def layer_window(config: TransformerConfig, layer_number: int) -> tuple[int, int
         config.window_size, config.window_attn_skip_freq, layer_number
     )
     return config.window_size if is_local else None
+
+
+def layer_kind(config: TransformerConfig, layer_number: int) -> LayerKind:
+    """Return the kind of layer `layer_number`, counted from 1."""
+    return "global" if layer_window(config, layer_number) is None else "local"
 
 
 def _slots_for_heads(x: torch.Tensor, group: ProcessGroup) -> torch.Tensor:

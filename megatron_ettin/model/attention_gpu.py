@@ -1,5 +1,7 @@
 """Core attention on a GPU, packed and in 16 bits: torch's varlen kernel, or Transformer Engine's.
 
+No GPU has run this yet.
+
 Both take the stream with its segment boundaries in device memory: the host never waits for their
 values, and shapes are constant. Neither needs a package beyond the backend's own. Where flash-attn
 is installed, Transformer Engine may choose it.
@@ -17,13 +19,15 @@ from functools import lru_cache
 from typing import Any, cast
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
 
 from megatron_ettin.model.attention import CoreAttention, PackedRows
 
 logger = logging.getLogger(__name__)
 
 UNFUSED = "NVTE_UNFUSED_ATTN"
+#: Window of a causal layer in the kernels' terms; with windows, they call no mask causal.
+CAUSAL = (-1, 0)
+NO_DROPOUT = 0.0
 
 
 class VarlenCoreAttention(CoreAttention):
@@ -50,33 +54,95 @@ def varlen(
     is_causal: bool,
     window: tuple[int, int] | None,
 ) -> torch.Tensor:
-    """Call torch's kernel: query, key, value and the result are [t, heads, size]."""
-    out = varlen_attn(
+    """Call torch's kernel: query, key, value and the result are [t, heads, size].
+
+    They may be views of one buffer: only the channels of a head must be consecutive.
+    """
+    out: torch.Tensor = _Varlen.apply(  # type: ignore[no-untyped-call]
         query,
         key,
         value,
         packed.cu_seqlens_q,
-        packed.cu_seqlens_kv,
         packed.max_seqlen_q,
-        packed.max_seqlen_kv,
-        scale=scale,
-        window_size=varlen_window(is_causal=is_causal, window=window),
+        scale,
+        varlen_window(is_causal=is_causal, window=window),
     )
-    return cast(torch.Tensor, out)
+    return out
+
+
+class _Varlen(torch.autograd.Function):
+    """The two kernels, called directly.
+
+    `torch.nn.attention.varlen` wraps each in a custom operator, which takes the host three times as
+    long (docs/performance.md).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        boundaries: torch.Tensor,
+        longest: int,
+        scale: float | None,
+        window: tuple[int, int],
+    ) -> torch.Tensor:
+        out, logsumexp, seed, offset, _ = torch.ops.aten._flash_attention_forward(
+            query,
+            key,
+            value,
+            boundaries,
+            boundaries,
+            longest,
+            longest,
+            NO_DROPOUT,
+            window == CAUSAL,
+            False,  # no mask for debugging
+            **_of_kernel(scale, window),
+        )
+        ctx.save_for_backward(query, key, value, boundaries, out, logsumexp, seed, offset)
+        ctx.longest, ctx.scale, ctx.window = longest, scale, window
+        return cast(torch.Tensor, out)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, boundaries, out, logsumexp, seed, offset = ctx.saved_tensors
+        of_inputs = torch.ops.aten._flash_attention_backward(
+            gradients[0],
+            query,
+            key,
+            value,
+            out,
+            logsumexp,
+            boundaries,
+            boundaries,
+            ctx.longest,
+            ctx.longest,
+            NO_DROPOUT,
+            ctx.window == CAUSAL,
+            seed,
+            offset,
+            **_of_kernel(ctx.scale, ctx.window),
+        )
+        return (*of_inputs, None, None, None, None)
+
+
+def _of_kernel(scale: float | None, window: tuple[int, int]) -> dict[str, float | None]:
+    return {"scale": scale, "window_size_left": window[0], "window_size_right": window[1]}
 
 
 def varlen_window(*, is_causal: bool, window: tuple[int, int] | None) -> tuple[int, int]:
     """Return (keys to the left, to the right) in the kernels' terms: -1 is no bound."""
     if window is not None:
         return window
-    return (-1, 0) if is_causal else (-1, -1)
+    return CAUSAL if is_causal else (-1, -1)
 
 
 class TransformerEngineCoreAttention(CoreAttention):
     """Transformer Engine's packed attention (cuDNN's, or flash-attn's if that is installed).
 
-    It has a kernel for the model's direction. Rows of the other one get a second kernel, or torch's
-    where Transformer Engine has none.
+    Rows of another direction than the model's get torch's kernel.
 
     It runs in bf16 under every fp8 recipe: on Hopper its fp8 attention has neither windows nor a
     packed backward pass. Context parallelism is done around it (`CoreAttention.forward`), so it is
@@ -96,29 +162,16 @@ class TransformerEngineCoreAttention(CoreAttention):
             window=self.window,
             scale=self.scale,
         )
-        # In a list, so that it is no submodule: a checkpoint's names must not depend on it.
-        self.other_kernel: list[torch.nn.Module] = []
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedRows
     ) -> torch.Tensor:
         """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
-        kernel: torch.nn.Module = self.kernel
         is_causal, window = self.sight(packed)
         if is_causal != self.is_causal:
-            size = self.config.kv_channels
-            if not transformer_engine_attends(self.heads, size, is_causal=is_causal, window=window):
-                return varlen(
-                    query, key, value, packed, self.scale, is_causal=is_causal, window=window
-                )
-            if not self.other_kernel:
-                other = packed_kernel(
-                    self.heads, size, is_causal=is_causal, window=window, scale=self.scale
-                )
-                self.other_kernel.append(other)
-            (kernel,) = self.other_kernel
+            return varlen(query, key, value, packed, self.scale, is_causal=is_causal, window=window)
         with packed_kernels_only():
-            out: torch.Tensor = kernel(
+            out: torch.Tensor = self.kernel(
                 query,
                 key,
                 value,

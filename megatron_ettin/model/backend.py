@@ -1,7 +1,7 @@
 """Choice of a layer's modules: those of Megatron-Core and torch, or Transformer Engine's.
 
 A backend changes speed and rounding, never the set of weights. Linears have weights of the same
-names and shapes in both. Norms are always torch's, because Transformer Engine's carry a bias.
+names and shapes in both. Norms are never Transformer Engine's, because these carry a bias.
 
 No GPU has run its code for GPUs yet.
 """
@@ -15,16 +15,16 @@ from typing import Any, Literal, assert_never
 
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ettin.config import Fp8Recipe, HardwareConfig, ModelConfig
-from megatron_ettin.model.attention import CoreAttention, SdpaCoreAttention, layer_window
-from megatron_ettin.model.attention_gpu import (
-    TransformerEngineCoreAttention,
-    VarlenCoreAttention,
-    transformer_engine_attends,
+from megatron_ettin.model.attention import (
+    CoreAttention,
+    LayerKind,
+    SdpaCoreAttention,
+    layer_kind,
 )
+from megatron_ettin.model.attention_gpu import TransformerEngineCoreAttention, VarlenCoreAttention
 
 Backend = Literal["local", "transformer_engine"]
 
@@ -107,26 +107,17 @@ def linears(backend: Backend) -> Linears:
 
 
 def core_attention(
-    backend: Backend, config: TransformerConfig, mask_type: AttnMaskType, layer_number: int
+    config: TransformerConfig, layer_number: int, by_engine: frozenset[LayerKind] = frozenset()
 ) -> type[CoreAttention]:
     """Return the core attention of layer `layer_number`, from 1.
 
-    The kernels for GPUs take 16-bit tensors only. In fp32 a GPU therefore gets the CPU's attention,
-    which waits for the segment boundaries at every layer: good for comparisons, not for training.
-
-    A deterministic run gets torch's kernel: Transformer Engine refuses its own on Hopper if
-    segments x heads x longest^2 reaches 2^30, and that depends on each micro-batch.
+    Transformer Engine computes layers of the kinds `by_engine`: those for which a measurement has
+    found it faster. The kernels for GPUs take 16-bit tensors only. In fp32 a GPU therefore gets the
+    CPU's attention, which waits for the segment boundaries at every layer: good for comparisons,
+    not for training.
     """
     if not torch.cuda.is_available() or config.params_dtype == torch.float32:
         return SdpaCoreAttention
-    if config.deterministic_mode:
-        return VarlenCoreAttention
-    ranks = config.tensor_model_parallel_size * config.context_parallel_size
-    if by_transformer_engine(backend) and transformer_engine_attends(
-        config.num_attention_heads // ranks,
-        config.kv_channels,
-        is_causal=mask_type == AttnMaskType.causal,
-        window=layer_window(config, layer_number),
-    ):
+    if layer_kind(config, layer_number) in by_engine:
         return TransformerEngineCoreAttention
     return VarlenCoreAttention

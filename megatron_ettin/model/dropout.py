@@ -17,8 +17,8 @@ LANE_RANGE = 65_536
 """A channel is dropped by 16 bits of a draw."""
 
 
-class LayerDraws(NamedTuple):
-    """Parameters of one layer's dropout; with g and a place in the stream they give the factors."""
+class Draws(NamedTuple):
+    """Parameters of the draws of one layer; with g and a place in the row they give the factors."""
 
     key: int
     """u64 key of (dropout seed, layer), before g is absorbed."""
@@ -26,8 +26,6 @@ class LayerDraws(NamedTuple):
     """Bound of the 16 bits of a channel, below which it is dropped."""
     kept: float
     """Factor of the channels that stay: 1 / (1 - the share that is dropped)."""
-    seq_length: int
-    first_slot: int
 
 
 @dataclass(frozen=True)
@@ -41,44 +39,43 @@ class OutputDropout:
     rate: float
     seed: int
 
-    def apply(
-        self,
-        hidden: torch.Tensor,
-        g: torch.Tensor,
-        seq_length: int,
-        layer: int,
-        first_slot: int = 0,
-    ) -> torch.Tensor:
-        """Drop channels of `hidden` [n, 1, H], the output of the attention of `layer` (from 0).
 
-        The rows g [m] int64 form a stream of m * seq_length slots. `hidden` holds n of these slots
-        from first_slot on: all of them, or a rank's share. An idle row (g < 0) stays as it is. The
-        product is rounded once, to the dtype of `hidden`.
+@dataclass(frozen=True)
+class LayerDropout:
+    """Dropout of the output of one layer's attention, for consecutive slots of a stream."""
+
+    dropout: OutputDropout
+    layer: int
+    """Number of the layer, from 0."""
+    g: torch.Tensor
+    """[m] int64 rows of the stream, of `seq_length` slots each; an idle row (g < 0) stays as is."""
+    seq_length: int
+    first_slot: int
+    """First of the slots: 0, or that of a rank's share."""
+
+    def apply(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Drop channels of `hidden` [n, 1, H] on a CPU; the product is rounded once, to its dtype.
+
+        On a GPU, `add_norm_triton.py` draws the same factors where it adds the residual.
         """
         slots, _, channels = hidden.shape
-        if hidden.is_cuda:
-            from megatron_ettin.model.dropout_triton import drop
-
-            return drop(hidden, g, self.layer_draws(seq_length, layer, first_slot))
         factors = native.dropout_factors(
-            g.numpy(),
-            seq_length=seq_length,
+            self.g.numpy(),
+            seq_length=self.seq_length,
             channels=channels,
-            seed=self.seed,
-            layer=layer,
-            rate=self.rate,
-            first_slot=first_slot,
+            seed=self.dropout.seed,
+            layer=self.layer,
+            rate=self.dropout.rate,
+            first_slot=self.first_slot,
             num_slots=slots,
         )
         return (hidden * torch.from_numpy(factors).view_as(hidden)).to(hidden.dtype)
 
-    def layer_draws(self, seq_length: int, layer: int, first_slot: int = 0) -> LayerDraws:
+    def draws(self) -> Draws:
         """Return what the kernel for GPUs needs to know of a layer (docs/order.md, section 7)."""
-        threshold = min(math.ceil(self.rate * LANE_RANGE), LANE_RANGE - 1)
-        return LayerDraws(
-            key=native.counter_key(self.seed, native.Purpose.DROPOUT, [layer]),
+        threshold = min(math.ceil(self.dropout.rate * LANE_RANGE), LANE_RANGE - 1)
+        return Draws(
+            key=native.counter_key(self.dropout.seed, native.Purpose.DROPOUT, [self.layer]),
             threshold=threshold,
             kept=LANE_RANGE / (LANE_RANGE - threshold),
-            seq_length=seq_length,
-            first_slot=first_slot,
         )

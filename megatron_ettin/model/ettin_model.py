@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
@@ -28,8 +27,9 @@ from torch.distributed import ProcessGroup
 from megatron_ettin.config import ModelConfig
 from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.dropout import OutputDropout
-from megatron_ettin.model.layer_spec import LayerNorm
 from megatron_ettin.model.linear_cross_entropy import SummedLoss, linear_cross_entropy
+from megatron_ettin.model.norm import LayerNorm
+from megatron_ettin.model.rotary import RotaryTables
 
 #: Suffix of the names under which modules keep state that is no weight.
 EXTRA_STATE = "_extra_state"
@@ -134,15 +134,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
 
     def set_rotary_bases(self, base_global: float, base_local: float) -> None:
         """Set the RoPE bases of the global and the local layers (they change between phases)."""
-        self.rotary = [
-            RotaryEmbedding(
-                kv_channels=self.config.kv_channels,
-                rotary_percent=1.0,
-                rotary_base=base,
-                use_cpu_initialization=not torch.cuda.is_available(),
-            )
-            for base in (base_global, base_local)
-        ]
+        self.rotary = RotaryTables(self.config, base_global, base_local)
 
     def set_input_tensor(self, input_tensor: list[torch.Tensor]) -> None:
         """Take the previous stage's output (called by Megatron-Core's schedules)."""
@@ -175,7 +167,7 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
         hidden = self.decoder(
             hidden_states=self.embedding(tokens) if self.pre_process else None,
             attention_mask=None,
-            rotary_pos_emb=self._rotary_tables(packed),
+            rotary_pos_emb=self.rotary.of(packed),
             packed_seq_params=packed,
         )
         if not self.post_process:
@@ -205,13 +197,6 @@ class EttinModel(LanguageModule):  # type: ignore[misc]
             logits, group=self.tp_group
         )
         return gathered[:, 0, : self.model_config.vocab_size]
-
-    def _rotary_tables(self, packed: PackedRows) -> torch.Tensor:
-        """Return [2, t, 1, 1, head_size]: angles by position, for global and local layers."""
-        # packed_seq=True returns the whole table under context parallelism too: rows are picked by
-        # position_ids below, because positions restart in each segment.
-        tables = [rotary(packed.max_seqlen_q, packed_seq=True) for rotary in self.rotary]
-        return torch.stack([table[packed.position_ids] for table in tables])
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layout-free description of the weights for `dist_checkpointing`.

@@ -5,10 +5,9 @@ No GPU has run its code for GPUs yet.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -19,18 +18,11 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_ettin.model.attention import CoreAttention, PackedRows
+from megatron_ettin.model.attention import CoreAttention, LayerKind, PackedRows
 from megatron_ettin.model.backend import Backend, Linears, core_attention, linears
-
-
-class LayerNorm(torch.nn.LayerNorm):
-    """LayerNorm without bias, as Megatron-Core builds norms (its own always carry one)."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any) -> None:
-        """Build the norm over the last dimension [..., hidden_size]."""
-        super().__init__(hidden_size, eps=eps, bias=False, dtype=config.params_dtype)
-        # Under sequence parallelism Megatron-Core all-reduces gradients of parameters marked so.
-        cast(Any, self.weight).sequence_parallel = config.sequence_parallel
+from megatron_ettin.model.dropout import LayerDropout
+from megatron_ettin.model.norm import LayerNorm
+from megatron_ettin.model.rotary import rotated
 
 
 class GatedGelu(MegatronModule):  # type: ignore[misc]
@@ -51,59 +43,106 @@ class GatedGelu(MegatronModule):  # type: ignore[misc]
 
 
 class EttinSelfAttention(SelfAttention):  # type: ignore[misc]
-    """Self-attention whose output is dropped by counters while training."""
+    """Self-attention that rotates queries and keys where the projection has written them."""
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         *,
+        rotary_pos_emb: torch.Tensor,
         packed_seq_params: PackedRows,
-        **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """Attend and project: [t, 1, hidden] -> ([t, 1, hidden], no bias).
 
-        Under sequence parallelism both are this tensor-parallel rank's share of the slots.
+        `rotary_pos_emb` is the table of the layer's kind. Under sequence parallelism input and
+        output are this tensor-parallel rank's share of the slots.
         """
-        output, bias = super().forward(
-            hidden_states, attention_mask, packed_seq_params=packed_seq_params, **kwargs
+        projected, _ = self.linear_qkv(hidden_states)
+        heads, size = self.num_attention_heads_per_partition, self.hidden_size_per_attention_head
+        qkv = projected.view(len(projected), 1, heads, 3, size)
+        query, key, value = rotated(qkv, rotary_pos_emb, packed_seq_params, self.config)
+        attended = self.core_attention(
+            query, key, value, attention_mask, packed_seq_params=packed_seq_params
         )
-        if packed_seq_params.dropout is not None:
-            first_slot = packed_seq_params.first_slot
-            if self.config.sequence_parallel:
-                first_slot += self.pg_collection.tp.rank() * len(output)
-            output = packed_seq_params.dropout.apply(
-                output,
-                packed_seq_params.g,
-                packed_seq_params.max_seqlen_q,
-                self.layer_number - 1,
-                first_slot,
-            )
+        output, bias = self.linear_proj(attended)
         return output, bias
 
 
 class EttinLayer(TransformerLayer):  # type: ignore[misc]
-    """A pre-norm layer that picks the rotary table of its kind."""
+    """A pre-norm layer whose additions are one operation with the norms after them.
+
+    The norm after the MLP's addition is in the next layer. So a layer hands the two summands over,
+    the second one as Megatron-Core's `context`. The last layer of a stage adds them itself, and so
+    does every layer that is computed again in the backward pass, which would keep both.
+    """
+
+    def __init__(self, *args: Any, is_last: bool, **kwargs: Any) -> None:
+        """Build a layer; `is_last` is True for the last one of a pipeline stage."""
+        super().__init__(*args, **kwargs)
+        self.hands_over = not is_last and self.config.recompute_granularity is None
 
     def forward(
-        self, hidden_states: torch.Tensor, *, rotary_pos_emb: torch.Tensor, **kwargs: Any
-    ) -> Any:
-        """Run the layer; `rotary_pos_emb` is [2 (global, local), t, 1, 1, head_size]."""
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
+        *,
+        rotary_pos_emb: torch.Tensor,
+        packed_seq_params: PackedRows,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the layer: [t, 1, hidden], and what is to be added if not None, to the same.
+
+        `rotary_pos_emb` [2 (global, local), ...] has the tables of both kinds.
+        """
+        if context is None:
+            residual, normed = hidden_states, self.input_layernorm(hidden_states)
+        else:
+            residual, normed = self.input_layernorm.of_sum(hidden_states, context)
         is_local = self.config.window_attn_skip_freq[self.layer_number - 1]
-        return super().forward(hidden_states, rotary_pos_emb=rotary_pos_emb[is_local], **kwargs)
+        attended, _ = self.self_attention(
+            normed,
+            attention_mask,
+            rotary_pos_emb=rotary_pos_emb[is_local],
+            packed_seq_params=packed_seq_params,
+        )
+        dropout = self._dropout(packed_seq_params, len(attended))
+        residual, normed = self.pre_mlp_layernorm.of_sum(residual, attended, dropout)
+        output, _ = self.mlp(normed)
+        return (residual, output) if self.hands_over else (residual + output, None)
+
+    def _dropout(self, packed: PackedRows, slots: int) -> LayerDropout | None:
+        """Return the dropout of the attention's output, of which this rank holds `slots` slots."""
+        if packed.dropout is None:
+            return None
+        first_slot = packed.first_slot
+        if self.config.sequence_parallel:
+            first_slot += self.pg_collection.tp.rank() * slots
+        return LayerDropout(
+            packed.dropout, self.layer_number - 1, packed.g, packed.max_seqlen_q, first_slot
+        )
 
 
 def block_spec(
-    config: TransformerConfig, mask_type: AttnMaskType, layers: range, backend: Backend
+    config: TransformerConfig,
+    mask_type: AttnMaskType,
+    layers: range,
+    backend: Backend,
+    by_engine: frozenset[LayerKind] = frozenset(),
 ) -> TransformerBlockSubmodules:
-    """Return the spec of the layers `layers` (counted from 0) that a pipeline stage holds."""
+    """Return the spec of the layers `layers` (counted from 0) that a pipeline stage holds.
+
+    Transformer Engine computes the attention of the kinds `by_engine`.
+    """
     return TransformerBlockSubmodules(
         layer_specs=[
             _layer_spec(
                 mask_type,
                 linears(backend),
-                core_attention(backend, config, mask_type, layer + 1),
+                core_attention(config, layer + 1, by_engine),
                 has_input_norm=layer > 0,
+                is_last=layer == layers[-1],
             )
             for layer in layers
         ],
@@ -112,12 +151,18 @@ def block_spec(
 
 
 def _layer_spec(
-    mask_type: AttnMaskType, linear: Linears, core: type[CoreAttention], *, has_input_norm: bool
+    mask_type: AttnMaskType,
+    linear: Linears,
+    core: type[CoreAttention],
+    *,
+    has_input_norm: bool,
+    is_last: bool,
 ) -> ModuleSpec:
     # Layer 0 has no attention norm: the embedding is normalised already (ModernBERT's
     # skip_first_prenorm).
     return ModuleSpec(
         module=EttinLayer,
+        params={"is_last": is_last},
         submodules=TransformerLayerSubmodules(
             input_layernorm=LayerNorm if has_input_norm else IdentityOp,
             self_attention=ModuleSpec(
@@ -127,7 +172,6 @@ def _layer_spec(
                     linear_qkv=linear.column, core_attention=core, linear_proj=linear.row
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=LayerNorm,
             mlp=ModuleSpec(
                 module=MLP,
@@ -137,6 +181,5 @@ def _layer_spec(
                     activation_func=GatedGelu,
                 ),
             ),
-            mlp_bda=get_bias_dropout_add,
         ),
     )

@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model import weight_map
+from megatron_ettin.model.attention import LayerKind
 from megatron_ettin.model.backend import Backend, by_transformer_engine, choose_backend
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.initialize import initial_tensor, local_shard
@@ -28,14 +29,19 @@ ATTENTION_MASKS: dict[Attention, AttnMaskType] = {
 
 
 def build_model(
-    model: ModelConfig, attention: Attention, hardware: HardwareConfig, seeds: SeedConfig
+    model: ModelConfig,
+    attention: Attention,
+    hardware: HardwareConfig,
+    seeds: SeedConfig,
+    by_engine: frozenset[LayerKind] = frozenset(),
 ) -> EttinModel:
     """Return this rank's stage of the model, with initial weights, on this rank's device.
 
-    Needs process groups (`distributed.process_groups`).
+    Needs process groups (`distributed.process_groups`). Transformer Engine computes the attention
+    of the layers `by_engine`.
     """
     backend = choose_backend(model, hardware)
-    stage = build_stage(model, attention, hardware, seeds, backend)
+    stage = build_stage(model, attention, hardware, seeds, backend, by_engine)
     initialize_weights(stage, seeds.init)
     return stage.to(distributed.device())
 
@@ -46,6 +52,7 @@ def build_stage(
     hardware: HardwareConfig,
     seeds: SeedConfig,
     backend: Backend = "local",
+    by_engine: frozenset[LayerKind] = frozenset(),
 ) -> EttinModel:
     """Return this rank's stage on the CPU, with uninitialised weights."""
     config = transformer_config(model, attention, hardware, backend)
@@ -55,7 +62,7 @@ def build_stage(
     return EttinModel(
         config,
         model,
-        block_spec(config, ATTENTION_MASKS[attention], layers, backend),
+        block_spec(config, ATTENTION_MASKS[attention], layers, backend, by_engine),
         pre_process=distributed.is_first_stage(),
         post_process=distributed.is_last_stage(),
         dropout_seed=seeds.dropout,
@@ -159,18 +166,30 @@ def transformer_config(
     return TransformerConfig(**{**fields, **model.megatron_overrides})
 
 
+#: Settings of parts of Megatron-Core's layer that `EttinLayer` and `EttinSelfAttention` replace.
+REPLACED = {
+    *("hidden_dropout", "bias_dropout_fusion", "apply_rope_fusion", "rotary_interleaved"),
+    *("fused_single_qkv_rope", "no_rope_freq", "qk_layernorm", "attention_output_gate"),
+    *("recompute_granularity", "recompute_modules", "fine_grained_activation_offloading"),
+}
+
+
 def _require_known(overrides: dict[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(TransformerConfig)}
     if unknown := sorted(set(overrides) - known):
         raise ValueError(f"model.megatron_overrides: TransformerConfig has no field {unknown}")
+    if replaced := sorted(set(overrides) & REPLACED):
+        raise ValueError(
+            f"model.megatron_overrides: {replaced} would change nothing: Ettin's layer has its own "
+            "addition, rotation and recomputation (hardware.recompute); leave them out"
+        )
 
 
 def _backend_fields(backend: Backend) -> dict[str, object]:
-    """Return the fusions: Transformer Engine's rotation, and accumulation of weight gradients."""
-    fuses = by_transformer_engine(backend)
+    """Return the fusions: Transformer Engine's accumulation of weight gradients."""
     return {
-        "gradient_accumulation_fusion": fuses,
-        "apply_rope_fusion": fuses,
+        "gradient_accumulation_fusion": by_transformer_engine(backend),
+        "apply_rope_fusion": False,  # `rotary.rotated` has a kernel of its own
         # These need apex, or (bias fusions) compute the tanh GELU.
         "persist_layer_norm": False,
         "bias_activation_fusion": False,

@@ -3,6 +3,8 @@
 AdamW: Loshchilov and Hutter 2019 (arXiv 1711.05101), with the semantics of torch.optim.AdamW.
 StableAdamW: Wortsman et al. 2023 (arXiv 2304.13013), in the form of ModernBERT's
 `src/optimizer.py`.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 
 from megatron_ettin.training.block_optimizer import Block, BlockOptimizer
 
-#: One factor for all slices of a block, or a scalar tensor for each slice.
+#: One factor for all slices of a block, or a tensor for each: a scalar, or in its slice's shape.
 Factor = float | list[torch.Tensor]
 
 
@@ -60,6 +62,8 @@ class _Slices(NamedTuple):
     """[slices] int64, logical tensor of each slice."""
     foreign: torch.Tensor
     """[tensors, slices] bool, False where a slice counts in a tensor's statistics."""
+    elements: torch.Tensor
+    """[slices] int64, sizes of the slices."""
 
 
 class StableAdamW(AdamW):
@@ -94,33 +98,34 @@ class StableAdamW(AdamW):
         ends = itertools.accumulate(len(block.shards) for block in blocks)
         # places[i]: the range of block i in vectors [slices] over all blocks.
         places = [slice(end - len(b.shards), end) for b, end in zip(blocks, ends, strict=True)]
-        shards = [shard for block in blocks for shard in block.shards]
+        slices = self._slices_of(blocks)
         # One tensor: kept norms would lie between the blocks' temporary memory and fragment it.
-        norms = self._statistics.numel.new_empty(len(shards))
+        norms = self._statistics.numel.new_empty(len(slices.shards))
         # Two passes over the blocks: no weight may move before the norms of all slices of its
         # tensor are known, on this rank and on the others.
         for block, place in zip(blocks, places, strict=True):
             advance_moments(block)
             norms[place] = torch.stack(_normalised_gradient_norms(block))
-        damping = self._damping(shards, norms)
+        damping = self._damping(slices, norms)
         for block, place in zip(blocks, places, strict=True):
             rates = block.group["lr"] / damping[place]
             keep = 1.0 - rates * (block.decay / self.peak_lr)
-            move_weights(block, rate=list(rates.unbind()), keep=list(keep.unbind()))
+            elements = slices.elements[place]
+            move_weights(
+                block, rate=_spread(rates, elements, block), keep=_spread(keep, elements, block)
+            )
 
     @property
     def _statistics(self) -> TensorStatistics:
         assert self.statistics is not None, "StableAdamW.statistics is not set"
         return self.statistics
 
-    def _damping(self, shards: list[torch.Tensor], norms: torch.Tensor) -> torch.Tensor:
+    def _damping(self, slices: _Slices, norms: torch.Tensor) -> torch.Tensor:
         """Return [slices] float32: max(1, RMS) of each slice's logical tensor.
 
-        `shards` [slices] contain the slices; `norms` [slices] float64 are those of
-        g / max(sqrt(v), eps) over each slice.
+        `norms` [slices] float64 are those of g / max(sqrt(v), eps) over each slice.
         """
         statistics = self._statistics
-        slices = self._slices_of([id(shard) for shard in shards])
         # index_add_ would sum in another order from run to run on a GPU, and torch.where would make
         # the GPU wait for its scalar. A masked sum does neither.
         sums = norms.square().expand(slices.foreign.shape).masked_fill(slices.foreign, 0.0)
@@ -129,11 +134,12 @@ class StableAdamW(AdamW):
         damping = (sums / statistics.numel).sqrt_().clamp_(min=1.0)
         return damping[slices.tensor_index].float()
 
-    def _slices_of(self, shards: list[int]) -> _Slices:
-        """Return the tables for slices of `shards` (by id), from the last step if they are equal.
+    def _slices_of(self, blocks: list[Block]) -> _Slices:
+        """Return the tables for the blocks' slices, from the last step if the shards are the same.
 
         Building them copies lists to the GPU and waits for it, too slow to do at every step.
         """
+        shards = [id(shard) for block in blocks for shard in block.shards]
         if self._slices is None or self._slices.shards != shards:
             statistics = self._statistics
             device = statistics.numel.device
@@ -143,7 +149,9 @@ class StableAdamW(AdamW):
             # [tensors, 1] against [slices]: a table of zeros and ones, [tensors, slices].
             belongs = tensor_index == torch.arange(len(statistics.numel), device=device)[:, None]
             belongs &= torch.tensor(counted, dtype=torch.bool, device=device)
-            self._slices = _Slices(shards, tensor_index.long(), ~belongs)
+            sizes = [weights.numel() for block in blocks for weights in block.weights]
+            elements = torch.tensor(sizes, dtype=torch.int64, device=device)
+            self._slices = _Slices(shards, tensor_index.long(), ~belongs, elements)
         return self._slices
 
 
@@ -165,6 +173,20 @@ def move_weights(block: Block, *, rate: Factor, keep: Factor) -> None:
     if block.decay:
         torch._foreach_mul_(block.weights, keep)
     torch._foreach_addcdiv_(block.weights, block.moments["exp_avg"], roots, -1.0)
+
+
+def _spread(values: torch.Tensor, elements: torch.Tensor, block: Block) -> list[torch.Tensor]:
+    """Return each of values [slices] for its slice of the block, which has elements [slices].
+
+    With scalars a GPU would run a kernel for every slice, so it gets each value as often as the
+    slice has elements. That would take a CPU as long as the rest of the update.
+    """
+    if not values.is_cuda:
+        return list(values.unbind())
+    sizes = [weights.numel() for weights in block.weights]
+    # output_size: without it a GPU would be waited for.
+    repeated = values.repeat_interleave(elements, output_size=sum(sizes))
+    return list(torch.split(repeated, sizes))
 
 
 def _debiased(beta: float, step: int) -> float:

@@ -17,11 +17,12 @@ import torch
 from megatron.core.transformer.transformer_block import TransformerBlock
 
 from megatron_ettin import distributed
-from megatron_ettin.config import RunConfig
+from megatron_ettin.config import FIRST_ROTARY_BASES, RunConfig
 from megatron_ettin.model.attention import PackedRows
 from megatron_ettin.model.backend import choose_backend
 from megatron_ettin.model.layer_spec import block_spec
 from megatron_ettin.model.provider import ATTENTION_MASKS, transformer_config
+from megatron_ettin.model.rotary import RotaryTables
 from megatron_ettin.objectives import attentions
 
 #: Numbers of untimed rounds, in which kernels are compiled and chosen, and of timed rounds.
@@ -49,10 +50,8 @@ def layer_seconds(config: RunConfig) -> float:
         parameter.main_grad = torch.zeros_like(parameter, dtype=torch.float32)
     seq_length = phase.seq_length
     slots = hardware.micro_batch_rows(seq_length) * seq_length
-    packed = _whole_rows(slots, seq_length, device)
-    angles = torch.zeros(
-        2, slots // hardware.context_parallel_size, 1, 1, model.head_size, device=device
-    )
+    packed = _whole_rows(slots, seq_length, slots // hardware.context_parallel_size, device)
+    tables = RotaryTables(settings, *FIRST_ROTARY_BASES).of(packed)
     shape = torch.Size((slots // hardware.slot_ranks, 1, model.hidden_size))
     hidden = _ramp(shape, 1.0, device).to(settings.params_dtype).requires_grad_()
 
@@ -62,7 +61,7 @@ def layer_seconds(config: RunConfig) -> float:
         out = block(
             hidden_states=hidden,
             attention_mask=None,
-            rotary_pos_emb=angles,
+            rotary_pos_emb=tables,
             packed_seq_params=packed,
         )
         out.backward(hidden.detach())
@@ -71,11 +70,12 @@ def layer_seconds(config: RunConfig) -> float:
     return median_seconds(step, untimed=untimed, timed=timed)
 
 
-def _whole_rows(slots: int, seq_length: int, device: torch.device) -> PackedRows:
-    """Return a stream with one document in each row."""
+def _whole_rows(slots: int, seq_length: int, local_slots: int, device: torch.device) -> PackedRows:
+    """Return a stream with one document in each row, of which this rank has the first slots."""
     cu_seqlens = torch.arange(0, slots + 1, seq_length, dtype=torch.int32, device=device)
     nothing = torch.empty(0, dtype=torch.int64, device=device)
-    return PackedRows.of(cu_seqlens, seq_length, position_ids=nothing, g=nothing)
+    positions = torch.arange(local_slots, device=device) % seq_length
+    return PackedRows.of(cu_seqlens, seq_length, position_ids=positions, g=nothing)
 
 
 def _ramp(shape: torch.Size, peak: float, device: torch.device) -> torch.Tensor:

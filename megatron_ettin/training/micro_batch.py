@@ -45,7 +45,8 @@ class MicroBatch:
     packed: PackedRows
     """Segments, positions and row numbers of the stream."""
     scored: torch.Tensor
-    """[n] int64 scored slots of these t, ascending; then slot 0 for each padded position."""
+    """[n] int64 scored slots of these t, ascending; then for padded positions slots spread over all
+    t, because one slot for all of them would have to sum their gradients (zeros) one by one."""
     labels: torch.Tensor
     """[n] int64 tokens to predict at `scored`; NO_LABEL for padded positions."""
     weights: torch.Tensor | None
@@ -170,7 +171,7 @@ def make_micro_batch(
         "g": rows.g,
         "counts": counts,
         "total": np.array([averaged.sum()], dtype=np.int32),
-        "scored": np.pad(scored, (0, missing)),
+        "scored": np.concatenate([scored, _spread(missing, slots.stop - slots.start)]),
         "labels": np.pad(batch.labels[in_stream], (0, missing), constant_values=NO_LABEL),
     }
     if batch.counted is not None:
@@ -192,6 +193,11 @@ def make_micro_batch(
         memory=memory,
         copied=copied,
     )
+
+
+def _spread(count: int, slots: int) -> NDArray[np.int64]:
+    """Return `count` of `slots` slots, as far apart as they can be."""
+    return np.arange(count) * slots // max(count, 1)
 
 
 def _mixed_arrays(

@@ -25,6 +25,7 @@ from megatron_ettin.order.interventions import read_interventions
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.publication import publish_text, remove_leftovers
 from megatron_ettin.training import rotary_bases
+from megatron_ettin.training.attention_choice import layers_of_transformer_engine
 from megatron_ettin.training.keeper import open_keeper
 from megatron_ettin.training.loop import Training
 from megatron_ettin.training.metrics import Reporter
@@ -99,7 +100,9 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
     watch = open_watch(config, order.spec, state)
     # The batches of a run with several directions name theirs.
     attention, *_ = attentions(config.objective, [phase.name for phase in config.phases])
-    stage = build_model(config.model, attention, config.hardware, config.seeds)
+    loader = build_loader(config, order)
+    by_engine = layers_of_transformer_engine(config, attention, loader, state.g)
+    stage = build_model(config.model, attention, config.hardware, config.seeds, by_engine)
     ddp = DistributedDataParallel(
         stage.config,
         DistributedDataParallelConfig(
@@ -124,7 +127,7 @@ def build_training(config: RunConfig, order: SampleOrder, state: RunState) -> Tr
         ddp=ddp,
         forward_backward=_choose_forward_backward(config, stage, reporter.times),
         optimizer=optimizer,
-        loader=build_loader(config, order),
+        loader=loader,
         validation=_build_validation(config),
         reporter=reporter,
         recorder=recorder,

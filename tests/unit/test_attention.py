@@ -171,6 +171,83 @@ def test_a_window_beyond_every_document_costs_what_global_attention_does(
     assert largest[0] == largest[1]
 
 
+class FlashInPython(TorchDispatchMode):
+    """Computes torch's two kernels in Python, from their arguments alone; checks what is fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        match func.overloadpacket.__name__:
+            case "_flash_attention_forward":
+                q, k, v, begins, *rest, is_mask_returned = args
+                assert not is_mask_returned
+                self.queries.append(q.data_ptr())
+                weights = self.weights(q, k, begins, rest, kwargs)
+                self.out = torch.einsum("hij,jhd->ihd", weights, v)
+                # Numbers that only the second kernel reads.
+                self.kept = [torch.full([], float(i)) for i in range(3)]
+                return (self.out, *self.kept, torch.empty(0))
+            case "_flash_attention_backward":
+                gradient, q, k, v, out, logsumexp, begins, *rest, seed, offset = args
+                assert out.data_ptr() == self.out.data_ptr()
+                assert [logsumexp, seed, offset] == self.kept
+                weights = self.weights(q, k, begins, rest, kwargs)
+                of_weights = torch.einsum("ihd,jhd->hij", gradient, v)
+                of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True))
+                of_scores /= math.sqrt(SIZE)
+                return (
+                    torch.einsum("hij,jhd->ihd", of_scores, k),
+                    torch.einsum("hij,ihd->jhd", of_scores, q),
+                    torch.einsum("hij,ihd->jhd", weights, gradient),
+                )
+        return func(*args, **(kwargs or {}))
+
+    def weights(
+        self, q: torch.Tensor, k: torch.Tensor, begins: torch.Tensor, rest: Any, kwargs: Any
+    ) -> torch.Tensor:
+        """Return the softmax [heads, t, t] over the keys in the window of each query's segment."""
+        keys_begin, longest, longest_keys, dropout, is_causal = rest
+        assert torch.equal(begins, keys_begin)
+        assert (longest, longest_keys, dropout) == (max(LENGTHS), max(LENGTHS), 0.0)
+        left, right = kwargs["window_size_left"], kwargs["window_size_right"]
+        assert is_causal == ((left, right) == (-1, 0))
+        assert "scale" not in kwargs  # None: 1 / sqrt(SIZE)
+        segment = torch.bucketize(torch.arange(len(q)), begins[1:], right=True)
+        distance = torch.arange(len(q))[None, :] - torch.arange(len(q))[:, None]
+        visible = segment[:, None] == segment[None, :]
+        visible &= (distance >= -left) | (left < 0)
+        visible &= (distance <= right) | (right < 0)
+        scores = torch.einsum("ihd,jhd->hij", q, k) / math.sqrt(SIZE)
+        return scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+
+
+@MASKS
+def test_varlen_hands_torchs_kernels_what_they_need(
+    mask_type: AttnMaskType, window: tuple[int, int] | None, left: int | None, right: int | None
+) -> None:
+    """The kernels are computed in Python; on a GPU the test below runs them."""
+    torch.manual_seed(0)
+    t = sum(LENGTHS)
+    borders = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    packed = PackedRows.of(borders, max(LENGTHS), torch.zeros(t), torch.zeros(1))
+    # Views of one buffer, as the projection writes it.
+    ours = torch.randn(t, 1, HEADS, 3, SIZE, dtype=torch.float64, requires_grad=True)
+    reference = ours.detach().clone().requires_grad_()
+    with FlashInPython() as kernels:
+        out = core_attention(mask_type, window, VarlenCoreAttention)(
+            *ours.unbind(dim=3), None, packed_seq_params=packed
+        )
+        direction = torch.randn_like(out)
+        out.backward(direction)
+    assert kernels.queries == [ours.data_ptr()]
+    expected = dense(*reference.unbind(dim=3), left, right)
+    expected.backward(direction)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours.grad, reference.grad, rtol=0, atol=1e-12)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [VarlenCoreAttention, TransformerEngineCoreAttention])
 @MASKS

@@ -11,7 +11,12 @@ from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig, check_fp8
 from megatron_ettin.model import backend
 from megatron_ettin.model.attention import PackedRows, SdpaCoreAttention
-from megatron_ettin.model.attention_gpu import VarlenCoreAttention, packed_kernel, varlen_window
+from megatron_ettin.model.attention_gpu import (
+    TransformerEngineCoreAttention,
+    VarlenCoreAttention,
+    packed_kernel,
+    varlen_window,
+)
 from megatron_ettin.model.backend import choose_backend, core_attention
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import (
@@ -99,13 +104,12 @@ def test_recipes_are_transformer_engines_and_leave_attention_alone(recipe: Any, 
 
 
 @pytest.mark.parametrize("backend", ["local", "transformer_engine"])
-def test_only_transformer_engine_fuses_rotation_and_gradients(backend: Any) -> None:
+def test_only_transformer_engine_fuses_gradients(backend: Any) -> None:
     if backend == "transformer_engine":
         pytest.importorskip("transformer_engine.pytorch")
     config = transformer_config(TINY, "causal", HardwareConfig(precision="bf16"), backend)
     assert config.fp8 is None
     assert config.gradient_accumulation_fusion == (backend == "transformer_engine")
-    assert config.apply_rope_fusion == (backend == "transformer_engine")
     assert not config.tp_comm_overlap
 
 
@@ -154,23 +158,18 @@ def test_windows_in_the_kernels_terms() -> None:
 def test_a_cpu_and_fp32_attend_by_sdpa() -> None:
     for precision in ("fp32", "bf16"):
         config = transformer_config(TINY, "causal", HardwareConfig(precision=precision))  # type: ignore[arg-type]
-        assert core_attention("local", config, AttnMaskType.causal, 1) is SdpaCoreAttention
+        assert core_attention(config, 1, frozenset({"global"})) is SdpaCoreAttention
 
 
-@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
-def test_a_deterministic_run_never_asks_transformer_engine(
-    attention: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_attends_by_torchs_kernel_unless_another_was_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(*_: object, **__: object) -> bool:
-        raise AssertionError("whether it attends depends on the micro-batch")
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(backend, "transformer_engine_attends", refuse)
-    hardware = HardwareConfig(precision="bf16", deterministic=True)
-    config = transformer_config(TINY, attention, hardware)
-    for layer in (1, 2):
-        found = core_attention("transformer_engine", config, ATTENTION_MASKS[attention], layer)
-        assert found is VarlenCoreAttention
+    config = transformer_config(TINY, "causal", HardwareConfig(precision="bf16"))
+    assert {core_attention(config, layer) for layer in (1, 2, 3)} == {VarlenCoreAttention}
+    by_engine = frozenset({"local"})
+    found = [core_attention(config, layer, by_engine) for layer in (1, 2)]
+    assert found == [VarlenCoreAttention, TransformerEngineCoreAttention]
 
 
 def test_varlen_takes_a_stream_and_returns_its_heads_side_by_side() -> None:

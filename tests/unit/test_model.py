@@ -1,5 +1,6 @@
 """The model: published parameter counts, layout of layers, initial weights."""
 
+import dataclasses
 import itertools
 import threading
 
@@ -146,15 +147,19 @@ def test_tensor_parallel_shards_make_up_the_whole() -> None:
         assert torch.equal(torch.cat(together, dim), whole)
 
 
-def test_unknown_megatron_overrides_are_named() -> None:
-    model = ModelConfig(
-        num_layers=1,
-        hidden_size=32,
-        ffn_hidden_size=32,
-        num_attention_heads=1,
-        megatron_overrides={"hiden_size": 3},
-    )
-    with pytest.raises(ValueError, match="hiden_size"):
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"hiden_size": 3}, r"no field \['hiden_size'\]"),
+        # Ettin's layer would not read it.
+        ({"hidden_dropout": 0.1}, r"\['hidden_dropout'\] would change nothing"),
+    ],
+)
+def test_megatron_overrides_without_effect_are_refused(
+    override: dict[str, float], message: str
+) -> None:
+    model = dataclasses.replace(TINY, megatron_overrides=override)
+    with pytest.raises(ValueError, match=message):
         transformer_config(model, "causal", HardwareConfig())
 
 

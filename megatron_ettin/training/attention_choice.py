@@ -1,0 +1,134 @@
+"""Choice of the attention kernel of a GPU by time, for the segments of the run's first micro-batch.
+
+No GPU has run the measurement yet.
+
+torch's kernel is the rule. Transformer Engine's plans for the longest segment and a rounded number
+of segments. So its time depends on how many there are and how long they are, which no table knows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_ettin import distributed
+from megatron_ettin.config import RunConfig
+from megatron_ettin.data.loader import Loader
+from megatron_ettin.model.attention import CoreAttention, LayerKind, PackedRows, layer_kind
+from megatron_ettin.model.attention_gpu import (
+    TransformerEngineCoreAttention,
+    VarlenCoreAttention,
+    transformer_engine_attends,
+)
+from megatron_ettin.model.backend import by_transformer_engine, choose_backend
+from megatron_ettin.model.provider import ATTENTION_MASKS, Attention, transformer_config
+from megatron_ettin.training.layer_times import median_seconds
+from megatron_ettin.training.micro_batch import segment_boundaries
+from megatron_ettin.training.precision import fastest
+
+logger = logging.getLogger(__name__)
+
+#: The kernels, the one first that is taken unless another is clearly faster.
+KERNELS: Mapping[str, type[CoreAttention]] = {
+    "torch": VarlenCoreAttention,
+    "transformer_engine": TransformerEngineCoreAttention,
+}
+#: Passes that are not timed, in which kernels are chosen and compiled, and passes that are.
+UNTIMED, TIMED = 3, 10
+
+
+def layers_of_transformer_engine(
+    config: RunConfig, attention: Attention, loader: Loader, g: int
+) -> frozenset[LayerKind]:
+    """Return the kinds of layers whose attention Transformer Engine computes clearly faster.
+
+    All ranks call this, and get what rank 0 finds for its micro-batch from row g on: none for a
+    deterministic run, whose attention Transformer Engine refuses from some size on.
+    """
+    hardware = config.hardware
+    if hardware.deterministic or not by_transformer_engine(choose_backend(config.model, hardware)):
+        return frozenset()
+    found: frozenset[LayerKind] = frozenset()
+    if distributed.is_main_rank():
+        settings = transformer_config(config.model, attention, hardware)
+        packed = _first_stream(loader, g, for_graphs=hardware.cuda_graphs)
+        if packed is not None:
+            found = chosen_layers(settings, attention, packed)
+    return distributed.broadcast(found)
+
+
+def chosen_layers(
+    config: TransformerConfig, attention: Attention, packed: PackedRows
+) -> frozenset[LayerKind]:
+    """Time both kernels on a stream for a layer of each kind; return the kinds for the second."""
+    kinds: set[LayerKind] = set()
+    layers = {layer_kind(config, number): number for number in range(1, config.num_layers + 1)}
+    for kind, number in layers.items():
+        seconds = {}
+        for name, kernel in KERNELS.items():
+            core = kernel(
+                config,
+                number,
+                ATTENTION_MASKS[attention],
+                "self",
+                pg_collection=ProcessGroupCollection.use_mpu_process_groups(["cp"]),
+            )
+            if _serves(core):
+                passes = attention_passes(core, packed)
+                seconds[name] = median_seconds(passes, untimed=UNTIMED, timed=TIMED)
+        name = fastest(seconds)
+        numbers = ", ".join(f"{each} {1e3 * took:.2f} ms" for each, took in seconds.items())
+        logger.info("attention of %s layers: %s (%s)", kind, name, numbers)
+        if name == "transformer_engine":
+            kinds.add(kind)
+    return frozenset(kinds)
+
+
+def attention_passes(core: CoreAttention, packed: PackedRows) -> Callable[[], None]:
+    """Return a function that goes forward and backward through a rank's share of the heads."""
+    config = core.config
+    heads = config.num_attention_heads // (
+        config.tensor_model_parallel_size * config.context_parallel_size
+    )
+    assert packed.position_ids is not None
+    device = packed.cu_seqlens_q.device
+    shape = (len(packed.position_ids), heads, config.kv_channels)
+    inputs = [
+        torch.randn(shape, device=device, dtype=config.params_dtype, requires_grad=True)
+        for _ in range(3)
+    ]
+    gradient = torch.randn(shape, device=device, dtype=config.params_dtype)
+
+    def passes() -> None:
+        query, key, value = inputs
+        out = core.attend(query, key, value, packed)
+        torch.autograd.grad(out, inputs, gradient)
+
+    return passes
+
+
+def _serves(core: CoreAttention) -> bool:
+    """Tell whether a kernel can be run here for a layer."""
+    if not isinstance(core, TransformerEngineCoreAttention):
+        return True
+    return transformer_engine_attends(
+        core.heads, core.config.kv_channels, is_causal=core.is_causal, window=core.window
+    )
+
+
+def _first_stream(loader: Loader, g: int, *, for_graphs: bool) -> PackedRows | None:
+    """Return the segments of this rank's micro-batch from row g on; None after the last row."""
+    batch = next(loader.micro_batches(g, loader.order.num_rows), None)
+    if batch is None:
+        return None
+    rows, device = batch.rows, distributed.device()
+    borders = segment_boundaries(rows.cu_seqlens, powers_of_two=for_graphs)
+    boundaries = torch.from_numpy(borders).to(device)
+    positions = torch.from_numpy(rows.position_ids).to(device)
+    return PackedRows.of(
+        boundaries, rows.seq_length, positions, torch.from_numpy(rows.g).to(device)
+    )
