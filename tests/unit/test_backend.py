@@ -9,7 +9,6 @@ from megatron.core.transformer.enums import AttnMaskType
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig, check_fp8
-from megatron_ettin.model import backend
 from megatron_ettin.model.attention import PackedRows, SdpaCoreAttention
 from megatron_ettin.model.attention_gpu import (
     TransformerEngineCoreAttention,
@@ -20,7 +19,6 @@ from megatron_ettin.model.attention_gpu import (
 from megatron_ettin.model.backend import choose_backend, core_attention
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import (
-    ATTENTION_MASKS,
     build_stage,
     initialize_weights,
     transformer_config,
