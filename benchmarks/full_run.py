@@ -27,7 +27,7 @@ from megatron_ettin.order.row_loss_writer import RowLossWriter
 from megatron_ettin.order.row_losses import trained_entries
 from megatron_ettin.order.steps import plan_steps
 from megatron_ettin.queries.record import digest_hex
-from megatron_ettin.training.recorder import describe_run
+from megatron_ettin.training.start_record import describe_run
 
 #: Share of the shards of each source.
 SOURCES = {"web": 0.6, "code": 0.25, "papers": 0.1, "books": 0.05}

@@ -30,7 +30,8 @@ from megatron_ettin.training.preparation import (
     digest_lanes,
     phase_steps,
 )
-from megatron_ettin.training.recorder import Recorder, describe_run
+from megatron_ettin.training.recorder import Recorder
+from megatron_ettin.training.start_record import describe_run
 from tests.conftest import TinyCorpus
 
 NO_FILES = FileList({})

@@ -19,7 +19,8 @@ from megatron_ettin.data.loader import Loader
 from megatron_ettin.data.orders import open_held_out_order
 from megatron_ettin.model.linear_cross_entropy import SummedLoss
 from megatron_ettin.model.provider import build_stage
-from megatron_ettin.training.micro_batch import make_copy_stream, make_micro_batch
+from megatron_ettin.training.device_copy import make_copy_stream
+from megatron_ettin.training.micro_batch import make_micro_batch
 from megatron_ettin.training.validation import HeldOutLoss, mean_over_rows
 
 #: End of the first range of positions; each further one ends at twice the last end.

@@ -1,7 +1,4 @@
-"""Dropout of the attention output, drawn from counters: equal under any layout, without state.
-
-No GPU has run its code for GPUs yet.
-"""
+"""Dropout of the attention output, drawn from counters: equal under any layout, without state."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ettin.order.row_losses import (
+    CHUNK_ROWS,
     ENTRY,
     HEADER_BYTES,
     LOSSES_FILE,
@@ -29,8 +30,6 @@ from megatron_ettin.order.row_losses import (
 from megatron_ettin.publication import publish_bytes, publishing, remove_leftovers
 
 _logger = logging.getLogger(__name__)
-#: Entries that are written or hashed at a time.
-CHUNK_ROWS = 1 << 20
 
 
 class RowLossWriter:

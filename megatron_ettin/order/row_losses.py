@@ -26,6 +26,8 @@ HEADER_BYTES = 16
 #: Entry of a row. The two highest bits of `word` are its state, the others its tokens.
 ENTRY = np.dtype([("loss_sum", "<f4"), ("word", "<u4")])
 _STATE_SHIFT = 30
+#: Entries that are read, written or hashed at a time.
+CHUNK_ROWS = 1 << 20
 #: More tokens than an entry can hold.
 TOKENS_END = 1 << _STATE_SHIFT
 

@@ -38,7 +38,7 @@ class DocumentOrigin(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentName:
-    """Name of a document, as the options give it; one of the first four is set, if any."""
+    """Name of a document, as the options give it; one of the first five is set, if any."""
 
     doc: str | None = None
     """SOURCE:ORDINAL."""
@@ -46,13 +46,15 @@ class DocumentName:
     sha: str | None = None
     """SHA-256 of its text, hexadecimal."""
     text_file: Path | None = None
+    contains: str | None = None
+    """Text that it contains."""
     source: str | None = None
     """Source to look in; None for all."""
 
     @property
     def is_given(self) -> bool:
         """Tell whether an option named a document."""
-        return any((self.doc, self.id, self.sha, self.text_file))
+        return any((self.doc, self.id, self.sha, self.text_file, self.contains))
 
 
 def add_document_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -62,6 +64,8 @@ def add_document_arguments(parser: argparse.ArgumentParser, *, required: bool = 
     name("--id", metavar="ID", help="id of the document in the raw file")
     name("--sha", metavar="HASH", help="SHA-256 of the document's text, hexadecimal")
     name("--text-file", type=Path, metavar="FILE", help="file with the document's exact text")
+    contains = "text that the document contains, letter by letter; reads the corpora"
+    name("--contains", metavar="TEXT", help=contains)
     parser.add_argument("--source", metavar="NAME", help="look only in this source")
 
 
@@ -72,6 +76,7 @@ def document_name(args: argparse.Namespace) -> DocumentName:
         id=args.id,
         sha=args.sha,
         text_file=args.text_file,
+        contains=args.contains,
         source=args.source,
     )
 
@@ -141,6 +146,12 @@ def find_documents(run: RecordedRun, name: DocumentName, sidecars: Sidecars) -> 
     sources = select_sources(run, name.source)
     if name.doc is not None:
         return [_parse(run, name.doc, sources)]
+    if name.contains is not None:
+        from megatron_ettin.queries.search import documents_that_contain
+
+        if not (documents := list(documents_that_contain(run, sources, name.contains))):
+            raise ValueError(f"no document of {', '.join(sources)} contains {name.contains!r}")
+        return documents
     known = {
         source: provenance
         for source in sources

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,27 +101,17 @@ def search(run: RecordedRun, scan: CorpusScan, text: str, *, num: int = LISTED) 
         ValueError: the text is empty or was not UTF-8, `num` is negative, or a corpus has ids that
             its tokenizer has not.
     """
-    if not text:
-        raise ValueError("--text: the text is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"--text: character {error.start} is not UTF-8") from None
     if num < 0:
         raise ValueError(f"--num {num}: must be 0 or more")
-    spelled = scan.spell(text)
-    if not spelled:
-        raise ValueError(f"--text {text!r}: nothing is left of it when the tokenizer has read it")
+    spelled = spelled_text(scan, text)
     finder = TextFinder(scan.vocabulary, spelled.encode(), scan.token_counts())
     documents = occurrences = 0
     listed: list[Document] = []
-    for stretch in scan.stretches("searching"):
-        with scan.reading(stretch) as read:
-            hits = finder.find(read.corpus, read.begin, read.end)
+    for source, hits in hits_by_stretch(scan, finder):
         documents += len(hits)
         occurrences += int(hits[:, 1].sum())
-        ordinals = (hits[: num - len(listed), 0] + read.offset).tolist()
-        listed += [Document(stretch.source, ordinal) for ordinal in ordinals]
+        ordinals = hits[: num - len(listed), 0].tolist()
+        listed += [Document(source, ordinal) for ordinal in ordinals]
     origins = Sidecars(run).origins(listed)
     return Search(
         run=str(run.folder),
@@ -132,6 +122,41 @@ def search(run: RecordedRun, scan: CorpusScan, text: str, *, num: int = LISTED) 
         not_listed=documents - len(listed) or None,
         found=[_found(run, scan, finder, *each) for each in zip(listed, origins, strict=True)],
     )
+
+
+def documents_that_contain(
+    run: RecordedRun, sources: Sequence[str], text: str
+) -> Iterator[Document]:
+    """Yield the documents of some sources that contain a text; errors as of `search`."""
+    scan = CorpusScan(run, sources)
+    finder = TextFinder(scan.vocabulary, spelled_text(scan, text).encode(), scan.token_counts())
+    for source, hits in hits_by_stretch(scan, finder):
+        yield from (Document(source, ordinal) for ordinal in hits[:, 0].tolist())
+
+
+def spelled_text(scan: CorpusScan, text: str) -> str:
+    """Return a text as the tokenizer spells it; ValueError if there is nothing to look for."""
+    if not text:
+        raise ValueError("the text to look for is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text to look for: character {error.start} is not UTF-8") from None
+    spelled = scan.spell(text)
+    if not spelled:
+        raise ValueError(f"{text!r}: nothing is left of it when the tokenizer has read it")
+    return spelled
+
+
+def hits_by_stretch(
+    scan: CorpusScan, finder: TextFinder
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Yield a source and [m, 2] its next documents with the text, and occurrences in each."""
+    for stretch in scan.stretches("searching"):
+        with scan.reading(stretch) as read:
+            hits = finder.find(read.corpus, read.begin, read.end)
+        hits[:, 0] += read.offset
+        yield stretch.source, hits
 
 
 def _found(

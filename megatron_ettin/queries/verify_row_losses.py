@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ettin.order.row_losses import (
+    CHUNK_ROWS,
     ENTRY,
     HEADER_BYTES,
     RowLossError,
@@ -22,7 +22,6 @@ from megatron_ettin.order.row_losses import (
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.answer import Check
 from megatron_ettin.queries.branches import Branch
-from megatron_ettin.queries.run_losses import CHUNK_ROWS
 
 
 def check_row_losses(run: RunFolder, branches: list[Branch]) -> Check | None:
@@ -51,6 +50,9 @@ def check_row_losses(run: RunFolder, branches: list[Branch]) -> Check | None:
 
 def _check_file(path: Path, bound: list[tuple[int, dict[str, Any]]], check: Check) -> None:
     try:
+        # Imported here: it imports logging, which other checks of a chain do without.
+        from concurrent.futures import ThreadPoolExecutor
+
         reader = RowLossReader.open(path)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             digests = list(threads.map(partial(_digest, reader), (said for _, said in bound)))

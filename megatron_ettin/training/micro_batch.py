@@ -20,12 +20,10 @@ from megatron_ettin import distributed
 from megatron_ettin.model.attention import MixedRows, PackedRows
 from megatron_ettin.model.linear_cross_entropy import SummedLoss
 from megatron_ettin.objectives import Attention, Batch
+from megatron_ettin.training.device_copy import copy_to_device
 
 #: GPUs get scored positions in multiples of this, whole tiles of their matmuls.
 POSITIONS_MULTIPLE = 128
-#: Arrays in a buffer start at multiples of this many bytes: whole cache lines, and more than any
-#: dtype needs, so that every view is aligned.
-ALIGNMENT = 128
 #: Label of a padded position, which is there for the constant shape alone.
 NO_LABEL = -1
 
@@ -132,14 +130,6 @@ class MicroBatch:
 
 def _parts(packed: PackedRows) -> tuple[tuple[torch.Tensor, PackedRows], ...]:
     return () if packed.mixed is None else packed.mixed.parts
-
-
-def make_copy_stream() -> torch.cuda.Stream | None:
-    """Return a stream for copies to this rank's GPU; None on a CPU."""
-    device = distributed.device()
-    if device.type == "cpu":
-        return None
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def make_micro_batch(
@@ -302,50 +292,6 @@ def padded_positions(scored: int, capacity: int) -> int:
     Overflow takes one more capacity. Zero scored positions take one too, unless `capacity` is 1.
     """
     return max(-(-scored // capacity), int(capacity > 1)) * capacity
-
-
-def copy_to_device(
-    arrays: dict[str, NDArray[Any]], stream: torch.cuda.Stream | None
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.cuda.Event | None]:
-    """Lay arrays [k] into one buffer and copy it to the GPU of `stream`, without waiting.
-
-    Without a stream the buffer stays on the CPU. Torch reuses its memory: a pinned buffer's after
-    the copy, any other once no tensor views it.
-
-    Returns:
-        The buffer on the device [bytes] uint8, its views by name, and the end of the copy.
-    """
-    ends = np.cumsum([-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays.values()])
-    begins = dict(zip(arrays, [0, *ends.tolist()], strict=False))
-    if stream is None:
-        memory = _filled(arrays, begins, int(ends[-1]), pinned=False)
-        copied = None
-    else:
-        with torch.cuda.stream(stream):
-            staging = _filled(arrays, begins, int(ends[-1]), pinned=True)
-            memory = staging.to(stream.device, non_blocking=True)
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record(stream)
-    views = {
-        name: memory[begins[name] : begins[name] + array.nbytes].view(_torch_dtype(array))
-        for name, array in arrays.items()
-    }
-    return memory, views, copied
-
-
-def _filled(
-    arrays: dict[str, NDArray[Any]], begins: dict[str, int], size: int, *, pinned: bool
-) -> torch.Tensor:
-    buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-    for name, array in arrays.items():
-        begin = begins[name]
-        buffer.numpy()[begin : begin + array.nbytes].view(array.dtype)[:] = array
-    return buffer
-
-
-def _torch_dtype(array: NDArray[Any]) -> torch.dtype:
-    types = {"int64": torch.int64, "int32": torch.int32, "float32": torch.float32}
-    return types[array.dtype.name]
 
 
 def forward_step(

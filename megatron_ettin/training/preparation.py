@@ -27,10 +27,10 @@ from megatron_ettin.order import Order
 from megatron_ettin.order.digest import mask_digest, token_digest
 from megatron_ettin.order.steps import plan_steps
 from megatron_ettin.rows import PADDING
+from megatron_ettin.training.device_copy import make_copy_stream
 from megatron_ettin.training.micro_batch import (
     MicroBatch,
     local_slots,
-    make_copy_stream,
     make_micro_batch,
     scored_capacity,
 )

@@ -9,8 +9,8 @@ from importlib import metadata
 
 import torch
 
-from megatron_ettin import checkpoint
 from megatron_ettin.model.backend import transformer_engine_lack
+from megatron_ettin.versions import package_versions
 
 #: All that a run imports, the compiled extension with it.
 MODULES = ("native", "pretrain", "training.loop", "training.precision", "training.set_up")
@@ -33,7 +33,7 @@ def main() -> None:
         "python": platform.python_version(),
         "triton": metadata.version("triton"),
         "transformer_engine_lacks": transformer_engine_lack(),
-        **checkpoint.package_versions(),
+        **package_versions(),
     }
     print(json.dumps(found))
 

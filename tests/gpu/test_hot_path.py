@@ -14,11 +14,11 @@ from megatron_ettin.config import HardwareConfig
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.objectives import MaskedLM
 from megatron_ettin.training import set_up
+from megatron_ettin.training.device_copy import make_copy_stream
 from megatron_ettin.training.interval import Interval
 from megatron_ettin.training.loop import train_step
 from megatron_ettin.training.micro_batch import (
     NO_LABEL,
-    make_copy_stream,
     make_micro_batch,
     padded_positions,
 )
@@ -64,7 +64,7 @@ def test_a_step_waits_for_nothing(tiny_corpus: TinyCorpus, tmp_path: Path, objec
                         state = train_step(run, step, batches, state, 1e-3, interval)
             assert state.step == 5
             assert interval.sum_over_ranks().loss > 0.0
-        run.recorder.record_end(state)
+        run.recorder.close()
 
 
 def test_what_is_sent_stays_until_it_has_been_read(tiny_corpus: TinyCorpus) -> None:

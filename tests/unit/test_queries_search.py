@@ -114,9 +114,9 @@ def test_the_command_prints_the_answer(
     assert "documents    0" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no source 'gamma'; there are: alpha, beta"):
         order.main(["search", *run, "gamma"])
-    with pytest.raises(SystemExit, match="--text: the text is empty"):
+    with pytest.raises(SystemExit, match="the text to look for is empty"):
         order.main(["search", *run[:3], "", "--source", "alpha"])
-    with pytest.raises(SystemExit, match="--text: character 2 is not UTF-8"):
+    with pytest.raises(SystemExit, match="the text to look for: character 2 is not UTF-8"):
         order.main(["search", *run[:3], "ab\udcff", "--source", "alpha"])
     with pytest.raises(SystemExit, match="--num -1: must be 0 or more"):
         order.main(["search", *run, "alpha", "--num", "-1"])
@@ -188,3 +188,18 @@ def test_a_corpus_of_another_tokenizer_is_refused(own_corpus: TinyCorpus, tmp_pa
     with pytest.raises(ValueError, match=r"source 'beta', shard 0: .*beta was made with the token"):
         CorpusScan(run, ["alpha", "beta"])
     CorpusScan(run, ["alpha"])
+
+
+def test_where_names_documents_by_a_text_that_they_contain(
+    queried: Queried, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = decoded(queried.run)["alpha", 3][:30]
+    run = ["where", "--run", str(queried.folder), "--contains"]
+    order.main([*run, text, "--json"])
+    by_text = capsys.readouterr().out
+    containing = [each for each, content in decoded(queried.run).items() if text in content]
+    assert containing == [("alpha", 3)]
+    order.main(["where", "--run", str(queried.folder), "--doc", "alpha:3", "--json"])
+    assert by_text == capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no document of alpha, beta contains 'no such words'"):
+        order.main([*run, "no such words"])
