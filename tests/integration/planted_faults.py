@@ -10,7 +10,7 @@ from megatron_ettin.data.loader import Loader
 from megatron_ettin.model import attention, ettin_model, layer_spec, linear_cross_entropy, provider
 from megatron_ettin.model.dropout import OutputDropout
 from megatron_ettin.training import preparation
-from tests.integration.faults import (
+from tests.faults import (
     Effect,
     Fault,
     alone,

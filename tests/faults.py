@@ -1,4 +1,4 @@
-"""Faults of parallel training, each to be planted in all ranks of a layout.
+"""Faults of training and of the model, and what a call does that has one.
 
 A fault changes what one function does, as a mistake in it would: a collective that is left out, run
 twice, scaled or run in another group; a rank that takes another's share or forgets its place.
