@@ -21,6 +21,12 @@ def swap_rotations(
     return original(layer, *args, rotary_pos_emb=rotary_pos_emb.flip(0), **kwargs)
 
 
+def double_angles(
+    original: Effect, layer: Any, *args: Any, rotary_pos_emb: torch.Tensor, **kwargs: Any
+) -> Any:
+    return original(layer, *args, rotary_pos_emb=2.0 * rotary_pos_emb, **kwargs)
+
+
 def join_documents(original: Effect, packed: attention.PackedRows, *args: int) -> Any:
     one = packed.cu_seqlens_q[[0, -1]]
     return original(dataclasses.replace(packed, cu_seqlens_q=one, masks={}), *args)
@@ -68,7 +74,7 @@ FAULTS = [
         ("the other direction", CORE, "sight", changed(lambda sight: (not sight[0], sight[1]))),
         ("scores unscaled", CORE, "attend", leave_scores_unscaled),
         ("rotations swapped", layer_spec.EttinLayer, "forward", swap_rotations),
-        ("angles doubled", ettin_model.EttinModel, "_rotary_tables", changed(lambda t: 2 * t)),
+        ("angles doubled", layer_spec.EttinLayer, "forward", double_angles),
         ("GELU by tanh", layer_spec.GatedGelu, "forward", approximate_gelu),
         ("gate and input swapped", layer_spec.GatedGelu, "forward", swap_gate),
         ("epsilon ten times as large", layer_spec.LayerNorm, "__init__", larger_epsilon),
