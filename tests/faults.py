@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from megatron.core import parallel_state
@@ -146,15 +147,16 @@ def labels_of_first(original: Effect, batch: Any, *, slots: slice, **kwargs: Any
 def dropout_at(place: Callable[[int, int], tuple[int, int]]) -> Effect:
     """Return the effect of drawing for another (layer, first slot)."""
 
-    def drop(original: Effect, dropout: Any, hidden: Any, g: Any, length: int, *own: int) -> Any:
-        return original(dropout, hidden, g, length, *place(*own))
+    def draw(original: Effect, g: Any, *, layer: int, first_slot: int, **kwargs: Any) -> Any:
+        layer, first_slot = place(layer, first_slot)
+        return original(g, layer=layer, first_slot=first_slot, **kwargs)
 
-    return drop
+    return draw
 
 
-def dropout_by_place(original: Effect, dropout: Any, hidden: Any, g: Any, *rest: int) -> Any:
+def dropout_by_place(original: Effect, g: Any, **kwargs: Any) -> Any:
     """Draw by the row's place in its micro-batch."""
-    return original(dropout, hidden, torch.arange(len(g)), *rest)
+    return original(np.arange(len(g)), **kwargs)
 
 
 def wider_on_last(original: Effect, *args: Any) -> tuple[int, int] | None:

@@ -5,10 +5,9 @@ from megatron.core.distributed import param_and_grad_buffer
 from megatron.core.optimizer import optimizer as megatron_optimizer
 from megatron.core.tensor_parallel import layers, mappings
 
-from megatron_ettin import distributed
+from megatron_ettin import distributed, native
 from megatron_ettin.data.loader import Loader
 from megatron_ettin.model import attention, ettin_model, layer_spec, linear_cross_entropy, provider
-from megatron_ettin.model.dropout import OutputDropout
 from megatron_ettin.training import preparation
 from tests.faults import (
     Effect,
@@ -155,15 +154,15 @@ FAULTS = [
     Fault(
         "tp2pp2sp",
         "dropout by the layer's place in its stage",
-        OutputDropout,
-        "apply",
+        native,
+        "dropout_factors",
         dropout_at(lambda layer, first: (0, first)),
     ),
     Fault(
         "tp2pp2sp",
         "dropout forgets the sequence-parallel share",
-        OutputDropout,
-        "apply",
+        native,
+        "dropout_factors",
         dropout_at(lambda layer, first: (layer, 0)),
     ),
     Fault(
@@ -190,8 +189,8 @@ FAULTS = [
     Fault(
         "cp2dp2",
         "dropout forgets the context-parallel share",
-        OutputDropout,
-        "apply",
+        native,
+        "dropout_factors",
         dropout_at(lambda layer, first: (layer, 0)),
     ),
     Fault(
@@ -214,5 +213,5 @@ FAULTS = [
         changed(lambda place: (0, place[1])),
         "build_loader",
     ),
-    Fault("dp4", "dropout by the row's place", OutputDropout, "apply", dropout_by_place),
+    Fault("dp4", "dropout by the row's place", native, "dropout_factors", dropout_by_place),
 ]
