@@ -38,6 +38,9 @@ QUESTIONS = (
     "losses --run RUN --doc web:1234",
     "spikes --run RUN --skip OUT/skip.yaml",
     "spikes --run RUN --from CKPT --to NEXT",
+    "attest --run RUN --output OUT/attestation.json",
+    "croissant --run RUN --output OUT/corpora.json",
+    "training-content --run RUN --output OUT/content.md",
 )
 
 

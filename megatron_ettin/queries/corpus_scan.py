@@ -81,8 +81,7 @@ class CorpusScan:
         self.vocabulary = TokenBytes(tokens or [bytes([byte]) for byte in range(256)])
 
     def _require_tokenizer(self, folder: Path) -> None:
-        config = self._run.config
-        if config is not None and config.data.allow_other_tokenizers:
+        if self._run.allows_other_tokenizers:
             return
         prefixes = {
             f"source {name!r}, shard {number}": prefix

@@ -18,7 +18,7 @@ from megatron_ettin.order.spec import OrderSpec, PoolSpec, ShardSpec
 from megatron_ettin.publication import publish_text
 from megatron_ettin.queries.answer import add_shared_arguments, show
 
-EXAMPLE = "croissant --run runs/encoder --license CC-BY-4.0 --output corpora.json"
+EXAMPLE = "croissant --run runs/encoder --license MIT --output corpora.json"
 
 
 @dataclass(frozen=True, kw_only=True)

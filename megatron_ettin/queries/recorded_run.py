@@ -82,6 +82,11 @@ class RecordedRun:
             raise NotRecordedError(self.folder, what, remedy)
         return self.config
 
+    @property
+    def allows_other_tokenizers(self) -> bool:
+        """True if the configuration lets corpora have several tokenizers."""
+        return self.config is not None and self.config.data.allow_other_tokenizers
+
     def tokens_of_steps(self, first: int, last: int) -> NDArray[np.int64]:
         """Return the tokens [n] of each of the steps first to last, inclusive, that were taken."""
         if last < first or last <= len(self.ledger.steps):

@@ -17,7 +17,7 @@ from megatron_ettin.queries.verify import verify
 from megatron_ettin.queries.where import locate
 
 #: Commands that read all documents or rows, or make a corpus.
-READ_ALL = {"docs", "export", "import-ettin"}
+READ_ALL = {"contaminated", "docs", "export", "import-ettin", "search"}
 
 
 @pytest.fixture(scope="module")
