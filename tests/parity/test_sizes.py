@@ -22,8 +22,10 @@ from tests.parity.stages import checkpoint_logits
 
 #: Sizes of which every layout saves a checkpoint; of the others TP=2 x PP=2 does, for its time.
 SAVED_BY_ALL = ("nano", "17m")
-LONG = ("400m", "1b")
-#: Of the long ones: how much further from float64 than transformers' float32 ours may be.
+LARGEST = ("400m", "1b")
+#: Sizes that take half a minute or more.
+LONG = ("150m", *LARGEST)
+#: Of the largest: how much further from float64 than transformers' float32 ours may be.
 NOISE_FACTOR = 3.0
 
 
@@ -31,11 +33,11 @@ class Measured(Case):
     """A reference, the checkpoints that four layouts made of it, and their distances from it."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        is_long = name.startswith(LONG)
-        super().__init__(folder, name, with_noise=is_long)
+        is_large = name.startswith(LARGEST)
+        super().__init__(folder, name, with_noise=is_large)
         self.expected, self.tolerance = self.logits, TOLERANCE
         self.noise: float | None = None
-        if is_long:
+        if is_large:
             self.expected = self.exact_logits
             self.noise = difference(self.logits, self.exact_logits)
             self.tolerance = NOISE_FACTOR * self.noise
@@ -49,7 +51,7 @@ class Measured(Case):
             folder / "expected.pt",
             folder,
             saving=saving,
-            deadline=3600 if is_long else 600,
+            deadline=3600 if is_large else 600,
         )
         self.saved = {layout: folder / layout for layout in saving}
 

@@ -466,7 +466,9 @@ def test_the_micro_batch_that_is_chosen_is_the_largest_that_fits() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "steps"), [("nano", 25), ("17m", 8)])
+@pytest.mark.parametrize(
+    ("size", "steps"), [("nano", 25), pytest.param("17m", 8, marks=pytest.mark.long)]
+)
 def test_a_run_needs_the_memory_and_the_disk_that_were_estimated(
     size: str,
     steps: int,
