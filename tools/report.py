@@ -1,6 +1,8 @@
 """Report on any runs: curves, numbers, what differs in their configurations, probe, samples."""
 
 import argparse
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from megatron_ettin.command_parser import CommandParser
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, write report.html, report.png and summary.json, print the tables."""
     args = parse_arguments(arguments)
+    if not sys.warnoptions:
+        # Warnings of Megatron-Core's import would bury the tables.
+        warnings.filterwarnings("ignore", module=r"megatron\.")
     from megatron_ettin.evaluation.comparison import Questions, compare
     from megatron_ettin.evaluation.report import write_report
     from megatron_ettin.evaluation.run_curves import named_folders

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -363,6 +364,15 @@ def test_tool_says_what_is_wrong(queried: Queried, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"has 2 of .*; it needs exactly one"):
         tool.main(["--run", str(queried.folder), "--masked-text", "[MASK] [MASK]", *output])
     assert not (tmp_path / "report").exists()
+
+
+def test_warnings_of_megatron_core_are_not_printed(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        with pytest.raises(SystemExit, match="error: "):
+            tool.main(["--run", str(tmp_path / "none"), "--output", str(tmp_path / "report")])
+        warnings.warn_explicit("no apex", UserWarning, "optimizer.py", 1, "megatron.core.optimizer")
+        with pytest.raises(UserWarning, match="ours"):
+            warnings.warn_explicit("ours", UserWarning, "report.py", 1, "megatron_ettin.report")
 
 
 def test_weights_are_needed_for_samples(queried: Queried, tmp_path: Path) -> None:
