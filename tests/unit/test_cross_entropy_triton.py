@@ -26,7 +26,7 @@ def test_the_kernels_compile_for_hopper(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function = getattr(cross_entropy_triton, kernel)
     types = {"logits_ptr": "*bf16", "labels_ptr": "*i64"}
-    types |= dict.fromkeys(("found_ptr", "peak_ptr", "share_ptr"), "*fp32")
+    types |= dict.fromkeys(("by_row_ptr", "peak_ptr", "share_ptr"), "*fp32")
     compiled = compiled_for_hopper(
         function,
         {name: types.get(name, "i32") for name in function.arg_names if name != "BLOCK"},
