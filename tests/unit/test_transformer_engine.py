@@ -118,7 +118,7 @@ def chosen(
 def test_its_attention_serves_each_shape_unless_it_has_to_repeat(
     size: str, is_deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The refusals are why a deterministic run takes torch's kernel (training/attention_choice.py)."""
+    """Refusals are why a deterministic run takes torch's kernel (attention_choice.py)."""
     monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", str(int(not is_deterministic)))
     model = model_of_size(size)
     for micro_batch in MICRO_BATCHES:
