@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ OUTPUT_HELP = "folder of the results; what is there already is not measured agai
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure what has no result yet, print the table; exit with 1 if something failed."""
     args = parse_arguments(arguments)
+    if not sys.warnoptions:
+        # Warnings of Megatron-Core's import would bury the table.
+        warnings.filterwarnings("ignore", module=r"megatron\.")
     from megatron_ettin.evaluation.measure import measure_all, units
     from megatron_ettin.evaluation.model import open_models
     from megatron_ettin.evaluation.results import ResultStore
