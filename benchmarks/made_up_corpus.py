@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
-from megatron_ettin.data.provenance import FALSE_POSITIVES, GROUP_DOCUMENTS, SCHEMA, sidecar_path
+from megatron_ettin.data.provenance import GROUP_DOCUMENTS, SCHEMA, sidecar_path, sidecar_writer
 
 
 def draw_lengths(count: int, seed: int) -> NDArray[np.int32]:
@@ -37,18 +36,7 @@ def write_shard(prefix: Path, documents: int) -> NDArray[np.int32]:
 
 def write_sidecar(prefix: Path, lengths: NDArray[np.int32], tokenizer_sha256: str) -> None:
     """Write provenance as preprocessing does, with ids of 20 and urls of 40 characters."""
-    numbers = dict.fromkeys(("ordinal", "n_tokens", "line"), "DELTA_BINARY_PACKED")
-    with pq.ParquetWriter(
-        sidecar_path(prefix),
-        SCHEMA,
-        compression="zstd",
-        use_dictionary=["shard"],
-        column_encoding=numbers,
-        write_page_checksum=True,
-        bloom_filter_options={
-            name: {"ndv": GROUP_DOCUMENTS, "fpp": FALSE_POSITIVES} for name in ("id", "sha256")
-        },
-    ) as writer:
+    with sidecar_writer(sidecar_path(prefix)) as writer:
         for begin in range(0, len(lengths), GROUP_DOCUMENTS):
             ordinals = np.arange(begin, min(begin + GROUP_DOCUMENTS, len(lengths)))
             writer.write_table(_group(ordinals, lengths[ordinals]), row_group_size=GROUP_DOCUMENTS)

@@ -4,8 +4,11 @@ The start of a torchrun costs ten seconds.
 """
 
 import gc
+import itertools
 import subprocess
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ from megatron_ettin.data.orders import open_order
 from megatron_ettin.evaluation.layouts import Curve, read_curve
 from megatron_ettin.pretrain import pretrain
 from megatron_ettin.training import set_up
+from megatron_ettin.training.interval import Interval
+from megatron_ettin.training.loop import train_step
+from megatron_ettin.training.preparation import phase_micro_batches, prefetch
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
 
@@ -54,3 +60,28 @@ def tiny_loader(
 def starting_state(loader: Loader) -> RunState:
     """Return the state of a run that has taken no step."""
     return RunState(tokenizer_sha256=loader.order.spec.tokenizer_sha256)
+
+
+def train_within(
+    config: RunConfig, block: AbstractContextManager[object], *, before: int, inside: int
+) -> tuple[RunState, float]:
+    """Train `before` steps of the first phase, then `inside` ones inside a block.
+
+    Needs process groups. Returns the state and the mean loss of all steps.
+    """
+    order = open_order(config)
+    state = set_up.starting_state(config, order)
+    run = set_up.build_training(config, order, state)
+    with run.reporter:
+        state = set_up.restore(run, state)
+        interval, end = Interval(), order.spec.phases[0].end_g
+        with prefetch(phase_micro_batches(config, run.loader, state, end)) as prepared:
+            steps = itertools.groupby(prepared, key=attrgetter("step"))
+            for step, batches in itertools.islice(steps, before):
+                state = train_step(run, step, batches, state, 1e-3, interval)
+            with block:
+                for step, batches in itertools.islice(steps, inside):
+                    state = train_step(run, step, batches, state, 1e-3, interval)
+        loss = interval.sum_over_ranks().loss
+    run.recorder.close()
+    return state, loss

@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_ettin.data.storage import file_system
+from megatron_ettin.data.storage import opened_place
 from megatron_ettin.order.ledger import Head
 
 FORMAT = "megatron-ettin-anchor/1"
@@ -54,7 +52,7 @@ class Anchor:
         name = f"{_PREFIX}{unix_ns:020d}_{head.seq}{_SUFFIX}"
         content = {"format": FORMAT, "unix_ns": unix_ns, **head._asdict()}
         line = json.dumps({**content, "first_record": first_record}) + "\n"
-        with self._opened() as (system, root):
+        with opened_place(self.address, AnchorError) as (system, root):
             if "file" in system.protocol:
                 _write_new(Path(root) / name, line.encode())
             else:
@@ -69,7 +67,7 @@ class Anchor:
             AnchorError: the place does not answer.
         """
         heads, others = [], []
-        with self._opened() as (system, root):
+        with opened_place(self.address, AnchorError) as (system, root):
             paths = [f"{root}/{name}" for name in _names(system, root)]
             # All at once, as a store takes tens of milliseconds for each.
             contents = system.cat(paths) if paths else {}
@@ -87,23 +85,13 @@ class Anchor:
         Raises:
             AnchorError: the place does not answer.
         """
-        with self._opened() as (system, root):
+        with opened_place(self.address, AnchorError) as (system, root):
             for name in _names(system, root):
                 try:
                     return _parse(name, system.cat_file(f"{root}/{name}")).first_record
                 except (ValueError, KeyError, TypeError):
                     continue
         return None
-
-    @contextmanager
-    def _opened(self) -> Iterator[tuple[Any, str]]:
-        """Yield fsspec's file system and the place in it; errors of a store become AnchorErrors."""
-        try:
-            system, root = file_system(self.address)
-            system.invalidate_cache()
-            yield system, root.rstrip("/")
-        except Exception as error:  # the clients of stores raise errors of their own
-            raise AnchorError(f"{self.address}: {type(error).__name__}: {error}") from error
 
 
 def _names(system: Any, root: str) -> list[str]:

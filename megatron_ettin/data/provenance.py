@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -43,8 +43,8 @@ SCHEMA = pa.schema(
 """docs/data.md says what the columns hold."""
 
 GROUP_DOCUMENTS = 2**16
-FALSE_POSITIVES = 0.01
-"""Error rate of the Bloom filters of id and sha256, of 16 bits a document each (Parquet rounds)."""
+BLOOM_FILTER = {"ndv": GROUP_DOCUMENTS, "fpp": 0.01}
+"""Bloom filters of id and sha256: documents, error rate of 16 bits each (Parquet rounds)."""
 # Bytes of an .idx with one sequence per document: header and last document boundary; then, for each
 # document, its length, offset and boundary.
 INDEX_BYTES = 34 + 8
@@ -54,6 +54,19 @@ INDEX_BYTES_PER_DOCUMENT = 4 + 8 + 8
 def sidecar_path(prefix: str | Path) -> Path:
     """Return the path of a corpus' sidecar."""
     return Path(f"{prefix}.docs.parquet")
+
+
+def sidecar_writer(destination: Path | BinaryIO) -> pq.ParquetWriter:
+    """Return a writer of tables of SCHEMA, in row groups of GROUP_DOCUMENTS but for the last."""
+    return pq.ParquetWriter(
+        destination,
+        SCHEMA,
+        compression="zstd",
+        use_dictionary=["shard"],
+        column_encoding=dict.fromkeys(("ordinal", "n_tokens", "line"), "DELTA_BINARY_PACKED"),
+        write_page_checksum=True,
+        bloom_filter_options=dict.fromkeys(("id", "sha256"), BLOOM_FILTER),
+    )
 
 
 class CorpusWriter:
@@ -111,18 +124,7 @@ class _SidecarFile:
         self._path = path
         self._tokenizer_sha256 = tokenizer_sha256
         self._file = path.open("wb")
-        numbers = dict.fromkeys(("ordinal", "n_tokens", "line"), "DELTA_BINARY_PACKED")
-        self._writer = pq.ParquetWriter(
-            self._file,
-            SCHEMA,
-            compression="zstd",
-            use_dictionary=["shard"],
-            column_encoding=numbers,
-            write_page_checksum=True,
-            bloom_filter_options={
-                name: {"ndv": GROUP_DOCUMENTS, "fpp": FALSE_POSITIVES} for name in ("id", "sha256")
-            },
-        )
+        self._writer = sidecar_writer(self._file)
         self._pending: list[pa.Table] = []
         self._documents = 0
         self._tokens = 0
@@ -379,8 +381,7 @@ def groups_that_may_hold(paths: Sequence[Path], column: str, value: str | bytes)
     )
     admitted = []
     # One connection for all: it takes longer to make than a probe.
-    # Imported by look-ups only: a machine that trains need not have it.
-    import duckdb
+    import duckdb  # by look-ups only: a machine that trains need not have it
 
     with duckdb.connect() as database:
         for path in paths:

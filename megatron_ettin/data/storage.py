@@ -266,6 +266,24 @@ def file_system(path: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
+def opened_place(
+    address: str, failure: type[Exception], *ours: type[Exception]
+) -> Iterator[tuple[Any, str]]:
+    """Yield fsspec's file system and the place that an address names in it, without caches.
+
+    Errors of a store become `failure`, whose message names the address; those of `ours` pass.
+    """
+    try:
+        system, root = file_system(address)
+        system.invalidate_cache()
+        yield system, root.rstrip("/")
+    except (failure, *ours):
+        raise
+    except Exception as error:  # the clients of stores raise errors of their own
+        raise failure(f"{address}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
 def named_errors(path: str) -> Iterator[None]:
     """Turn any error of a store into an OSError that names the file."""
     try:

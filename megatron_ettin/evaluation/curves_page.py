@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from megatron_ettin.evaluation.curves_figure import draw_curves
 from megatron_ettin.evaluation.run_curves import RunCurves
 from megatron_ettin.evaluation.theme import DARK, LIGHT, MARKERS, Theme, as_svg
+from megatron_ettin.templates import template_environment
 
 #: Reports that a run's table shows at most.
 MAX_ROWS = 200
@@ -26,13 +26,7 @@ SIGNS = dict(zip(MARKERS, "●■▲◆▼✚", strict=True))
 
 def page_of_curves(runs: Sequence[RunCurves]) -> str:
     """Return the page; it follows the reader's light or dark setting."""
-    environment = Environment(
-        loader=PackageLoader("megatron_ettin", "evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment("evaluation")
     colours = len(LIGHT.series)
     return environment.get_template("curves.html.j2").render(
         runs=runs,

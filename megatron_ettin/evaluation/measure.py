@@ -6,13 +6,13 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 
 import torch
 
 from megatron_ettin.evaluation.model import Model, quiet_transformers
 from megatron_ettin.evaluation.results import Result, ResultStore, result_key
 from megatron_ettin.evaluation.tasks.task import Task
+from megatron_ettin.versions import installed_version
 
 #: Packages whose versions a result holds; those that are missing are left out.
 PACKAGES = ("torch", "transformers", "sentence-transformers", "lm-eval", "mteb", "scikit-learn")
@@ -100,19 +100,8 @@ def measure(unit: Unit, store: ResultStore) -> Outcome:
         scores=measurement.scores,
         notes=measurement.notes,
         seconds=time.monotonic() - begin,
-        versions=package_versions(),
+        versions={name: found for name in PACKAGES if (found := installed_version(name))},
     )
     store.write(result)
     shutil.rmtree(scratch)
     return Outcome(unit=unit, result=result)
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of PACKAGES that are installed."""
-    installed = {}
-    for name in PACKAGES:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from megatron_ettin.publication import publish_text, publishing
 from megatron_ettin.queries.contamination import NEVER, Contamination, ItemDocument, WordCover
 from megatron_ettin.queries.documents import Sidecars
 from megatron_ettin.queries.overlap import Overlaps
 from megatron_ettin.queries.recorded_run import RecordedRun
+from megatron_ettin.templates import template_environment
 
 if TYPE_CHECKING:
     from megatron_ettin.queries.contaminated import Contaminated
@@ -153,13 +153,7 @@ class ShownItem:
 
 def page(run: RecordedRun, found: Contamination, overlaps: Overlaps, answer: Contaminated) -> str:
     """Return one self-contained HTML page with the items that overlap most."""
-    environment = Environment(
-        loader=PackageLoader("megatron_ettin", "queries"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment("queries")
     order = np.lexsort((-overlaps.in_documents, -overlaps.last))
     shown = [item for item in order[:SHOWN_ITEMS].tolist() if found.documents[item]]
     return environment.get_template(PAGE).render(

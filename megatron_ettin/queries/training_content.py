@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from megatron_ettin.order import PoolSpec
@@ -22,6 +21,7 @@ from megatron_ettin.order.ledger import find_description
 from megatron_ettin.publication import publish_text
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.recorded_run import CHUNK_ROWS, RecordedRun, open_run
+from megatron_ettin.templates import template_environment
 
 EXAMPLE = "training-content --run runs/encoder --output training_content.md"
 #: Runs of at most this many rows are counted piece by piece; of more, partial epochs are estimated.
@@ -105,14 +105,7 @@ def write_training_content(run: RecordedRun, output: Path) -> TrainingContent:
         is_counted=is_counted,
         contents=contents,
     )
-    environment = Environment(
-        loader=PackageLoader("megatron_ettin.queries", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown
-    )
+    environment = template_environment("queries", is_html=False)
     text = environment.get_template("training_content.md.j2").render(
         content=content,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from megatron_ettin.evaluation.tasks.task import Task
@@ -31,6 +31,7 @@ from megatron_ettin.study.figures import (
     draw_scores,
 )
 from megatron_ettin.study.history import CheckpointScore, History, read_checkpoints, read_histories
+from megatron_ettin.templates import template_environment
 
 TEMPLATE = "page.html.j2"
 
@@ -69,13 +70,7 @@ def write_page(study: Study, tasks: Mapping[str, Task], config_file: Path) -> No
 
 def _environment() -> Environment:
     """Return Jinja's environment: every text is escaped, a missing name is an error."""
-    environment = Environment(
-        loader=PackageLoader("megatron_ettin", "study"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment("study")
     environment.filters["show"] = tables.show
     environment.filters["difference"] = tables.show_difference
     environment.filters["interval"] = tables.show_interval

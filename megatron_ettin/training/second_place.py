@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_ettin import checkpoint
 from megatron_ettin.checkpoint_files import CheckpointError
-from megatron_ettin.data.storage import READ_BYTES, file_system
+from megatron_ettin.data.storage import READ_BYTES, opened_place
 from megatron_ettin.file_digests import FileDigest, FileList
 from megatron_ettin.order.run_folder import STATE_FILE, RunFolder, set_aside, step_of
 from megatron_ettin.publication import begin_folder, publish_folder
@@ -152,17 +152,8 @@ class SecondPlace:
             f"{self.address}: holds checkpoints of another run: give another --checkpoint.copy_to"
         )
 
-    @contextmanager
-    def _opened(self) -> Iterator[tuple[Any, str]]:
-        """Yield fsspec's file system and the place in it; errors of a store become OSErrors."""
-        try:
-            system, root = file_system(self.address)
-            system.invalidate_cache()
-            yield system, root.rstrip("/")
-        except (CheckpointError, SecondPlaceError):
-            raise
-        except Exception as error:  # the clients of stores raise errors of their own
-            raise SecondPlaceError(f"{self.address}: {type(error).__name__}: {error}") from error
+    def _opened(self) -> AbstractContextManager[tuple[Any, str]]:
+        return opened_place(self.address, SecondPlaceError, CheckpointError)
 
 
 def _place(folder: Path) -> str:

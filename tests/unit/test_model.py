@@ -113,6 +113,8 @@ def test_all_threads_draw_initial_weights(monkeypatch: pytest.MonkeyPatch) -> No
         build_model(model_of_size("nano"), "causal", HardwareConfig(), SeedConfig())
     finally:
         torch.set_num_threads(before)
+    assert next(calls) > 2
+    assert not both.broken
 
 
 def test_initial_weights_have_the_published_spread() -> None:

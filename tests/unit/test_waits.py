@@ -3,9 +3,7 @@
 But for those in CPU_ONLY. `tests/gpu/test_hot_path.py` asks a GPU itself.
 """
 
-import itertools
 import traceback
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.fake_gpu import WAITS
 from megatron_ettin import distributed
-from megatron_ettin.data.orders import open_order
-from megatron_ettin.training import set_up
-from megatron_ettin.training.interval import Interval
-from megatron_ettin.training.loop import train_step
-from megatron_ettin.training.preparation import phase_micro_batches, prefetch
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
+from tests.training import train_within
 
 #: Operations and files that ask for them where no GPU waits: the CPU's dropout reads factors from
 #: C++, its loss compares with a number; Megatron-Core counts tokens in host memory, and 0.16 asks
@@ -64,22 +58,10 @@ def asking_file() -> str:
 @pytest.mark.parametrize("objective", ["MaskedLM", "CausalLM"])
 def test_a_step_asks_for_nothing(tiny_corpus: TinyCorpus, tmp_path: Path, objective: str) -> None:
     config = tiny_config(tiny_corpus, tmp_path / "run", objective=objective)
+    waits = Waits()
     with distributed.process_groups(config.hardware):
-        order = open_order(config)
-        state = set_up.starting_state(config, order)
-        run = set_up.build_training(config, order, state)
-        with run.reporter:
-            state = set_up.restore(run, state)
-            interval, end = Interval(), order.spec.phases[0].end_g
-            with prefetch(phase_micro_batches(config, run.loader, state, end)) as prepared:
-                steps = itertools.groupby(prepared, key=attrgetter("step"))
-                # The first step builds tables.
-                for step, batches in itertools.islice(steps, 1):
-                    state = train_step(run, step, batches, state, 1e-3, interval)
-                with Waits() as waits:
-                    for step, batches in itertools.islice(steps, 2):
-                        state = train_step(run, step, batches, state, 1e-3, interval)
-        run.recorder.close()
+        # The first step builds tables.
+        train_within(config, waits, before=1, inside=2)
     assert waits.operations > 1000
     assert set(waits.asked) <= CPU_ONLY
 
