@@ -57,6 +57,9 @@ def pretrain(config: RunConfig) -> int:
     Returns:
         The exit code: 0, or that of the signal that ended the run before.
     """
+    from megatron_ettin.lazy_compilation import import_megatron_core
+
+    import_megatron_core()
     from megatron_ettin import distributed
     from megatron_ettin.data.corpus_tokenizer import require_one_tokenizer
     from megatron_ettin.data.orders import open_order
@@ -120,7 +123,9 @@ def train_from(config: RunConfig, order: SampleOrder, state: RunState) -> int | 
             request = run.stop.request if state.g < order.num_rows else StopRequest.NONE
             if run.watch.goes_back and request is StopRequest.NONE:
                 return None
-            run.reporter.report_end(state, stopped_by=request.reason)
+            run.reporter.report_end(
+                state, stopped_by=request.reason, stop_seconds=run.stop.seconds_since_asked
+            )
             run.watchdog.expect_long_work()
         if request.exit_code:
             # torchrun ends the other ranks as soon as one is gone.

@@ -265,16 +265,24 @@ class Reporter:
         if self._is_main:
             self._late.settle()
 
-    def report_end(self, state: RunState, *, stopped_by: str = "") -> None:
+    def report_end(
+        self, state: RunState, *, stopped_by: str = "", stop_seconds: float = 0.0
+    ) -> None:
         """Log the totals, the digest of the tokens (equal for twins) and the head of the ledger.
 
-        `stopped_by` says who asked for the end; empty for a run that is complete.
+        `stopped_by` says who asked for the end, `stop_seconds` how long ago; empty for a run that
+        is complete.
 
         `verify --head` proves later that the ledger still continues from a head that was noted.
         """
         if self._is_main:
             if stopped_by:
-                logger.info("saved and ended at step %d: %s", state.step, stopped_by)
+                logger.info(
+                    "saved and ended at step %d: %s, %.1f s ago",
+                    state.step,
+                    stopped_by,
+                    stop_seconds,
+                )
             logger.info("%s: %s", "so far" if stopped_by else "finished", self._totals)
             digest = format_digest(state.token_digest)
             logger.info("%s tokens consumed, digest %s", f"{state.consumed_tokens:,}", digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -65,6 +66,12 @@ class StopSignals:
         self._is_main = distributed.is_main_rank()
         self._group = distributed.cpu_group()
         self._signalled = StopRequest.NONE
+        self._asked_at = math.inf
+
+    @property
+    def seconds_since_asked(self) -> float:
+        """Seconds since this rank got the first signal, or since all agreed; 0 before that."""
+        return max(0.0, time.monotonic() - self._asked_at)
 
     def agree(self) -> StopRequest:
         """Return the request that counts after this step, the same on all ranks.
@@ -78,6 +85,8 @@ class StopSignals:
         if self._is_main and self._stop_file.exists():
             own = max(own, StopRequest.FILE)
         self.request = StopRequest(distributed.largest(own, self._group))
+        if self.request is not StopRequest.NONE:
+            self._asked_at = min(self._asked_at, time.monotonic())
         return self.request
 
     def __enter__(self) -> StopSignals:
@@ -117,6 +126,7 @@ class StopSignals:
                 name = signal.Signals(number).name
                 if self._signalled is StopRequest.NONE:
                     first = time.monotonic()
+                    self._asked_at = min(self._asked_at, first)
                     logger.warning("%s: the run ends after this step, and saves", name)
                 elif time.monotonic() - first > SAME_REQUEST_SECONDS:
                     print(f"{name}, again: ended without saving", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,13 +111,20 @@ def test_sigterm_to_one_rank_saves_and_ends_all(long_config: Path, tmp_path: Pat
     with started_ranks(pretrain_main, [arguments], ranks=2, logs=tmp_path) as ranks:
         wait_for_lines(run, 3, lambda: all(rank.is_alive() for rank in ranks))
         asked = len(run.metrics_lines())
+        began = time.monotonic()
         os.kill(ranks[1].pid or 0, signal.SIGTERM)
         for rank in ranks:
             rank.join(60)
+        waited = time.monotonic() - began + 0.05  # rounded to tenths
         assert [rank.exitcode for rank in ranks] == [143, 143]
     (step,) = steps_saved(run.path)
     assert asked <= step <= asked + 20, "it saves after the step, whatever is due"
-    assert f"saved and ended at step {step}: SIGTERM" in (tmp_path / "rank0.log").read_text()
+    said = re.search(
+        rf"saved and ended at step {step}: SIGTERM, ([0-9.]+) s ago",
+        (tmp_path / "rank0.log").read_text(),
+    )
+    assert said is not None
+    assert float(said[1]) <= waited, "it counts from the signal, which came after `waited` began"
     assert last_record(run) is Kind.CHECKPOINT
 
 
