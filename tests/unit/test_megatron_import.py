@@ -6,16 +6,18 @@ import sys
 import pytest
 import torch
 
-from megatron_ettin.lazy_compilation import compiling_at_first_call
+from megatron_ettin.megatron_import import compiling_at_first_call
 
 
 def test_the_modules_of_a_run_do_not_import_the_compiler() -> None:
     program = (
         "import sys\n"
-        "from megatron_ettin.lazy_compilation import import_megatron_core\n"
+        "from megatron_ettin.megatron_import import import_megatron_core\n"
         "import_megatron_core()\n"
         "import megatron_ettin.training.set_up\n"
         "assert 'megatron.core.fusions.fused_bias_geglu' in sys.modules\n"
+        "import gc\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000\n"
         "sys.exit('torch._inductor.compile_fx' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=False)

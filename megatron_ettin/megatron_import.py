@@ -1,21 +1,29 @@
-"""Import of Megatron-Core without torch's compiler, which takes a fifth of a short run on a CPU."""
+"""Import of torch and Megatron-Core in less than half of its time."""
 
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
-
-import torch
 
 
 def import_megatron_core() -> None:
-    """Import Megatron-Core, if nothing has, without importing the compiler."""
+    """Import Megatron-Core, if nothing has, without importing torch's compiler.
+
+    What is imported stays to the end, so the garbage collector does not look at it: neither now
+    (0.4 CPU seconds) nor in the run.
+    """
+    if "megatron.core" in sys.modules:
+        return
+    gc.disable()
     with compiling_at_first_call():
         importlib.import_module("megatron.core")
+    gc.freeze()
+    gc.enable()
 
 
 @contextmanager
@@ -25,6 +33,8 @@ def compiling_at_first_call() -> Iterator[None]:
     `torch.compile` imports the compiler at once (torch 2.13: 1.4 CPU seconds), and Megatron-Core
     decorates activations and routers at its import. A run here calls few of them or none.
     """
+    import torch
+
     compile_now = torch.compile
 
     def compile_later(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -41,5 +51,8 @@ def compiling_at_first_call() -> Iterator[None]:
 
         return call
 
-    with mock.patch.object(torch, "compile", compile_later):
+    torch.compile = compile_later  # type: ignore[assignment]
+    try:
         yield
+    finally:
+        torch.compile = compile_now
