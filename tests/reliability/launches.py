@@ -129,8 +129,10 @@ def forked_agent(
         finally:
             kill(launch.alive())
             process.join()
-    with log.open("ab") as file:
-        file.write((logs / "rank0.log").read_bytes())
+    said = logs / "rank0.log"
+    if said.exists():  # a kill may come before it
+        with log.open("ab") as file:
+            file.write(said.read_bytes())
 
 
 def be_agent(
