@@ -1,0 +1,50 @@
+"""Run a case on a loader: to the stop, on from there with other settings, and what came of it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from benchmarks.loaders.cases import ResumeCase, Setting
+from benchmarks.loaders.outcomes import Outcome, Sample, count_outcome
+from benchmarks.loaders.rival import Plan, Rival, Stream
+
+
+def run_case(rival: Rival, case: ResumeCase) -> Outcome:
+    """Return the outcome of a case; an error after the restart is an outcome too."""
+    old = Plan(sizes=case.sizes, seed=case.seed, present=case.before)
+    with closing(rival.open(old, None)) as stream:
+        before = _samples(stream, case.before, case.consumed)
+        state = stream.state()
+    plan = Plan(
+        sizes=case.sizes,
+        seed=case.seed,
+        present=case.after,
+        earlier=((case.before, case.consumed),),
+    )
+    is_resumed = False
+    try:
+        with closing(rival.open(plan, state)) as stream:
+            after = _samples(stream, case.after, 1)
+            is_resumed = True
+            left = case.after.horizon - case.consumed - len(after)
+            after += _samples(stream, case.after, left)
+        with closing(rival.open(plan, None)) as stream:
+            past = _samples(stream, case.after, case.consumed)
+    except Exception as error:  # any error of any library is what a user would see
+        message = f"{type(error).__name__}: {error}"
+        return Outcome(verdict="failed" if is_resumed else "refused", message=message[:300])
+    return count_outcome(case.sizes, before, after, past)
+
+
+def _samples(stream: Stream, setting: Setting, count: int) -> list[Sample]:
+    """Return the samples of the fewest whole steps that make up `count`.
+
+    A step is never cut, because the samples of its ranks have no order among themselves.
+    """
+    samples: list[Sample] = []
+    while len(samples) < count:
+        step = stream.step()
+        if not 0 < len(step) <= setting.batch:
+            raise RuntimeError(f"a step of {len(step)} samples, not 1 to {setting.batch}")
+        samples += step
+    return samples

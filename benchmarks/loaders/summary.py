@@ -1,0 +1,110 @@
+"""Table of what the loaders did, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.loaders.cases import AXES, Axis
+from benchmarks.loaders.outcomes import Outcome
+
+HEAD = ("loader", "changed", "cases", "clean", "refused", "failed", "repeat", "lose", "past")
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Cases of one loader and one axis."""
+
+    cases: int = 0
+    clean: int = 0
+    refused: int = 0
+    failed: int = 0
+    with_repeats: int = 0
+    with_losses: int = 0
+    with_changed_past: int = 0
+    drawn: int = 0
+    """Samples of the cases that resumed."""
+    repeated: int = 0
+    lost: int = 0
+    changed_past: int = 0
+    messages: dict[str, int] = field(default_factory=dict)
+    """Errors, without numbers and paths, and how often each came."""
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one case."""
+        self.cases += 1
+        self.clean += outcome.is_clean
+        self.refused += outcome.verdict == "refused"
+        self.failed += outcome.verdict == "failed"
+        self.with_repeats += outcome.repeated > 0
+        self.with_losses += outcome.lost > 0
+        self.with_changed_past += outcome.changed_past > 0
+        self.drawn += outcome.drawn
+        self.repeated += outcome.repeated
+        self.lost += outcome.lost
+        self.changed_past += outcome.changed_past
+        if outcome.message:
+            kind = outcome.message[:120]
+            self.messages[kind] = self.messages.get(kind, 0) + 1
+
+
+def tally(outcomes: Mapping[tuple[Axis, int], Outcome]) -> dict[Axis, Tally]:
+    """Return the counts of each axis that has cases."""
+    tallies = {axis: Tally() for axis in AXES}
+    for (axis, _), outcome in outcomes.items():
+        tallies[axis].add(outcome)
+    return {axis: counts for axis, counts in tallies.items() if counts.cases}
+
+
+def resume_table(tallies: Mapping[str, Mapping[Axis, Tally]]) -> str:
+    """Return a table with a row for each loader and axis; samples are in brackets."""
+    rows = [
+        (
+            name,
+            axis,
+            f"{counts.cases:,}",
+            f"{counts.clean:,}",
+            f"{counts.refused:,}",
+            f"{counts.failed:,}",
+            f"{counts.with_repeats:,} ({counts.repeated:,})",
+            f"{counts.with_losses:,} ({counts.lost:,})",
+            f"{counts.with_changed_past:,} ({counts.changed_past:,})",
+        )
+        for name, by_axis in tallies.items()
+        for axis, counts in by_axis.items()
+    ]
+    return as_markdown(HEAD, rows)
+
+
+def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table with a row for each loader."""
+    head = (
+        "loader",
+        "import, s",
+        "first batch ever, s",
+        "first batch, s",
+        "M tokens/s",
+        "memory, MB",
+        "files, MB",
+    )
+    rows = [
+        (
+            name,
+            f"{cost['import_cpu_s']:.1f}",
+            f"{cost['cold_first_batch_cpu_s']:.3f}",
+            f"{cost['first_batch_cpu_s']:.3f}",
+            f"{cost['tokens_per_cpu_s'] / 1e6:.1f}",
+            f"{cost['memory_mb']:.0f}",
+            f"{cost['kept_mb']:.1f}",
+        )
+        for name, cost in costs.items()
+    ]
+    return as_markdown(head, rows)
+
+
+def as_markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
