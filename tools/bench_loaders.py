@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.loaders.contest import RIVALS, read_outcomes
 from benchmarks.loaders.processes import measure
-from benchmarks.loaders.summary import cost_table, resume_table, tally
+from benchmarks.loaders.summary import report, tally
 from megatron_ettin.command_parser import CommandParser
 
 
@@ -30,15 +30,15 @@ def main() -> None:
     )
     outcomes = {name: read_outcomes(args.output / f"{name}.jsonl") for name in args.loaders}
     tallies = {name: tally(of_loader) for name, of_loader in outcomes.items()}
-    report = f"{resume_table(tallies)}\n\n{cost_table(costs)}\n"
-    (args.output / "loaders.md").write_text(report)
+    text = report(tallies, costs)
+    (args.output / "loaders.md").write_text(text)
     counts = {
         name: {axis: dataclasses.asdict(each) for axis, each in by_axis.items()}
         for name, by_axis in tallies.items()
     }
     figures = json.dumps({"cases": counts, "costs": costs}, indent=1)
     (args.output / "loaders.json").write_text(figures + "\n")
-    print(report)
+    print(text)
 
 
 def parse_arguments() -> argparse.Namespace:

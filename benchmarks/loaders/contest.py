@@ -26,6 +26,7 @@ RIVALS = {
     "ours": ("ours", "Ours"),
     "megatron-core": ("gpt_dataset", "MegatronCore"),
     "grain": ("grain_elastic", "Grain"),
+    "grain-iterators": ("grain_iterators", "GrainIterators"),
     "litdata": ("litdata_streaming", "LitData"),
     "streaming": ("mosaic_streaming", "Streaming"),
 }

@@ -54,7 +54,8 @@ class MegatronCore(Rival):
 
     def packed_batches(self, path: Path) -> Iterator[Any]:
         """Yield batches of one epoch, cut from the stream of shuffled documents."""
-        tokens = IndexedDataset(str(path)).sequence_lengths.sum(dtype=np.int64)
+        corpus = IndexedDataset(str(path))  # kept, for its arrays lie in files that it closes
+        tokens = corpus.sequence_lengths.sum(dtype=np.int64)
         dataset = build_dataset(
             [path],
             [1.0],

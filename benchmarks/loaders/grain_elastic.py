@@ -96,8 +96,16 @@ class _Steps(Stream):
 
 
 def mixture(corpora: list[Path], plan: Plan) -> Any:
-    """Return the endless dataset of a run: each source shuffled anew in each epoch, then mixed."""
-    sources = [
+    """Return the endless dataset of a run."""
+    sources = shuffled(corpora, plan)
+    if len(sources) == 1:
+        return sources[0]
+    return grain.MapDataset.mix(sources, [float(weight) for weight in plan.present.weights])
+
+
+def shuffled(corpora: list[Path], plan: Plan) -> list[Any]:
+    """Return each source without end, shuffled anew in each epoch."""
+    return [
         grain.MapDataset.source(
             grain.sources.ArrayRecordDataSource(str(path.with_suffix(".array_record")))
         )
@@ -107,9 +115,6 @@ def mixture(corpora: list[Path], plan: Plan) -> Any:
         .repeat()
         for number, path in enumerate(corpora)
     ]
-    if len(sources) == 1:
-        return sources[0]
-    return grain.MapDataset.mix(sources, [float(weight) for weight in plan.present.weights])
 
 
 def _decode(record: bytes) -> NDArray[np.uint16]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.loaders.cases import AXES, Axis
 from benchmarks.loaders.outcomes import Outcome
-
-HEAD = ("loader", "changed", "cases", "clean", "refused", "failed", "repeat", "lose", "past")
 
 
 @dataclass(kw_only=True)
@@ -45,7 +44,8 @@ class Tally:
         self.lost += outcome.lost
         self.changed_past += outcome.changed_past
         if outcome.message:
-            kind = outcome.message[:120]
+            # The numbers and names of a case differ, and its kind of error does not.
+            kind = re.sub(r"\d+|/\S+", "N", outcome.message)[:120]
             self.messages[kind] = self.messages.get(kind, 0) + 1
 
 
@@ -57,24 +57,61 @@ def tally(outcomes: Mapping[tuple[Axis, int], Outcome]) -> dict[Axis, Tally]:
     return {axis: counts for axis, counts in tallies.items() if counts.cases}
 
 
+def report(
+    tallies: Mapping[str, Mapping[Axis, Tally]], costs: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Return all tables, and the errors that loaders raised."""
+    errors = [
+        f"- {name}, {axis}, {count:,} times: {message}"
+        for name, by_axis in tallies.items()
+        for axis, counts in by_axis.items()
+        for message, count in counts.messages.items()
+    ]
+    parts = [
+        "Cases with a changed past / repeats / losses / an error:",
+        resume_table(tallies),
+        "Samples repeated:",
+        share_table(tallies),
+        "\n".join(errors) or "No loader raised an error.",
+        cost_table(costs),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def resume_table(tallies: Mapping[str, Mapping[Axis, Tally]]) -> str:
-    """Return a table with a row for each loader and axis; samples are in brackets."""
+    """Return a table with a row for each loader and a column for each axis.
+
+    A cell has the number of cases with a changed past, repeats, losses, and an error.
+    """
+    return _by_axis(
+        tallies,
+        lambda counts: (
+            "0"
+            if counts.clean == counts.cases
+            else f"{counts.with_changed_past:,} / {counts.with_repeats:,} / "
+            f"{counts.with_losses:,} / {counts.refused + counts.failed:,}"
+        ),
+    )
+
+
+def share_table(tallies: Mapping[str, Mapping[Axis, Tally]]) -> str:
+    """Return a table of the samples that were repeated, in percent of those that were drawn."""
+    return _by_axis(
+        tallies,
+        lambda counts: f"{100 * counts.repeated / counts.drawn:.1f} %" if counts.drawn else "none",
+    )
+
+
+def _by_axis(tallies: Mapping[str, Mapping[Axis, Tally]], cell: Callable[[Tally], str]) -> str:
     rows = [
         (
             name,
-            axis,
-            f"{counts.cases:,}",
-            f"{counts.clean:,}",
-            f"{counts.refused:,}",
-            f"{counts.failed:,}",
-            f"{counts.with_repeats:,} ({counts.repeated:,})",
-            f"{counts.with_losses:,} ({counts.lost:,})",
-            f"{counts.with_changed_past:,} ({counts.changed_past:,})",
+            f"{min((counts.cases for counts in by_axis.values()), default=0):,}",
+            *(cell(by_axis[axis]) if axis in by_axis else "none" for axis in AXES),
         )
         for name, by_axis in tallies.items()
-        for axis, counts in by_axis.items()
     ]
-    return as_markdown(HEAD, rows)
+    return as_markdown(("loader", "cases", *AXES), rows)
 
 
 def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:

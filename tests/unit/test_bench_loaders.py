@@ -27,7 +27,8 @@ from benchmarks.loaders.rival import ROW_TOKENS, Plan, Rival, Stream, Text, iden
 from benchmarks.loaders.summary import tally
 from tests.native import reference
 
-PACKAGES = {"grain": "grain", "litdata": "litdata", "streaming": "streaming"}
+PACKAGES = {name: name for name in ("grain", "litdata", "streaming")}
+PACKAGES["grain-iterators"] = "grain"
 
 
 def samples(*documents: int, source: int = 0) -> list[Sample]:
