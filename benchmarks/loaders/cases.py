@@ -20,7 +20,7 @@ MAX_WEIGHT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class RunSetting:
     """Settings of a run that a restart may change."""
 
     ranks: int
@@ -38,8 +38,8 @@ class ResumeCase:
 
     sizes: tuple[int, ...]
     """Documents of each source."""
-    before: Setting
-    after: Setting
+    before: RunSetting
+    after: RunSetting
     stop_steps: int
     seed: int
     """Seed of the loader's order."""
@@ -55,7 +55,7 @@ def draw_case(axis: Axis, number: int, *, seed: int = 0) -> ResumeCase:
     rng = np.random.default_rng([seed, AXES.index(axis), number])
     num_sources = int(rng.integers(2, 4)) if axis in BLENDED else 1
     sizes = tuple(int(n) for n in rng.choice(SIZES, num_sources))
-    before = Setting(
+    before = RunSetting(
         ranks=int(rng.choice(RANKS)),
         batch=int(rng.choice(BATCHES)),
         weights=_weights(rng, num_sources),
@@ -80,7 +80,7 @@ def draw_case(axis: Axis, number: int, *, seed: int = 0) -> ResumeCase:
     )
 
 
-def _after(axis: Axis, before: Setting, changed: Setting) -> Setting:
+def _after(axis: Axis, before: RunSetting, changed: RunSetting) -> RunSetting:
     match axis:
         case "nothing" | "nothing, blended":
             return before

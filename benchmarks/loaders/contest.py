@@ -17,13 +17,13 @@ from typing import Any
 
 from benchmarks.loaders.cases import AXES, Axis, draw_case
 from benchmarks.loaders.loader_costs import measure_cost, write_text
-from benchmarks.loaders.outcomes import Outcome
+from benchmarks.loaders.outcomes import ResumeOutcome
 from benchmarks.loaders.resume import run_case
 from benchmarks.loaders.rival import Rival
 
 #: Module and class of each loader; the modules import the packages.
 RIVALS = {
-    "ours": ("ours", "Ours"),
+    "ours": ("ours", "OurLoader"),
     "megatron-core": ("gpt_dataset", "MegatronCore"),
     "grain": ("grain_elastic", "Grain"),
     "grain-iterators": ("grain_iterators", "GrainIterators"),
@@ -57,7 +57,7 @@ def run_cases(name: str, folder: Path, *, cases: int, seed: int = 0) -> None:
                     lines.write(json.dumps(line) + "\n")
 
 
-def read_outcomes(path: Path) -> dict[tuple[Axis, int], Outcome]:
+def read_outcomes(path: Path) -> dict[tuple[Axis, int], ResumeOutcome]:
     """Return the outcomes in a file by axis and number; a line that was cut off counts as none."""
     outcomes = {}
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -65,8 +65,8 @@ def read_outcomes(path: Path) -> dict[tuple[Axis, int], Outcome]:
             fields: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError:
             continue
-        named = {key: fields[key] for key in Outcome.__dataclass_fields__}
-        outcomes[fields["axis"], fields["number"]] = Outcome.from_dict(named)
+        named = {key: fields[key] for key in ResumeOutcome.__dataclass_fields__}
+        outcomes[fields["axis"], fields["number"]] = ResumeOutcome.from_dict(named)
     return outcomes
 
 

@@ -1,7 +1,7 @@
 """Megatron-Core's GPTDataset, with the sampler of Megatron-LM's training program.
 
 The wheel of megatron-core has the datasets, and not `MegatronPretrainingSampler` of Megatron-LM's
-megatron/training/datasets/data_samplers.py: `_Steps` follows its rule. A checkpoint holds
+megatron/training/datasets/data_samplers.py: `_MegatronSteps` follows its rule. A checkpoint holds
 `consumed_samples`, and a restart takes the samples from that number on, rank by rank.
 """
 
@@ -22,18 +22,18 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from numpy.typing import NDArray
 
-from benchmarks.loaders.cases import Setting
-from benchmarks.loaders.outcomes import Sample
+from benchmarks.loaders.cases import RunSetting
+from benchmarks.loaders.outcomes import DrawnSample
 from benchmarks.loaders.rival import (
     PACKED_ROWS,
     PACKED_TOKENS,
     ROW_TOKENS,
     TEXT_VOCAB_SIZE,
     VOCAB_SIZE,
-    Plan,
+    MadeUpText,
     Rival,
-    Stream,
-    Text,
+    RivalStream,
+    RunPlan,
     identify,
 )
 from megatron_ettin.indexed import IndexedWriter
@@ -47,7 +47,7 @@ class MegatronCore(Rival):
         with IndexedWriter(str(path), "uint16") as writer:
             writer.add_many(rows.reshape(-1), np.full(len(rows), rows.shape[1], dtype=np.int64))
 
-    def write_text(self, path: Path, text: Text) -> None:
+    def write_text(self, path: Path, text: MadeUpText) -> None:
         """Write a .bin and .idx; documents are packed when the dataset is built."""
         with IndexedWriter(str(path), "uint16") as writer:
             writer.add_many(text.ids, np.diff(text.bounds))
@@ -69,7 +69,7 @@ class MegatronCore(Rival):
             rows = [dataset[number] for number in range(begin, begin + PACKED_ROWS)]
             yield torch.utils.data.default_collate(rows)["tokens"]
 
-    def open(self, plan: Plan, state: Any | None) -> Stream:
+    def open(self, plan: RunPlan, state: Any | None) -> RivalStream:
         """Build the indices for the present horizon and go on at `consumed_samples`."""
         present = plan.present
         dataset = build_dataset(
@@ -82,7 +82,7 @@ class MegatronCore(Rival):
             # Without the last label, a sample of the stream is exactly one document here.
             add_extra_token_to_sequence=False,
         )
-        return _Steps(dataset, present, state or 0)
+        return _MegatronSteps(dataset, present, state or 0)
 
     @staticmethod
     def versions() -> dict[str, str]:
@@ -90,15 +90,15 @@ class MegatronCore(Rival):
         return {"megatron-core": version("megatron-core")}
 
 
-class _Steps(Stream):
-    def __init__(self, dataset: Any, setting: Setting, consumed_samples: int) -> None:
+class _MegatronSteps(RivalStream):
+    def __init__(self, dataset: Any, setting: RunSetting, consumed_samples: int) -> None:
         if consumed_samples >= len(dataset):
             raise ValueError(f"no samples left: {consumed_samples} of {len(dataset)}")
         self._dataset = dataset
         self._batch = setting.batch
         self._consumed_samples = consumed_samples
 
-    def step(self) -> list[Sample]:
+    def step(self) -> list[DrawnSample]:
         # Rank r takes the r-th part of the step's samples, so the ranks in turn take them in order.
         begin = self._consumed_samples
         self._consumed_samples = min(begin + self._batch, len(self._dataset))

@@ -18,15 +18,15 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from numpy.typing import NDArray
 
-from benchmarks.loaders.cases import Setting
-from benchmarks.loaders.outcomes import Sample
+from benchmarks.loaders.cases import RunSetting
+from benchmarks.loaders.outcomes import DrawnSample
 from benchmarks.loaders.rival import (
     PACKED_ROWS,
     PACKED_TOKENS,
-    Plan,
+    MadeUpText,
     Rival,
-    Stream,
-    Text,
+    RivalStream,
+    RunPlan,
     identify,
 )
 
@@ -41,7 +41,7 @@ class Grain(Rival):
             writer.write(row.tobytes())
         writer.close()
 
-    def write_text(self, path: Path, text: Text) -> None:
+    def write_text(self, path: Path, text: MadeUpText) -> None:
         """Write an ArrayRecord file, a document a record."""
         writer = ArrayRecordWriter(str(path.with_suffix(".array_record")), "group_size:1")
         for begin, end in itertools.pairwise(text.bounds):
@@ -58,9 +58,9 @@ class Grain(Rival):
         for batch in packed.batch(PACKED_ROWS, drop_remainder=True):
             yield batch["tokens"]
 
-    def open(self, plan: Plan, state: Any | None) -> Stream:
+    def open(self, plan: RunPlan, state: Any | None) -> RivalStream:
         """Start an iterator for each rank; all of them take the state of rank 0."""
-        return _Steps(mixture(self.corpora(plan.sizes), plan), plan.present, state)
+        return _ElasticSteps(mixture(self.corpora(plan.sizes), plan), plan.present, state)
 
     @staticmethod
     def versions() -> dict[str, str]:
@@ -68,8 +68,8 @@ class Grain(Rival):
         return {"grain": version("grain")}
 
 
-class _Steps(Stream):
-    def __init__(self, dataset: Any, setting: Setting, state: Any | None) -> None:
+class _ElasticSteps(RivalStream):
+    def __init__(self, dataset: Any, setting: RunSetting, state: Any | None) -> None:
         self._iterators = [
             iter(
                 grain.experimental.ElasticIterator(
@@ -84,7 +84,7 @@ class _Steps(Stream):
         for iterator in self._iterators if state is not None else ():
             iterator.set_state(state)
 
-    def step(self) -> list[Sample]:
+    def step(self) -> list[DrawnSample]:
         return [sample for each in self._iterators for sample in identify(next(each))]
 
     def state(self) -> Any:
@@ -95,7 +95,7 @@ class _Steps(Stream):
             iterator.close()
 
 
-def mixture(corpora: list[Path], plan: Plan) -> Any:
+def mixture(corpora: list[Path], plan: RunPlan) -> Any:
     """Return the endless dataset of a run."""
     sources = shuffled(corpora, plan)
     if len(sources) == 1:
@@ -103,7 +103,7 @@ def mixture(corpora: list[Path], plan: Plan) -> Any:
     return grain.MapDataset.mix(sources, [float(weight) for weight in plan.present.weights])
 
 
-def shuffled(corpora: list[Path], plan: Plan) -> list[Any]:
+def shuffled(corpora: list[Path], plan: RunPlan) -> list[Any]:
     """Return each source without end, shuffled anew in each epoch."""
     return [
         grain.MapDataset.source(

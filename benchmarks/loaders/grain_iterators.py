@@ -1,7 +1,9 @@
 """Grain: an iterator for each rank that mixes an iterator of each source.
 
 Its state holds the place in each source, where that of ElasticIterator over a MapDataset holds one
-number, so a change of the blend keeps the places. It is a state of one rank.
+number, so a change of the blend keeps the places. It is a state of one rank among so many: the
+files of `grain.checkpoint.CheckpointHandler` are named `process_R-of-N.json`, and it refuses to
+restore a rank that has none. `_GrainSteps` does the same.
 """
 
 from __future__ import annotations
@@ -11,28 +13,30 @@ from typing import Any
 import grain
 
 from benchmarks.loaders.grain_elastic import Grain, shuffled
-from benchmarks.loaders.outcomes import Sample
-from benchmarks.loaders.rival import Plan, Stream, identify
+from benchmarks.loaders.outcomes import DrawnSample
+from benchmarks.loaders.rival import RivalStream, RunPlan, identify
 
 
 class GrainIterators(Grain):
     """ArrayRecord files, MapDatasets sliced by rank, `IterDataset.mix`."""
 
-    def open(self, plan: Plan, state: Any | None) -> Stream:
-        """Start an iterator for each rank; each takes its own state, a new rank that of rank 0."""
+    def open(self, plan: RunPlan, state: Any | None) -> RivalStream:
+        """Start an iterator for each rank; each takes its own state."""
         sources, ranks = shuffled(self.corpora(plan.sizes), plan), plan.present.ranks
         by_rank = ([source[rank::ranks] for source in sources] for rank in range(ranks))
-        return _Steps([_rank_iterator(of_rank, plan) for of_rank in by_rank], state)
+        return _GrainSteps([_rank_iterator(of_rank, plan) for of_rank in by_rank], state)
 
 
-class _Steps(Stream):
+class _GrainSteps(RivalStream):
     def __init__(self, iterators: list[Any], states: list[Any] | None) -> None:
         self._iterators = iterators
         if states is not None:
-            for rank, iterator in enumerate(iterators):
-                iterator.set_state(states[rank if rank < len(states) else 0])
+            if len(states) != len(iterators):
+                raise ValueError(f"File process_0-of-{len(iterators)}.json does not exist.")
+            for iterator, state in zip(iterators, states, strict=True):
+                iterator.set_state(state)
 
-    def step(self) -> list[Sample]:
+    def step(self) -> list[DrawnSample]:
         return [sample for each in self._iterators for sample in identify(next(each))]
 
     def state(self) -> Any:
@@ -43,7 +47,7 @@ class _Steps(Stream):
             iterator.close()
 
 
-def _rank_iterator(sources: list[Any], plan: Plan) -> Any:
+def _rank_iterator(sources: list[Any], plan: RunPlan) -> Any:
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     parts = [source.to_iter_dataset(options) for source in sources]
     mixed = parts[0]

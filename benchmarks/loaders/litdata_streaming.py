@@ -24,16 +24,16 @@ os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # it would ask the 
 from litdata import CombinedStreamingDataset, StreamingDataLoader, StreamingDataset
 from litdata.streaming import Cache, TokensLoader
 
-from benchmarks.loaders.cases import Setting
-from benchmarks.loaders.outcomes import Sample
+from benchmarks.loaders.cases import RunSetting
+from benchmarks.loaders.outcomes import DrawnSample
 from benchmarks.loaders.rival import (
     PACKED_ROWS,
     PACKED_TOKENS,
     ROW_TOKENS,
-    Plan,
+    MadeUpText,
     Rival,
-    Stream,
-    Text,
+    RivalStream,
+    RunPlan,
     identify,
 )
 
@@ -48,7 +48,7 @@ class LitData(Rival):
         """Write a folder of chunks."""
         write_chunks(path, rows, chunk_tokens=CHUNK_ROWS * ROW_TOKENS)
 
-    def write_text(self, path: Path, text: Text) -> None:
+    def write_text(self, path: Path, text: MadeUpText) -> None:
         """Write chunks of the stream of documents, in the order of the corpus."""
         write_chunks(path, text.rows(), chunk_tokens=CHUNK_TOKENS)
 
@@ -59,9 +59,9 @@ class LitData(Rival):
         )
         yield from StreamingDataLoader(dataset, batch_size=PACKED_ROWS, drop_last=True)
 
-    def open(self, plan: Plan, state: Any | None) -> Stream:
+    def open(self, plan: RunPlan, state: Any | None) -> RivalStream:
         """Start a loader for each rank; each takes its own state, a new rank that of rank 0."""
-        return _Steps(self.corpora(plan.sizes), plan, state)
+        return _LitDataSteps(self.corpora(plan.sizes), plan, state)
 
     @staticmethod
     def versions() -> dict[str, str]:
@@ -69,8 +69,8 @@ class LitData(Rival):
         return {"litdata": version("litdata")}
 
 
-class _Steps(Stream):
-    def __init__(self, corpora: list[Path], plan: Plan, state: Any | None) -> None:
+class _LitDataSteps(RivalStream):
+    def __init__(self, corpora: list[Path], plan: RunPlan, state: Any | None) -> None:
         self._setting = plan.present
         self._loaders = []
         for rank in range(plan.present.ranks):
@@ -81,8 +81,8 @@ class _Steps(Stream):
                 self._loaders.append(loader)
         self._batches = [_endless(loader) for loader in self._loaders]
 
-    def step(self) -> list[Sample]:
-        samples = []
+    def step(self) -> list[DrawnSample]:
+        samples: list[DrawnSample] = []
         for rank, batches in enumerate(self._batches):
             with _rank(rank, self._setting):
                 samples += identify(next(batches))
@@ -92,7 +92,7 @@ class _Steps(Stream):
         return [copy.deepcopy(loader.state_dict()) for loader in self._loaders]
 
 
-def _loader(corpora: list[Path], plan: Plan) -> Any:
+def _loader(corpora: list[Path], plan: RunPlan) -> Any:
     sources = [
         StreamingDataset(
             str(path),
@@ -133,7 +133,7 @@ MAX_EMPTY_EPOCHS = 100
 
 
 @contextmanager
-def _rank(rank: int, setting: Setting) -> Iterator[None]:
+def _rank(rank: int, setting: RunSetting) -> Iterator[None]:
     with patch.dict(os.environ, GLOBAL_RANK=str(rank), WORLD_SIZE=str(setting.ranks)):
         yield
 
@@ -142,7 +142,7 @@ def write_chunks(path: Path, rows: NDArray[np.uint16], *, chunk_tokens: int) -> 
     """Write rows [n, tokens] as a folder of chunks for TokensLoader."""
     loader = TokensLoader(block_size=rows.shape[1])
     cache = Cache(str(path), chunk_size=chunk_tokens, item_loader=loader)
-    for number, row in enumerate(torch.from_numpy(rows.astype(np.int32))):
+    for number, row in enumerate(torch.from_numpy(rows)):
         cache[number] = row
     cache.done()
     cache.merge()

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.costs import rise_of
-from benchmarks.loaders.rival import PACKED_ROWS, PACKED_TOKENS, TEXT_VOCAB_SIZE, Rival, Text
+from benchmarks.loaders.rival import PACKED_ROWS, PACKED_TOKENS, TEXT_VOCAB_SIZE, MadeUpText, Rival
 
 MEAN_DOCUMENT_TOKENS = 750
 ROUNDS = 3
 
 
-def make_text(megabytes: int) -> Text:
+def make_text(megabytes: int) -> MadeUpText:
     """Return random tokens, two bytes each, in documents as benchmarks/made_up_corpus.py draws."""
     count = megabytes * 10**6 // 2 // MEAN_DOCUMENT_TOKENS
     lengths = np.random.default_rng(1).lognormal(5.9, 1.2, count).clip(8, 200_000)
     bounds = np.concatenate([[0], np.cumsum(lengths.astype(np.int64))])
     ids = np.random.default_rng(3).integers(5, TEXT_VOCAB_SIZE, bounds[-1], dtype=np.uint16)
-    return Text(ids=ids, bounds=bounds)
+    return MadeUpText(ids=ids, bounds=bounds)
 
 
 def write_text(rival: type[Rival], folder: Path, megabytes: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ that `StreamingDataset` itself makes, and reads the part of each rank.
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -29,17 +30,16 @@ if torch.version.cuda is None:
 from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
 from streaming import Stream as MdsStream
 from streaming.base.batching import generate_work
-from streaming.base.util import clean_stale_shared_memory
 from streaming.base.world import World
 
-from benchmarks.loaders.cases import Setting
-from benchmarks.loaders.outcomes import Sample
+from benchmarks.loaders.cases import RunSetting
+from benchmarks.loaders.outcomes import DrawnSample
 from benchmarks.loaders.rival import (
     PACKED_ROWS,
-    Plan,
+    MadeUpText,
     Rival,
-    Stream,
-    Text,
+    RivalStream,
+    RunPlan,
     identify,
 )
 
@@ -54,13 +54,12 @@ class Streaming(Rival):
         """Write a folder of MDS shards."""
         write_shards(path, rows, shard_bytes=SHARD_ROWS * rows.shape[1] * 2 * 2)
 
-    def write_text(self, path: Path, text: Text) -> None:
+    def write_text(self, path: Path, text: MadeUpText) -> None:
         """Write rows cut from the stream of documents, in the order of the corpus."""
         write_shards(path, text.rows(), shard_bytes=SHARD_BYTES)
 
     def packed_batches(self, path: Path) -> Iterator[Any]:
         """Yield batches of one epoch of the rows that were written."""
-        clean_stale_shared_memory()
         dataset = StreamingDataset(
             local=str(path), batch_size=PACKED_ROWS, shuffle=True, num_canonical_nodes=1
         )
@@ -68,9 +67,9 @@ class Streaming(Rival):
         for batch in loader:
             yield batch["tokens"]
 
-    def open(self, plan: Plan, state: Any | None) -> Stream:
+    def open(self, plan: RunPlan, state: Any | None) -> RivalStream:
         """Open the dataset, load the state, and share the epoch out to the ranks."""
-        return _Steps(open_dataset(self.corpora(plan.sizes), plan), plan.present, state)
+        return _StreamingSteps(open_dataset(self.corpora(plan.sizes), plan), plan.present, state)
 
     @staticmethod
     def versions() -> dict[str, str]:
@@ -78,8 +77,8 @@ class Streaming(Rival):
         return {"streaming-community": version("streaming-community")}
 
 
-class _Steps(Stream):
-    def __init__(self, dataset: Any, setting: Setting, state: Any | None) -> None:
+class _StreamingSteps(RivalStream):
+    def __init__(self, dataset: Any, setting: RunSetting, state: Any | None) -> None:
         self._dataset = dataset
         self._ranks = setting.ranks
         self._world = World(1, setting.ranks, 1, 0)
@@ -89,7 +88,7 @@ class _Steps(Stream):
         self._yielded = 0
         self._batches = self._endless()
 
-    def step(self) -> list[Sample]:
+    def step(self) -> list[DrawnSample]:
         return list(identify(next(self._batches)))
 
     def state(self) -> Any:
@@ -97,8 +96,21 @@ class _Steps(Stream):
         return self._dataset.state_dict(self._yielded, False)
 
     def close(self) -> None:
-        if hasattr(self._dataset, "_resume_shm"):
-            self._dataset._resume_shm.cleanup()
+        # The library does this when its process ends, and looks for free names one by one.
+        dataset = self._dataset
+        blocks = [
+            dataset._locals_shm,
+            dataset._shared_barrier._arr.shm,
+            dataset._next_epoch.arr.shm,
+            dataset._cache_usage.arr.shm,
+            dataset._shard_states.shm,
+            dataset._shard_access_times.shm,
+        ]
+        if hasattr(dataset, "_resume_shm"):
+            blocks.append(dataset._resume_shm)
+        for block in blocks:
+            block.cleanup()
+            atexit.unregister(block.cleanup)
 
     def _endless(self) -> Iterator[list[Any]]:
         dataset = self._dataset
@@ -115,10 +127,9 @@ class _Steps(Stream):
                 yield [dataset[int(number)]["tokens"] for number in numbers.flat if number >= 0]
 
 
-def open_dataset(corpora: list[Path], plan: Plan) -> Any:
+def open_dataset(corpora: list[Path], plan: RunPlan) -> Any:
     """Return the dataset of a run; several sources are streams with proportions."""
     warnings.simplefilter("ignore")
-    clean_stale_shared_memory()  # of the dataset that this process opened before
     settings: dict[str, Any] = {
         "batch_size": plan.present.batch // plan.present.ranks,
         "shuffle": True,

@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import megatron_ettin
-from benchmarks.loaders.cases import Setting
-from benchmarks.loaders.outcomes import Sample
+from benchmarks.loaders.cases import RunSetting
+from benchmarks.loaders.outcomes import DrawnSample
 from benchmarks.loaders.rival import (
     PACKED_ROWS,
     PACKED_TOKENS,
     ROW_TOKENS,
     TEXT_VOCAB_SIZE,
     VOCAB_SIZE,
-    Plan,
+    MadeUpText,
     Rival,
-    Stream,
-    Text,
+    RivalStream,
+    RunPlan,
     identify,
 )
 from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
@@ -35,7 +35,7 @@ from megatron_ettin.rows import TokenIds
 IDS = TokenIds(vocab_size=VOCAB_SIZE, unk=0, cls=1, sep=2, pad=3, mask=4)
 
 
-class Ours(Rival):
+class OurLoader(Rival):
     """`SampleOrder` and `Loader`, as a training run calls them."""
 
     def write(self, path: Path, rows: NDArray[np.uint16]) -> None:
@@ -43,7 +43,7 @@ class Ours(Rival):
         with IndexedWriter(str(path), "uint16") as writer:
             writer.add_many(rows.reshape(-1), np.full(len(rows), rows.shape[1], dtype=np.int64))
 
-    def write_text(self, path: Path, text: Text) -> None:
+    def write_text(self, path: Path, text: MadeUpText) -> None:
         """Write a .bin and .idx; documents are packed when the order is opened."""
         with IndexedWriter(str(path), "uint16") as writer:
             writer.add_many(text.ids, np.diff(text.bounds))
@@ -78,9 +78,9 @@ class Ours(Rival):
         for batch in loader.micro_batches(0, loader.order.num_rows):
             yield batch.tokens.reshape(PACKED_ROWS, PACKED_TOKENS)
 
-    def open(self, plan: Plan, state: Any | None) -> Stream:
+    def open(self, plan: RunPlan, state: Any | None) -> RivalStream:
         """Start at a row; a blend that changed is one phase more, as docs/order.md asks."""
-        return _Steps(open_order(self.corpora(plan.sizes), plan), plan.present, state or 0)
+        return _OurSteps(open_order(self.corpora(plan.sizes), plan), plan.present, state or 0)
 
     @staticmethod
     def versions() -> dict[str, str]:
@@ -88,8 +88,8 @@ class Ours(Rival):
         return {"megatron-ettin": megatron_ettin.__version__}
 
 
-class _Steps(Stream):
-    def __init__(self, order: SampleOrder, setting: Setting, row: int) -> None:
+class _OurSteps(RivalStream):
+    def __init__(self, order: SampleOrder, setting: RunSetting, row: int) -> None:
         self._order = order
         self._batch = setting.batch
         self._row = row
@@ -106,7 +106,7 @@ class _Steps(Stream):
             for rank in range(setting.ranks)
         ]
 
-    def step(self) -> list[Sample]:
+    def step(self) -> list[DrawnSample]:
         end = min(self._row + self._batch, self._order.phase_at(self._row).end_g)
         samples = [
             sample
@@ -121,7 +121,7 @@ class _Steps(Stream):
         return self._row
 
 
-def open_order(corpora: list[Path], plan: Plan) -> SampleOrder:
+def open_order(corpora: list[Path], plan: RunPlan) -> SampleOrder:
     """Return the order of a run; it has a phase for each blend."""
     parts: list[tuple[tuple[int, ...], int]] = []
     for setting, end in [*plan.earlier, (plan.present, plan.present.horizon)]:

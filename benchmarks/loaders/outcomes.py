@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 Verdict = Literal["resumed", "refused", "failed"]
 
 
-class Sample(NamedTuple):
+class DrawnSample(NamedTuple):
     """A document that a loader delivered."""
 
     source: int
@@ -18,7 +18,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ResumeOutcome:
     """Result of one case."""
 
     verdict: Verdict
@@ -51,8 +51,11 @@ class Outcome:
 
 
 def count_outcome(
-    sizes: Sequence[int], before: Sequence[Sample], after: Sequence[Sample], past: Sequence[Sample]
-) -> Outcome:
+    sizes: Sequence[int],
+    before: Sequence[DrawnSample],
+    after: Sequence[DrawnSample],
+    past: Sequence[DrawnSample],
+) -> ResumeOutcome:
     """Compare the samples of a run with whole epochs, and its past with that of the new settings.
 
     If a source of n documents is drawn d times, each document is due floor(d / n) times and
@@ -68,12 +71,12 @@ def count_outcome(
     drawn = Counter(before) + Counter(after)
     repeated = lost = 0
     for source, size in enumerate(sizes):
-        counts = [drawn[Sample(source, document)] for document in range(size)]
+        counts = [drawn[DrawnSample(source, document)] for document in range(size)]
         due, rest = divmod(sum(counts), size)
         allowed = due + (rest > 0)
         repeated += sum(max(0, count - allowed) for count in counts)
         lost += sum(max(0, due - count) for count in counts)
-    return Outcome(
+    return ResumeOutcome(
         verdict="resumed",
         drawn=drawn.total(),
         repeated=repeated,

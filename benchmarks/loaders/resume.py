@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from benchmarks.loaders.cases import ResumeCase, Setting
-from benchmarks.loaders.outcomes import Outcome, Sample, count_outcome
-from benchmarks.loaders.rival import Plan, Rival, Stream
+from benchmarks.loaders.cases import ResumeCase, RunSetting
+from benchmarks.loaders.outcomes import DrawnSample, ResumeOutcome, count_outcome
+from benchmarks.loaders.rival import Rival, RivalStream, RunPlan
 
 
-def run_case(rival: Rival, case: ResumeCase) -> Outcome:
+def run_case(rival: Rival, case: ResumeCase) -> ResumeOutcome:
     """Return the outcome of a case; an error after the restart is an outcome too."""
-    old = Plan(sizes=case.sizes, seed=case.seed, present=case.before)
+    old = RunPlan(sizes=case.sizes, seed=case.seed, present=case.before)
     with closing(rival.open(old, None)) as stream:
         before = _samples(stream, case.before, case.consumed)
         state = stream.state()
-    plan = Plan(
+    plan = RunPlan(
         sizes=case.sizes,
         seed=case.seed,
         present=case.after,
@@ -32,16 +32,16 @@ def run_case(rival: Rival, case: ResumeCase) -> Outcome:
             past = _samples(stream, case.after, case.consumed)
     except Exception as error:  # any error of any library is what a user would see
         message = f"{type(error).__name__}: {error}"
-        return Outcome(verdict="failed" if is_resumed else "refused", message=message[:300])
+        return ResumeOutcome(verdict="failed" if is_resumed else "refused", message=message[:300])
     return count_outcome(case.sizes, before, after, past)
 
 
-def _samples(stream: Stream, setting: Setting, count: int) -> list[Sample]:
+def _samples(stream: RivalStream, setting: RunSetting, count: int) -> list[DrawnSample]:
     """Return the samples of the fewest whole steps that make up `count`.
 
     A step is never cut, because the samples of its ranks have no order among themselves.
     """
-    samples: list[Sample] = []
+    samples: list[DrawnSample] = []
     while len(samples) < count:
         step = stream.step()
         if not 0 < len(step) <= setting.batch:

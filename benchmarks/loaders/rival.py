@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.loaders.cases import SIZES, Setting
-from benchmarks.loaders.outcomes import Sample
+from benchmarks.loaders.cases import SIZES, RunSetting
+from benchmarks.loaders.outcomes import DrawnSample
 
 ROW_TOKENS = 8
 NUM_SOURCES = 3
@@ -35,7 +35,7 @@ TEXT_VOCAB_SIZE = 50_368
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class MadeUpText:
     """Documents end to end."""
 
     ids: NDArray[np.uint16]
@@ -49,21 +49,21 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunPlan:
     """Settings of a run from its beginning: those that ended at a restart, then the present."""
 
     sizes: tuple[int, ...]
     seed: int
-    present: Setting
-    earlier: tuple[tuple[Setting, int], ...] = ()
+    present: RunSetting
+    earlier: tuple[tuple[RunSetting, int], ...] = ()
     """Settings, and the number of samples after which they ended."""
 
 
-class Stream(ABC):
+class RivalStream(ABC):
     """A run in progress, all of its ranks in this process."""
 
     @abstractmethod
-    def step(self) -> list[Sample]:
+    def step(self) -> list[DrawnSample]:
         """Return the next step's samples, those of rank 0 first."""
 
     @abstractmethod
@@ -104,11 +104,11 @@ class Rival(ABC):
         """Write a corpus of documents [n, tokens] in the loader's own format."""
 
     @abstractmethod
-    def open(self, plan: Plan, state: Any | None) -> Stream:
+    def open(self, plan: RunPlan, state: Any | None) -> RivalStream:
         """Start a run at its beginning, or at a state that was saved."""
 
     @abstractmethod
-    def write_text(self, path: Path, text: Text) -> None:
+    def write_text(self, path: Path, text: MadeUpText) -> None:
         """Write documents of any length in the loader's own format, ready to be packed."""
 
     @abstractmethod
@@ -127,10 +127,10 @@ def documents(source: int, size: int) -> NDArray[np.uint16]:
     return np.repeat(ids[:, None], ROW_TOKENS, axis=1)
 
 
-def identify(rows: Iterable[Any]) -> Iterator[Sample]:
+def identify(rows: Iterable[Any]) -> Iterator[DrawnSample]:
     """Yield which document each row is; ValueError if a row is not one whole document."""
     for row in rows:
         tokens = np.asarray(row)
         if tokens.shape != (ROW_TOKENS,) or (tokens != tokens[0]).any():
             raise ValueError(f"a row is not one document: {tokens.tolist()}")
-        yield Sample(*divmod(int(tokens[0]) - FIRST_ID, SOURCE_IDS))
+        yield DrawnSample(*divmod(int(tokens[0]) - FIRST_ID, SOURCE_IDS))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.loaders.cases import AXES, Axis
-from benchmarks.loaders.outcomes import Outcome
+from benchmarks.loaders.outcomes import ResumeOutcome
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,7 @@ class Tally:
     messages: dict[str, int] = field(default_factory=dict)
     """Errors, without numbers and paths, and how often each came."""
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: ResumeOutcome) -> None:
         """Count one case."""
         self.cases += 1
         self.clean += outcome.is_clean
@@ -49,7 +49,7 @@ class Tally:
             self.messages[kind] = self.messages.get(kind, 0) + 1
 
 
-def tally(outcomes: Mapping[tuple[Axis, int], Outcome]) -> dict[Axis, Tally]:
+def tally(outcomes: Mapping[tuple[Axis, int], ResumeOutcome]) -> dict[Axis, Tally]:
     """Return the counts of each axis that has cases."""
     tallies = {axis: Tally() for axis in AXES}
     for (axis, _), outcome in outcomes.items():

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.loaders.cases import AXES, Axis, ResumeCase, Setting, draw_case
+from benchmarks.loaders.cases import AXES, Axis, ResumeCase, RunSetting, draw_case
 from benchmarks.loaders.contest import AT_HOME, RIVALS, read_outcomes, rival_class, run_cases
 from benchmarks.loaders.loader_costs import measure_cost, write_text
-from benchmarks.loaders.ours import Ours, open_order
-from benchmarks.loaders.outcomes import Sample, count_outcome
+from benchmarks.loaders.ours import OurLoader, open_order
+from benchmarks.loaders.outcomes import DrawnSample, count_outcome
 from benchmarks.loaders.resume import run_case
-from benchmarks.loaders.rival import ROW_TOKENS, Plan, Rival, Stream, Text, identify
+from benchmarks.loaders.rival import ROW_TOKENS, MadeUpText, Rival, RivalStream, RunPlan, identify
 from benchmarks.loaders.summary import tally
 from tests.native import reference
 
@@ -31,8 +31,8 @@ PACKAGES = {name: name for name in ("grain", "litdata", "streaming")}
 PACKAGES["grain-iterators"] = "grain"
 
 
-def samples(*documents: int, source: int = 0) -> list[Sample]:
-    return [Sample(source, document) for document in documents]
+def samples(*documents: int, source: int = 0) -> list[DrawnSample]:
+    return [DrawnSample(source, document) for document in documents]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ class Planted(Rival):
     def write(self, path: Path, rows: NDArray[np.uint16]) -> None:
         raise NotImplementedError
 
-    def write_text(self, path: Path, text: Text) -> None:
+    def write_text(self, path: Path, text: MadeUpText) -> None:
         raise NotImplementedError
 
     def packed_batches(self, path: Path) -> Any:
@@ -81,7 +81,7 @@ class Planted(Rival):
     def versions() -> dict[str, str]:
         return {}
 
-    def open(self, plan: Plan, state: Any | None) -> Stream:
+    def open(self, plan: RunPlan, state: Any | None) -> RivalStream:
         if state is not None and self.fault == "refuses":
             raise ValueError("the number of ranks differs")
         shift = {"repeats": -3, "skips": 3}.get(self.fault, 0) if state is not None else 0
@@ -89,11 +89,11 @@ class Planted(Rival):
         return PlantedSteps(plan, (state or 0) + shift, first, self.fault)
 
 
-class PlantedSteps(Stream):
-    def __init__(self, plan: Plan, number: int, first: int, fault: str) -> None:
+class PlantedSteps(RivalStream):
+    def __init__(self, plan: RunPlan, number: int, first: int, fault: str) -> None:
         self.plan, self.number, self.first, self.fault = plan, number, first, fault
 
-    def step(self) -> list[Sample]:
+    def step(self) -> list[DrawnSample]:
         (size,) = self.plan.sizes
         if self.fault == "breaks" and self.plan.earlier and self.number >= 8:
             raise KeyError("worker 3")
@@ -119,7 +119,7 @@ class PlantedSteps(Stream):
 def test_planted_fault_is_seen(
     tmp_path: Path, fault: str, verdict: str, expected: tuple[int, ...]
 ) -> None:
-    setting = Setting(ranks=1, batch=4, weights=(1,), horizon=24)
+    setting = RunSetting(ranks=1, batch=4, weights=(1,), horizon=24)
     case = ResumeCase(sizes=(24,), before=setting, after=setting, stop_steps=1, seed=1)
     outcome = run_case(Planted(tmp_path, fault), case)
     assert outcome.verdict == verdict
@@ -141,9 +141,9 @@ def test_case_changes_what_its_axis_says(axis: Axis) -> None:
     assert dict(changed) == dict.fromkeys(expected, 200)
 
 
-def documented_samples(rival: Ours, plan: Plan) -> list[Sample]:
+def documented_samples(rival: OurLoader, plan: RunPlan) -> list[DrawnSample]:
     """Return the samples of a run by docs/order.md; a row of these corpora is a document."""
-    found: list[Sample] = []
+    found: list[DrawnSample] = []
     for phase in open_order(rival.corpora(plan.sizes), plan).spec.phases:
         table, _ = reference.blend_table([pool.quota for pool in phase.pools])
         for n in range(phase.num_rows):
@@ -154,20 +154,20 @@ def documented_samples(rival: Ours, plan: Plan) -> list[Sample]:
             name = f"source{source}:0:{size}:bfd:{ROW_TOKENS}:1"
             identity = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
             key = reference.counter_key(plan.seed, reference.PERMUTATION, [identity, epoch])
-            found.append(Sample(source, reference.permute(size, key, index)))
+            found.append(DrawnSample(source, reference.permute(size, key, index)))
     return found
 
 
 @pytest.mark.parametrize("axis", AXES)
 def test_ours_delivers_what_the_document_says(tmp_path: Path, axis: Axis) -> None:
-    rival = Ours(tmp_path)
+    rival = OurLoader(tmp_path)
     rival.prepare()
     for number in range(3):
         case = draw_case(axis, number)
         earlier = ((case.before, case.consumed),)
-        plan = Plan(sizes=case.sizes, seed=case.seed, present=case.after, earlier=earlier)
+        plan = RunPlan(sizes=case.sizes, seed=case.seed, present=case.after, earlier=earlier)
         with closing(rival.open(plan, None)) as stream:
-            found: list[Sample] = []
+            found: list[DrawnSample] = []
             while len(found) < case.after.horizon:
                 found += stream.step()
         expected = documented_samples(rival, plan)
@@ -206,8 +206,8 @@ def test_streaming_is_shared_out_as_its_own_loader_does(tmp_path: Path) -> None:
     module = importlib.import_module("benchmarks.loaders.mosaic_streaming")
     rival = module.Streaming(tmp_path)
     rival.prepare()
-    setting = Setting(ranks=1, batch=8, weights=(2, 3), horizon=100)
-    plan = Plan(sizes=(24, 48), seed=5, present=setting)
+    setting = RunSetting(ranks=1, batch=8, weights=(2, 3), horizon=100)
+    plan = RunPlan(sizes=(24, 48), seed=5, present=setting)
     with closing(rival.open(plan, None)) as stream:
         ours = [stream.step() for _ in range(9)]
         state = stream.state()
@@ -232,8 +232,8 @@ def test_cases_that_were_run_are_not_run_again(tmp_path: Path) -> None:
 
 
 def test_costs_are_measured(tmp_path: Path) -> None:
-    written = write_text(Ours, tmp_path / "text", megabytes=1)
+    written = write_text(OurLoader, tmp_path / "text", megabytes=1)
     assert written["files_mb"] >= written["text_mb"] > 0.5
-    cost = measure_cost(lambda: Ours, tmp_path / "text")
+    cost = measure_cost(lambda: OurLoader, tmp_path / "text")
     assert cost["kept_mb"] > written["files_mb"]  # the plan
     assert cost["tokens_per_cpu_s"] > 0
