@@ -7,6 +7,8 @@ are missing are skipped.
 import hashlib
 import importlib
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -27,6 +29,7 @@ from benchmarks.loaders.rival import ROW_TOKENS, MadeUpText, Rival, RivalStream,
 from benchmarks.loaders.summary import tally
 from tests.native import reference
 
+ROOT = Path(__file__).parents[2]
 PACKAGES = {name: name for name in ("grain", "litdata", "streaming")}
 PACKAGES["grain-iterators"] = "grain"
 
@@ -237,3 +240,18 @@ def test_costs_are_measured(tmp_path: Path) -> None:
     cost = measure_cost(lambda: OurLoader, tmp_path / "text")
     assert cost["kept_mb"] > written["files_mb"]  # the plan
     assert cost["tokens_per_cpu_s"] > 0
+
+
+@pytest.mark.slow
+def test_tool_reports_and_goes_on(tmp_path: Path) -> None:
+    options = ["--output", str(tmp_path), "--cases", "2", "--megabytes", "1", "--loaders", "ours"]
+    tool = [sys.executable, str(ROOT / "tools" / "bench_loaders.py"), *options]
+    first, second = (
+        subprocess.run(tool, capture_output=True, check=True, text=True).stdout for _ in range(2)
+    )
+    assert first == second  # the second run measured nothing again
+    assert (tmp_path / "loaders.md").read_text() in first
+    figures = json.loads((tmp_path / "loaders.json").read_text())
+    counts = figures["cases"]["ours"]
+    assert {axis: each["clean"] for axis, each in counts.items()} == dict.fromkeys(AXES, 2)
+    assert figures["costs"]["ours"]["tokens_per_cpu_s"] > 0
