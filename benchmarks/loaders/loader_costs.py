@@ -56,13 +56,16 @@ def measure_cost(load: Callable[[], type[Rival]], folder: Path) -> dict[str, flo
         _count(next(iter(rival.packed_batches(path))))
         return time.process_time() - begin
 
-    def all_epochs() -> tuple[float, list[tuple[int, float]]]:
-        return first_batch(), [_rest_of_epoch(rival, path) for _ in range(ROUNDS)]
+    def all_epochs() -> tuple[float, float, list[tuple[int, float]]]:
+        first = first_batch()
+        since_start = time.process_time()
+        return first, since_start, [_rest_of_epoch(rival, path) for _ in range(ROUNDS)]
 
-    (first_batch_s, epochs), _, rise = rise_of(all_epochs)
+    (first_batch_s, since_start_s, epochs), _, rise = rise_of(all_epochs)
     return {
         "import_cpu_s": import_s,
         "first_batch_cpu_s": first_batch_s,
+        "start_to_first_batch_cpu_s": since_start_s,
         "epoch_tokens": epochs[0][0],
         "tokens_per_cpu_s": max(tokens / seconds for tokens, seconds in epochs),
         "memory_mb": rise / 1e6,
