@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -93,7 +94,8 @@ class _StreamingSteps(RivalStream):
 
     def state(self) -> Any:
         # As StreamingDataLoader.state_dict: samples of this rank since the (re)start, times ranks.
-        return self._dataset.state_dict(self._yielded, False)
+        with patch("atexit.register"):  # see _endless
+            return self._dataset.state_dict(self._yielded, False)
 
     def close(self) -> None:
         # The library does this when its process ends, and looks for free names one by one.
@@ -116,7 +118,9 @@ class _StreamingSteps(RivalStream):
         dataset = self._dataset
         while True:
             # As StreamingDataset._resume_incr_epoch and _get_work, for all ranks at once.
-            epoch, begin = dataset._resume(self._world, dataset.next_epoch)
+            # It opens the saved state each time, and keeps it open until the process ends.
+            with patch("atexit.register"):
+                epoch, begin = dataset._resume(self._world, dataset.next_epoch)
             dataset.next_epoch = epoch + 1
             self._yielded = 0
             work = generate_work(dataset.batching_method, dataset, self._world, epoch, begin)
