@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
 from megatron_ettin.data.encoding import EncodedPart
+from megatron_ettin.data.parquet_pages import has_single_pages, read_strings
 from megatron_ettin.data.raw_files import TextBatch, TokenBatch
 from megatron_ettin.native import TokenFileBuilder
 from megatron_ettin.publication import sync
@@ -43,6 +44,12 @@ SCHEMA = pa.schema(
 """docs/data.md says what the columns hold."""
 
 GROUP_DOCUMENTS = 2**16
+PAGE_BYTES = 2**17
+"""Bytes of a page, before compression: a look-up decodes a page, and reads the headers of all."""
+FEW_DOCUMENTS = 8
+"""Documents of a row group that are looked up page by page: more would need most pages."""
+TEXTS = ("id", "url")
+"""Columns that take most of the time of a look-up."""
 BLOOM_FILTER = {"ndv": GROUP_DOCUMENTS, "fpp": 0.01}
 """Bloom filters of id and sha256: documents, error rate of 16 bits each (Parquet rounds)."""
 # Bytes of an .idx with one sequence per document: header and last document boundary; then, for each
@@ -64,6 +71,7 @@ def sidecar_writer(destination: Path | BinaryIO) -> pq.ParquetWriter:
         compression="zstd",
         use_dictionary=["shard"],
         column_encoding=dict.fromkeys(("ordinal", "n_tokens", "line"), "DELTA_BINARY_PACKED"),
+        data_page_size=PAGE_BYTES,
         write_page_checksum=True,
         bloom_filter_options=dict.fromkeys(("id", "sha256"), BLOOM_FILTER),
     )
@@ -223,9 +231,10 @@ def _names(names: list[str | None] | None, places: NDArray[np.int64]) -> pa.Arra
 class Provenance:
     """Open sidecar of a corpus, for questions; use it as a context manager or close it."""
 
-    def __init__(self, path: Path, file: pq.ParquetFile) -> None:
+    def __init__(self, path: Path, source: pa.NativeFile, file: pq.ParquetFile) -> None:
         """Take an open file; `open` is the way to get one."""
         self._path = path
+        self._source = source
         self._file = file
         groups = range(file.metadata.num_row_groups)
         rows = [file.metadata.row_group(group).num_rows for group in groups]
@@ -241,7 +250,8 @@ class Provenance:
         path = sidecar_path(prefix)
         try:
             # Not memory-mapped: one pass would leave the whole file in this process's memory.
-            file = pq.ParquetFile(path, memory_map=False, page_checksum_verification=True)
+            source = pa.OSFile(str(path), "rb")
+            file = pq.ParquetFile(source, page_checksum_verification=True)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{path}: no such file: this corpus was made by another program or by an older"
@@ -250,11 +260,11 @@ class Provenance:
             ) from None
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, str(error)) from error
-        provenance = cls(path, file)
+        provenance = cls(path, source, file)
         try:
             provenance._check(prefix)
         except BaseException:
-            file.close()
+            provenance.close()
             raise
         return provenance
 
@@ -267,6 +277,7 @@ class Provenance:
     def close(self) -> None:
         """Release the file."""
         self._file.close()
+        self._source.close()
 
     @property
     def num_documents(self) -> int:
@@ -289,8 +300,9 @@ class Provenance:
     ) -> pa.Table:
         """Return columns of the documents [n], in this order, repeats included.
 
-        Each row group that holds one of them is read once, and nothing else. IndexError naming the
-        first ordinal that is not in the corpus; ValueError where the file is damaged.
+        Each row group that holds one of them is read once, and nothing else; of one that holds few
+        of them, only the pages with their ids and urls. IndexError naming the first ordinal that is
+        not in the corpus; ValueError where the file is damaged.
         """
         outside = ordinals[(ordinals < 0) | (ordinals >= self.num_documents)]
         if len(outside):
@@ -302,16 +314,57 @@ class Provenance:
         # wanted[cuts[k]:cuts[k + 1]] lies in row group k.
         cuts = np.searchsorted(wanted, self._begins)
         names = list(dict.fromkeys(["ordinal", *columns]))
-        tables = [SCHEMA.empty_table().select(names)]
-        for group, (begin, end) in enumerate(itertools.pairwise(cuts)):
-            if begin == end:
-                continue
-            rows = self._read(group, names).take(wanted[begin:end] - self._begins[group])
-            if not np.array_equal(rows["ordinal"].to_numpy(), wanted[begin:end]):
-                raise _damaged(self._path, "its rows are not in the order of the documents")
-            tables.append(rows)
-        table = pa.concat_tables(tables).unify_dictionaries().select(columns)
+        groups = [
+            (group, wanted[begin:end] - self._begins[group])
+            for group, (begin, end) in enumerate(itertools.pairwise(cuts))
+            if begin < end
+        ]
+        few = [each for each in groups if self._are_few(*each)]
+        tables = self._read_few(few, names)
+        tables |= {
+            group: self._read(group, names).take(rows)
+            for group, rows in groups
+            if group not in tables
+        }
+        empty = SCHEMA.empty_table().select(names)
+        table = pa.concat_tables([empty, *(tables[group] for group, _ in groups)])
+        if not np.array_equal(table["ordinal"].to_numpy(), wanted):
+            raise _damaged(self._path, "its rows are not in the order of the documents")
+        table = table.unify_dictionaries().select(columns)
         return table if np.array_equal(wanted, ordinals) else table.take(places)
+
+    def _are_few(self, group: int, rows: NDArray[np.int64]) -> bool:
+        """Tell whether the texts of these rows are to be read page by page."""
+        chunks = self._file.metadata.row_group(group)
+        return len(rows) <= FEW_DOCUMENTS and all(
+            has_single_pages(chunks.column(SCHEMA.get_field_index(name))) for name in TEXTS
+        )
+
+    def _read_few(
+        self, groups: Sequence[tuple[int, NDArray[np.int64]]], names: list[str]
+    ) -> dict[int, pa.Table]:
+        """Return columns of the rows [n] of each of these row groups, of few rows each."""
+        if not groups:
+            return {}
+        others = [name for name in names if name not in TEXTS]
+        texts = {name: self._read_pages(name, groups) for name in names if name in TEXTS}
+        tables, done = {}, 0
+        for group, rows in groups:
+            table = self._read(group, others).take(rows)
+            for name, column in texts.items():
+                table = table.append_column(SCHEMA.field(name), column.slice(done, len(rows)))
+            tables[group] = table.select(names)
+            done += len(rows)
+        return tables
+
+    def _read_pages(
+        self, name: str, groups: Sequence[tuple[int, NDArray[np.int64]]]
+    ) -> pa.ChunkedArray:
+        place = SCHEMA.get_field_index(name)
+        try:
+            return read_strings(self._source, self._file.metadata, place, groups)
+        except (ValueError, pa.ArrowException, OSError) as error:
+            raise _damaged(self._path, f"{name}: {error}") from error
 
     def find_id(self, document_id: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with this id, ascending."""
