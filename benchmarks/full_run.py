@@ -6,6 +6,7 @@ disk of one shard. Tokens are a hole. Digests are random: nothing that compares 
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -73,7 +74,6 @@ class FullRun:
         first = self.folder / "shard"
         lengths = write_shard(first, self.documents // self.shards)
         write_sidecar(first, lengths, load_tokenizer(self.folder / "tokenizer").digest)
-        identify_corpus(str(first))
         sources = {}
         for name, share in SOURCES.items():
             count = max(1, round(share * self.shards))
@@ -81,7 +81,10 @@ class FullRun:
             for prefix in sources[name]:
                 for end in (".bin", ".idx", ".docs.parquet"):
                     os.link(f"{first}{end}", f"{prefix}{end}")
-                shutil.copy(f"{first}.identity.json", f"{prefix}.identity.json")
+        # After the last link, each of which sets the time of change that an identity holds.
+        identify_corpus(str(first))
+        for prefix in itertools.chain(*sources.values()):
+            shutil.copy(f"{first}.identity.json", f"{prefix}.identity.json")
         return sources
 
     def _config(self, sources: dict[str, list[str]]) -> RunConfig:

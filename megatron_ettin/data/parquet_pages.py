@@ -95,10 +95,9 @@ def pages_of(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData) -> Iterator[P
     first_row = 0
     while offset < end:
         header, length = _read_header(source, offset, end)
-        kind, uncompressed, compressed = (header.get(number) for number in (1, 2, 3))
-        num_rows = header.get(_DESCRIBED.get(kind, -1), {}).get(1)
-        counts = (uncompressed, compressed, num_rows)
-        if None in counts or min(counts) < 0 or offset + length + compressed > end:
+        uncompressed, compressed = _number(header, 2), _number(header, 3)
+        num_rows = _number(header, _DESCRIBED.get(_number(header, 1), 0), 1)
+        if min(uncompressed, compressed, num_rows) < 0 or offset + length + compressed > end:
             raise ValueError(f"byte {offset}: no header of a data page")
         yield Page(offset, length + compressed, uncompressed, first_row, num_rows)
         offset += length + compressed
@@ -107,6 +106,13 @@ def pages_of(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData) -> Iterator[P
         raise ValueError(
             f"byte {chunk.data_page_offset}: pages of {first_row} rows, not {chunk.num_values}"
         )
+
+
+def _number(fields: Any, *path: int) -> int:
+    """Return the integer at a path of field numbers; -1 if there is none."""
+    for number in path:
+        fields = fields.get(number) if isinstance(fields, dict) else None
+    return fields if type(fields) is int else -1
 
 
 def _read_header(source: pa.NativeFile, offset: int, end: int) -> tuple[dict[int, Any], int]:
@@ -120,6 +126,8 @@ def _read_header(source: pa.NativeFile, offset: int, end: int) -> tuple[dict[int
             if size >= end - offset or len(content) < size:
                 raise ValueError(f"byte {offset}: a header without end") from None
             size *= 8
+        except ValueError as error:
+            raise ValueError(f"byte {offset}: no header of a page: {error}") from None
 
 
 def _decode(source: pa.NativeFile, codec: int, pages: Sequence[Page]) -> pa.ChunkedArray:
@@ -236,7 +244,7 @@ def _parse_struct(content: bytes, at: int) -> tuple[dict[int, Any], int]:
         elif kind == _STRUCT:
             fields[number], at = _parse_struct(content, at)
         else:
-            raise ValueError(f"type {kind} in a page's header")
+            raise ValueError(f"a field of type {kind}")
     return fields, at + 1
 
 
