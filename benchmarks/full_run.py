@@ -45,7 +45,7 @@ MEAN_TOKENS = 745
 DONE_SHARE = 0.99
 EARLY = "early"
 """Folder of the second run, beside the first."""
-EARLY_STEPS = 20
+EARLY_STEPS = 2
 CHECKPOINTS = 100
 CHUNK_ROWS = 1 << 20
 REPORT_STEPS = 10
