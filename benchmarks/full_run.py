@@ -2,7 +2,7 @@
 
 A source consists of shards that are hard links of one file, so that billions of documents take the
 disk of one shard. Tokens are a hole. Digests are random: nothing that compares tokens passes. They
-are true in a second run, of the first few steps, for the questions that read all that a run was fed.
+are true in a second run, of the first few steps, for questions that read all that a run was fed.
 """
 
 from __future__ import annotations

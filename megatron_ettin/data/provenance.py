@@ -5,7 +5,6 @@ and read one row group at a time, so that its size does not matter.
 """
 
 import contextlib
-import glob
 import hashlib
 import itertools
 import os
@@ -21,6 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from megatron_ettin.data.arrow_columns import int64_column, line_numbers, text_column
+from megatron_ettin.data.bloom_filters import damaged_sidecar, groups_that_may_hold
 from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
 from megatron_ettin.data.encoding import EncodedPart
 from megatron_ettin.data.parquet_pages import has_single_pages, read_strings
@@ -143,13 +144,13 @@ class _SidecarFile:
         if not count:
             return
         columns = [
-            _int64(np.arange(self._documents, self._documents + count)),
-            _names(batch.ids, part.places),
-            _names(batch.urls, part.places),
+            int64_column(np.arange(self._documents, self._documents + count)),
+            text_column(batch.ids, part.places),
+            text_column(batch.urls, part.places),
             pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(32), count, [None, pa.py_buffer(part.sha256)]
             ),
-            _int64(part.lengths),
+            int64_column(part.lengths),
             pa.DictionaryArray.from_arrays(
                 pa.Array.from_buffers(pa.int32(), count, [None, pa.py_buffer(bytes(4 * count))]),
                 pa.StringArray.from_buffers(
@@ -158,7 +159,7 @@ class _SidecarFile:
                     pa.py_buffer(shard.encode()),
                 ),
             ),
-            _int64(_lines(batch.lines)[part.places]),
+            int64_column(line_numbers(batch.lines)[part.places]),
         ]
         self._pending.append(pa.table(columns, names=SCHEMA.names))
         self._documents += count
@@ -204,30 +205,6 @@ class _SidecarFile:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
-def _int64(values: NDArray[np.int64]) -> pa.Array:
-    # pa.array would import pandas first, which takes longer than a small corpus.
-    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
-
-
-def _lines(lines: Sequence[int]) -> NDArray[np.int64]:
-    if isinstance(lines, range):
-        return np.arange(lines.start, lines.stop)
-    return np.array(lines, dtype=np.int64)
-
-
-def _names(names: list[str | None] | None, places: NDArray[np.int64]) -> pa.Array:
-    """Return the names at some places as an array; see `_int64` for the way."""
-    if names is None:
-        return pa.nulls(len(places), pa.string())
-    contents = [(name or "").encode() for name in names]
-    offsets = np.zeros(len(names) + 1, dtype=np.int32)
-    np.cumsum([len(content) for content in contents], out=offsets[1:])
-    known = np.packbits([name is not None for name in names], bitorder="little")
-    buffers = [pa.py_buffer(each) for each in (known, offsets, b"".join(contents))]
-    array = pa.Array.from_buffers(pa.string(), len(names), buffers)
-    return array if len(places) == len(names) else array.take(_int64(places))
-
-
 class Provenance:
     """Open sidecar of a corpus, for questions; use it as a context manager or close it."""
 
@@ -259,7 +236,7 @@ class Provenance:
                 " tools/preprocess_data.py command, run again, writes it"
             ) from None
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, str(error)) from error
+            raise damaged_sidecar(path, str(error)) from error
         provenance = cls(path, source, file)
         try:
             provenance._check(prefix)
@@ -329,7 +306,7 @@ class Provenance:
         empty = SCHEMA.empty_table().select(names)
         table = pa.concat_tables([empty, *(tables[group] for group, _ in groups)])
         if not np.array_equal(table["ordinal"].to_numpy(), wanted):
-            raise _damaged(self._path, "its rows are not in the order of the documents")
+            raise damaged_sidecar(self._path, "its rows are not in the order of the documents")
         table = table.unify_dictionaries().select(columns)
         return table if np.array_equal(wanted, ordinals) else table.take(places)
 
@@ -364,7 +341,7 @@ class Provenance:
         try:
             return read_strings(self._source, self._file.metadata, place, groups)
         except (ValueError, pa.ArrowException, OSError) as error:
-            raise _damaged(self._path, f"{name}: {error}") from error
+            raise damaged_sidecar(self._path, f"{name}: {error}") from error
 
     def find_id(self, document_id: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with this id, ascending."""
@@ -384,7 +361,7 @@ class Provenance:
     def _check(self, prefix: str | Path) -> None:
         """Refuse a file of another kind, or of a pair whose sizes are not those of this one."""
         if not self._file.schema_arrow.equals(SCHEMA, check_metadata=True):
-            raise _damaged(self._path, f"not the columns of {FORMAT}")
+            raise damaged_sidecar(self._path, f"not the columns of {FORMAT}")
         tokens = int(self._file.metadata.metadata[b"tokens"])
         sizes = [os.stat(f"{prefix}{suffix}").st_size for suffix in (".idx", ".bin")]
         idx_bytes = INDEX_BYTES + INDEX_BYTES_PER_DOCUMENT * self.num_documents
@@ -412,7 +389,7 @@ class Provenance:
         try:
             return self._file.read_row_group(group, columns)
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(self._path, f"row group {group}: {error}") from error
+            raise damaged_sidecar(self._path, f"row group {group}: {error}") from error
 
 
 def as_digest(sha256: str) -> bytes:
@@ -420,34 +397,3 @@ def as_digest(sha256: str) -> bytes:
     if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise ValueError(f"{sha256!r}: not a SHA-256, which has 64 hexadecimal digits")
     return bytes.fromhex(sha256)
-
-
-def groups_that_may_hold(paths: Sequence[Path], column: str, value: str | bytes) -> list[list[int]]:
-    """Return for each sidecar the row groups whose Bloom filter admits a value.
-
-    Sidecars of earlier versions have no filters: all their groups are returned. DuckDB compares no
-    checksums; the groups are read with theirs afterwards. ValueError names a damaged sidecar.
-    """
-    probe = (
-        "SELECT row_group_id FROM parquet_bloom_probe(?, ?, ?) "
-        "WHERE NOT bloom_filter_excludes ORDER BY row_group_id"
-    )
-    admitted = []
-    # One connection for all: it takes longer to make than a probe.
-    import duckdb  # by look-ups only: a machine that trains need not have it
-
-    with duckdb.connect() as database:
-        for path in paths:
-            try:
-                found = database.execute(probe, [glob.escape(str(path)), column, value])
-                admitted.append([group for (group,) in found.fetchall()])
-            except duckdb.Error as error:
-                raise _damaged(path, str(error)) from error
-    return admitted
-
-
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(
-        f"{path}: damaged, or not written by tools/preprocess_data.py ({what}); remove it and run"
-        " tools/preprocess_data.py again"
-    )

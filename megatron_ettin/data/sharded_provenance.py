@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from megatron_ettin.data.bloom_filters import groups_that_may_hold
 from megatron_ettin.data.provenance import (
     GROUP_DOCUMENTS,
     SCHEMA,
     Provenance,
     as_digest,
-    groups_that_may_hold,
     sidecar_path,
 )
 
@@ -68,6 +68,7 @@ class ShardedProvenance:
         by_shard = np.argsort(shard_of, kind="stable")
         place = np.empty(len(ordinals), dtype=np.int64)
         place[by_shard] = np.arange(len(ordinals))
+
         def read(number: int) -> pa.Table:
             wanted = ordinals[shard_of == number]
             with Provenance.open(self._prefixes[number]) as shard:

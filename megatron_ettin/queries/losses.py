@@ -193,8 +193,11 @@ def _sums_by_source(
         _add_up(tokens, read.tokens)
         if not read.all_scored:
             _add_up(without, read.tokens == 0)
-    summed = [np.bincount(sources, place, len(quotas)) for place in (totals, tokens, without)]
-    return summed[0], summed[1], rows_by_source(quotas, begin - start, end - start) - summed[2]
+    by_source: list[NDArray[Any]] = [
+        np.bincount(sources, place, len(quotas)) for place in (totals, tokens, without)
+    ]
+    rows_of_sources = rows_by_source(quotas, begin - start, end - start)
+    return by_source[0], by_source[1], rows_of_sources - by_source[2]
 
 
 def _add_up(totals: NDArray[np.float64], values: NDArray[Any]) -> None:

@@ -30,7 +30,10 @@ def test_numbers_are_wrapped_as_words_are(seed: int) -> None:
     draw = random.Random(seed)
     count = draw.randint(1, 80)
     # Some are longer than a line.
-    ids = [draw.choice([1, -1]) * 10 ** draw.randint(0, draw.choice([3, 40, 120])) for _ in range(count)]
+    ids = [
+        draw.choice([1, -1]) * 10 ** draw.randint(0, draw.choice([3, 40, 120]))
+        for _ in range(count)
+    ]
     labels = [value if value > 0 else None for value in ids]
     answer = Lists(run="there", ids=ids, names=["a", "b c"], labels=labels)
     expected = [

@@ -75,7 +75,7 @@ def test_curves_of_rows_that_all_have_tokens(made: Path) -> None:
 
 def test_the_first_steps_are_fed_what_their_record_says(made: Path, tmp_path: Path) -> None:
     early = made.with_name(EARLY)
-    assert verify(early).passed
+    assert verify(early, tokens=False).passed  # masks are made up, and `export` compares tokens
     run = open_run(early)
     assert run.steps_done == EARLY_STEPS
     (last,) = run.checkpoints[-1:]

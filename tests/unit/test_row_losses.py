@@ -75,7 +75,11 @@ def test_a_read_knows_whether_all_its_rows_have_tokens(ledger: Path) -> None:
     writer.leave_out(6, 7)
     reader = RowLossReader.open(writer.path)
     # Row 0 has no tokens, row 6 was left out, and row 7 is not there.
-    assert [reader.read(g, g + 1).all_scored for g in range(8)] == [False, *[True] * 5, *[False] * 2]
+    assert [reader.read(g, g + 1).all_scored for g in range(8)] == [
+        False,
+        *[True] * 5,
+        *[False] * 2,
+    ]
     assert reader.read(1, 6).all_scored
     for rows in ((0, 6), (1, 7), (3, 3)):
         assert not reader.read(*rows).all_scored
