@@ -128,7 +128,7 @@ class FullRun:
 
 
 class _Fed(NamedTuple):
-    """What n steps were fed, for their records."""
+    """Rows, tokens and digests of n steps, for their records."""
 
     steps: NDArray[np.int64]
     """[n, 2] first row, and the one after the last."""
