@@ -1,15 +1,18 @@
 """A run's folder of any size, made without training: order and plans are real, results made up.
 
 A source consists of shards that are hard links of one file, so that billions of documents take the
-disk of one shard. Tokens are a hole. Digests are random: nothing that compares tokens passes.
+disk of one shard. Tokens are a hole. Digests are random: nothing that compares tokens passes. They
+are true in a second run, of the first few steps, for questions that read all that a run was fed.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -40,6 +43,9 @@ PHASES = {
 MEAN_TOKENS = 745
 """Tokens of a document that the phases count on: a little fewer than the mean."""
 DONE_SHARE = 0.99
+EARLY = "early"
+"""Folder of the second run, beside the first."""
+EARLY_STEPS = 2
 CHECKPOINTS = 100
 CHUNK_ROWS = 1 << 20
 REPORT_STEPS = 10
@@ -56,14 +62,20 @@ class FullRun:
     """Rows of a step of the first phase."""
 
     def make(self) -> Path:
-        """Make corpora and run; return the run's folder."""
+        """Make corpora and runs; return the folder of the long one."""
         config = self._config(self._corpora())
         order = open_order(config)
+        planned = np.array(list(plan_steps(order, config.phases, [], g=0, phase_tokens=0)))
+        done = planned[: int(len(planned) * DONE_SHARE)]
         run = Path(config.run_dir)
-        run.mkdir()
-        (run / "config.yaml").write_text(to_yaml(config))
-        (run / "order.json").write_text(order.spec.to_json())
-        _record(run, order, config)
+        for folder, fed in (
+            (run, _made_up(order, done)),
+            (run.with_name(EARLY), _true(order, done[:EARLY_STEPS])),
+        ):
+            folder.mkdir()
+            (folder / "config.yaml").write_text(to_yaml(config))
+            (folder / "order.json").write_text(order.spec.to_json())
+            _record(folder, order, config, fed)
         return run
 
     def _corpora(self) -> dict[str, list[str]]:
@@ -73,7 +85,6 @@ class FullRun:
         first = self.folder / "shard"
         lengths = write_shard(first, self.documents // self.shards)
         write_sidecar(first, lengths, load_tokenizer(self.folder / "tokenizer").digest)
-        identify_corpus(str(first))
         sources = {}
         for name, share in SOURCES.items():
             count = max(1, round(share * self.shards))
@@ -81,7 +92,10 @@ class FullRun:
             for prefix in sources[name]:
                 for end in (".bin", ".idx", ".docs.parquet"):
                     os.link(f"{first}{end}", f"{prefix}{end}")
-                shutil.copy(f"{first}.identity.json", f"{prefix}.identity.json")
+        # After the last link, each of which sets the time of change that an identity holds.
+        identify_corpus(str(first))
+        for prefix in itertools.chain(*sources.values()):
+            shutil.copy(f"{first}.identity.json", f"{prefix}.identity.json")
         return sources
 
     def _config(self, sources: dict[str, list[str]]) -> RunConfig:
@@ -113,15 +127,38 @@ class FullRun:
         return parse_args([model, f"--config={path}", f"--run_dir={self.folder / 'run'}"])
 
 
-def _record(run: Path, order: SampleOrder, config: RunConfig) -> None:
-    """Write ledger, row losses and metrics of the first DONE_SHARE of the steps."""
-    spec = order.spec
-    planned = np.array(list(plan_steps(order, config.phases, [], g=0, phase_tokens=0)))
-    steps = planned[: int(len(planned) * DONE_SHARE)]
-    index = np.searchsorted(spec.phase_ends(), steps[:, 0], side="right")
-    lengths = np.array([phase.seq_length for phase in spec.phases])
-    tokens = (steps[:, 1] - steps[:, 0]) * lengths[index]
+class _Fed(NamedTuple):
+    """Rows, tokens and digests of n steps, for their records."""
+
+    steps: NDArray[np.int64]
+    """[n, 2] first row, and the one after the last."""
+    tokens: NDArray[np.int64]
+    """[n]."""
+    order_digests: NDArray[np.uint64]
+    """[n, 2]."""
+    token_digests: NDArray[np.uint64]
+    """[n, 2]."""
+
+
+def _made_up(order: SampleOrder, steps: NDArray[np.int64]) -> _Fed:
+    phase = np.searchsorted(order.spec.phase_ends(), steps[:, 0], side="right")
+    lengths = np.array([phase.seq_length for phase in order.spec.phases])
+    tokens = (steps[:, 1] - steps[:, 0]) * lengths[phase]
     digests = np.random.default_rng(1).integers(0, 2**63, (len(steps), 2), dtype=np.uint64)
+    return _Fed(steps, tokens, digests, digests)
+
+
+def _true(order: SampleOrder, steps: NDArray[np.int64]) -> _Fed:
+    tokens = [order.row_tokens(*rows).sum() for rows in steps.tolist()]
+    of_order = [order.order_digests(*rows).sum(axis=0) for rows in steps.tolist()]
+    of_tokens = [order.digested_tokens(*rows)[1].sum(axis=0) for rows in steps.tolist()]
+    return _Fed(steps, np.array(tokens), np.array(of_order), np.array(of_tokens))
+
+
+def _record(run: Path, order: SampleOrder, config: RunConfig, fed: _Fed) -> None:
+    """Write the ledger, row losses and metrics of steps."""
+    spec, steps, tokens = order.spec, fed.steps, fed.tokens
+    index = np.searchsorted(spec.phase_ends(), steps[:, 0], side="right")
     begun = describe_run(config, spec, RunState(), order.ids, data_parallel_size=1)
     with LedgerWriter.open(run / "ledger") as writer:
         losses = RowLossWriter.open(run / "ledger", 0, fork=None, is_on=True)
@@ -142,24 +179,27 @@ def _record(run: Path, order: SampleOrder, config: RunConfig) -> None:
                 index[here],
                 *(steps[here, 0], steps[here, 1]),
                 tokens[here],
-                *(digests[here], digests[here], digests[here, 0]),
+                *(fed.order_digests[here], fed.token_digests[here], fed.order_digests[here, 0]),
             )
             g = int(steps[last - 1, 1])
             _write_losses(losses, int(steps[first, 0]), g)
-            sums = digests[:last].sum(axis=0, dtype=np.uint64)
+            of_order, of_tokens = (
+                digest_hex(digests[:last].sum(axis=0, dtype=np.uint64))
+                for digests in (fed.order_digests, fed.token_digests)
+            )
             payload = {
                 "name": f"step_{last:08d}",
                 "phase": spec.phases[index[last - 1]].name,
                 "tokens": int(tokens[:last].sum()),
-                "order_digest": digest_hex(sums),
-                "token_digest": digest_hex(sums),
+                "order_digest": of_order,
+                "token_digest": of_tokens,
                 "row_losses": losses.describe(g),
             }
             losses.begin_after_checkpoint(g)
             writer.append(Kind.CHECKPOINT, step=last, g_begin=g, g_end=g, payload=payload)
         losses.close()
         writer.sync()
-    _write_metrics(run, steps, tokens, digests)
+    _write_metrics(run, fed)
 
 
 def _write_losses(losses: RowLossWriter, begin: int, end: int) -> None:
@@ -173,10 +213,10 @@ def _write_losses(losses: RowLossWriter, begin: int, end: int) -> None:
         losses.write(first, trained_entries(means * scored[:count], scored[:count]))
 
 
-def _write_metrics(
-    run: Path, steps: NDArray[np.int64], tokens: NDArray[np.int64], digests: NDArray[np.uint64]
-) -> None:
-    sums, consumed = np.cumsum(digests, axis=0, dtype=np.uint64), np.cumsum(tokens)
+def _write_metrics(run: Path, fed: _Fed) -> None:
+    steps = fed.steps
+    sums = np.cumsum(fed.token_digests, axis=0, dtype=np.uint64)
+    consumed = np.cumsum(fed.tokens)
     with (run / "metrics.jsonl").open("w") as file:
         for last in range(REPORT_STEPS - 1, len(steps), REPORT_STEPS):
             told = f'"kind": "train", "step": {last + 1}, "g": {steps[last, 1]}, "loss": 2.5, '

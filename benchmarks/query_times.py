@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.full_run import EARLY
+from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.text_table import text_table
 
 TOOL = Path(__file__).parents[1] / "tools" / "order.py"
 POLL_SECONDS = 0.02
-#: Questions to RUN, which has a copy called TWIN; those that read all documents or rows are left
-#: out. CKPT is a checkpoint in the middle, NEXT the one after it, FUTURE a step to come: the
-#: tokens of a step that was taken would not be those of the made up record.
+#: Questions to RUN, which has a copy called TWIN; those that read all tokens are left out. CKPT is
+#: a checkpoint in the middle, NEXT the one after it, FUTURE a step to come: the tokens of a step
+#: that was taken would not be those of the made up record. EARLY is the run of the first steps, and
+#: LAST its last checkpoint.
 QUESTIONS = (
     "where --run RUN --doc web:1234",
     "where --run RUN --id ID",
@@ -28,6 +31,7 @@ QUESTIONS = (
     "exposures --run RUN --doc code:1234",
     "unseen --run RUN --at CKPT --num 100 --seed 1",
     "batch --run RUN --step FUTURE --rank 0 --data-parallel-size 128 --masked --tokenizer-text",
+    "batch --run RUN --step FUTURE",
     "sql --run RUN 'select phase, count(*), sum(n_tokens) from steps group by phase'",
     "skips --run RUN",
     "plan --run RUN",
@@ -38,6 +42,10 @@ QUESTIONS = (
     "losses --run RUN --doc web:1234",
     "spikes --run RUN --skip OUT/skip.yaml",
     "spikes --run RUN --from CKPT --to NEXT",
+    "verify --run EARLY --order",
+    "docs --run EARLY --from 0 --to LAST --output OUT/docs.parquet",
+    "export --run EARLY --layout ettin --output OUT/exported",
+    "import-ettin --input OUT/exported --output OUT/imported",
     "attest --run RUN --output OUT/attestation.json",
     "croissant --run RUN --output OUT/corpora.json",
     "training-content --run RUN --output OUT/content.md",
@@ -64,7 +72,10 @@ def ask_all(run: Path, output: Path) -> Iterator[Answered]:
     twin = run.with_name("twin")
     if not twin.exists():
         subprocess.run(["cp", "-rl", str(run), str(twin)], check=True)
-    places = {"RUN": run, "TWIN": twin, "OUT": output, **_middle(run)}
+    early = run.with_name(EARLY)
+    last = RunFolder(early).read_ledger().checkpoints()[-1].payload["name"]
+    places = {"RUN": run, "TWIN": twin, "EARLY": early, "LAST": last, "OUT": output}
+    places |= _middle(run)
     for question in QUESTIONS:
         yield ask(question, [_filled(word, places) for word in shlex.split(question)])
 
@@ -117,7 +128,6 @@ def as_json(answers: list[Answered]) -> str:
 def _middle(run: Path) -> dict[str, str]:
     """Return what the questions name, from the middle of the run."""
     from megatron_ettin.data.provenance import Provenance
-    from megatron_ettin.order.run_folder import RunFolder
 
     folder = RunFolder(run)
     points = folder.read_ledger().checkpoints()

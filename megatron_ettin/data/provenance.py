@@ -5,7 +5,6 @@ and read one row group at a time, so that its size does not matter.
 """
 
 import contextlib
-import glob
 import hashlib
 import itertools
 import os
@@ -21,8 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from megatron_ettin.data.arrow_columns import int64_column, line_numbers, text_column
+from megatron_ettin.data.bloom_filters import damaged_sidecar, groups_that_may_hold
 from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
 from megatron_ettin.data.encoding import EncodedPart
+from megatron_ettin.data.parquet_pages import has_single_pages, read_strings
 from megatron_ettin.data.raw_files import TextBatch, TokenBatch
 from megatron_ettin.native import TokenFileBuilder
 from megatron_ettin.publication import sync
@@ -43,6 +45,12 @@ SCHEMA = pa.schema(
 """docs/data.md says what the columns hold."""
 
 GROUP_DOCUMENTS = 2**16
+PAGE_BYTES = 2**17
+"""Bytes of a page, before compression: a look-up decodes a page, and reads the headers of all."""
+FEW_DOCUMENTS = 8
+"""Documents of a row group that are looked up page by page: more would need most pages."""
+TEXTS = ("id", "url")
+"""Columns that take most of the time of a look-up."""
 BLOOM_FILTER = {"ndv": GROUP_DOCUMENTS, "fpp": 0.01}
 """Bloom filters of id and sha256: documents, error rate of 16 bits each (Parquet rounds)."""
 # Bytes of an .idx with one sequence per document: header and last document boundary; then, for each
@@ -64,6 +72,7 @@ def sidecar_writer(destination: Path | BinaryIO) -> pq.ParquetWriter:
         compression="zstd",
         use_dictionary=["shard"],
         column_encoding=dict.fromkeys(("ordinal", "n_tokens", "line"), "DELTA_BINARY_PACKED"),
+        data_page_size=PAGE_BYTES,
         write_page_checksum=True,
         bloom_filter_options=dict.fromkeys(("id", "sha256"), BLOOM_FILTER),
     )
@@ -135,13 +144,13 @@ class _SidecarFile:
         if not count:
             return
         columns = [
-            _int64(np.arange(self._documents, self._documents + count)),
-            _names(batch.ids, part.places),
-            _names(batch.urls, part.places),
+            int64_column(np.arange(self._documents, self._documents + count)),
+            text_column(batch.ids, part.places),
+            text_column(batch.urls, part.places),
             pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(32), count, [None, pa.py_buffer(part.sha256)]
             ),
-            _int64(part.lengths),
+            int64_column(part.lengths),
             pa.DictionaryArray.from_arrays(
                 pa.Array.from_buffers(pa.int32(), count, [None, pa.py_buffer(bytes(4 * count))]),
                 pa.StringArray.from_buffers(
@@ -150,7 +159,7 @@ class _SidecarFile:
                     pa.py_buffer(shard.encode()),
                 ),
             ),
-            _int64(_lines(batch.lines)[part.places]),
+            int64_column(line_numbers(batch.lines)[part.places]),
         ]
         self._pending.append(pa.table(columns, names=SCHEMA.names))
         self._documents += count
@@ -196,36 +205,13 @@ class _SidecarFile:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
-def _int64(values: NDArray[np.int64]) -> pa.Array:
-    # pa.array would import pandas first, which takes longer than a small corpus.
-    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
-
-
-def _lines(lines: Sequence[int]) -> NDArray[np.int64]:
-    if isinstance(lines, range):
-        return np.arange(lines.start, lines.stop)
-    return np.array(lines, dtype=np.int64)
-
-
-def _names(names: list[str | None] | None, places: NDArray[np.int64]) -> pa.Array:
-    """Return the names at some places as an array; see `_int64` for the way."""
-    if names is None:
-        return pa.nulls(len(places), pa.string())
-    contents = [(name or "").encode() for name in names]
-    offsets = np.zeros(len(names) + 1, dtype=np.int32)
-    np.cumsum([len(content) for content in contents], out=offsets[1:])
-    known = np.packbits([name is not None for name in names], bitorder="little")
-    buffers = [pa.py_buffer(each) for each in (known, offsets, b"".join(contents))]
-    array = pa.Array.from_buffers(pa.string(), len(names), buffers)
-    return array if len(places) == len(names) else array.take(_int64(places))
-
-
 class Provenance:
     """Open sidecar of a corpus, for questions; use it as a context manager or close it."""
 
-    def __init__(self, path: Path, file: pq.ParquetFile) -> None:
+    def __init__(self, path: Path, source: pa.NativeFile, file: pq.ParquetFile) -> None:
         """Take an open file; `open` is the way to get one."""
         self._path = path
+        self._source = source
         self._file = file
         groups = range(file.metadata.num_row_groups)
         rows = [file.metadata.row_group(group).num_rows for group in groups]
@@ -241,7 +227,8 @@ class Provenance:
         path = sidecar_path(prefix)
         try:
             # Not memory-mapped: one pass would leave the whole file in this process's memory.
-            file = pq.ParquetFile(path, memory_map=False, page_checksum_verification=True)
+            source = pa.OSFile(str(path), "rb")
+            file = pq.ParquetFile(source, page_checksum_verification=True)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{path}: no such file: this corpus was made by another program or by an older"
@@ -249,12 +236,12 @@ class Provenance:
                 " tools/preprocess_data.py command, run again, writes it"
             ) from None
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, str(error)) from error
-        provenance = cls(path, file)
+            raise damaged_sidecar(path, str(error)) from error
+        provenance = cls(path, source, file)
         try:
             provenance._check(prefix)
         except BaseException:
-            file.close()
+            provenance.close()
             raise
         return provenance
 
@@ -267,6 +254,7 @@ class Provenance:
     def close(self) -> None:
         """Release the file."""
         self._file.close()
+        self._source.close()
 
     @property
     def num_documents(self) -> int:
@@ -289,8 +277,9 @@ class Provenance:
     ) -> pa.Table:
         """Return columns of the documents [n], in this order, repeats included.
 
-        Each row group that holds one of them is read once, and nothing else. IndexError naming the
-        first ordinal that is not in the corpus; ValueError where the file is damaged.
+        Each row group that holds one of them is read once, and nothing else; of one that holds few
+        of them, only the pages with their ids and urls. IndexError naming the first ordinal that is
+        not in the corpus; ValueError where the file is damaged.
         """
         outside = ordinals[(ordinals < 0) | (ordinals >= self.num_documents)]
         if len(outside):
@@ -302,16 +291,57 @@ class Provenance:
         # wanted[cuts[k]:cuts[k + 1]] lies in row group k.
         cuts = np.searchsorted(wanted, self._begins)
         names = list(dict.fromkeys(["ordinal", *columns]))
-        tables = [SCHEMA.empty_table().select(names)]
-        for group, (begin, end) in enumerate(itertools.pairwise(cuts)):
-            if begin == end:
-                continue
-            rows = self._read(group, names).take(wanted[begin:end] - self._begins[group])
-            if not np.array_equal(rows["ordinal"].to_numpy(), wanted[begin:end]):
-                raise _damaged(self._path, "its rows are not in the order of the documents")
-            tables.append(rows)
-        table = pa.concat_tables(tables).unify_dictionaries().select(columns)
+        groups = [
+            (group, wanted[begin:end] - self._begins[group])
+            for group, (begin, end) in enumerate(itertools.pairwise(cuts))
+            if begin < end
+        ]
+        few = [each for each in groups if self._are_few(*each)]
+        tables = self._read_few(few, names)
+        tables |= {
+            group: self._read(group, names).take(rows)
+            for group, rows in groups
+            if group not in tables
+        }
+        empty = SCHEMA.empty_table().select(names)
+        table = pa.concat_tables([empty, *(tables[group] for group, _ in groups)])
+        if not np.array_equal(table["ordinal"].to_numpy(), wanted):
+            raise damaged_sidecar(self._path, "its rows are not in the order of the documents")
+        table = table.unify_dictionaries().select(columns)
         return table if np.array_equal(wanted, ordinals) else table.take(places)
+
+    def _are_few(self, group: int, rows: NDArray[np.int64]) -> bool:
+        """Tell whether the texts of these rows are to be read page by page."""
+        chunks = self._file.metadata.row_group(group)
+        return len(rows) <= FEW_DOCUMENTS and all(
+            has_single_pages(chunks.column(SCHEMA.get_field_index(name))) for name in TEXTS
+        )
+
+    def _read_few(
+        self, groups: Sequence[tuple[int, NDArray[np.int64]]], names: list[str]
+    ) -> dict[int, pa.Table]:
+        """Return columns of the rows [n] of each of these row groups, of few rows each."""
+        if not groups:
+            return {}
+        others = [name for name in names if name not in TEXTS]
+        texts = {name: self._read_pages(name, groups) for name in names if name in TEXTS}
+        tables, done = {}, 0
+        for group, rows in groups:
+            table = self._read(group, others).take(rows)
+            for name, column in texts.items():
+                table = table.append_column(SCHEMA.field(name), column.slice(done, len(rows)))
+            tables[group] = table.select(names)
+            done += len(rows)
+        return tables
+
+    def _read_pages(
+        self, name: str, groups: Sequence[tuple[int, NDArray[np.int64]]]
+    ) -> pa.ChunkedArray:
+        place = SCHEMA.get_field_index(name)
+        try:
+            return read_strings(self._source, self._file.metadata, place, groups)
+        except (ValueError, pa.ArrowException, OSError) as error:
+            raise damaged_sidecar(self._path, f"{name}: {error}") from error
 
     def find_id(self, document_id: str) -> NDArray[np.int64]:
         """Return the ordinals of all documents with this id, ascending."""
@@ -331,7 +361,7 @@ class Provenance:
     def _check(self, prefix: str | Path) -> None:
         """Refuse a file of another kind, or of a pair whose sizes are not those of this one."""
         if not self._file.schema_arrow.equals(SCHEMA, check_metadata=True):
-            raise _damaged(self._path, f"not the columns of {FORMAT}")
+            raise damaged_sidecar(self._path, f"not the columns of {FORMAT}")
         tokens = int(self._file.metadata.metadata[b"tokens"])
         sizes = [os.stat(f"{prefix}{suffix}").st_size for suffix in (".idx", ".bin")]
         idx_bytes = INDEX_BYTES + INDEX_BYTES_PER_DOCUMENT * self.num_documents
@@ -359,7 +389,7 @@ class Provenance:
         try:
             return self._file.read_row_group(group, columns)
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(self._path, f"row group {group}: {error}") from error
+            raise damaged_sidecar(self._path, f"row group {group}: {error}") from error
 
 
 def as_digest(sha256: str) -> bytes:
@@ -367,34 +397,3 @@ def as_digest(sha256: str) -> bytes:
     if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise ValueError(f"{sha256!r}: not a SHA-256, which has 64 hexadecimal digits")
     return bytes.fromhex(sha256)
-
-
-def groups_that_may_hold(paths: Sequence[Path], column: str, value: str | bytes) -> list[list[int]]:
-    """Return for each sidecar the row groups whose Bloom filter admits a value.
-
-    Sidecars of earlier versions have no filters: all their groups are returned. DuckDB compares no
-    checksums; the groups are read with theirs afterwards. ValueError names a damaged sidecar.
-    """
-    probe = (
-        "SELECT row_group_id FROM parquet_bloom_probe(?, ?, ?) "
-        "WHERE NOT bloom_filter_excludes ORDER BY row_group_id"
-    )
-    admitted = []
-    # One connection for all: it takes longer to make than a probe.
-    import duckdb  # by look-ups only: a machine that trains need not have it
-
-    with duckdb.connect() as database:
-        for path in paths:
-            try:
-                found = database.execute(probe, [glob.escape(str(path)), column, value])
-                admitted.append([group for (group,) in found.fetchall()])
-            except duckdb.Error as error:
-                raise _damaged(path, str(error)) from error
-    return admitted
-
-
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(
-        f"{path}: damaged, or not written by tools/preprocess_data.py ({what}); remove it and run"
-        " tools/preprocess_data.py again"
-    )

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from megatron_ettin.data.bloom_filters import groups_that_may_hold
 from megatron_ettin.data.provenance import (
     GROUP_DOCUMENTS,
     SCHEMA,
     Provenance,
     as_digest,
-    groups_that_may_hold,
     sidecar_path,
 )
 
@@ -68,15 +68,19 @@ class ShardedProvenance:
         by_shard = np.argsort(shard_of, kind="stable")
         place = np.empty(len(ordinals), dtype=np.int64)
         place[by_shard] = np.arange(len(ordinals))
-        tables = [SCHEMA.empty_table().select(columns)]
-        for number in np.unique(shard_of).tolist():
+
+        def read(number: int) -> pa.Table:
             wanted = ordinals[shard_of == number]
             with Provenance.open(self._prefixes[number]) as shard:
                 table = shard.documents(wanted - self._begins[number], columns)
             if "ordinal" in columns:
                 where = table.schema.get_field_index("ordinal")
                 table = table.set_column(where, SCHEMA.field("ordinal"), pa.array(wanted))
-            tables.append(table)
+            return table
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            tables = list(threads.map(read, np.unique(shard_of).tolist()))
+        tables.append(SCHEMA.empty_table().select(columns))
         return pa.concat_tables(tables).unify_dictionaries().take(pa.array(place))
 
     def find_id(self, document_id: str) -> NDArray[np.int64]:

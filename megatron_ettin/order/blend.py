@@ -1,6 +1,7 @@
 """Blends: from the weights of a phase's sources to whole numbers of rows per period."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,13 +44,13 @@ def blend_quotas(weights: Sequence[float], period: int = BLEND_PERIOD) -> list[i
 
 def sources_of_rows(quotas: Sequence[int], rows: NDArray[np.int64]) -> NDArray[np.int32]:
     """Return the index of the source of each of a phase's rows [n], counted from 0."""
-    pattern, _ = native.blend_table(list(quotas))
+    pattern = _pattern(tuple(quotas))
     return pattern[rows % len(pattern)]
 
 
 def rows_by_source(quotas: Sequence[int], begin: int, end: int) -> NDArray[np.int64]:
     """Return how many of a phase's rows [begin, end), counted from 0, each source has."""
-    pattern, _ = native.blend_table(list(quotas))
+    pattern = _pattern(tuple(quotas))
 
     def before(row: int) -> NDArray[np.int64]:
         periods, rest = divmod(row, len(pattern))
@@ -57,3 +58,12 @@ def rows_by_source(quotas: Sequence[int], begin: int, end: int) -> NDArray[np.in
         return periods * np.array(quotas, dtype=np.int64) + rows
 
     return before(end) - before(begin)
+
+
+# A pass over the rows of a run asks for it ten thousand times, and it takes longer than a chunk.
+@lru_cache(maxsize=16)
+def _pattern(quotas: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return the index of the source of each row of a period."""
+    pattern, _ = native.blend_table(list(quotas))
+    pattern.flags.writeable = False
+    return pattern

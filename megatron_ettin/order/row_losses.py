@@ -54,6 +54,8 @@ class RowLosses:
     """[n] tokens over which the sum is averaged; 0 if not trained on, or if nothing is scored."""
     states: NDArray[np.uint8]
     """[n] RowState."""
+    all_scored: bool = False
+    """True if all rows are known to have tokens, and so a sum: passes over a run need not look."""
 
     @property
     def means(self) -> NDArray[np.float64]:
@@ -167,7 +169,8 @@ class RowLossReader:
         entries = self.entries(begin, end).view("<u8")
         words, sums = np.empty(len(entries), "<u4"), entries.astype("<u4").view("<f4")
         np.right_shift(entries, 32, out=words, casting="unsafe")
-        if len(words) and words.min() > TOKENS_END and words.max() < 2 * TOKENS_END:
+        all_scored = bool(len(words) and words.min() > TOKENS_END and words.max() < 2 * TOKENS_END)
+        if all_scored:
             # The rule: all rows were trained on, and have scored positions.
             states = np.full(len(words), RowState.TRAINED, dtype=np.uint8)
             tokens = np.bitwise_and(words, TOKENS_END - 1, out=words)
@@ -178,7 +181,7 @@ class RowLossReader:
             is_wrong = _contradictory(sums, tokens, states)
             sums[states != RowState.TRAINED] = np.nan
         self._refuse(is_wrong, begin)
-        return RowLosses(sums=sums, tokens=tokens, states=states)
+        return RowLosses(sums=sums, tokens=tokens, states=states, all_scored=all_scored)
 
     def _refuse(self, is_wrong: NDArray[np.bool_], begin: int) -> None:
         if is_wrong.any():

@@ -171,9 +171,8 @@ class SampleOrder:
 
     def pieces(self, begin: int, end: int) -> Pieces:
         """Return which tokens of which documents make up the rows [begin, end)."""
-        return in_row_order(
-            [part for index, g in self._by_phase(begin, end) for part in self._pieces(index, g)]
-        )
+        parts = [part for index, g in self._by_phase(begin, end) for part in self._pieces(index, g)]
+        return in_row_order(parts) if len(parts) > 1 else parts[0]
 
     def tokens(self, begin: int, end: int) -> list[NDArray[np.int64]]:
         """Return the unmasked tokens of each of the rows [begin, end), padding left out."""
@@ -256,11 +255,13 @@ class SampleOrder:
                 yield phase_index, np.arange(first, last, dtype=np.int64)
 
     def _pieces(self, phase_index: int, g: NDArray[np.int64]) -> Iterator[Pieces]:
-        """Yield the pieces of the rows `g` [m] of one phase, source by source."""
+        """Yield the pieces of the rows `g` [m], m > 0, of one phase, source by source."""
         names = self.source_names
         source_index, epochs, rows = self._locate(phase_index, g)
         for index, pool in enumerate(self._phase_pools[phase_index]):
             here = np.flatnonzero(source_index == index)
+            if not len(here):  # the rule where a question asks for one row
+                continue
             planned = self._pools.plans[pool].pieces(rows[here])
             of_row = np.repeat(here, np.diff(planned.splits))
             yield pieces_of_source(

@@ -96,8 +96,10 @@ class Sidecars:
             self._opened[source] = None if _without_sidecar(prefixes) else _open(prefixes)
         return self._opened[source]
 
-    def origins(self, documents: Sequence[Document]) -> list[DocumentOrigin]:
-        """Return the origin of each document, in the given order."""
+    def origins(
+        self, documents: Sequence[Document], fields: Sequence[str] = ("id", "url")
+    ) -> list[DocumentOrigin]:
+        """Return the origin of each document, in the given order, of which `fields` are known."""
         origins: dict[Document, DocumentOrigin] = {}
         for source in {document.source for document in documents}:
             provenance = self.provenance(source)
@@ -105,7 +107,7 @@ class Sidecars:
                 continue
             ordinals = [document.ordinal for document in documents if document.source == source]
             numbers = np.array(ordinals, dtype=np.int64)
-            rows = provenance.documents(numbers, DocumentOrigin._fields)
+            rows = provenance.documents(numbers, fields)
             for ordinal, row in zip(ordinals, rows.to_pylist(), strict=True):
                 origins[Document(source, ordinal)] = DocumentOrigin(**row)
         return [origins.get(document, DocumentOrigin()) for document in documents]

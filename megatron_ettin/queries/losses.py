@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ettin.order.blend import rows_by_source
 from megatron_ettin.queries.answer import add_shared_arguments, show
 from megatron_ettin.queries.documents import (
     Document,
@@ -182,19 +183,28 @@ def _sums_by_source(
     """Return the summed losses, tokens and rows with a loss of each source [sources]."""
     begin, end = rows
     # Sources repeat with the blend: rows are summed by their place in its period first.
-    period = sum(losses.quotas(phase))
+    quotas, start = losses.quotas(phase), losses.phases[phase].start_g
+    period = sum(quotas)
     sources = losses.sources(phase, np.arange(begin, begin + period))
-    by_place = np.zeros((3, period))
+    totals, tokens, without = np.zeros((3, period))
     for first in range(begin, end, CHUNK_ROWS):
         read = losses.reader.read(first, min(first + CHUNK_ROWS, end))
-        columns: list[NDArray[Any]] = [np.nan_to_num(read.sums), read.tokens, read.tokens > 0]
-        for total, column in zip(by_place, columns, strict=True):
-            whole = len(column) // period * period
-            total += column[:whole].reshape(-1, period).sum(axis=0, dtype=np.float64)
-            total[: len(column) - whole] += column[whole:]
-    count = len(losses.quotas(phase))
-    sums: list[NDArray[Any]] = [np.bincount(sources, place, count) for place in by_place]
-    return sums[0], sums[1], sums[2]
+        _add_up(totals, read.sums if read.all_scored else np.nan_to_num(read.sums))
+        _add_up(tokens, read.tokens)
+        if not read.all_scored:
+            _add_up(without, read.tokens == 0)
+    by_source: list[NDArray[Any]] = [
+        np.bincount(sources, place, len(quotas)) for place in (totals, tokens, without)
+    ]
+    rows_of_sources = rows_by_source(quotas, begin - start, end - start)
+    return by_source[0], by_source[1], rows_of_sources - by_source[2]
+
+
+def _add_up(totals: NDArray[np.float64], values: NDArray[Any]) -> None:
+    """Add each of the values [n] to the total of its place in the period [period]."""
+    for first in range(0, len(values), len(totals)):
+        part = values[first : first + len(totals)]
+        totals[: len(part)] += part
 
 
 def _tokens_at(run: RecordedRun, g: int) -> int:

@@ -31,7 +31,7 @@ SAMPLE_ROWS, BLOCK_ROWS = 65_536, 1024
 #: Rows of a group that its typical loss needs.
 FEWEST_ROWS = 16
 #: Rows that are read at a time: whole periods of a blend, few enough to stay in a core's cache.
-CHUNK_ROWS = 2 * BLEND_PERIOD
+CHUNK_ROWS = BLEND_PERIOD
 
 
 class LossStretch(NamedTuple):

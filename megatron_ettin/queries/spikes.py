@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from megatron_ettin.publication import publish_text
 from megatron_ettin.queries.answer import add_shared_arguments, show
-from megatron_ettin.queries.documents import Document, Sidecars
+from megatron_ettin.queries.documents import Document, DocumentOrigin, Sidecars
 from megatron_ettin.queries.outstanding_rows import find_outstanding
 from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 from megatron_ettin.queries.run_losses import RunLosses
@@ -186,7 +186,8 @@ def _describe_documents(losses: RunLosses, rows: list[int]) -> list[SpikeDocumen
         for index in range(len(pieces.g)):
             document = Document(names[pieces.source[index]], int(pieces.document[index]))
             found.append((document, g, int(pieces.offset[index]), int(pieces.length[index])))
-    origins = Sidecars(run).origins([document for document, *_ in found])
+    documents = [document for document, *_ in found]
+    origins = Sidecars(run).origins(documents, DocumentOrigin._fields)
     described = []
     for (document, g, offset, length), origin in zip(found, origins, strict=True):
         elsewhere = _scores_elsewhere(losses, document, g)

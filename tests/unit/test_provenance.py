@@ -171,8 +171,15 @@ def test_only_the_columns_asked_for_are_read(
     expected = expected_rows(options, "document")
     read = groups_read(monkeypatch)
     table = small_groups.documents(np.array([9, 2, 9]), ["url", "id"])
-    assert read == [(0, ["ordinal", "url", "id"]), (1, ["ordinal", "url", "id"])]
-    assert table.to_pylist() == [{n: expected[i][n] for n in ("url", "id")} for i in (9, 2, 9)]
+    # Ids and urls of few documents are read page by page.
+    assert read == [(0, ["ordinal"]), (1, ["ordinal"])]
+    wanted = [{n: expected[i][n] for n in ("url", "id")} for i in (9, 2, 9)]
+    assert table.to_pylist() == wanted
+    monkeypatch.setattr(module, "FEW_DOCUMENTS", 1)
+    del read[:]
+    table = small_groups.documents(np.array([9, 2, 9, 10]), ["url", "id"])
+    assert sorted(read) == [(0, ["ordinal"]), (1, ["ordinal", "url", "id"])]
+    assert table.to_pylist()[:3] == wanted
 
 
 def test_a_name_is_looked_for_where_it_may_be(
@@ -296,7 +303,7 @@ def test_damaged_sidecars_are_refused(options: PreprocessOptions) -> None:
         Provenance.open(prefix) as provenance,
         pytest.raises(ValueError, match=r"row group 0: .*CRC"),
     ):
-        provenance.documents(np.array([0]))
+        provenance.documents(np.arange(provenance.num_documents))
     path.write_bytes(good)
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["url"]), path)

@@ -69,6 +69,23 @@ def test_an_entry_is_8_bytes_at_its_row(ledger: Path) -> None:
     writer.close()
 
 
+def test_a_read_knows_whether_all_its_rows_have_tokens(ledger: Path) -> None:
+    writer = opened(ledger)
+    writer.write(0, losses_of(0, 6))
+    writer.leave_out(6, 7)
+    reader = RowLossReader.open(writer.path)
+    # Row 0 has no tokens, row 6 was left out, and row 7 is not there.
+    assert [reader.read(g, g + 1).all_scored for g in range(8)] == [
+        False,
+        *[True] * 5,
+        *[False] * 2,
+    ]
+    assert reader.read(1, 6).all_scored
+    for rows in ((0, 6), (1, 7), (3, 3)):
+        assert not reader.read(*rows).all_scored
+    writer.close()
+
+
 def test_rows_with_more_tokens_than_an_entry_holds_are_refused() -> None:
     with pytest.raises(ValueError, match=f"a row of {TOKENS_END}"):
         trained_entries(np.zeros(1), np.array([float(TOKENS_END)]))

@@ -1,0 +1,165 @@
+"""Strings that are read page by page are those that Arrow reads of the whole file, or refused."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from megatron_ettin.data import parquet_pages
+from megatron_ettin.data.parquet_pages import Page, has_single_pages, pages_of, read_strings
+
+COLUMNS = {"first": 0, "texts": 1}
+
+
+def draw_texts(seed: int, count: int) -> list[str | None]:
+    """Draw texts of 0 to 60 characters, some longer than a header is expected to be, some None."""
+    random = np.random.default_rng(seed)
+    lengths = np.where(random.random(count) < 0.02, 3000, random.integers(0, 60, count))
+    letters = ["a", "b", "é", "\U0001f600"]
+    texts = ["".join(random.choice(letters, length)) for length in lengths]
+    return [None if random.random() < 0.1 else text for text in texts]
+
+
+def write(path: Path, texts: list[str | None], **options: object) -> None:
+    """Write two columns in row groups of 5,000 rows, as a sidecar is written."""
+    table = pa.table({"first": pa.array(texts[::-1], pa.string()), "texts": pa.array(texts)})
+    wanted = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+    pq.write_table(table, path, row_group_size=5000, **{**wanted, **options})
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[pa.NativeFile, pq.FileMetaData]]:
+    with pa.OSFile(str(path), "rb") as source:
+        yield source, pq.read_metadata(path)
+
+
+def draw_rows(seed: int, count: int, total: int) -> list[tuple[int, np.ndarray]]:
+    """Draw rows of a file of `total`, by row group."""
+    rows = np.unique(np.random.default_rng(seed).integers(0, total, count))
+    groups = np.unique(rows // 5000).tolist()
+    return [(group, rows[rows // 5000 == group] % 5000) for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("batch_bytes", "page_bytes", "version", "compression"),
+    [
+        (2**25, 2**20, "1.0", "zstd"),  # as earlier versions wrote sidecars
+        (2**25, 20_000, "1.0", "zstd"),
+        (1, 20_000, "1.0", "zstd"),
+        (50_000, 1, "2.0", "zstd"),
+        (2**25, 20_000, "2.0", "snappy"),
+        (50_000, 20_000, "1.0", "none"),
+    ],
+)
+def test_the_strings_of_rows_are_those_of_the_whole_file(
+    batch_bytes: int,
+    page_bytes: int,
+    version: str,
+    compression: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parquet_pages, "BATCH_BYTES", batch_bytes)
+    texts = draw_texts(page_bytes, 12_345)
+    options = {"data_page_size": page_bytes, "data_page_version": version}
+    write(tmp_path / "file", texts, compression=compression, **options)
+    with opened(tmp_path / "file") as (source, metadata):
+        for seed, count in enumerate((1, 3, 40, 3000)):
+            wanted = draw_rows(seed, count, len(texts))
+            rows = np.concatenate([5000 * group + rows for group, rows in wanted]).tolist()
+            for name, place in COLUMNS.items():
+                assert has_single_pages(metadata.row_group(0).column(place))
+                found = read_strings(source, metadata, place, wanted).to_pylist()
+                whole = texts if name == "texts" else texts[::-1]
+                assert found == [whole[row] for row in rows]
+
+
+def all_pages(path: Path, place: int) -> list[Page]:
+    with opened(path) as (source, metadata):
+        groups = range(metadata.num_row_groups)
+        chunks = [metadata.row_group(group).column(place) for group in groups]
+        return [page for chunk in chunks for page in pages_of(source, chunk)]
+
+
+def test_only_the_pages_that_hold_rows_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "file", draw_texts(1, 12_345), data_page_size=20_000)
+    pages = all_pages(tmp_path / "file", 1)
+    assert len(pages) > 10
+    decoded: list[Page] = []
+    decode = parquet_pages._decode
+
+    def count(source: pa.NativeFile, codec: int, some: list[Page]) -> pa.ChunkedArray:
+        decoded.extend(some)
+        return decode(source, codec, some)
+
+    monkeypatch.setattr(parquet_pages, "_decode", count)
+    with opened(tmp_path / "file") as (source, metadata):
+        read_strings(source, metadata, 1, [(0, np.array([4999])), (1, np.array([0, 1]))])
+    following = [page.first_row for page in pages].index(0, 1)
+    assert decoded == pages[following - 1 : following + 1]
+
+
+def test_no_flipped_bit_of_a_header_gives_other_strings(tmp_path: Path) -> None:
+    """No checksum covers headers: every bit of some is flipped."""
+    path, texts = tmp_path / "file", draw_texts(2, 6000)
+    write(path, texts, data_page_size=20_000)
+    good = path.read_bytes()
+    wanted = draw_rows(3, 30, len(texts))
+    rows = np.concatenate([5000 * group + rows for group, rows in wanted]).tolist()
+    expected = [texts[row] for row in rows]
+    pages = all_pages(path, 1)
+    messages = []
+    with opened(path) as (source, metadata):
+        lengths = [parquet_pages._read_header(source, p.offset, len(good))[1] for p in pages]
+    # The first bytes of a header hold its numbers; the texts of its statistics follow.
+    for page, length in zip(pages[:3], lengths, strict=False):
+        for bit in range(8 * min(length, 40)):
+            damaged = bytearray(good)
+            damaged[page.offset + bit // 8] ^= 1 << bit % 8
+            source = pa.BufferReader(bytes(damaged))
+            try:
+                found = read_strings(source, metadata, 1, wanted).to_pylist()
+            except ValueError as error:
+                messages.append(str(error))
+            else:
+                assert found == expected
+    assert len(messages) > 100
+    assert all("byte " in message for message in messages)
+
+
+def test_a_flipped_bit_of_a_page_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write(path, draw_texts(2, 6000), data_page_size=20_000)
+    page = all_pages(path, 1)[2]
+    content = bytearray(path.read_bytes())
+    content[page.offset + page.num_bytes - 1] ^= 4
+    path.write_bytes(content)
+    with opened(path) as (source, metadata):
+        others = np.array([0, page.first_row - 1, page.first_row + page.num_rows])
+        assert len(read_strings(source, metadata, 1, [(0, others)])) == 3
+        rows = np.sort(np.append(others, page.first_row))
+        with pytest.raises(ValueError, match=f"byte {page.offset}: .*CRC"):
+            read_strings(source, metadata, 1, [(0, rows)])
+
+
+def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write(path, draw_texts(2, 6000), data_page_size=20_000)
+    page = all_pages(path, 1)[2]
+    metadata, content = pq.read_metadata(path), path.read_bytes()
+    for end, message in ((page.num_bytes - 5, "without end|within a page"), (3, "without end")):
+        path.write_bytes(content[: page.offset + end])
+        with pa.OSFile(str(path), "rb") as source, pytest.raises(ValueError, match=message):
+            read_strings(source, metadata, 1, [(0, np.array([page.first_row]))])
+
+
+def test_columns_with_dictionaries_are_left_to_arrow(tmp_path: Path) -> None:
+    write(tmp_path / "file", draw_texts(2, 6000), use_dictionary=True)
+    metadata = pq.read_metadata(tmp_path / "file")
+    assert not has_single_pages(metadata.row_group(0).column(1))
