@@ -18,7 +18,7 @@ def main() -> None:
     add = parser.add_argument
     add("--objectives", nargs="+", choices=["mlm", "clm"], default=["clm"])
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
-    add("--general-tokens", type=int, default=400_000, help="trained on prose (400,000)")
+    add("--general-tokens", type=int, default=2_000_000, help="trained on prose (2,000,000)")
     add("--tokens", type=int, default=200_000, help="trained on code by either start (200,000)")
     text = Path("quickstart/text")
     add(
