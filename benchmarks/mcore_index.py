@@ -22,7 +22,7 @@ class McoreIndex:
     def __init__(self, prefix: str, documents: int, cache: Path, *, vocab_size: int) -> None:
         """Take a corpus of so many documents and the folder that the indices go to."""
         warnings.simplefilter("ignore")  # said about packages that play no part here
-        logging.disable()
+        logging.getLogger("megatron").setLevel(logging.CRITICAL)
         self._prefix = prefix
         self._documents = np.arange(documents, dtype=np.int32)
         self._cache = cache

@@ -122,7 +122,7 @@ def build_dataset(
 ) -> Any:
     """Return a dataset of so many training samples, built as Megatron-LM builds it."""
     warnings.simplefilter("ignore")  # said about packages that play no part here
-    logging.disable()
+    logging.getLogger("megatron").setLevel(logging.CRITICAL)
     tokenizer = SimpleNamespace(
         vocab_size=vocab_size, eod=0, pad=-1, unique_identifiers={"class": "none"}
     )

@@ -7,6 +7,7 @@ are missing are skipped.
 import hashlib
 import importlib
 import json
+import logging
 import subprocess
 import sys
 from collections import Counter
@@ -185,6 +186,7 @@ def test_ours_delivers_what_the_document_says(tmp_path: Path, axis: Axis) -> Non
 @pytest.mark.slow
 def test_megatron_core_keeps_its_order_over_ranks_but_not_over_horizons(tmp_path: Path) -> None:
     run_cases("megatron-core", tmp_path, cases=10)
+    assert logging.root.isEnabledFor(logging.CRITICAL), "other programs of this process log"
     tallies = tally(read_outcomes(tmp_path / "megatron-core.jsonl"))
     assert {axis: counts.cases for axis, counts in tallies.items()} == dict.fromkeys(AXES, 10)
     for axis in ("nothing", "ranks", "batch", "nothing, blended"):
