@@ -20,9 +20,9 @@ import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from numpy.typing import NDArray
 
 from benchmarks.loaders.cases import RunSetting
+from benchmarks.loaders.indexed_format import IndexedRival
 from benchmarks.loaders.outcomes import DrawnSample
 from benchmarks.loaders.rival import (
     PACKED_ROWS,
@@ -30,27 +30,14 @@ from benchmarks.loaders.rival import (
     ROW_TOKENS,
     TEXT_VOCAB_SIZE,
     VOCAB_SIZE,
-    MadeUpText,
-    Rival,
     RivalStream,
     RunPlan,
     identify,
 )
-from megatron_ettin.indexed import IndexedWriter
 
 
-class MegatronCore(Rival):
+class MegatronCore(IndexedRival):
     """`GPTDataset`, blended where there are several sources, and `consumed_samples`."""
-
-    def write(self, path: Path, rows: NDArray[np.uint16]) -> None:
-        """Write a .bin and .idx."""
-        with IndexedWriter(str(path), "uint16") as writer:
-            writer.add_many(rows.reshape(-1), np.full(len(rows), rows.shape[1], dtype=np.int64))
-
-    def write_text(self, path: Path, text: MadeUpText) -> None:
-        """Write a .bin and .idx; documents are packed when the dataset is built."""
-        with IndexedWriter(str(path), "uint16") as writer:
-            writer.add_many(text.ids, np.diff(text.bounds))
 
     def packed_batches(self, path: Path) -> Iterator[Any]:
         """Yield batches of one epoch, cut from the stream of shuffled documents."""

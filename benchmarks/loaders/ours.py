@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 import megatron_ettin
 from benchmarks.loaders.cases import RunSetting
+from benchmarks.loaders.indexed_format import IndexedRival
 from benchmarks.loaders.outcomes import DrawnSample
 from benchmarks.loaders.rival import (
     PACKED_ROWS,
@@ -19,15 +17,12 @@ from benchmarks.loaders.rival import (
     ROW_TOKENS,
     TEXT_VOCAB_SIZE,
     VOCAB_SIZE,
-    MadeUpText,
-    Rival,
     RivalStream,
     RunPlan,
     identify,
 )
 from megatron_ettin.config import DataConfig, PhaseConfig, SourceConfig
 from megatron_ettin.data.loader import Loader
-from megatron_ettin.indexed import IndexedWriter
 from megatron_ettin.objectives import CausalLM
 from megatron_ettin.order import SampleOrder
 from megatron_ettin.rows import TokenIds
@@ -35,18 +30,8 @@ from megatron_ettin.rows import TokenIds
 IDS = TokenIds(vocab_size=VOCAB_SIZE, unk=0, cls=1, sep=2, pad=3, mask=4)
 
 
-class OurLoader(Rival):
+class OurLoader(IndexedRival):
     """`SampleOrder` and `Loader`, as a training run calls them."""
-
-    def write(self, path: Path, rows: NDArray[np.uint16]) -> None:
-        """Write a .bin and .idx."""
-        with IndexedWriter(str(path), "uint16") as writer:
-            writer.add_many(rows.reshape(-1), np.full(len(rows), rows.shape[1], dtype=np.int64))
-
-    def write_text(self, path: Path, text: MadeUpText) -> None:
-        """Write a .bin and .idx; documents are packed when the order is opened."""
-        with IndexedWriter(str(path), "uint16") as writer:
-            writer.add_many(text.ids, np.diff(text.bounds))
 
     def packed_batches(self, path: Path) -> Iterator[Any]:
         """Yield a run's micro-batches: best-fit rows, [CLS] and [SEP] around each piece."""

@@ -73,13 +73,13 @@ class Planted(Rival):
         self.fault = fault
 
     def write(self, path: Path, rows: NDArray[np.uint16]) -> None:
-        raise NotImplementedError
+        raise AssertionError("a planted fault needs no corpus")
 
     def write_text(self, path: Path, text: MadeUpText) -> None:
-        raise NotImplementedError
+        raise AssertionError("a planted fault needs no corpus")
 
     def packed_batches(self, path: Path) -> Any:
-        raise NotImplementedError
+        raise AssertionError("a planted fault needs no corpus")
 
     @staticmethod
     def versions() -> dict[str, str]:
