@@ -23,10 +23,15 @@ _MAGIC = b"PAR1"
 # Numbers of the Parquet format (parquet.thrift). A header names the kind of its page in field 1,
 # and describes a data page of either version in another field.
 _DESCRIBED = {0: 5, 3: 8}
-_BYTE_ARRAY, _OPTIONAL, _UTF8, _PLAIN, _RLE = 6, 1, 0, 0, 3
+_PHYSICAL_TYPES = {"BYTE_ARRAY": 6, "FIXED_LEN_BYTE_ARRAY": 7}
+_REQUIRED, _OPTIONAL, _UTF8, _PLAIN, _RLE = 0, 1, 0, 0, 3
 _CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "ZSTD": 6}
 # Numbers of Thrift's compact protocol, in which headers and footer are written.
 _TRUE, _FALSE, _BYTE, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 5, 6, 8, 9, 12
+
+
+# A value to be written: its type, and its bytes.
+_Value = tuple[int, bytes]
 
 
 class Page(NamedTuple):
@@ -42,28 +47,41 @@ class Page(NamedTuple):
     num_rows: int
 
 
+class _Column(NamedTuple):
+    """Column of which a file of single pages consists."""
+
+    physical_type: int
+    element: _Value
+    """Its element of the file's schema."""
+    codec: int
+
+
 def has_single_pages(chunk: pq.ColumnChunkMetaData) -> bool:
-    """Tell whether `read_strings` can read pages of a chunk of a column of strings."""
-    return chunk.compression in _CODECS and not chunk.has_dictionary_page
+    """Tell whether `read_values` can read pages of a column chunk."""
+    return (
+        chunk.physical_type in _PHYSICAL_TYPES
+        and chunk.compression in _CODECS
+        and not chunk.has_dictionary_page
+    )
 
 
-def read_strings(
+def read_values(
     source: pa.NativeFile,
     metadata: pq.FileMetaData,
     place: int,
     wanted: Sequence[tuple[int, NDArray[np.int64]]],
 ) -> pa.ChunkedArray:
-    """Return the strings of rows of row groups, (group, ascending rows [n] in it), end to end.
+    """Return the values of rows of row groups, (group, ascending rows [n] in it), end to end.
 
-    One row at least. The column at this place of the schema is nullable, and all its chunks have
-    one codec.
+    One row at least. The column at this place of the schema has strings or binary values of one
+    length, and all its chunks have one codec.
 
     Raises:
         ValueError: the file is damaged; the message names the byte.
         OSError: the file cannot be read.
     """
-    found = [pa.array([], pa.string())]
-    codec = _CODECS[metadata.row_group(wanted[0][0]).column(place).compression]
+    column = _describe(metadata, wanted[0][0], place)
+    found: list[pa.Array] = []
     batch: list[Page] = []
     rows: list[NDArray[np.int64]] = []
     num_bytes = num_rows = 0
@@ -78,10 +96,10 @@ def read_strings(
             num_rows += page.num_rows
             num_bytes += page.uncompressed_bytes
             if num_bytes >= BATCH_BYTES:
-                found += _decode(source, codec, batch).take(np.concatenate(rows)).chunks
+                found += _decode(source, column, batch).take(np.concatenate(rows)).chunks
                 batch, rows, num_bytes, num_rows = [], [], 0, 0
     if batch:
-        found += _decode(source, codec, batch).take(np.concatenate(rows)).chunks
+        found += _decode(source, column, batch).take(np.concatenate(rows)).chunks
     return pa.chunked_array(found)
 
 
@@ -130,15 +148,15 @@ def _read_header(source: pa.NativeFile, offset: int, end: int) -> tuple[dict[int
             raise ValueError(f"byte {offset}: no header of a page: {error}") from None
 
 
-def _decode(source: pa.NativeFile, codec: int, pages: Sequence[Page]) -> pa.ChunkedArray:
-    """Return the strings of all rows of some pages; ValueError names the one that is damaged."""
+def _decode(source: pa.NativeFile, column: _Column, pages: Sequence[Page]) -> pa.ChunkedArray:
+    """Return the values of all rows of some pages; ValueError names the one that is damaged."""
     content, places = bytearray(_MAGIC), []
     for page in pages:
         places.append(len(content))
         content += source.read_at(page.num_bytes, page.offset)
         if len(content) < places[-1] + page.num_bytes:
             raise ValueError(f"byte {page.offset}: the file ends within a page")
-    footer = _footer(codec, pages, places)
+    footer = _footer(column, pages, places)
     content += footer + len(footer).to_bytes(4, "little") + _MAGIC
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
@@ -147,23 +165,34 @@ def _decode(source: pa.NativeFile, codec: int, pages: Sequence[Page]) -> pa.Chun
         if len(pages) == 1:
             raise ValueError(f"byte {pages[0].offset}: {error}") from error
         for page in pages:
-            _decode(source, codec, [page])
+            _decode(source, column, [page])
         raise
 
 
-def _footer(codec: int, pages: Sequence[Page], places: Sequence[int]) -> bytes:
+def _describe(metadata: pq.FileMetaData, group: int, place: int) -> _Column:
+    schema, chunk = metadata.schema.column(place), metadata.row_group(group).column(place)
+    physical_type = _PHYSICAL_TYPES[chunk.physical_type]
+    is_optional = schema.max_definition_level > 0
+    element = {
+        1: _integer(physical_type),
+        **({2: _integer(schema.length)} if schema.length else {}),
+        3: _integer(_OPTIONAL if is_optional else _REQUIRED),
+        4: _text("value"),
+        **({6: _integer(_UTF8)} if schema.converted_type == "UTF8" else {}),
+    }
+    return _Column(physical_type, _struct(element), _CODECS[chunk.compression])
+
+
+def _footer(column: _Column, pages: Sequence[Page], places: Sequence[int]) -> bytes:
     """Return the footer of a file of one column that has these pages at these places."""
     root = _struct({4: _text("schema"), 5: _integer(1)})
-    column = _struct(
-        {1: _integer(_BYTE_ARRAY), 3: _integer(_OPTIONAL), 4: _text("value"), 6: _integer(_UTF8)}
-    )
     groups = []
     for page, place in zip(pages, places, strict=True):
         described = {
-            1: _integer(_BYTE_ARRAY),
+            1: _integer(column.physical_type),
             2: _items(_I32, [_integer(_PLAIN), _integer(_RLE)]),
             3: _items(_BINARY, [_text("value")]),
-            4: _integer(codec),
+            4: _integer(column.codec),
             5: _integer(page.num_rows, _I64),
             6: _integer(page.uncompressed_bytes, _I64),
             7: _integer(page.num_bytes, _I64),
@@ -176,16 +205,12 @@ def _footer(codec: int, pages: Sequence[Page], places: Sequence[int]) -> bytes:
     _, footer = _struct(
         {
             1: _integer(1),
-            2: _items(_STRUCT, [root, column]),
+            2: _items(_STRUCT, [root, column.element]),
             3: _integer(sum(page.num_rows for page in pages), _I64),
             4: _items(_STRUCT, groups),
         }
     )
     return footer
-
-
-# A value to be written: its type, and its bytes.
-_Value = tuple[int, bytes]
 
 
 def _varint(number: int) -> bytes:

@@ -24,7 +24,7 @@ from megatron_ettin.data.arrow_columns import int64_column, line_numbers, text_c
 from megatron_ettin.data.bloom_filters import damaged_sidecar, groups_that_may_hold
 from megatron_ettin.data.corpus_tokenizer import METADATA_KEY
 from megatron_ettin.data.encoding import EncodedPart
-from megatron_ettin.data.parquet_pages import has_single_pages, read_strings
+from megatron_ettin.data.parquet_pages import has_single_pages, read_values
 from megatron_ettin.data.raw_files import TextBatch, TokenBatch
 from megatron_ettin.native import TokenFileBuilder
 from megatron_ettin.publication import sync
@@ -49,8 +49,8 @@ PAGE_BYTES = 2**17
 """Bytes of a page, before compression: a look-up decodes a page, and reads the headers of all."""
 FEW_DOCUMENTS = 8
 """Documents of a row group that are looked up page by page: more would need most pages."""
-TEXTS = ("id", "url")
-"""Columns that take most of the time of a look-up."""
+SINGLE_PAGES = ("id", "url", "sha256")
+"""Columns of which single pages are read: whole, they take most of the time of a look-up."""
 BLOOM_FILTER = {"ndv": GROUP_DOCUMENTS, "fpp": 0.01}
 """Bloom filters of id and sha256: documents, error rate of 16 bits each (Parquet rounds)."""
 # Bytes of an .idx with one sequence per document: header and last document boundary; then, for each
@@ -278,7 +278,7 @@ class Provenance:
         """Return columns of the documents [n], in this order, repeats included.
 
         Each row group that holds one of them is read once, and nothing else; of one that holds few
-        of them, only the pages with their ids and urls. IndexError naming the first ordinal that is
+        of them, only their pages of SINGLE_PAGES. IndexError naming the first ordinal that is
         not in the corpus; ValueError where the file is damaged.
         """
         outside = ordinals[(ordinals < 0) | (ordinals >= self.num_documents)]
@@ -311,10 +311,10 @@ class Provenance:
         return table if np.array_equal(wanted, ordinals) else table.take(places)
 
     def _are_few(self, group: int, rows: NDArray[np.int64]) -> bool:
-        """Tell whether the texts of these rows are to be read page by page."""
+        """Tell whether SINGLE_PAGES of these rows are to be read page by page."""
         chunks = self._file.metadata.row_group(group)
         return len(rows) <= FEW_DOCUMENTS and all(
-            has_single_pages(chunks.column(SCHEMA.get_field_index(name))) for name in TEXTS
+            has_single_pages(chunks.column(SCHEMA.get_field_index(name))) for name in SINGLE_PAGES
         )
 
     def _read_few(
@@ -323,12 +323,12 @@ class Provenance:
         """Return columns of the rows [n] of each of these row groups, of few rows each."""
         if not groups:
             return {}
-        others = [name for name in names if name not in TEXTS]
-        texts = {name: self._read_pages(name, groups) for name in names if name in TEXTS}
+        others = [name for name in names if name not in SINGLE_PAGES]
+        found = {name: self._read_pages(name, groups) for name in names if name in SINGLE_PAGES}
         tables, done = {}, 0
         for group, rows in groups:
             table = self._read(group, others).take(rows)
-            for name, column in texts.items():
+            for name, column in found.items():
                 table = table.append_column(SCHEMA.field(name), column.slice(done, len(rows)))
             tables[group] = table.select(names)
             done += len(rows)
@@ -339,7 +339,7 @@ class Provenance:
     ) -> pa.ChunkedArray:
         place = SCHEMA.get_field_index(name)
         try:
-            return read_strings(self._source, self._file.metadata, place, groups)
+            return read_values(self._source, self._file.metadata, place, groups)
         except (ValueError, pa.ArrowException, OSError) as error:
             raise damaged_sidecar(self._path, f"{name}: {error}") from error
 

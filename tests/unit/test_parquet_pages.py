@@ -1,5 +1,6 @@
-"""Strings that are read page by page are those that Arrow reads of the whole file, or refused."""
+"""Values that are read page by page are those that Arrow reads of the whole file, or refused."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_ettin.data import parquet_pages
-from megatron_ettin.data.parquet_pages import Page, has_single_pages, pages_of, read_strings
+from megatron_ettin.data.parquet_pages import Page, has_single_pages, pages_of, read_values
 
-COLUMNS = {"first": 0, "texts": 1}
+COLUMNS = {"first": 0, "texts": 1, "hashes": 2}
+HASH = pa.field("hashes", pa.binary(32), nullable=False)
 
 
 def draw_texts(seed: int, count: int) -> list[str | None]:
@@ -24,9 +26,14 @@ def draw_texts(seed: int, count: int) -> list[str | None]:
     return [None if random.random() < 0.1 else text for text in texts]
 
 
+def hashes_of(texts: list[str | None]) -> list[bytes]:
+    return [hashlib.sha256(repr(text).encode()).digest() for text in texts]
+
+
 def write(path: Path, texts: list[str | None], **options: object) -> None:
-    """Write two columns in row groups of 5,000 rows, as a sidecar is written."""
+    """Write three columns in row groups of 5,000 rows, as a sidecar is written."""
     table = pa.table({"first": pa.array(texts[::-1], pa.string()), "texts": pa.array(texts)})
+    table = table.append_column(HASH, pa.array(hashes_of(texts), HASH.type))
     wanted = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
     pq.write_table(table, path, row_group_size=5000, **{**wanted, **options})
 
@@ -55,7 +62,7 @@ def draw_rows(seed: int, count: int, total: int) -> list[tuple[int, np.ndarray]]
         (50_000, 20_000, "1.0", "none"),
     ],
 )
-def test_the_strings_of_rows_are_those_of_the_whole_file(
+def test_the_values_of_rows_are_those_of_the_whole_file(
     batch_bytes: int,
     page_bytes: int,
     version: str,
@@ -67,15 +74,16 @@ def test_the_strings_of_rows_are_those_of_the_whole_file(
     texts = draw_texts(page_bytes, 12_345)
     options = {"data_page_size": page_bytes, "data_page_version": version}
     write(tmp_path / "file", texts, compression=compression, **options)
+    whole = {"first": texts[::-1], "texts": texts, "hashes": hashes_of(texts)}
     with opened(tmp_path / "file") as (source, metadata):
         for seed, count in enumerate((1, 3, 40, 3000)):
             wanted = draw_rows(seed, count, len(texts))
             rows = np.concatenate([5000 * group + rows for group, rows in wanted]).tolist()
             for name, place in COLUMNS.items():
                 assert has_single_pages(metadata.row_group(0).column(place))
-                found = read_strings(source, metadata, place, wanted).to_pylist()
-                whole = texts if name == "texts" else texts[::-1]
-                assert found == [whole[row] for row in rows]
+                found = read_values(source, metadata, place, wanted)
+                assert found.type == pq.read_schema(tmp_path / "file").field(name).type
+                assert found.to_pylist() == [whole[name][row] for row in rows]
 
 
 def all_pages(path: Path, place: int) -> list[Page]:
@@ -94,13 +102,13 @@ def test_only_the_pages_that_hold_rows_are_decoded(
     decoded: list[Page] = []
     decode = parquet_pages._decode
 
-    def count(source: pa.NativeFile, codec: int, some: list[Page]) -> pa.ChunkedArray:
+    def count(source: pa.NativeFile, column: object, some: list[Page]) -> pa.ChunkedArray:
         decoded.extend(some)
-        return decode(source, codec, some)
+        return decode(source, column, some)
 
     monkeypatch.setattr(parquet_pages, "_decode", count)
     with opened(tmp_path / "file") as (source, metadata):
-        read_strings(source, metadata, 1, [(0, np.array([4999])), (1, np.array([0, 1]))])
+        read_values(source, metadata, 1, [(0, np.array([4999])), (1, np.array([0, 1]))])
     following = [page.first_row for page in pages].index(0, 1)
     assert decoded == pages[following - 1 : following + 1]
 
@@ -124,7 +132,7 @@ def test_no_flipped_bit_of_a_header_gives_other_strings(tmp_path: Path) -> None:
             damaged[page.offset + bit // 8] ^= 1 << bit % 8
             source = pa.BufferReader(bytes(damaged))
             try:
-                found = read_strings(source, metadata, 1, wanted).to_pylist()
+                found = read_values(source, metadata, 1, wanted).to_pylist()
             except ValueError as error:
                 messages.append(str(error))
             else:
@@ -142,10 +150,10 @@ def test_a_flipped_bit_of_a_page_is_named(tmp_path: Path) -> None:
     path.write_bytes(content)
     with opened(path) as (source, metadata):
         others = np.array([0, page.first_row - 1, page.first_row + page.num_rows])
-        assert len(read_strings(source, metadata, 1, [(0, others)])) == 3
+        assert len(read_values(source, metadata, 1, [(0, others)])) == 3
         rows = np.sort(np.append(others, page.first_row))
         with pytest.raises(ValueError, match=f"byte {page.offset}: .*CRC"):
-            read_strings(source, metadata, 1, [(0, rows)])
+            read_values(source, metadata, 1, [(0, rows)])
 
 
 def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
@@ -156,7 +164,7 @@ def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
     for end, message in ((page.num_bytes - 5, "without end|within a page"), (3, "without end")):
         path.write_bytes(content[: page.offset + end])
         with pa.OSFile(str(path), "rb") as source, pytest.raises(ValueError, match=message):
-            read_strings(source, metadata, 1, [(0, np.array([page.first_row]))])
+            read_values(source, metadata, 1, [(0, np.array([page.first_row]))])
 
 
 def test_columns_with_dictionaries_are_left_to_arrow(tmp_path: Path) -> None:
