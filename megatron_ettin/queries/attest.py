@@ -44,7 +44,7 @@ class Attestation:
     record: int
     """Number of the record whose chain hash the head is."""
     subjects: int
-    """Files whose SHA-256 the statement gives: the state of every checkpoint, and --subject."""
+    """Files whose SHA-256 is given: order.json, the state of each checkpoint, and --subject."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +127,9 @@ def make_statement(folder: Path, files: Sequence[Path] = ()) -> dict[str, Any]:
     """
     run = RunFolder(folder)
     ledger = require_sound(folder)
-    subjects = {state.relative_to(folder).as_posix(): state for state in _states(run)}
+    # in-toto asks for one subject at least, and a run may have no checkpoint yet.
+    named = (run.order, *_states(run))
+    subjects = {path.relative_to(folder).as_posix(): path for path in named}
     for path in files:
         if path.name in subjects:
             raise ValueError(f"--subject {path}: another subject is called {path.name} too")
