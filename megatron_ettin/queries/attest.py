@@ -206,12 +206,14 @@ def _corpora(spec: OrderSpec) -> list[dict[str, Any]]:
 
 
 def _software(ledger: Ledger) -> list[dict[str, Any]]:
-    """Return the versions that the run named, whenever they changed, with the step before."""
+    """Return what the run said of its code whenever that changed, with the step before."""
     found: list[dict[str, Any]] = []
     for seq, payload in ledger.events.items():
-        versions = payload.get("versions")
-        if versions is not None and not (found and found[-1]["versions"] == versions):
-            found.append({"after_step": int(ledger.records["step"][seq]), "versions": versions})
+        if "versions" not in payload:
+            continue
+        said = {"versions": payload["versions"], "revision": payload.get("revision")}
+        if not found or any(found[-1][name] != value for name, value in said.items()):
+            found.append({"after_step": int(ledger.records["step"][seq]), **said})
     return found
 
 

@@ -110,7 +110,12 @@ def test_the_statement_says_what_the_run_recorded(signed: Signed) -> None:
         (pool.source, pool.tokens_sha256) for phase in spec.phases for pool in phase.pools
     }
     assert [c["name"] for c in said["checkpoints"]] == ["step_00000002", "step_00000004"]
-    assert said["software"][0]["versions"] == ledger.events[0]["versions"]
+    (software,) = said["software"]
+    assert software == {
+        "after_step": 0,
+        "versions": ledger.events[0]["versions"],
+        "revision": ledger.events[0]["revision"],
+    }
 
 
 def test_the_statement_keeps_the_rules_of_in_toto(
