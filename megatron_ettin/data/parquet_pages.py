@@ -23,11 +23,12 @@ _MAGIC = b"PAR1"
 # Numbers of the Parquet format (parquet.thrift). A header names the kind of its page in field 1,
 # and describes a data page of either version in another field.
 _DESCRIBED = {0: 5, 3: 8}
-_PHYSICAL_TYPES = {"BYTE_ARRAY": 6, "FIXED_LEN_BYTE_ARRAY": 7}
+_PHYSICAL_TYPES = {"INT64": 2, "BYTE_ARRAY": 6, "FIXED_LEN_BYTE_ARRAY": 7}
 _REQUIRED, _OPTIONAL, _UTF8, _PLAIN, _RLE = 0, 1, 0, 0, 3
 _CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "ZSTD": 6}
 # Numbers of Thrift's compact protocol, in which headers and footer are written.
 _TRUE, _FALSE, _BYTE, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 5, 6, 8, 9, 12
+_WITH_NUMBER = (_I32, _I64, _BINARY)
 
 
 # A value to be written: its type, and its bytes.
@@ -73,8 +74,8 @@ def read_values(
 ) -> pa.ChunkedArray:
     """Return the values of rows of row groups, (group, ascending rows [n] in it), end to end.
 
-    One row at least. The column at this place of the schema has strings or binary values of one
-    length, and all its chunks have one codec.
+    One row at least. The column at this place of the schema has strings, int64, or binary values of
+    one length, and all its chunks have one codec.
 
     Raises:
         ValueError: the file is damaged; the message names the byte.
@@ -246,28 +247,37 @@ def _struct(fields: dict[int, _Value]) -> _Value:
 
 
 def _parse_struct(content: bytes, at: int) -> tuple[dict[int, Any], int]:
-    """Return the fields of a struct, and where it ends; IndexError if `content` ends before."""
+    """Return the fields of a struct, and where it ends; IndexError if `content` ends before.
+
+    A look-up parses some fifty headers, which take most of its time, so numbers of one byte are
+    read here.
+    """
     fields: dict[int, Any] = {}
     number = 0
     while head := content[at]:
         at += 1
         kind = head & 0x0F
-        if head >> 4:
+        if head > 0x0F:
             number += head >> 4
         else:
-            number, at = _parse_integer(content, at)
-        if kind in (_TRUE, _FALSE):
+            value, at = _parse_varint(content, at)
+            number = value >> 1 ^ -(value & 1)
+        if kind in _WITH_NUMBER:
+            value = content[at]
+            at += 1
+            if value > 0x7F:
+                value, at = _parse_varint(content, at - 1)
+            if kind == _BINARY:
+                at += value
+                content[at - 1]  # IndexError if it is not there
+            else:
+                fields[number] = value >> 1 ^ -(value & 1)
+        elif kind == _STRUCT:
+            fields[number], at = _parse_struct(content, at)
+        elif kind in (_TRUE, _FALSE):
             fields[number] = kind == _TRUE
         elif kind == _BYTE:
             fields[number], at = content[at], at + 1
-        elif kind in (_I32, _I64):
-            fields[number], at = _parse_integer(content, at)
-        elif kind == _BINARY:
-            length, at = _parse_varint(content, at)
-            at += length
-            content[at - 1]  # IndexError if it is not there
-        elif kind == _STRUCT:
-            fields[number], at = _parse_struct(content, at)
         else:
             raise ValueError(f"a field of type {kind}")
     return fields, at + 1
@@ -280,8 +290,3 @@ def _parse_varint(content: bytes, at: int) -> tuple[int, int]:
         shift += 7
         at += 1
     return number | byte << shift, at + 1
-
-
-def _parse_integer(content: bytes, at: int) -> tuple[int, int]:
-    number, at = _parse_varint(content, at)
-    return number >> 1 ^ -(number & 1), at

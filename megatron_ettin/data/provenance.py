@@ -49,7 +49,7 @@ PAGE_BYTES = 2**17
 """Bytes of a page, before compression: a look-up decodes a page, and reads the headers of all."""
 FEW_DOCUMENTS = 8
 """Documents of a row group that are looked up page by page: more would need most pages."""
-SINGLE_PAGES = ("id", "url", "sha256")
+SINGLE_PAGES = ("ordinal", "id", "url", "sha256")
 """Columns of which single pages are read: whole, they take most of the time of a look-up."""
 BLOOM_FILTER = {"ndv": GROUP_DOCUMENTS, "fpp": 0.01}
 """Bloom filters of id and sha256: documents, error rate of 16 bits each (Parquet rounds)."""
@@ -323,16 +323,17 @@ class Provenance:
         """Return columns of the rows [n] of each of these row groups, of few rows each."""
         if not groups:
             return {}
-        others = [name for name in names if name not in SINGLE_PAGES]
-        found = {name: self._read_pages(name, groups) for name in names if name in SINGLE_PAGES}
-        tables, done = {}, 0
-        for group, rows in groups:
-            table = self._read(group, others).take(rows)
-            for name, column in found.items():
-                table = table.append_column(SCHEMA.field(name), column.slice(done, len(rows)))
-            tables[group] = table.select(names)
-            done += len(rows)
-        return tables
+        columns = {name: self._read_pages(name, groups) for name in names if name in SINGLE_PAGES}
+        if others := [name for name in names if name not in SINGLE_PAGES]:
+            rest = pa.concat_tables(self._read(group, others).take(rows) for group, rows in groups)
+            columns |= {name: rest[name] for name in others}
+        schema = pa.schema([SCHEMA.field(name) for name in names])
+        table = pa.table([columns[name] for name in names], schema=schema)
+        ends = itertools.accumulate(len(rows) for _, rows in groups)
+        return {
+            group: table.slice(end - len(rows), len(rows))
+            for (group, rows), end in zip(groups, ends, strict=True)
+        }
 
     def _read_pages(
         self, name: str, groups: Sequence[tuple[int, NDArray[np.int64]]]

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 from megatron_ettin.data import parquet_pages
 from megatron_ettin.data.parquet_pages import Page, has_single_pages, pages_of, read_values
 
-COLUMNS = {"first": 0, "texts": 1, "hashes": 2}
+COLUMNS = {"first": 0, "texts": 1, "hashes": 2, "numbers": 3}
 HASH = pa.field("hashes", pa.binary(32), nullable=False)
 
 
@@ -31,10 +32,13 @@ def hashes_of(texts: list[str | None]) -> list[bytes]:
 
 
 def write(path: Path, texts: list[str | None], **options: object) -> None:
-    """Write three columns in row groups of 5,000 rows, as a sidecar is written."""
+    """Write four columns in row groups of 5,000 rows, as a sidecar is written."""
     table = pa.table({"first": pa.array(texts[::-1], pa.string()), "texts": pa.array(texts)})
     table = table.append_column(HASH, pa.array(hashes_of(texts), HASH.type))
+    table = table.append_column("numbers", pa.array(range(len(texts))))
     wanted = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+    if not options.get("use_dictionary"):
+        wanted["column_encoding"] = {"numbers": "DELTA_BINARY_PACKED"}
     pq.write_table(table, path, row_group_size=5000, **{**wanted, **options})
 
 
@@ -75,6 +79,7 @@ def test_the_values_of_rows_are_those_of_the_whole_file(
     options = {"data_page_size": page_bytes, "data_page_version": version}
     write(tmp_path / "file", texts, compression=compression, **options)
     whole = {"first": texts[::-1], "texts": texts, "hashes": hashes_of(texts)}
+    whole["numbers"] = list(range(len(texts)))
     with opened(tmp_path / "file") as (source, metadata):
         for seed, count in enumerate((1, 3, 40, 3000)):
             wanted = draw_rows(seed, count, len(texts))
@@ -102,7 +107,7 @@ def test_only_the_pages_that_hold_rows_are_decoded(
     decoded: list[Page] = []
     decode = parquet_pages._decode
 
-    def count(source: pa.NativeFile, column: object, some: list[Page]) -> pa.ChunkedArray:
+    def count(source: pa.NativeFile, column: Any, some: list[Page]) -> pa.ChunkedArray:
         decoded.extend(some)
         return decode(source, column, some)
 
