@@ -149,3 +149,10 @@ def test_deterministic_algorithms_are_those_of_the_run_only(
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         assert os.environ["NCCL_ALGO"] == "Ring"
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_sums_of_a_split_matmul_are_not_rounded() -> None:
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_bf16_reduced_precision_reduction = True
+    with distributed.process_groups(HardwareConfig()):
+        assert matmul.allow_bf16_reduced_precision_reduction is False
