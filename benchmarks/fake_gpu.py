@@ -169,7 +169,9 @@ def _kernel_modules(launches: Launches) -> Iterator[Any]:
     with mock.patch.dict(sys.modules, {"triton": triton, "triton.language": language}):
         for name in names:
             sys.modules.pop(name, None)
-        ours = {name: importlib.import_module(name) for name in names}
+        # An import also binds a module's name in its package, where it would outlive the patch.
+        with mock.patch.dict(vars(package)):
+            ours = {name: importlib.import_module(name) for name in names}
     yield mock.patch.dict(sys.modules, ours)
     for name, module in ours.items():
         yield mock.patch.object(package, name.rpartition(".")[2], module, create=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ def import_megatron_core() -> None:
     if "megatron.core" in sys.modules:
         return
     gc.disable()
+    # Megatron-Core 0.19 imports torch's builder of extensions, which warns on a machine without a
+    # GPU. Nothing is built.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with compiling_at_first_call():
         importlib.import_module("megatron.core")
     gc.freeze()

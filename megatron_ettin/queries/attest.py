@@ -44,7 +44,7 @@ class Attestation:
     record: int
     """Number of the record whose chain hash the head is."""
     subjects: int
-    """Files whose SHA-256 the statement gives: the state of every checkpoint, and --subject."""
+    """Files whose SHA-256 is given: order.json, the state of each checkpoint, and --subject."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +127,9 @@ def make_statement(folder: Path, files: Sequence[Path] = ()) -> dict[str, Any]:
     """
     run = RunFolder(folder)
     ledger = require_sound(folder)
-    subjects = {state.relative_to(folder).as_posix(): state for state in _states(run)}
+    # in-toto asks for one subject at least, and a run may have no checkpoint yet.
+    named = (run.order, *_states(run))
+    subjects = {path.relative_to(folder).as_posix(): path for path in named}
     for path in files:
         if path.name in subjects:
             raise ValueError(f"--subject {path}: another subject is called {path.name} too")
@@ -204,12 +206,14 @@ def _corpora(spec: OrderSpec) -> list[dict[str, Any]]:
 
 
 def _software(ledger: Ledger) -> list[dict[str, Any]]:
-    """Return the versions that the run named, whenever they changed, with the step before."""
+    """Return what the run said of its code whenever that changed, with the step before."""
     found: list[dict[str, Any]] = []
     for seq, payload in ledger.events.items():
-        versions = payload.get("versions")
-        if versions is not None and not (found and found[-1]["versions"] == versions):
-            found.append({"after_step": int(ledger.records["step"][seq]), "versions": versions})
+        if "versions" not in payload:
+            continue
+        said = {"versions": payload["versions"], "revision": payload.get("revision")}
+        if not found or any(found[-1][name] != value for name, value in said.items()):
+            found.append({"after_step": int(ledger.records["step"][seq]), **said})
     return found
 
 

@@ -41,6 +41,9 @@ DOCUMENTS = pa.schema(
     }
 )
 
+#: Rows of a row group of documents.parquet.
+GROUP_ROWS = 65_536
+
 Write = Callable[[Sequence[ItemDocument]], None]
 
 
@@ -60,28 +63,48 @@ def writing_documents(
         publishing(folder / "documents.parquet") as temporary,
         pq.ParquetWriter(temporary, DOCUMENTS, compression="zstd") as writer,
     ):
+        # Arrow remembers each row group until the file is closed, and a corpus of 2 T tokens is
+        # read in 60,000 stretches, so rows of many stretches go into one.
+        pending = [DOCUMENTS.empty_table()]
+
+        def flush() -> None:
+            table = pa.concat_tables(pending)
+            if table.num_rows:
+                writer.write_table(table, row_group_size=GROUP_ROWS)
+            pending[1:] = []
 
         def write(shared: Sequence[ItemDocument]) -> None:
-            origins = sidecars.origins([each.document for each in shared])
-            rows = [
-                {
-                    "item": each.item,
-                    "line": found.items[each.item].line,
-                    "source": each.document.source,
-                    "ordinal": each.document.ordinal,
-                    "id": origin.id,
-                    "url": origin.url,
-                    "sequences": each.grams,
-                    "begin_token": each.begin,
-                    "end_token": each.end,
-                    "first_g": _row_or_none(each.first_g),
-                    "rows_read": each.rows,
-                }
-                for each, origin in zip(shared, origins, strict=True)
-            ]
-            writer.write_table(pa.Table.from_pylist(rows, schema=DOCUMENTS))
+            if shared:
+                pending.append(_documents_table(shared, found, sidecars))
+            if sum(map(len, pending)) >= GROUP_ROWS:
+                flush()
 
         yield write
+        flush()
+
+
+def _documents_table(
+    shared: Sequence[ItemDocument], found: Contamination, sidecars: Sidecars
+) -> pa.Table:
+    """Return the rows of documents.parquet for these documents."""
+    origins = sidecars.origins([each.document for each in shared])
+    rows = [
+        {
+            "item": each.item,
+            "line": found.items[each.item].line,
+            "source": each.document.source,
+            "ordinal": each.document.ordinal,
+            "id": origin.id,
+            "url": origin.url,
+            "sequences": each.grams,
+            "begin_token": each.begin,
+            "end_token": each.end,
+            "first_g": _row_or_none(each.first_g),
+            "rows_read": each.rows,
+        }
+        for each, origin in zip(shared, origins, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=DOCUMENTS)
 
 
 def publish_report(

@@ -11,12 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from megatron_ettin.config import RunConfig
 from megatron_ettin.order.run_folder import RunFolder
-from megatron_ettin.order.shard_list import list_shards
 from megatron_ettin.order.spec import OrderSpec, PoolSpec, ShardSpec
 from megatron_ettin.publication import publish_text
 from megatron_ettin.queries.answer import add_shared_arguments, show
+from megatron_ettin.queries.recorded_run import RecordedRun, open_run
 
 EXAMPLE = "croissant --run runs/encoder --license MIT --output corpora.json"
 
@@ -51,14 +50,14 @@ def write_croissant(folder: Path, output: Path, *, license: str | None = None) -
     """Write a description of a run's corpora that mlcroissant accepts.
 
     Raises:
-        ValueError: order.json or config.yaml is damaged, or the package mlcroissant is missing.
+        ValueError: order.json or config.yaml is damaged, a corpus is not the one that the run was
+            trained on, or the package mlcroissant is missing.
         OSError: a corpus is gone.
     """
     croissant = _import_mlcroissant()
-    run = RunFolder(folder)
-    spec = run.read_order()
+    spec = RunFolder(folder).read_order()
     pools = {pool.source: pool for phase in spec.phases for pool in phase.pools}
-    files = list(_files(croissant, spec, pools, run.read_config()))
+    files = list(_files(croissant, spec, pools, open_run(folder)))
     metadata = croissant.Metadata(
         name=f"corpora of {folder.resolve().name}",
         description=(
@@ -92,7 +91,7 @@ def _import_mlcroissant() -> ModuleType:
 
 
 def _files(
-    croissant: ModuleType, spec: OrderSpec, pools: dict[str, PoolSpec], config: RunConfig
+    croissant: ModuleType, spec: OrderSpec, pools: dict[str, PoolSpec], run: RecordedRun
 ) -> Iterator[Any]:
     """Yield a description of the .bin of every shard."""
     for source, pool in pools.items():
@@ -102,9 +101,9 @@ def _files(
             lengths_sha256=pool.lengths_sha256,
             tokens_sha256=pool.tokens_sha256,
         )
-        # A folder may have got more shards since.
-        prefixes = list_shards(config.data.sources[source].prefix)
-        for prefix, shard in zip(prefixes, spec.shards.get(source) or (whole,), strict=False):
+        # The order has no shards that the folder got since.
+        shards = spec.shards.get(source) or (whole,)
+        for prefix, shard in zip(run.order.prefixes(source), shards, strict=True):
             path = Path(f"{prefix}.bin")
             name = f"{source}/{path.name}"
             yield croissant.FileObject(

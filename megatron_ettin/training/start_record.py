@@ -15,7 +15,7 @@ from megatron_ettin.objectives import describe
 from megatron_ettin.order import OrderSpec
 from megatron_ettin.order.run_folder import RunFolder, step_of
 from megatron_ettin.rows import TokenIds
-from megatron_ettin.versions import package_versions
+from megatron_ettin.versions import package_versions, source_revision
 
 
 def describe_run(
@@ -41,6 +41,7 @@ def describe_run(
         "token_ids": dataclasses.asdict(ids),
         "layout": {**dataclasses.asdict(config.hardware), "data_parallel_size": data_parallel_size},
         "versions": package_versions(),
+        "revision": source_revision(),
         "host": platform.node(),
         "from_checkpoint": RunFolder(Path()).checkpoint(state.step).name if state.step else None,
         "initialized_from": state.initialized_from,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ettin.order.ledger import Kind
+from megatron_ettin.order.row_losses import RowLossReader, RowState
 from megatron_ettin.order.run_folder import RunFolder
 from tests.conftest import TinyCorpus
 
@@ -69,7 +70,10 @@ def test_a_run_goes_on_while_the_disk_is_full(
 ) -> None:
     enter, inside, outside = disk
     phase = {"name": "short", "train_tokens": 250_000, "seq_length": 128, "global_batch_size": 16}
-    config = tiny_corpus.write_config(tmp_path / "run.yaml", objective="MaskedLM", phases=[phase])
+    logging = {"log_every_steps": 1, "row_losses": True}
+    config = tiny_corpus.write_config(
+        tmp_path / "run.yaml", objective="MaskedLM", phases=[phase], logging=logging
+    )
     run, log = RunFolder(outside / "run"), tmp_path / "log"
     command = [sys.executable, "-m", "megatron_ettin.pretrain", f"--config={config}"]
     with log.open("wb") as output:
@@ -104,3 +108,6 @@ def test_a_run_goes_on_while_the_disk_is_full(
     assert (records["kind"] == Kind.STEP).sum() == len(steps)
     assert records["kind"][-1] == Kind.END
     assert run.newest_checkpoint() == run.checkpoint(len(steps))
+    end_g = int(records["g_end"][-1])
+    states = RowLossReader.open(run.row_losses).read(0, end_g).states
+    assert (states == RowState.TRAINED).all()

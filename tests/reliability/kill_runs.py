@@ -218,7 +218,8 @@ def prepare(folder: Path, corpus: TinyCorpus) -> Path:
     folder.mkdir(parents=True)
     corpus.copy_to(folder / "corpus")
     relative = TinyCorpus(Path("corpus"), corpus.vocab_size)
-    relative.write_config(folder / "run.yaml", objective="MaskedLM", phases=PHASES)
+    logging = {"log_every_steps": 1, "row_losses": True}
+    relative.write_config(folder / "run.yaml", objective="MaskedLM", phases=PHASES, logging=logging)
     return folder
 
 

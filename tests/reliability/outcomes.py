@@ -45,6 +45,8 @@ class Outcome:
     steps: list[tuple[Any, ...]]
     checkpoints: dict[str, dict[str, str]]
     """Digests of the files of a checkpoint, by its name."""
+    row_losses: bytes
+    """The losses of all rows, as their file has them."""
 
 
 def outcome_of(folder: Path) -> Outcome:
@@ -75,6 +77,7 @@ def outcome_of(folder: Path) -> Outcome:
             }
             for path in run.complete_checkpoints()
         },
+        row_losses=run.row_losses.read_bytes(),
     )
 
 
@@ -86,6 +89,8 @@ def differences(found: Outcome, expected: Outcome) -> list[str]:
         mine, theirs = getattr(found, what), getattr(expected, what)
         if mine != theirs:
             faults.append(f"{what} differ: {mine} and {theirs}")
+    if found.row_losses != expected.row_losses:
+        faults.append("losses of rows differ")
     for name, digests in found.checkpoints.items():
         theirs = expected.checkpoints.get(name, {})
         unlike = [each for each in digests | theirs if digests.get(each) != theirs.get(each)]

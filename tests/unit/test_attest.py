@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import ParseDict
+from in_toto_attestation.v1.statement import Statement
+from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 
 from megatron_ettin.config import to_yaml
 from megatron_ettin.order.ledger import Ledger, LedgerWriter
@@ -107,7 +110,26 @@ def test_the_statement_says_what_the_run_recorded(signed: Signed) -> None:
         (pool.source, pool.tokens_sha256) for phase in spec.phases for pool in phase.pools
     }
     assert [c["name"] for c in said["checkpoints"]] == ["step_00000002", "step_00000004"]
-    assert said["software"][0]["versions"] == ledger.events[0]["versions"]
+    (software,) = said["software"]
+    assert software == {
+        "after_step": 0,
+        "versions": ledger.events[0]["versions"],
+        "revision": ledger.events[0]["revision"],
+    }
+
+
+def test_the_statement_keeps_the_rules_of_in_toto(
+    signed: Signed, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    without_checkpoint = record_run(tiny_config(tiny_corpus, tmp_path / "run"), steps=1)
+    for run in (signed.run.path, without_checkpoint):
+        statement = make_statement(run)
+        Statement.copy_from_pb(ParseDict(statement, StatementMessage())).validate()
+        assert statement["subject"][0]["name"] == "order.json"
+        assert (
+            statement["subject"][0]["digest"]["sha256"]
+            == statement["predicate"]["order"]["order_json_sha256"]
+        )
 
 
 @pytest.mark.parametrize("kind", KEYS)

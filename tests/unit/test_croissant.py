@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import mlcroissant
 import pytest
 
 from megatron_ettin.config import SourceConfig
+from megatron_ettin.native import TokenFile, TokenFileBuilder
 from megatron_ettin.order.run_folder import RunFolder
 from megatron_ettin.queries.croissant import write_croissant
 from tests.conftest import TinyCorpus
@@ -53,6 +55,31 @@ def test_every_shard_is_described_with_its_own_hash(
     for shard in map(Path, shards):
         content = shard.with_suffix(".bin").read_bytes()
         assert hashes[f"alpha/{shard.name}.bin"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_corpus_that_has_changed_is_refused(
+    grows: bool, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "alpha"
+    for end in (".bin", ".idx"):
+        shutil.copy(tiny_corpus.folder / f"alpha{end}", f"{corpus}{end}")
+    config = tiny_config(tiny_corpus, tmp_path / "run")
+    sources = {**config.data.sources, "alpha": SourceConfig(prefix=str(corpus))}
+    run = record_run(replace(config, data=replace(config.data, sources=sources)), steps=2)
+    if grows:
+        tokens = TokenFile(corpus)
+        builder = TokenFileBuilder(corpus, tokens.dtype)
+        for document in (*range(tokens.num_documents), 0):
+            builder.add(tokens.tokens(document))
+        builder.commit()
+    else:
+        content = bytearray(Path(f"{corpus}.bin").read_bytes())
+        content[-1] ^= 1
+        Path(f"{corpus}.bin").write_bytes(content)
+    with pytest.raises(ValueError, match="the order is not the recorded one any more"):
+        write_croissant(run, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_what_is_recommended_and_not_given_is_said(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_ettin.data.tokenize import load_tokenizer
+from megatron_ettin.queries import contamination_files, corpus_scan
 from megatron_ettin.queries.documents import Document
 from tests.native.scanned import shared_grams, words
 from tests.unit.queried import Queried
@@ -224,6 +225,32 @@ def test_the_tables_are_those_of_a_scan(
     lasts = expected.read_by["last step"]
     assert 0 < sum(share > 0 for share in firsts) < sum(share > 0 for share in lasts)
     assert sum(0 < share < 0.8 for share in lasts) > 3
+
+
+def test_many_stretches_make_few_row_groups(
+    queried: Queried,
+    benchmark: Path,
+    report: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Arrow remembers every row group: one for each stretch would let memory grow with a corpus."""
+    whole = pq.read_table(report / "documents.parquet").to_pylist()
+    monkeypatch.setattr(corpus_scan, "READ_TOKENS", 500)
+    nowhere = tmp_path / "nowhere.jsonl"
+    nowhere.write_text(json.dumps({"question": NOWHERE, "choices": []}) + "\n")
+    # A table that is written has more than group_rows - 1 rows, and is cut into groups.
+    at_most = 2 * len(whole) // 10 + 1
+    for items, group_rows, groups in (
+        (benchmark, 10**6, range(1, 2)),
+        (benchmark, 10, range(2, at_most + 1)),
+        (nowhere, 10, range(1)),
+    ):
+        monkeypatch.setattr(contamination_files, "GROUP_ROWS", group_rows)
+        order.main(arguments(queried, items, "--output", str(tmp_path / "report")))
+        written = pq.ParquetFile(tmp_path / "report" / "documents.parquet")
+        assert written.read().to_pylist() == ([] if items == nowhere else whole)
+        assert written.num_row_groups in groups
 
 
 def test_the_line_and_the_table_sum_the_items_up(
