@@ -1,4 +1,7 @@
-"""Times of the attention kernels of global and local layers, forward and backward."""
+"""Times of the attention kernels of global and local layers, forward and backward.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

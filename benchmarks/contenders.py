@@ -2,6 +2,8 @@
 
 All of them do whole optimizer steps. They are compared by the tokens that they learn from, special
 tokens counted, padding not.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import functools
 import importlib
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,10 @@ WITHOUT_LAUNCH = {
     *("detach", "alias", "_unsafe_view", "_reshape_alias", "lift_fresh", "set_"),
 }
 #: Operations by which a host reads what a device computes, or sends it what a Python list holds.
-WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique_dim", "_unique2"}
+WAITS = {
+    *("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique_dim", "_unique2"),
+    *("unique_consecutive", "equal", "allclose", "bincount"),
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Launches(TorchDispatchMode):
         """
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if name in WAITS:
+        if host_waits(name, args, kwargs):
             raise RuntimeError(f"{func}: a host would wait here for its device")
         out = func(*args, **kwargs)
         if not (func.is_view or name in WITHOUT_LAUNCH):
@@ -91,6 +94,16 @@ class Launches(TorchDispatchMode):
         first, *rest = unique.values()
         num_bytes = round(PASSES.get(name, 1.0) * _num_bytes([first])) + _num_bytes(rest)
         self.noted.append(Launch(name, num_bytes))
+
+
+def host_waits(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a host waits for an operation: for its result, or for the size of it."""
+    match name:
+        case "repeat_interleave":
+            return kwargs.get("output_size") is None
+        case "index":
+            return any(i is not None and i.dtype == torch.bool for i in args[1])
+    return name in WAITS
 
 
 def _num_bytes(leaves: Sequence[Any]) -> int:

@@ -2,6 +2,8 @@
 
 `KERNELS` lists them: a new kernel is one function and one line there. Attention comes from
 `attention_times.py`.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Cells of the training benchmark: a model, an objective and a precision.
 
 Importing this module imports no torch: a cell's process first silences Megatron-Core's warnings.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Files of a continued training: tokenised texts, the model as a checkpoint, the run's YAML."""
+"""Files of a continued training: tokenised texts, the model as a checkpoint, the run's YAML.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Training of a classifier by transformers' Trainer: one trial of a grid."""
+"""Training of a classifier by transformers' Trainer: one trial of a grid.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Contrastive training of encoders of texts by sentence-transformers, for each learning rate."""
+"""Contrastive training of encoders of texts by sentence-transformers, for each learning rate.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Models under evaluation: Hugging Face folders, ours or published; how to read their logits."""
+"""Models under evaluation: Hugging Face folders, ours or published; how to read their logits.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

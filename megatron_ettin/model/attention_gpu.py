@@ -1,7 +1,5 @@
 """Core attention on a GPU, packed and in 16 bits: torch's varlen kernel, or Transformer Engine's.
 
-No GPU has run this yet.
-
 Both take the stream with its segment boundaries in device memory: the host never waits for their
 values, and shapes are constant. Neither needs a package beyond the backend's own. Where flash-attn
 is installed, Transformer Engine may choose it.

@@ -3,6 +3,8 @@
 Training: floating-point operations over the device's peak and the share of it that is reached
 (`estimate.throughput`); a CPU's peak is measured. Evaluation: a model of the same shape with
 random weights is timed for a second, forward and backward, times the tokens that a task needs.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Devices of this machine that a study uses."""
+"""Devices of this machine that a study uses.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Choice of the attention kernel of a GPU by time, for the segments of the run's first micro-batch.
 
-No GPU has run the measurement yet.
-
 torch's kernel is the rule. Transformer Engine's plans for the longest segment and a rounded number
 of segments. So its time depends on how many there are and how long they are, which no table knows.
+
+No GPU has run this yet.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A new optimizer is a subclass with two things: `moments`, the tensors that it keeps beside each
 weight, and `update`, one step over `blocks()`. Sharding, precision and checkpoints are those of
 `training/optimizer.py`, for any `moments` (docs/extending.md).
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

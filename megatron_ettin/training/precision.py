@@ -126,6 +126,8 @@ def _key(config: RunConfig, names: list[str]) -> dict[str, Any]:
         "rows": [hardware.micro_batch_rows(phase.seq_length), phase.seq_length],
         "ranks": [hardware.tensor_parallel_size, hardware.context_parallel_size],
         "sequence_parallel": hardware.sequence_parallel,
+        # Graphs cast the weights of fp8 again in each micro-batch.
+        "cuda_graphs": hardware.cuda_graphs,
         "recompute": hardware.recompute,
         "deterministic": hardware.deterministic,
     }

@@ -1,4 +1,7 @@
-"""Trace of a few steps: the kernels over time, and the share of time that the GPU was idle."""
+"""Trace of a few steps: the kernels over time, and the share of time that the GPU was idle.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """The report at the start of a run: model, layout, phases, epochs, checkpoints, disk, folders.
 
 It is logged once, on the main rank, when all that it states is known and before the model is built.
+
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

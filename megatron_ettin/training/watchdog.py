@@ -1,4 +1,7 @@
-"""Watchdog of a rank: if no step gets finished, the stacks go to a file and the process ends."""
+"""Watchdog of a rank: if no step gets finished, the stacks go to a file and the process ends.
+
+No GPU has run its code for GPUs yet.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from benchmarks import training_cell
 from benchmarks.contenders import (
     IGNORED,
     Contender,
@@ -26,6 +28,8 @@ from benchmarks.contenders import (
 from benchmarks.path_cost import PARTS, path_cost
 from benchmarks.plain_model import PlainModel
 from benchmarks.throughput import Measurement, one_by_one, side_by_side
+from benchmarks.training_cells import training_cells
+from megatron_ettin import distributed
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import open_order
 from megatron_ettin.training.preparation import micro_batches
@@ -188,6 +192,42 @@ def test_rates_are_medians_over_steps() -> None:
     assert measurement.spread == (25.0, 100.0)
     assert measurement.fill == 0.5
     assert measurement.flops_per_s == 10.0
+
+
+@pytest.mark.parametrize(("cuda_graphs", "untimed"), [(True, 8), (False, 1)])
+def test_steps_with_graphs_are_timed_once_the_usual_shapes_are_captured(
+    cuda_graphs: bool, untimed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Step] = []
+
+    class Counted(Contender):
+        def step(self) -> Step:
+            taken.append(Step(tokens=1, slots=1))
+            return taken[-1]
+
+    monkeypatch.setattr(training_cell, "_contenders", lambda *_: {"ours": lambda _: Counted()})
+    # It would refuse graphs, as there is no GPU.
+    monkeypatch.setattr(distributed, "process_groups", lambda _: nullcontext())
+    for name in ("reset_peak_memory_stats", "empty_cache", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 7)
+    (cell,) = training_cells(
+        models=["nano"],
+        objectives=["mlm"],
+        precisions=["bf16"],
+        device="cuda",
+        micro_batch_tokens=1024,
+        step_tokens=1024,
+        no_peers=True,
+        data=ROOT / "examples/data/quickstart.yaml",
+        rounds=6,
+        cuda_graphs=cuda_graphs,
+        path_cost=False,
+        profile=None,
+        threads=1,
+    )
+    training_cell.measure(cell)
+    # A variant's own first step and the rounds follow.
+    assert len(taken) == untimed + 1 + 6
 
 
 def test_contenders_take_turns() -> None:

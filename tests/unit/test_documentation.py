@@ -41,13 +41,17 @@ BOX = str.maketrans(dict.fromkeys("│├└─", " "))
 GENERATED = ("quickstart/", "gpu-kit/", "own/", "runs/", "study/", ".venv/")
 OTHERS_PROGRAMS = {
     "cat",
+    "cp",
+    "echo",
     "git",
     "head",
     "ls",
+    "mkdir",
     "pip",
     "python",
     "python3",
     "sbatch",
+    "sed",
     "srun",
     "touch",
 }
@@ -108,6 +112,8 @@ def python_faults(words: list[str]) -> list[str]:
     else:
         program, arguments = (words[start],), words[start + 1 :]
         exists = (ROOT / program[0]).is_file()
+    if program == ("setup.py",) and exists:
+        return []  # the options are setuptools'
     if not exists:
         return [f"{program[-1]} does not exist"]
     return [f"{program[-1]} has no option {o}" for o in unknown_options(program, arguments)]

@@ -95,6 +95,22 @@ def test_another_model_has_another_verdict(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.usefixtures("one_process")
+def test_a_run_with_graphs_has_another_verdict(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_precisions_of_a_gpu(config: RunConfig) -> list[RunConfig]:
+        both = [dataclasses.replace(config.hardware, precision=each) for each in ("bf16", "fp8")]
+        return [dataclasses.replace(config, hardware=hardware) for hardware in both]
+
+    monkeypatch.setattr(precision, "_candidates", in_precisions_of_a_gpu)
+    monkeypatch.setattr(precision, "layer_seconds", lambda _: 1.0)
+    for cuda_graphs in (False, True):
+        hardware = dataclasses.replace(CONFIG.hardware, cuda_graphs=cuda_graphs)
+        precision.resolve(dataclasses.replace(CONFIG, hardware=hardware))
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_a_verdict_on_something_else_or_a_damaged_one_is_none(tmp_path: Path) -> None:
     path = tmp_path / "verdict.json"
     assert precision.read_verdict(path, {"a": 1}) is None
@@ -133,3 +149,10 @@ def test_deterministic_algorithms_are_those_of_the_run_only(
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         assert os.environ["NCCL_ALGO"] == "Ring"
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_sums_of_a_split_matmul_are_not_rounded() -> None:
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_bf16_reduced_precision_reduction = True
+    with distributed.process_groups(HardwareConfig()):
+        assert matmul.allow_bf16_reduced_precision_reduction is False
