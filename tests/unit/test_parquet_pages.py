@@ -78,7 +78,7 @@ def test_the_values_of_rows_are_those_of_the_whole_file(
     texts = draw_texts(page_bytes, 12_345)
     options = {"data_page_size": page_bytes, "data_page_version": version}
     write(tmp_path / "file", texts, compression=compression, **options)
-    whole = {"first": texts[::-1], "texts": texts, "hashes": hashes_of(texts)}
+    whole: dict[str, list[Any]] = {"first": texts[::-1], "texts": texts, "hashes": hashes_of(texts)}
     whole["numbers"] = list(range(len(texts)))
     with opened(tmp_path / "file") as (source, metadata):
         for seed, count in enumerate((1, 3, 40, 3000)):
