@@ -264,6 +264,19 @@ class SdpaCoreAttention(CoreAttention):
         return out.transpose(0, 1).reshape(heads, padded, size)[:, :slots]
 
 
+def random_projection(
+    slots: int, heads: int, size: int, *, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return random q, k, v [slots, heads, size] that ask for gradients, to try a kernel with.
+
+    They lie in memory as a layer hands them over: views of one buffer [slots, heads, 3, size], the
+    output of its projection.
+    """
+    qkv = torch.randn(slots, heads, 3, size, dtype=dtype, device=device)
+    query, key, value = (x.requires_grad_() for x in qkv.unbind(dim=2))
+    return query, key, value
+
+
 def layer_window(config: TransformerConfig, layer_number: int) -> tuple[int, int] | None:
     """Return how many keys (left, right) layer `layer_number`, from 1, sees; None if all."""
     is_local = is_layer_window_attention(

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from megatron_ettin.model.attention import CoreAttention, PackedRows
+from megatron_ettin.model.attention import CoreAttention, PackedRows, random_projection
 
 logger = logging.getLogger(__name__)
 
@@ -168,17 +168,37 @@ class TransformerEngineCoreAttention(CoreAttention):
         is_causal, window = self.sight(packed)
         if is_causal != self.is_causal:
             return varlen(query, key, value, packed, self.scale, is_causal=is_causal, window=window)
-        with packed_kernels_only():
-            out: torch.Tensor = self.kernel(
-                query,
-                key,
-                value,
-                cu_seqlens_q=packed.cu_seqlens_q,
-                cu_seqlens_kv=packed.cu_seqlens_kv,
-                max_seqlen_q=packed.max_seqlen_q,
-                max_seqlen_kv=packed.max_seqlen_kv,
-            )
-        return out.view(query.shape)
+        return by_packed_kernel(
+            self.kernel, query, key, value, packed.cu_seqlens_q, packed.max_seqlen_q
+        )
+
+
+def by_packed_kernel(
+    kernel: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    boundaries: torch.Tensor,
+    longest: int,
+) -> torch.Tensor:
+    """Call Transformer Engine's attention: query, key, value and the result are [t, heads, size].
+
+    Views of one buffer are copied first. Transformer Engine would guess from their addresses that
+    they are views, a way that it calls deprecated; and the way that it offers instead, to take the
+    buffer, costs more in the backward pass than the copy (docs/decisions/0020).
+    """
+    query, key, value = (x.contiguous() for x in (query, key, value))
+    with packed_kernels_only():
+        out: torch.Tensor = kernel(
+            query,
+            key,
+            value,
+            cu_seqlens_q=boundaries,
+            cu_seqlens_kv=boundaries,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+    return out.view(query.shape)
 
 
 def packed_kernel(
@@ -232,19 +252,13 @@ def transformer_engine_attends(
 
     No table says so: support depends on versions, device and shapes, and a missing kernel raises.
     """
-    device = torch.cuda.current_device()
+    device = torch.device("cuda", torch.cuda.current_device())
     # A long segment, one within the window, and an empty one as at the end of every row.
     cu_seqlens = torch.tensor([0, 208, 256, 256], dtype=torch.int32, device=device)
-    shape = (256, heads, head_size)
-    q, k, v = (
-        torch.zeros(shape, dtype=torch.bfloat16, device=device, requires_grad=True)
-        for _ in range(3)
-    )
+    q, k, v = random_projection(256, heads, head_size, dtype=torch.bfloat16, device=device)
     try:
         kernel = packed_kernel(heads, head_size, is_causal=is_causal, window=window)
-        lengths = {"max_seqlen_q": 256, "max_seqlen_kv": 256}
-        with packed_kernels_only():
-            out = kernel(q, k, v, cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, **lengths)
+        out = by_packed_kernel(kernel, q, k, v, cu_seqlens, longest=256)
         out.backward(torch.ones_like(out))
         torch.cuda.synchronize()
     except (AssertionError, RuntimeError, ValueError) as error:

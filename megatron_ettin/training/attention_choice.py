@@ -18,7 +18,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_ettin import distributed
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.loader import Loader
-from megatron_ettin.model.attention import CoreAttention, LayerKind, PackedRows, layer_kind
+from megatron_ettin.model.attention import (
+    CoreAttention,
+    LayerKind,
+    PackedRows,
+    layer_kind,
+    random_projection,
+)
 from megatron_ettin.model.attention_gpu import (
     TransformerEngineCoreAttention,
     VarlenCoreAttention,
@@ -77,7 +83,7 @@ def chosen_layers(
                 "self",
                 pg_collection=ProcessGroupCollection.use_mpu_process_groups(["cp"]),
             )
-            if _serves(core):
+            if serves(core):
                 passes = attention_passes(core, packed)
                 seconds[name] = median_seconds(passes, untimed=UNTIMED, timed=TIMED)
         name = fastest(seconds)
@@ -96,22 +102,18 @@ def attention_passes(core: CoreAttention, packed: PackedRows) -> Callable[[], No
     )
     assert packed.position_ids is not None
     device = packed.cu_seqlens_q.device
-    shape = (len(packed.position_ids), heads, config.kv_channels)
-    inputs = [
-        torch.randn(shape, device=device, dtype=config.params_dtype, requires_grad=True)
-        for _ in range(3)
-    ]
-    gradient = torch.randn(shape, device=device, dtype=config.params_dtype)
+    slots, size, dtype = len(packed.position_ids), config.kv_channels, config.params_dtype
+    inputs = random_projection(slots, heads, size, dtype=dtype, device=device)
+    gradient = torch.randn(slots, heads, size, dtype=dtype, device=device)
 
     def passes() -> None:
-        query, key, value = inputs
-        out = core.attend(query, key, value, packed)
+        out = core.attend(*inputs, packed)
         torch.autograd.grad(out, inputs, gradient)
 
     return passes
 
 
-def _serves(core: CoreAttention) -> bool:
+def serves(core: CoreAttention) -> bool:
     """Tell whether a kernel can be run here for a layer."""
     if not isinstance(core, TransformerEngineCoreAttention):
         return True
