@@ -147,7 +147,7 @@ def _kernels() -> dict[str, type[CoreAttention]]:
 def _measured(layers: dict[str, Step], rounds: int) -> Times:
     """Return milliseconds of each kind of layer, and on a GPU of starting a layer's passes."""
     milliseconds = {
-        f"{kind}_ms": 1e3 * median_seconds(step, untimed=WARM_UP, timed=rounds)
+        f"{kind}_ms": 1e3 * median_seconds(step, untimed=WARM_UP, timed=rounds, device_alone=True)
         for kind, step in layers.items()
     }
     if torch.cuda.is_available() and len(layers) == len(set(LAYERS)):

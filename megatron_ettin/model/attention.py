@@ -26,6 +26,8 @@ from megatron_ettin.model.dropout import OutputDropout
 
 LayerKind = Literal["global", "local"]
 """Kind of a layer, whose positions see their whole document, or a window of it."""
+KindAndLength = tuple[LayerKind, int]
+"""Kind of a layer, and the slots of the rows that it attends over."""
 
 
 @dataclass

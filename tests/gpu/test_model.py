@@ -16,13 +16,14 @@ import torch
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig
-from megatron_ettin.model.attention import CoreAttention, LayerKind
+from megatron_ettin.model.attention import CoreAttention, KindAndLength
 from megatron_ettin.model.attention_gpu import TransformerEngineCoreAttention
 from megatron_ettin.model.provider import Attention
 from tests.gpu.conftest import BACKENDS, run_without_gpu, skip_without
 from tests.gpu.outputs import (
     ATTENTIONS,
     DOCUMENTS,
+    SEQ_LENGTH,
     Outputs,
     build,
     example,
@@ -140,7 +141,9 @@ def test_transformer_engines_attention_in_a_model_is_near_the_cpus_fp32(
     model = dataclasses.replace(reference.model, backend="transformer_engine")
     hardware = HardwareConfig(precision="bf16")
     with distributed.process_groups(hardware):
-        by_engine: frozenset[LayerKind] = frozenset({"global", "local"})
+        by_engine: frozenset[KindAndLength] = frozenset(
+            {("global", SEQ_LENGTH), ("local", SEQ_LENGTH)}
+        )
         stage = build(model, attention, hardware, reference.weights, by_engine)
         kinds = [type(part) for part in stage.modules() if isinstance(part, CoreAttention)]
         found = outputs(stage)

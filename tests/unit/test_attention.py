@@ -1,6 +1,8 @@
 """Attention over a packed stream against dense attention with the mask written out, in float64."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -49,7 +51,7 @@ def dense(
 def core_attention(
     mask_type: AttnMaskType,
     window: tuple[int, int] | None,
-    kind: type[CoreAttention] = SdpaCoreAttention,
+    kind: Callable[..., CoreAttention] = SdpaCoreAttention,
     size: int = SIZE,
 ) -> CoreAttention:
     config: Any = SimpleNamespace(
@@ -290,6 +292,29 @@ def test_transformer_engine_gets_tensors_of_their_own(monkeypatch: pytest.Monkey
     found = torch.autograd.grad(out, inputs, direction)
     for mine, theirs in zip(found, torch.autograd.grad(expected, copies, direction), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("length", "by_engine"), [(max(LENGTHS), True), (1024, False)])
+def test_rows_of_a_length_that_was_not_measured_get_torchs_kernel(
+    length: int, by_engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, calls = Engine(), []
+
+    def varlen(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        calls.append("torch")
+        return query
+
+    monkeypatch.setattr(attention_gpu, "packed_kernel", lambda *_, **__: kernel)
+    monkeypatch.setattr(attention_gpu, "varlen", varlen)
+    builder = partial(TransformerEngineCoreAttention, row_lengths=frozenset({length}))
+    core: Any = core_attention(AttnMaskType.padding, None, builder)
+    t = sum(LENGTHS)
+    borders = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    packed = PackedRows.of(borders, max(LENGTHS), torch.zeros(t), torch.zeros(1))
+    qkv = random_projection(t, HEADS, SIZE, dtype=torch.float64, device=torch.device("cpu"))
+    core.attend(*qkv, packed)
+    assert calls == ([] if by_engine else ["torch"])
+    assert bool(kernel.inputs) == by_engine
 
 
 @pytest.mark.gpu
