@@ -1,4 +1,4 @@
-"""Figures of the training benchmark: as lines for people, and as a JSON object a cell."""
+"""Figures of the training benchmark: as lines for people, and as JSON objects."""
 
 from __future__ import annotations
 
@@ -43,18 +43,15 @@ def as_text(cell: Cell, figures: Figures) -> str:
     return "\n".join(lines)
 
 
-def report(cell: Cell, figures: Figures | None, *, with_json: bool) -> str:
-    """Return what was measured of a cell; `figures` are None if its process was killed.
-
-    `with_json` adds a line: a JSON object of the cell's settings and figures.
-    """
+def report(cell: Cell, figures: Figures | None) -> str:
+    """Return what was measured of a cell; `figures` are None if its process was killed."""
     if figures is None:
         return f"\n{cell.name} on {cell.device}: the process was killed"
-    text = as_text(cell, figures)
-    return f"{text}\n{_as_json(cell, figures)}" if with_json else text
+    return as_text(cell, figures)
 
 
-def _as_json(cell: Cell, figures: Figures) -> str:
+def as_json(cell: Cell, figures: Figures) -> str:
+    """Return a line: a JSON object of a cell's settings and of figures of it."""
     settings = {
         "model": cell.model,
         "objective": cell.objective,
