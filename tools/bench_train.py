@@ -12,29 +12,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.model_sizes import SIZES
-from benchmarks.training_cells import Cell, Figures, measure_cells, training_cells
-from benchmarks.training_table import as_json, failure, report
+from benchmarks.training_cells import Cell, measure_cells, training_cells
+from benchmarks.training_table import failure, print_json, print_nothing, print_report
 from megatron_ettin.command_parser import CommandParser
 
 
 def main() -> None:
-    """Measure every cell and report it.
-
-    On a GPU the JSON object of a contender's variant is printed before the next one is measured; on
-    a CPU contenders take turns, and there is one object a cell.
-    """
+    """Measure every cell and report it."""
     cells, prints_json = parse_arguments()
-
-    def tell(cell: Cell, figures: Figures) -> None:
-        if prints_json and figures:
-            tqdm.write(as_json(cell, figures))
-            sys.stdout.flush()  # a run that is cut short has said what it knows
-
+    measured = measure_cells(cells, print_json if prints_json else print_nothing)
     killed = []
-    for cell, figures in zip(tqdm(cells, disable=None), measure_cells(cells, tell), strict=True):
+    for cell, figures in zip(tqdm(cells, disable=None), measured, strict=True):
         killed += [cell] if figures is None else []
-        tqdm.write(report(cell, figures))
-        sys.stdout.flush()
+        print_report(cell, figures)
     if killed:
         sys.exit(f"error: {failure(killed)}")
 

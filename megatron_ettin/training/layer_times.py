@@ -109,7 +109,8 @@ def median_seconds(
         for _ in range(timed + 1)
     ]
     if device_alone:
-        torch.cuda._sleep(round(QUEUED * timed * host_seconds * CYCLES_PER_SECOND))
+        cycles = round(QUEUED * timed * host_seconds * CYCLES_PER_SECOND)
+        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
     marks[0].record()
     for mark in marks[1:]:
         step()
