@@ -1,6 +1,6 @@
 """Times of the attention kernels of global and local layers, forward and backward.
 
-No GPU has been measured yet.
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations

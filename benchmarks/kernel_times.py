@@ -4,7 +4,7 @@
 calls it, so nothing is timed beside it: no copy of what it overwrites, no joining of its outputs.
 Attention comes from `attention_times.py`.
 
-No GPU has been measured yet.
+No GPU has run its code for GPUs yet.
 """
 
 from __future__ import annotations
