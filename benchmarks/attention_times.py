@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.transformer_config import TransformerConfig
 from numpy.typing import NDArray
 
 from benchmarks.device import wait_for_device
@@ -23,14 +22,11 @@ from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig
 from megatron_ettin.config.data import SLOTS_PER_SEGMENT
 from megatron_ettin.model.attention import CoreAttention, PackedRows, SdpaCoreAttention
-from megatron_ettin.model.attention_gpu import (
-    TransformerEngineCoreAttention,
-    VarlenCoreAttention,
-    transformer_engine_attends,
-)
+from megatron_ettin.model.attention_gpu import TransformerEngineCoreAttention, VarlenCoreAttention
 from megatron_ettin.model.backend import transformer_engine_lack
 from megatron_ettin.model.provider import ATTENTION_MASKS, Attention, transformer_config
 from megatron_ettin.text_table import text_table
+from megatron_ettin.training.attention_choice import attention_passes, serves
 from megatron_ettin.training.layer_times import median_seconds
 from megatron_ettin.training.micro_batch import segment_boundaries
 
@@ -126,14 +122,14 @@ def _layers(
         packed = PackedRows.of(
             torch.from_numpy(ends).to(device),
             int(np.diff(ends).max()),
-            torch.zeros(0, device=device),
+            torch.zeros(int(ends[-1]), device=device),
             torch.zeros(0, device=device),
         )
         layers = {}
         for number, layer in enumerate(LAYERS[:2], start=1):
             core = kind(config, number, mask, "self", pg_collection=groups)
-            if _serves(core):
-                layers[layer] = _passes(core, packed, int(ends[-1]), config)
+            if serves(core):
+                layers[layer] = attention_passes(core, packed)
         layers_by_kernel[name + label] = layers
     return layers_by_kernel
 
@@ -148,35 +144,10 @@ def _kernels() -> dict[str, type[CoreAttention]]:
     return kernels
 
 
-def _serves(core: CoreAttention) -> bool:
-    """Tell whether a layer's attention has a kernel here."""
-    if not isinstance(core, TransformerEngineCoreAttention):
-        return True
-    heads, size = core.config.num_attention_heads, core.config.kv_channels
-    return transformer_engine_attends(heads, size, is_causal=core.is_causal, window=core.window)
-
-
-def _passes(core: CoreAttention, packed: PackedRows, slots: int, config: TransformerConfig) -> Step:
-    """Return a function that goes forward and backward through the attention of a layer."""
-    shape = (slots, 1, config.num_attention_heads, config.kv_channels)
-    device = distributed.device()
-    inputs = [
-        torch.randn(shape, device=device, dtype=config.params_dtype, requires_grad=True)
-        for _ in range(3)
-    ]
-    gradient = torch.randn(slots, 1, shape[2] * shape[3], device=device, dtype=config.params_dtype)
-
-    def step() -> None:
-        out = core(*inputs, None, packed_seq_params=packed)
-        torch.autograd.grad(out, inputs, gradient)
-
-    return step
-
-
 def _measured(layers: dict[str, Step], rounds: int) -> Times:
     """Return milliseconds of each kind of layer, and on a GPU of starting a layer's passes."""
     milliseconds = {
-        f"{kind}_ms": 1e3 * median_seconds(step, untimed=WARM_UP, timed=rounds)
+        f"{kind}_ms": 1e3 * median_seconds(step, untimed=WARM_UP, timed=rounds, device_alone=True)
         for kind, step in layers.items()
     }
     if torch.cuda.is_available() and len(layers) == len(set(LAYERS)):

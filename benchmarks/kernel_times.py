@@ -1,7 +1,8 @@
 """Times of single kernels at the sizes of a model, forward and backward.
 
-`KERNELS` lists them: a new kernel is one function and one line there. Attention comes from
-`attention_times.py`.
+`KERNELS` lists them: a new kernel is one function and one line there. Each is called as a layer
+calls it, so nothing is timed beside it: no copy of what it overwrites, no joining of its outputs.
+Attention comes from `attention_times.py`.
 
 No GPU has run its code for GPUs yet.
 """
@@ -33,8 +34,9 @@ from megatron_ettin.training.layer_times import median_seconds
 
 Step = Callable[[], tuple[torch.Tensor, ...]]
 """Goes forward and backward; returns the gradients."""
-#: Share of the slots that are scored, and of the embedding's rows that are [MASK].
-SCORED, MASKED = 0.3, 0.24
+#: Share of the slots that are scored, of the embedding's rows that are [MASK], and of the channels
+#: that are dropped.
+SCORED, MASKED, DROPPED = 0.3, 0.24, 0.1
 #: Slots of a row, and the mean tokens of a document.
 SEQ_LENGTH, DOCUMENT_TOKENS = 1024, 200
 WARM_UP = 3
@@ -77,7 +79,7 @@ def times_of_models(sizes: Iterable[str], rows: int, *, rounds: int) -> Iterator
             model = model_of_size(size)
             for kernel, build in KERNELS.items():
                 step = build(Sizes(model, rows))
-                seconds = median_seconds(step, untimed=WARM_UP, timed=rounds)
+                seconds = median_seconds(step, untimed=WARM_UP, timed=rounds, device_alone=True)
                 yield KernelTime(size, model.hidden_size, kernel, 1e3 * seconds)
             yield from _attention(size, model, rows, rounds)
 
@@ -93,10 +95,17 @@ def _attention(size: str, model: ModelConfig, rows: int, rounds: int) -> Iterato
                 yield KernelTime(size, model.hidden_size, name, times[f"{kind}_ms"])
 
 
-def _passes(forward: Callable[[], torch.Tensor], inputs: list[torch.Tensor]) -> Step:
-    """Return a function that goes forward, and backward from ones."""
-    ones = torch.ones_like(forward())
-    return lambda: torch.autograd.grad(forward(), inputs, ones)
+def _passes(
+    forward: Callable[[], torch.Tensor | tuple[torch.Tensor, ...]], inputs: list[torch.Tensor]
+) -> Step:
+    """Return a function that goes forward, and backward from ones for each output."""
+
+    def outputs() -> tuple[torch.Tensor, ...]:
+        found = forward()
+        return (found,) if isinstance(found, torch.Tensor) else found
+
+    ones = [torch.ones_like(each) for each in outputs()]
+    return lambda: torch.autograd.grad(outputs(), inputs, ones)
 
 
 def _layer_norm(sizes: Sizes) -> Step:
@@ -116,23 +125,37 @@ def _gated_gelu(sizes: Sizes) -> Step:
     return _passes(lambda: activation(gated), [gated])
 
 
+def _dropout(sizes: Sizes) -> Step:
+    """Drop a tenth with torch's kernel. Ours draws inside the addition: see the lines with it."""
+    x = sizes.matrix(sizes.rows, sizes.model.hidden_size)
+    return _passes(lambda: F.dropout(x, DROPPED), [x])
+
+
 def _add_and_normalise(sizes: Sizes) -> Step:
+    """Add a residual to an output, and normalise the sum."""
+    return _of_sum(sizes, dropout=None)
+
+
+def _add_drop_and_normalise(sizes: Sizes) -> Step:
     """Add a residual to an output of which a tenth is dropped, and normalise the sum."""
+    seq_length = min(SEQ_LENGTH, sizes.rows)
+    g = torch.arange(sizes.rows // seq_length, device=distributed.device())
+    return _of_sum(sizes, LayerDropout(OutputDropout(DROPPED, seed=1), 0, g, seq_length, 0))
+
+
+def _of_sum(sizes: Sizes, dropout: LayerDropout | None) -> Step:
     channels = sizes.model.hidden_size
     norm = LayerNorm(_settings(sizes), channels, 1e-5).to(distributed.device())
     residual, branch = (sizes.matrix(sizes.rows, 1, channels) for _ in range(2))
-    seq_length = min(SEQ_LENGTH, sizes.rows)
-    g = torch.arange(sizes.rows // seq_length, device=distributed.device())
-    dropout = LayerDropout(OutputDropout(0.1, seed=1), 0, g, seq_length, 0)
     inputs = [residual, branch, norm.weight]
-    return _passes(lambda: torch.cat(norm.of_sum(residual, branch, dropout)), inputs)
+    return _passes(lambda: norm.of_sum(residual, branch, dropout), inputs)
 
 
 def _rotation(sizes: Sizes) -> Step:
-    """Rotate queries and keys, as in a layer; of a copy, which a GPU overwrites."""
+    """Rotate queries and keys, as in a layer: a GPU turns the same ones on and on, in place."""
     config, table, packed = _rotated_rows(sizes)
     qkv = _projected(sizes)
-    return _passes(lambda: torch.cat(rotated(qkv.clone(), table, packed, config)), [qkv])
+    return _passes(lambda: rotated(qkv, table, packed, config), [qkv])
 
 
 def _rotation_by_megatron_core(sizes: Sizes) -> Step:
@@ -141,9 +164,10 @@ def _rotation_by_megatron_core(sizes: Sizes) -> Step:
     qkv = _projected(sizes)
     table = torch.randn(len(packed.position_ids), 1, 1, sizes.model.head_size).to(qkv.device)
 
-    def forward() -> torch.Tensor:
-        q, k, v = qkv.clone().unbind(dim=3)
-        return torch.cat([*(apply_rotary_pos_emb(x, table, config=config) for x in (q, k)), v])
+    def forward() -> tuple[torch.Tensor, ...]:
+        query, key, value = qkv.unbind(dim=3)
+        q, k = (apply_rotary_pos_emb(x, table, config=config) for x in (query, key))
+        return q, k, value
 
     return _passes(forward, [qkv])
 
@@ -198,7 +222,9 @@ KERNELS: dict[str, Callable[[Sizes], Step]] = {
     "layer norm, torch": _layer_norm,
     "layer norm, torch, 1,024 rows more": _layer_norm_of_more_rows,
     "gated gelu": _gated_gelu,
-    "add, drop and normalise": _add_and_normalise,
+    "dropout, torch": _dropout,
+    "add and normalise": _add_and_normalise,
+    "add, drop and normalise": _add_drop_and_normalise,
     "rotation": _rotation,
     "rotation, megatron-core": _rotation_by_megatron_core,
     "loss": _loss,

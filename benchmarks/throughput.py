@@ -19,6 +19,8 @@ from benchmarks.device import wait_for_device
 
 Builder = Callable[[int], Contender]
 """Makes a contender whose micro-batches have at most so many slots."""
+Each = Callable[[str, "Measurement"], None]
+"""Takes the name of what has been measured, and the measurement."""
 SMALLEST_SLOTS = 1024
 """Slots of the smallest micro-batch: one row."""
 
@@ -80,11 +82,13 @@ def side_by_side(
     rounds: int,
     warm_up_steps: int = 1,
     at_end: Callable[[Contender], None] = lambda _: None,
+    each: Each = lambda _, __: None,
 ) -> dict[str, Measurement]:
     """Measure contenders in turns, a step each, so that a busy machine slows all of them alike.
 
     `warm_up_steps` are not timed: they compile kernels, pick algorithms, fill the allocator and
-    capture graphs. `at_end` gets each contender once it has been measured.
+    capture graphs. `at_end` gets each contender once it has been measured, and `each` its name and
+    measurement: here, when all have been.
     """
     measured = {name: Measurement(micro_batch_slots=micro_batch_slots) for name in builders}
     with ExitStack() as opened:
@@ -98,7 +102,8 @@ def side_by_side(
         for _ in range(rounds):
             for name, contender in contenders.items():
                 measured[name].time(contender.step)
-        for contender in contenders.values():
+        for name, contender in contenders.items():
+            each(name, measured[name])
             at_end(contender)
     return measured
 
@@ -110,11 +115,13 @@ def one_by_one(
     rounds: int,
     warm_up_steps: int = 1,
     at_end: Callable[[Contender], None] = lambda _: None,
+    each: Each = lambda _, __: None,
 ) -> dict[str, Measurement]:
     """Measure contenders one after the other, each alone on the device and its memory.
 
     Each is built once and measured in all its variants. A contender that does not fit runs with
-    half the slots in a micro-batch, and so on.
+    half the slots in a micro-batch, and so on. `each` gets a variant's name and measurement before
+    the next variant begins.
     """
     measured = {}
     for name, build in builders.items():
@@ -127,6 +134,7 @@ def one_by_one(
                     measurement.time(take_step)
                 measurement.peak_memory_bytes = int(torch.cuda.max_memory_allocated())
                 measured[name + suffix] = measurement
+                each(name + suffix, measurement)
             at_end(contender)
         # Both names must go before the memory can.
         del contender, take_step

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +34,7 @@ from megatron_ettin.training.profile import TRACE_FILE, idle_share, kernel_inter
 
 if TYPE_CHECKING:
     # Not at run time: training_cells starts the process that imports this module.
-    from benchmarks.training_cells import Cell, Figures
+    from benchmarks.training_cells import Cell, Figures, Tell
 
 SEQ_LENGTH = 1024
 #: Untimed steps with graphs: enough for all usual shapes to be captured. Without them one does.
@@ -48,24 +48,29 @@ Configured = Callable[[int], RunConfig]
 """Makes a run of the cell whose micro-batches have so many slots."""
 
 
-def measure(cell: Cell) -> Figures:
-    """Measure one cell; called in a process of its own."""
+def measure(cell: Cell, tell: Tell) -> Figures:
+    """Measure one cell; tell each figure as soon as it exists, and return all of them."""
+    figures: Figures = {}
+
+    def found(some: Figures) -> None:
+        figures.update(some)
+        tell(some)
+
     with tempfile.TemporaryDirectory(prefix="bench_train.") as folder:
         configured = partial(_configuration, cell, Path(folder))
         with distributed.process_groups(configured(cell.micro_batch_slots).hardware):
             in_turns = throughput.side_by_side if cell.device == "cpu" else throughput.one_by_one
-            traced: Figures = {}
-            measured = in_turns(
+            in_turns(
                 _contenders(cell, configured),
                 micro_batch_slots=cell.micro_batch_slots,
                 rounds=cell.rounds,
                 warm_up_steps=GRAPHS_WARM_UP_STEPS if cell.cuda_graphs else 1,
-                at_end=lambda contender: traced.update(_profile(cell, contender)),
+                at_end=lambda contender: found(_profile(cell, contender)),
+                each=lambda name, measurement: found(_figures(name, measurement)),
             )
-            figures = _figures(measured) | traced
             if cell.path_cost:
                 parts = path_cost(configured(cell.micro_batch_slots), rounds=cell.rounds)
-                figures["path_cost"] = {part: seconds.share for part, seconds in parts.items()}
+                found({"path_cost": {part: seconds.share for part, seconds in parts.items()}})
     return figures
 
 
@@ -138,19 +143,19 @@ def _profile(cell: Cell, contender: Contender) -> Figures:
     return {"ours_idle_share": idle_share(intervals)} if len(intervals) else {}
 
 
-def _figures(measured: Mapping[str, Measurement]) -> Figures:
-    """Return the figures of a cell by the names that they have in the JSON object."""
+def _figures(name: str, measurement: Measurement) -> Figures:
+    """Return the figures of a contender by the names that they have in the JSON object."""
+    figures: Figures = {
+        f"{name}_tokens_per_s": measurement.tokens_per_s,
+        f"{name}_slowest_fastest": measurement.spread,
+        f"{name}_fill": measurement.fill,
+    }
+    if measurement.peak_memory_bytes is not None:
+        figures[f"{name}_peak_memory_bytes"] = measurement.peak_memory_bytes
+        figures[f"{name}_micro_batch_slots"] = measurement.micro_batch_slots
     gpu = gpu_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    figures: Figures = {}
-    for name, measurement in measured.items():
-        figures[f"{name}_tokens_per_s"] = measurement.tokens_per_s
-        figures[f"{name}_slowest_fastest"] = measurement.spread
-        figures[f"{name}_fill"] = measurement.fill
-        if measurement.peak_memory_bytes is not None:
-            figures[f"{name}_peak_memory_bytes"] = measurement.peak_memory_bytes
-            figures[f"{name}_micro_batch_slots"] = measurement.micro_batch_slots
-        if gpu is not None and measurement.flops_per_s is not None:
-            # A share of the bf16 peak in every precision.
-            peak = gpu.peak_flops["bf16"]
-            figures[f"{name}_mfu"] = mfu(measurement.flops_per_s, peak, gpu.name)
+    if gpu is not None and measurement.flops_per_s is not None:
+        # A share of the bf16 peak in every precision.
+        peak = gpu.peak_flops["bf16"]
+        figures[f"{name}_mfu"] = mfu(measurement.flops_per_s, peak, gpu.name)
     return figures

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str
 
 Figures = dict[str, Any]
 """Figures of a cell by the names that they have in the JSON object."""
+Tell = Callable[[Figures], None]
+"""Takes figures of a cell that are new."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,28 +92,34 @@ def training_cells(
     ]
 
 
-def measure_cells(cells: Sequence[Cell]) -> Iterator[Figures | None]:
-    """Measure every cell; yield None for one whose process was killed.
+def measure_cells(
+    cells: Sequence[Cell], tell: Callable[[Cell, Figures], None]
+) -> Iterator[Figures | None]:
+    """Measure every cell; yield its figures, or None for one whose process was killed.
 
-    On a CPU each has a process of its own, which the system kills if memory runs out. On a GPU all
-    share this one: a GPU without memory only raises, and a start takes longer than a measurement.
+    On a CPU each has a process of its own, which the system kills if memory runs out, and its
+    figures are told together. On a GPU all share this one: a GPU without memory only raises, and a
+    start takes longer than a measurement. A figure is told as soon as it exists.
     """
     os.environ.update(ALLOCATOR)
     if all(cell.device == "cpu" for cell in cells):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for cell in cells:
         if cell.device == "cuda":
-            yield _measure(cell)
+            yield _measure(cell, partial(tell, cell))
             continue
         try:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                yield process.submit(_measure, cell).result()
+                figures = process.submit(_measure, cell).result()
         except BrokenProcessPool:
             yield None
+        else:
+            tell(cell, figures)
+            yield figures
 
 
-def _measure(cell: Cell) -> Figures:
+def _measure(cell: Cell, tell: Tell = lambda _: None) -> Figures:
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     from benchmarks.training_cell import measure
 
-    return measure(cell)
+    return measure(cell, tell)

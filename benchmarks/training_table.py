@@ -1,9 +1,12 @@
-"""Figures of the training benchmark: as lines for people, and as a JSON object a cell."""
+"""Figures of the training benchmark: as lines for people, and as JSON objects."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+
+from tqdm import tqdm
 
 from benchmarks.training_cells import Cell, Figures
 from megatron_ettin.devices import GIB
@@ -43,18 +46,25 @@ def as_text(cell: Cell, figures: Figures) -> str:
     return "\n".join(lines)
 
 
-def report(cell: Cell, figures: Figures | None, *, with_json: bool) -> str:
-    """Return what was measured of a cell; `figures` are None if its process was killed.
+def print_report(cell: Cell, figures: Figures | None) -> None:
+    """Print what was measured of a cell; `figures` are None if its process was killed."""
+    killed = f"\n{cell.name} on {cell.device}: the process was killed"
+    tqdm.write(killed if figures is None else as_text(cell, figures))
+    sys.stdout.flush()
 
-    `with_json` adds a line: a JSON object of the cell's settings and figures.
+
+def print_nothing(_: Cell, __: Figures) -> None:
+    """Leave new figures to the report."""
+
+
+def print_json(cell: Cell, figures: Figures) -> None:
+    """Print a line: a JSON object of a cell's settings and of new figures; nothing without any.
+
+    A run that is cut short has said what it knows. On a GPU the figures are those of a variant of a
+    contender; on a CPU contenders take turns, and there is one line a cell.
     """
-    if figures is None:
-        return f"\n{cell.name} on {cell.device}: the process was killed"
-    text = as_text(cell, figures)
-    return f"{text}\n{_as_json(cell, figures)}" if with_json else text
-
-
-def _as_json(cell: Cell, figures: Figures) -> str:
+    if not figures:
+        return
     settings = {
         "model": cell.model,
         "objective": cell.objective,
@@ -63,7 +73,8 @@ def _as_json(cell: Cell, figures: Figures) -> str:
         "cuda_graphs": cell.cuda_graphs,
         "step_slots": cell.step_slots,
     }
-    return json.dumps(settings | figures)
+    tqdm.write(json.dumps(settings | figures))
+    sys.stdout.flush()
 
 
 def failure(killed: Sequence[Cell]) -> str:

@@ -13,18 +13,18 @@ from tqdm import tqdm
 
 from benchmarks.model_sizes import SIZES
 from benchmarks.training_cells import Cell, measure_cells, training_cells
-from benchmarks.training_table import failure, report
+from benchmarks.training_table import failure, print_json, print_nothing, print_report
 from megatron_ettin.command_parser import CommandParser
 
 
 def main() -> None:
     """Measure every cell and report it."""
     cells, prints_json = parse_arguments()
+    measured = measure_cells(cells, print_json if prints_json else print_nothing)
     killed = []
-    for cell, figures in zip(tqdm(cells, disable=None), measure_cells(cells), strict=True):
+    for cell, figures in zip(tqdm(cells, disable=None), measured, strict=True):
         killed += [cell] if figures is None else []
-        tqdm.write(report(cell, figures, with_json=prints_json))
-        sys.stdout.flush()  # a run that is cut short has said what it knows
+        print_report(cell, figures)
     if killed:
         sys.exit(f"error: {failure(killed)}")
 
@@ -47,7 +47,7 @@ def parse_arguments() -> tuple[list[Cell], bool]:
     add("--path-cost", action="store_true", help="also the cost over plain PyTorch by part (CPU)")
     add("--profile", type=Path, help="trace one micro-batch of each cell below this folder")
     add("--threads", type=int, default=os.cpu_count(), help="threads of the process, on a CPU")
-    add("--json", action="store_true", help="also print a JSON object a cell, as it is measured")
+    add("--json", action="store_true", help="also print each figure in a JSON object, at once")
     options = vars(parser.parse_args())
     prints_json = options.pop("json")
     try:

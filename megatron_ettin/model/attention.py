@@ -26,6 +26,8 @@ from megatron_ettin.model.dropout import OutputDropout
 
 LayerKind = Literal["global", "local"]
 """Kind of a layer, whose positions see their whole document, or a window of it."""
+KindAndLength = tuple[LayerKind, int]
+"""Kind of a layer, and the slots of the rows that it attends over."""
 
 
 @dataclass
@@ -262,6 +264,19 @@ class SdpaCoreAttention(CoreAttention):
             weights = torch.softmax(q @ k.transpose(-1, -2) * scale + mask, dim=-1)
             out = weights.to(v.dtype) @ v
         return out.transpose(0, 1).reshape(heads, padded, size)[:, :slots]
+
+
+def random_projection(
+    slots: int, heads: int, size: int, *, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return random q, k, v [slots, heads, size] that ask for gradients, to try a kernel with.
+
+    They lie in memory as a layer hands them over: views of one buffer [slots, heads, 3, size], the
+    output of its projection.
+    """
+    qkv = torch.randn(slots, heads, 3, size, dtype=dtype, device=device)
+    query, key, value = (x.requires_grad_() for x in qkv.unbind(dim=2))
+    return query, key, value
 
 
 def layer_window(config: TransformerConfig, layer_number: int) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from megatron_ettin.model.attention import CoreAttention, PackedRows
+from megatron_ettin.model.attention import CoreAttention, PackedRows, random_projection
 
 logger = logging.getLogger(__name__)
 
@@ -140,16 +140,20 @@ def varlen_window(*, is_causal: bool, window: tuple[int, int] | None) -> tuple[i
 class TransformerEngineCoreAttention(CoreAttention):
     """Transformer Engine's packed attention (cuDNN's, or flash-attn's if that is installed).
 
-    Rows of another direction than the model's get torch's kernel.
+    Rows of another direction than the model's get torch's kernel, and so do rows of other lengths
+    than `row_lengths`, if these are given: for them it was not measured to be faster.
 
     It runs in bf16 under every fp8 recipe: on Hopper its fp8 attention has neither windows nor a
     packed backward pass. Context parallelism is done around it (`CoreAttention.forward`), so it is
     not told of any.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, row_lengths: frozenset[int] | None = None, **kwargs: Any
+    ) -> None:
         """Build the attention of a layer, for a rank's share of the heads."""
         super().__init__(*args, **kwargs)
+        self.row_lengths = row_lengths
         config = self.config
         ranks = config.tensor_model_parallel_size * config.context_parallel_size
         self.heads = config.num_attention_heads // ranks
@@ -166,19 +170,40 @@ class TransformerEngineCoreAttention(CoreAttention):
     ) -> torch.Tensor:
         """Attend over a whole stream: query, key, value and the result are [t, heads, size]."""
         is_causal, window = self.sight(packed)
-        if is_causal != self.is_causal:
+        serves = self.row_lengths is None or packed.max_seqlen_q in self.row_lengths
+        if is_causal != self.is_causal or not serves:
             return varlen(query, key, value, packed, self.scale, is_causal=is_causal, window=window)
-        with packed_kernels_only():
-            out: torch.Tensor = self.kernel(
-                query,
-                key,
-                value,
-                cu_seqlens_q=packed.cu_seqlens_q,
-                cu_seqlens_kv=packed.cu_seqlens_kv,
-                max_seqlen_q=packed.max_seqlen_q,
-                max_seqlen_kv=packed.max_seqlen_kv,
-            )
-        return out.view(query.shape)
+        return by_packed_kernel(
+            self.kernel, query, key, value, packed.cu_seqlens_q, packed.max_seqlen_q
+        )
+
+
+def by_packed_kernel(
+    kernel: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    boundaries: torch.Tensor,
+    longest: int,
+) -> torch.Tensor:
+    """Call Transformer Engine's attention: query, key, value and the result are [t, heads, size].
+
+    Views of one buffer are copied first. Transformer Engine would guess from their addresses that
+    they are views, a way that it calls deprecated; and the way that it offers instead, to take the
+    buffer, costs more in the backward pass than the copy (docs/decisions/0020).
+    """
+    query, key, value = (x.contiguous() for x in (query, key, value))
+    with packed_kernels_only():
+        out: torch.Tensor = kernel(
+            query,
+            key,
+            value,
+            cu_seqlens_q=boundaries,
+            cu_seqlens_kv=boundaries,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+    return out.view(query.shape)
 
 
 def packed_kernel(
@@ -232,20 +257,14 @@ def transformer_engine_attends(
 
     No table says so: support depends on versions, device and shapes, and a missing kernel raises.
     """
-    device = torch.cuda.current_device()
+    device = torch.device("cuda", torch.cuda.current_device())
     # A long segment, one within the window, and an empty one as at the end of every row.
     cu_seqlens = torch.tensor([0, 208, 256, 256], dtype=torch.int32, device=device)
-    shape = (256, heads, head_size)
-    q, k, v = (
-        torch.zeros(shape, dtype=torch.bfloat16, device=device, requires_grad=True)
-        for _ in range(3)
-    )
+    q, k, v = random_projection(256, heads, head_size, dtype=torch.bfloat16, device=device)
     try:
         kernel = packed_kernel(heads, head_size, is_causal=is_causal, window=window)
-        lengths = {"max_seqlen_q": 256, "max_seqlen_kv": 256}
-        with packed_kernels_only():
-            out = kernel(q, k, v, cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, **lengths)
-        out.backward(torch.ones_like(out))
+        out = by_packed_kernel(kernel, q, k, v, cu_seqlens, longest=256)
+        torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
         torch.cuda.synchronize()
     except (AssertionError, RuntimeError, ValueError) as error:
         kind = f"window {window}" if window else "whole documents"

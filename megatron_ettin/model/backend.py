@@ -9,8 +9,9 @@ No GPU has run its code for GPUs yet.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, assert_never
 
 import torch
@@ -20,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_ettin.config import Fp8Recipe, HardwareConfig, ModelConfig
 from megatron_ettin.model.attention import (
     CoreAttention,
-    LayerKind,
+    KindAndLength,
     SdpaCoreAttention,
     layer_kind,
 )
@@ -107,17 +108,19 @@ def linears(backend: Backend) -> Linears:
 
 
 def core_attention(
-    config: TransformerConfig, layer_number: int, by_engine: frozenset[LayerKind] = frozenset()
-) -> type[CoreAttention]:
-    """Return the core attention of layer `layer_number`, from 1.
+    config: TransformerConfig, layer_number: int, by_engine: frozenset[KindAndLength] = frozenset()
+) -> Callable[..., CoreAttention]:
+    """Return what builds the core attention of layer `layer_number`, from 1.
 
-    Transformer Engine computes layers of the kinds `by_engine`: those for which a measurement has
-    found it faster. The kernels for GPUs take 16-bit tensors only. In fp32 a GPU therefore gets the
-    CPU's attention, which waits for the segment boundaries at every layer: good for comparisons,
-    not for training.
+    Transformer Engine computes layers of the kinds `by_engine`, over rows of the lengths there:
+    those for which a measurement has found it faster. The kernels for GPUs take 16-bit tensors
+    only. In fp32 a GPU therefore gets the CPU's attention, which waits for the segment boundaries
+    at every layer: good for comparisons, not for training.
     """
     if not torch.cuda.is_available() or config.params_dtype == torch.float32:
         return SdpaCoreAttention
-    if layer_kind(config, layer_number) in by_engine:
-        return TransformerEngineCoreAttention
+    kind = layer_kind(config, layer_number)
+    lengths = frozenset(length for each, length in by_engine if each == kind)
+    if lengths:
+        return partial(TransformerEngineCoreAttention, row_lengths=lengths)
     return VarlenCoreAttention

@@ -5,6 +5,7 @@ No GPU has run its code for GPUs yet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_ettin.model.attention import CoreAttention, LayerKind, PackedRows
+from megatron_ettin.model.attention import CoreAttention, KindAndLength, PackedRows
 from megatron_ettin.model.backend import Backend, Linears, core_attention, linears
 from megatron_ettin.model.dropout import LayerDropout
 from megatron_ettin.model.norm import LayerNorm
@@ -129,11 +130,11 @@ def block_spec(
     mask_type: AttnMaskType,
     layers: range,
     backend: Backend,
-    by_engine: frozenset[LayerKind] = frozenset(),
+    by_engine: frozenset[KindAndLength] = frozenset(),
 ) -> TransformerBlockSubmodules:
     """Return the spec of the layers `layers` (counted from 0) that a pipeline stage holds.
 
-    Transformer Engine computes the attention of the kinds `by_engine`.
+    Transformer Engine computes the attention of the kinds `by_engine`, over rows of these lengths.
     """
     return TransformerBlockSubmodules(
         layer_specs=[
@@ -153,7 +154,7 @@ def block_spec(
 def _layer_spec(
     mask_type: AttnMaskType,
     linear: Linears,
-    core: type[CoreAttention],
+    core: Callable[..., CoreAttention],
     *,
     has_input_norm: bool,
     is_last: bool,

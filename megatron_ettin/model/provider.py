@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
 from megatron_ettin.model import weight_map
-from megatron_ettin.model.attention import LayerKind
+from megatron_ettin.model.attention import KindAndLength
 from megatron_ettin.model.backend import Backend, by_transformer_engine, choose_backend
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.initialize import initial_tensor, local_shard
@@ -33,12 +33,12 @@ def build_model(
     attention: Attention,
     hardware: HardwareConfig,
     seeds: SeedConfig,
-    by_engine: frozenset[LayerKind] = frozenset(),
+    by_engine: frozenset[KindAndLength] = frozenset(),
 ) -> EttinModel:
     """Return this rank's stage of the model, with initial weights, on this rank's device.
 
     Needs process groups (`distributed.process_groups`). Transformer Engine computes the attention
-    of the layers `by_engine`.
+    of the layers `by_engine`, over rows of the lengths there.
     """
     backend = choose_backend(model, hardware)
     stage = build_stage(model, attention, hardware, seeds, backend, by_engine)
@@ -52,7 +52,7 @@ def build_stage(
     hardware: HardwareConfig,
     seeds: SeedConfig,
     backend: Backend = "local",
-    by_engine: frozenset[LayerKind] = frozenset(),
+    by_engine: frozenset[KindAndLength] = frozenset(),
 ) -> EttinModel:
     """Return this rank's stage on the CPU, with uninitialised weights."""
     config = transformer_config(model, attention, hardware, backend)

@@ -27,6 +27,9 @@ from megatron_ettin.objectives import attentions
 
 #: Numbers of untimed rounds, in which kernels are compiled and chosen, and of timed rounds.
 ROUNDS = {"cpu": (1, 3), "cuda": (5, 20)}
+#: Cycles of a GPU in a second, at most; and how many times as long as the host should need to queue
+#: all calls the GPU is kept waiting.
+CYCLES_PER_SECOND, QUEUED = 2e9, 2
 
 
 def layer_seconds(config: RunConfig) -> float:
@@ -83,10 +86,18 @@ def _ramp(shape: torch.Size, peak: float, device: torch.device) -> torch.Tensor:
     return torch.linspace(-peak, peak, shape.numel(), device=device).view(shape)
 
 
-def median_seconds(step: Callable[[], object], *, untimed: int, timed: int) -> float:
-    """Return the median time of `step`; on a GPU a call is queued before the last one has ended."""
+def median_seconds(
+    step: Callable[[], object], *, untimed: int, timed: int, device_alone: bool = False
+) -> float:
+    """Return the median time of `step`; on a GPU a call is queued before the last one has ended.
+
+    If `device_alone`, the GPU begins when all calls are queued: then a step whose kernels are
+    shorter than the host needs to start them takes the kernels' time, as inside a CUDA graph.
+    """
     for _ in range(untimed):
+        before = time.perf_counter()
         step()
+        host_seconds = time.perf_counter() - before
     if not torch.cuda.is_available():
         stamps = [time.perf_counter()]
         for _ in range(timed):
@@ -97,6 +108,9 @@ def median_seconds(step: Callable[[], object], *, untimed: int, timed: int) -> f
         torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         for _ in range(timed + 1)
     ]
+    if device_alone:
+        cycles = round(QUEUED * timed * host_seconds * CYCLES_PER_SECOND)
+        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
     marks[0].record()
     for mark in marks[1:]:
         step()

@@ -18,7 +18,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig
-from megatron_ettin.model.attention import PackedRows
+from megatron_ettin.model.attention import KindAndLength, PackedRows
 from megatron_ettin.model.backend import choose_backend
 from megatron_ettin.model.ettin_model import EttinModel
 from megatron_ettin.model.provider import Attention, build_stage, logical_parameters
@@ -66,10 +66,15 @@ def build(
     attention: Attention,
     hardware: HardwareConfig,
     weights: Mapping[str, torch.Tensor] | None = None,
+    by_engine: frozenset[KindAndLength] = frozenset(),
 ) -> EttinModel:
-    """Return the model with `weights` (random ones if not given) on this rank's device."""
+    """Return the model with `weights` (random ones if not given) on this rank's device.
+
+    Transformer Engine computes the attention of the layers `by_engine`, over rows of the lengths
+    there.
+    """
     backend = choose_backend(model, hardware)
-    stage = build_stage(model, attention, hardware, SeedConfig(), backend)
+    stage = build_stage(model, attention, hardware, SeedConfig(), backend, by_engine)
     weights = random_weights(stage) if weights is None else weights
     with torch.no_grad():
         for name, parameter in logical_parameters(stage):

@@ -16,11 +16,14 @@ import torch
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig
+from megatron_ettin.model.attention import CoreAttention, KindAndLength
+from megatron_ettin.model.attention_gpu import TransformerEngineCoreAttention
 from megatron_ettin.model.provider import Attention
 from tests.gpu.conftest import BACKENDS, run_without_gpu, skip_without
 from tests.gpu.outputs import (
     ATTENTIONS,
     DOCUMENTS,
+    SEQ_LENGTH,
     Outputs,
     build,
     example,
@@ -124,6 +127,28 @@ def test_backends_agree_in_bf16(
     skip_without("transformer_engine")
     engine, local = (reference.on_gpu(attention, "bf16", backend) for backend in reversed(BACKENDS))
     of_logits, of_gradient = compare(engine, local, record_property)
+    assert of_logits <= reference.bf16_logits
+    assert of_gradient <= reference.bf16_gradients
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("reference", ["nano"], indirect=True)
+def test_transformer_engines_attention_in_a_model_is_near_the_cpus_fp32(
+    reference: Reference, attention: Attention, record_property: Record
+) -> None:
+    """Of layers of both kinds; elsewhere torch's kernel attends, for no run has measured them."""
+    skip_without("transformer_engine")
+    model = dataclasses.replace(reference.model, backend="transformer_engine")
+    hardware = HardwareConfig(precision="bf16")
+    with distributed.process_groups(hardware):
+        by_engine: frozenset[KindAndLength] = frozenset(
+            {("global", SEQ_LENGTH), ("local", SEQ_LENGTH)}
+        )
+        stage = build(model, attention, hardware, reference.weights, by_engine)
+        kinds = [type(part) for part in stage.modules() if isinstance(part, CoreAttention)]
+        found = outputs(stage)
+    assert kinds == [TransformerEngineCoreAttention] * model.num_layers
+    of_logits, of_gradient = compare(found, reference.expected[attention], record_property)
     assert of_logits <= reference.bf16_logits
     assert of_gradient <= reference.bf16_gradients
 

@@ -1,6 +1,8 @@
 """Attention over a packed stream against dense attention with the mask written out, in float64."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -11,7 +13,14 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megatron_ettin.model.attention import CoreAttention, MixedRows, PackedRows, SdpaCoreAttention
+from megatron_ettin.model import attention_gpu
+from megatron_ettin.model.attention import (
+    CoreAttention,
+    MixedRows,
+    PackedRows,
+    SdpaCoreAttention,
+    random_projection,
+)
 from megatron_ettin.model.attention_gpu import (
     TransformerEngineCoreAttention,
     VarlenCoreAttention,
@@ -42,7 +51,7 @@ def dense(
 def core_attention(
     mask_type: AttnMaskType,
     window: tuple[int, int] | None,
-    kind: type[CoreAttention] = SdpaCoreAttention,
+    kind: Callable[..., CoreAttention] = SdpaCoreAttention,
     size: int = SIZE,
 ) -> CoreAttention:
     config: Any = SimpleNamespace(
@@ -248,6 +257,66 @@ def test_varlen_hands_torchs_kernels_what_they_need(
     torch.testing.assert_close(ours.grad, reference.grad, rtol=0, atol=1e-12)
 
 
+class Engine(torch.nn.Module):
+    """Stand-in for Transformer Engine's attention: what it is handed, attended densely."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.inputs: tuple[torch.Tensor, ...] = ()
+
+    def forward(self, *inputs: torch.Tensor, **lengths: Any) -> torch.Tensor:
+        self.inputs = inputs
+        assert lengths["max_seqlen_q"] == lengths["max_seqlen_kv"] == max(LENGTHS)
+        return dense(*(x.unsqueeze(1) for x in inputs), None, None).squeeze(1)
+
+
+def test_transformer_engine_gets_tensors_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views of one buffer are a layout that it would have to guess from addresses."""
+    kernel = Engine()
+    monkeypatch.setattr(attention_gpu, "packed_kernel", lambda *_, **__: kernel)
+    t = sum(LENGTHS)
+    borders = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    packed = PackedRows.of(borders, max(LENGTHS), torch.zeros(t), torch.zeros(1))
+    core = core_attention(AttnMaskType.padding, None, TransformerEngineCoreAttention)
+    inputs = random_projection(t, HEADS, SIZE, dtype=torch.float64, device=torch.device("cpu"))
+    assert [x.storage_offset() for x in inputs] == [0, SIZE, 2 * SIZE]
+    out = core(*(x.unsqueeze(1) for x in inputs), None, packed_seq_params=packed)
+    for mine, theirs in zip(inputs, kernel.inputs, strict=True):
+        assert torch.equal(mine, theirs)
+        assert theirs.is_contiguous()
+        assert theirs.untyped_storage().nbytes() == theirs.nbytes
+    copies = [x.detach().clone().requires_grad_() for x in inputs]
+    expected = dense(*(x.unsqueeze(1) for x in copies), None, None)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    direction = torch.randn_like(out)
+    found = torch.autograd.grad(out, inputs, direction)
+    for mine, theirs in zip(found, torch.autograd.grad(expected, copies, direction), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("length", "by_engine"), [(max(LENGTHS), True), (1024, False)])
+def test_rows_of_a_length_that_was_not_measured_get_torchs_kernel(
+    length: int, by_engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, calls = Engine(), []
+
+    def varlen(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        calls.append("torch")
+        return query
+
+    monkeypatch.setattr(attention_gpu, "packed_kernel", lambda *_, **__: kernel)
+    monkeypatch.setattr(attention_gpu, "varlen", varlen)
+    builder = partial(TransformerEngineCoreAttention, row_lengths=frozenset({length}))
+    core: Any = core_attention(AttnMaskType.padding, None, builder)
+    t = sum(LENGTHS)
+    borders = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    packed = PackedRows.of(borders, max(LENGTHS), torch.zeros(t), torch.zeros(1))
+    qkv = random_projection(t, HEADS, SIZE, dtype=torch.float64, device=torch.device("cpu"))
+    core.attend(*qkv, packed)
+    assert calls == ([] if by_engine else ["torch"])
+    assert bool(kernel.inputs) == by_engine
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [VarlenCoreAttention, TransformerEngineCoreAttention])
 @MASKS
@@ -264,18 +333,18 @@ def test_kernels_for_gpus_equal_dense_attention(
     t, size = sum(LENGTHS), 64
     borders = torch.tensor([0, *LENGTHS]).cumsum(0).int().cuda()
     packed = PackedRows.of(borders, max(LENGTHS), torch.zeros(t), torch.zeros(1))
-    rounded = [torch.randn(t, 1, HEADS, size).bfloat16() for _ in range(3)]
-    ours = [x.cuda().requires_grad_() for x in rounded]
-    reference = [x.double().requires_grad_() for x in rounded]
+    # Views of one buffer, as a layer hands them over.
+    rounded = torch.randn(t, 1, HEADS, 3, size).bfloat16()
+    ours = rounded.cuda().requires_grad_()
+    reference = rounded.double().requires_grad_()
     out = core_attention(mask_type, window, kind, size).cuda()(
-        *ours, None, packed_seq_params=packed
+        *ours.unbind(dim=3), None, packed_seq_params=packed
     )
-    expected = dense(*reference, left, right)
+    expected = dense(*reference.unbind(dim=3), left, right)
     direction = torch.randn_like(expected).bfloat16()
     out.backward(direction.cuda())
     expected.backward(direction.double())
     # Products of bf16, sums of float32: a few roundings of 2^-8 at values of up to 4.
     torch.testing.assert_close(out.cpu().double(), expected, rtol=0.02, atol=0.02)
-    for mine, theirs in zip(ours, reference, strict=True):
-        assert mine.grad is not None
-        torch.testing.assert_close(mine.grad.cpu().double(), theirs.grad, rtol=0.03, atol=0.05)
+    assert ours.grad is not None
+    torch.testing.assert_close(ours.grad.cpu().double(), reference.grad, rtol=0.03, atol=0.05)

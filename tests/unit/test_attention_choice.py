@@ -54,14 +54,14 @@ class SlowInLocalLayers(Slow):
 @pytest.mark.parametrize(
     ("torchs", "engines", "expected"),
     [
-        (SlowInGlobalLayers, SlowInLocalLayers, {"global"}),
-        (SlowInLocalLayers, SlowInGlobalLayers, {"local"}),
-        (Slow, SdpaCoreAttention, {"global", "local"}),
+        (SlowInGlobalLayers, SlowInLocalLayers, {("global", 48)}),
+        (SlowInLocalLayers, SlowInGlobalLayers, {("local", 48)}),
+        (Slow, SdpaCoreAttention, {("global", 48), ("local", 48)}),
         (SdpaCoreAttention, Slow, set()),
     ],
 )
 def test_a_kind_of_layer_gets_the_kernel_that_is_clearly_faster(
-    torchs: Any, engines: Any, expected: set[str], monkeypatch: pytest.MonkeyPatch
+    torchs: Any, engines: Any, expected: set[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels = {"torch": torchs, "transformer_engine": engines}
     monkeypatch.setattr(attention_choice, "KERNELS", kernels)
@@ -69,31 +69,41 @@ def test_a_kind_of_layer_gets_the_kernel_that_is_clearly_faster(
     borders = torch.tensor([0, 20, 48], dtype=torch.int32)
     packed = PackedRows.of(borders, 48, torch.zeros(48), torch.zeros(1))
     config = transformer_config(MODEL, "causal", HardwareConfig())
-    assert chosen_layers(config, "causal", packed) == expected
+    assert chosen_layers(config, "causal", packed, device_alone=False) == expected
 
 
-def test_the_measurement_is_of_the_runs_own_first_micro_batch(
+def test_the_measurement_is_of_the_runs_own_first_micro_batch_of_each_length(
     tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, loader = tiny_loader(tiny_corpus, tmp_path, "MaskedLM")
     measured: list[PackedRows] = []
 
-    def chosen(settings: Any, attention: Any, packed: PackedRows) -> frozenset[str]:
+    def chosen(
+        settings: Any, attention: Any, packed: PackedRows, *, device_alone: bool
+    ) -> set[tuple[str, int]]:
         measured.append(packed)
-        return frozenset({"local"})
+        assert not device_alone  # without graphs the host starts the kernels
+        return {("local", packed.max_seqlen_q)}
 
     monkeypatch.setattr(attention_choice, "chosen_layers", chosen)
     monkeypatch.setattr(attention_choice, "choose_backend", lambda *_: "transformer_engine")
-    g = loader.order.num_rows // 2
-    assert layers_of_transformer_engine(config, "bidirectional", loader, g) == {"local"}
-    batch = next(loader.micro_batches(g, loader.order.num_rows))
-    (packed,) = measured
-    assert packed.cu_seqlens_q.unique().tolist() == sorted(set(batch.rows.cu_seqlens.tolist()))
-    assert packed.max_seqlen_q == batch.rows.seq_length
+    first, second = loader.order.spec.phases
+    assert first.seq_length != second.seq_length
+    for g, phases in ((first.end_g - 1, [first, second]), (second.start_g + 1, [second])):
+        measured.clear()
+        found = layers_of_transformer_engine(config, "bidirectional", loader, g)
+        assert found == {("local", phase.seq_length) for phase in phases}
+        for packed, phase in zip(measured, phases, strict=True):
+            begin = max(g, phase.start_g)
+            rows = next(loader.micro_batches(begin, phase.end_g)).rows
+            assert packed.cu_seqlens_q.unique().tolist() == sorted(set(rows.cu_seqlens.tolist()))
+            assert packed.max_seqlen_q == phase.seq_length
+            assert int(packed.g[0]) == begin
     # After the last row there is nothing to measure.
+    measured.clear()
     end = loader.order.num_rows
     assert layers_of_transformer_engine(config, "bidirectional", loader, end) == frozenset()
-    assert len(measured) == 1
+    assert measured == []
 
 
 @pytest.mark.parametrize(

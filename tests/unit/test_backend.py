@@ -1,6 +1,7 @@
 """Modules of a model depend on the machine, its weights do not."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from megatron.core.transformer.enums import AttnMaskType
 
 from megatron_ettin import distributed
 from megatron_ettin.config import HardwareConfig, ModelConfig, SeedConfig, check_fp8
-from megatron_ettin.model.attention import PackedRows, SdpaCoreAttention
+from megatron_ettin.model.attention import KindAndLength, PackedRows, SdpaCoreAttention
 from megatron_ettin.model.attention_gpu import (
     TransformerEngineCoreAttention,
     VarlenCoreAttention,
@@ -156,7 +157,7 @@ def test_windows_in_the_kernels_terms() -> None:
 def test_a_cpu_and_fp32_attend_by_sdpa() -> None:
     for precision in ("fp32", "bf16"):
         config = transformer_config(TINY, "causal", HardwareConfig(precision=precision))  # type: ignore[arg-type]
-        assert core_attention(config, 1, frozenset({"global"})) is SdpaCoreAttention
+        assert core_attention(config, 1, frozenset({("global", 48)})) is SdpaCoreAttention
 
 
 def test_a_gpu_attends_by_torchs_kernel_unless_another_was_measured_to_be_faster(
@@ -165,9 +166,12 @@ def test_a_gpu_attends_by_torchs_kernel_unless_another_was_measured_to_be_faster
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = transformer_config(TINY, "causal", HardwareConfig(precision="bf16"))
     assert {core_attention(config, layer) for layer in (1, 2, 3)} == {VarlenCoreAttention}
-    by_engine = frozenset({"local"})
-    found = [core_attention(config, layer, by_engine) for layer in (1, 2)]
-    assert found == [VarlenCoreAttention, TransformerEngineCoreAttention]
+    by_engine: frozenset[KindAndLength] = frozenset({("local", 48), ("local", 64)})
+    of_global, of_local = (core_attention(config, layer, by_engine) for layer in (1, 2))
+    assert of_global is VarlenCoreAttention
+    assert isinstance(of_local, partial)
+    assert of_local.func is TransformerEngineCoreAttention
+    assert of_local.keywords == {"row_lengths": {48, 64}}
 
 
 def test_varlen_takes_a_stream_and_returns_its_heads_side_by_side() -> None:

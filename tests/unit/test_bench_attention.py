@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from benchmarks import attention_times
 from benchmarks.attention_times import documents
 from benchmarks.model_sizes import model_of_size
+from megatron_ettin.model.attention import SdpaCoreAttention
 from megatron_ettin.model.attention_gpu import (
     TransformerEngineCoreAttention,
     VarlenCoreAttention,
@@ -39,7 +41,8 @@ def test_transformer_engine_gets_no_thousands_of_empty_segments(
             torch.nn.Module.__init__(self)
 
     monkeypatch.setattr(attention_times, "TransformerEngineCoreAttention", Kernel)
-    monkeypatch.setattr(attention_times, "_serves", lambda _: True)
+    monkeypatch.setattr(attention_times, "serves", lambda _: True)
+    monkeypatch.setattr(attention_times, "attention_passes", lambda *_: None)
     kinds = {"varlen": VarlenCoreAttention, "transformer_engine": Kernel}
     monkeypatch.setattr(attention_times, "_kernels", lambda: kinds)
     monkeypatch.setattr(attention_times, "_measured", lambda *_: {})
@@ -70,3 +73,26 @@ def test_every_kernel_has_its_times(
         for times in report["times"].values():
             assert {"global_ms", "local_ms"} <= set(times)
             assert min(times.values()) > 0.0
+
+
+@pytest.mark.usefixtures("one_process")
+def test_what_is_timed_lies_in_memory_as_a_layer_hands_it_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Noted(SdpaCoreAttention):
+        def attend(self, *inputs: Any) -> torch.Tensor:
+            seen.extend(inputs[:3])
+            return super().attend(*inputs)
+
+    monkeypatch.setattr(attention_times, "_kernels", lambda: {"noted": Noted})
+    model = model_of_size("nano")
+    attention_times.attention_times(
+        model, "causal", documents(256, 128, 50), rounds=1, with_empty=False
+    )
+    heads, size = model.num_attention_heads, model.head_size
+    assert {x.shape for x in seen} == {(256, heads, size)}
+    assert {x.stride() for x in seen} == {(3 * heads * size, 3 * size, 1)}
+    assert [x.storage_offset() for x in seen[:3]] == [0, size, 2 * size]
+    assert len({x.untyped_storage().data_ptr() for x in seen[:3]}) == 1

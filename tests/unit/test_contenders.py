@@ -28,7 +28,7 @@ from benchmarks.contenders import (
 from benchmarks.path_cost import PARTS, path_cost
 from benchmarks.plain_model import PlainModel
 from benchmarks.throughput import Measurement, one_by_one, side_by_side
-from benchmarks.training_cells import training_cells
+from benchmarks.training_cells import ALLOCATOR, training_cells
 from megatron_ettin import distributed
 from megatron_ettin.config import RunConfig
 from megatron_ettin.data.orders import open_order
@@ -36,6 +36,7 @@ from megatron_ettin.training.preparation import micro_batches
 from megatron_ettin.training.profile import TRACE_FILE
 from tests.conftest import TinyCorpus
 from tests.runs import tiny_config
+from tools import bench_train
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -149,6 +150,63 @@ def test_a_contender_is_built_once_for_all_its_variants(
     assert len(ended) == 1
 
 
+def test_a_figure_is_printed_before_the_next_one_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a GPU, whose stages may be cut off: two variants of ours in each of two cells."""
+    printed: list[str] = []
+    known_at: list[tuple[str, int]] = []
+
+    class Slow(Contender):
+        def step(self) -> Step:
+            return self.take("step")
+
+        def again(self) -> Step:
+            return self.take("again")
+
+        def take(self, name: str) -> Step:
+            printed.extend(line for line in capsys.readouterr().out.splitlines() if line[:1] == "{")
+            known_at.append((name, len(printed)))
+            return Step(tokens=1, slots=1)
+
+        def variants(self) -> dict[str, Callable[[], Step]]:
+            return {"": self.step, "_again": self.again}
+
+    for name in ("reset_peak_memory_stats", "empty_cache", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 7)
+    for name in ALLOCATOR:
+        monkeypatch.setenv(name, "0")  # and back afterwards
+    monkeypatch.setattr(training_cell.distributed, "process_groups", lambda _: nullcontext())
+    monkeypatch.setattr(training_cell, "_contenders", lambda *_: {"ours": lambda _: Slow()})
+    monkeypatch.setattr(training_cell, "_profile", lambda *_: {"ours_idle_share": 0.5})
+    options = [
+        "--device",
+        "cuda",
+        "--models",
+        "nano",
+        "17m",
+        "--objectives",
+        "mlm",
+        "--rounds",
+        "2",
+    ]
+    monkeypatch.setattr(sys, "argv", ["bench_train.py", *options, "--json"])
+    bench_train.main()
+    # A warm-up step, a variant's first step, two timed ones; then the other variant, and the trace.
+    cell = [("step", 0)] * 4 + [("again", 1)] * 3
+    assert known_at == cell + [(name, known + 3) for name, known in cell]
+    rest = capsys.readouterr().out
+    found = [json.loads(line) for line in [*printed, *rest.splitlines()] if line[:1] == "{"]
+    assert [(each["model"], "ours_again_fill" in each) for each in found] == [
+        (model, is_again) for model in ("nano", "17m") for is_again in (False, True, False)
+    ]
+    assert [("ours_fill" in each, "ours_idle_share" in each) for each in found[:3]] == [
+        (True, False),
+        (False, False),
+        (False, True),
+    ]
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_padded_batches_hold_whole_documents(
     tiny_corpus: TinyCorpus, tmp_path: Path, objective: str
@@ -225,7 +283,7 @@ def test_steps_with_graphs_are_timed_once_the_usual_shapes_are_captured(
         profile=None,
         threads=1,
     )
-    training_cell.measure(cell)
+    training_cell.measure(cell, tell=lambda _: None)
     # A variant's own first step and the rounds follow.
     assert len(taken) == untimed + 1 + 6
 

@@ -21,7 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.model_sizes import model_of_size
 from megatron_ettin.config import HardwareConfig, ModelConfig
-from megatron_ettin.model.attention_gpu import packed_kernel, packed_kernels_only
+from megatron_ettin.model.attention import random_projection
+from megatron_ettin.model.attention_gpu import by_packed_kernel, packed_kernel
 from megatron_ettin.model.backend import linears
 from megatron_ettin.model.provider import transformer_config
 from megatron_ettin.training.graphs import GraphedForwardBackward
@@ -69,7 +70,7 @@ def chosen(
     is_causal: bool,
     window: tuple[int, int] | None,
 ) -> tuple[bool, bool, bool]:
-    """Return whether it takes flash-attn, cuDNN, or unfused attention for a call of ours."""
+    """Return whether it takes flash-attn, cuDNN, or unfused attention for a call of a layer."""
     from transformer_engine.pytorch.attention.dot_product_attention import (
         dot_product_attention as attention,
     )
@@ -81,6 +82,7 @@ def chosen(
         real = dataclasses.replace(params, qkv_type=torch.Tensor)
         flash, _, fused, _, unfused, _ = choose(real)
         found.append((bool(flash), bool(fused), bool(unfused)))
+        assert real.qkv_layout == "thd_thd_thd"
         raise Chosen
 
     slots, longest, segments = micro_batch
@@ -91,22 +93,12 @@ def chosen(
             kernel = packed_kernel(
                 model.num_attention_heads, model.head_size, is_causal=is_causal, window=window
             )
-        with FakeTensorMode(allow_non_fake_inputs=True), packed_kernels_only():
-            q, k, v = (
-                torch.empty(
-                    slots,
-                    model.num_attention_heads,
-                    model.head_size,
-                    device="cuda",
-                    dtype=torch.bfloat16,
-                    requires_grad=True,
-                )
-                for _ in range(3)
-            )
-            borders = torch.empty(segments + 1, dtype=torch.int32, device="cuda")
-            lengths = {"max_seqlen_q": longest, "max_seqlen_kv": longest}
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            heads, size, gpu = model.num_attention_heads, model.head_size, torch.device("cuda")
+            qkv = random_projection(slots, heads, size, dtype=torch.bfloat16, device=gpu)
+            borders = torch.empty(segments + 1, dtype=torch.int32, device=gpu)
             with pytest.raises(Chosen):
-                kernel(q, k, v, cu_seqlens_q=borders, cu_seqlens_kv=borders, **lengths)
+                by_packed_kernel(kernel, *qkv, borders, longest)
     return found[0]
 
 
