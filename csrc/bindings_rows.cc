@@ -1,6 +1,7 @@
-// Python class RowPlan and the assembly of rows.
+// Python class RowPlan, the assembly of rows and their losses.
 #include <pybind11/stl/filesystem.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -10,6 +11,7 @@
 #include "bindings.h"
 #include "plan_builder.h"
 #include "row_batch.h"
+#include "row_losses.h"
 #include "row_plan.h"
 #include "token_corpus.h"
 #include "token_file.h"
@@ -295,12 +297,66 @@ Raises:
     IndexError: a row is outside of its plan.)");
 }
 
+using SplitLosses = py::typing::Tuple<py::array_t<float>, py::array_t<uint32_t>, bool>;
+
+SplitLosses SplitTrainedLossArrays(const Input<uint64_t>& entries) {
+  const uint64_t* from = Values(entries, "entries");
+  const int64_t count = entries.size();
+  auto sums = NewArray<float>(count);
+  auto tokens = NewArray<uint32_t>(count);
+  float* sums_out = sums.mutable_data();
+  uint32_t* tokens_out = tokens.mutable_data();
+  bool are_trained = false;
+  {
+    const py::gil_scoped_release release;
+    are_trained = SplitTrainedLosses(from, count, sums_out, tokens_out);
+  }
+  return py::make_tuple(sums, tokens, are_trained);
+}
+
+using LossesAbove = py::typing::Tuple<py::array_t<int64_t>, bool>;
+
+LossesAbove FindLossesAboveArray(const Input<uint64_t>& entries, const Input<float>& limits) {
+  const uint64_t* from = Values(entries, "entries");
+  const float* limits_from = Values(limits, "limits", entries.size());
+  std::vector<int64_t> places;
+  bool are_trained = false;
+  {
+    const py::gil_scoped_release release;
+    are_trained = FindLossesAbove(from, entries.size(), limits_from, &places);
+  }
+  auto found = NewArray<int64_t>(static_cast<int64_t>(places.size()));
+  std::copy(places.begin(), places.end(), found.mutable_data());
+  return py::make_tuple(found, are_trained);
+}
+
+void BindLosses(py::module_& module) {
+  module.def("split_trained_losses", &SplitTrainedLossArrays, py::arg("entries"), R"(
+Split the entries of a file of row losses, uint64[n], in one pass (docs/ledger.md, section 7).
+
+Returns:
+    sums: float32[n], summed losses.
+    tokens: uint32[n], the tokens over which they are averaged.
+    are_trained: every row was trained on, and has tokens and a finite sum; if not, the arrays mean
+        nothing.)");
+  module.def("find_losses_above", &FindLossesAboveArray, py::arg("entries"), py::arg("limits"), R"(
+Find rows by their mean loss in the entries of a file of row losses, uint64[n], in one pass.
+
+Returns:
+    places: int64[k], ascending: rows with sum > tokens * limits[place], in float32.
+    are_trained: as of split_trained_losses.
+
+Raises:
+    ValueError: `limits`, float32[n], has another size.)");
+}
+
 }  // namespace
 
 void BindRows(py::module_& module) {
   BindPlan(module);
   BindPlanBuilder(module);
   BindAssembly(module);
+  BindLosses(module);
 }
 
 }  // namespace megatron_ettin

@@ -33,12 +33,14 @@ __all__: list[str] = [
     "counter_draws",
     "counter_key",
     "dropout_factors",
+    "find_losses_above",
     "find_texts",
     "initial_weights",
     "mask_digests",
     "mask_tokens",
     "order_digests",
     "permutation_key",
+    "split_trained_losses",
     "token_digests",
     "uniform_weights",
     "xxh3_128",
@@ -609,6 +611,20 @@ def dropout_factors(
         ValueError: naming the argument that is out of range.
     """
 
+def find_losses_above(
+    entries: numpy.typing.NDArray[numpy.uint64], limits: numpy.typing.NDArray[numpy.float32]
+) -> tuple[numpy.typing.NDArray[numpy.int64], bool]:
+    """
+    Find rows by their mean loss in the entries of a file of row losses, uint64[n], in one pass.
+
+    Returns:
+        places: int64[k], ascending: rows with sum > tokens * limits[place], in float32.
+        are_trained: as of split_trained_losses.
+
+    Raises:
+        ValueError: `limits`, float32[n], has another size.
+    """
+
 def find_texts(texts: list[str], characters: numpy.typing.NDArray[numpy.bool]) -> list[int]:
     """
     Return the indices of the texts with a character whose entry in bool[0x110000] is true.
@@ -700,6 +716,19 @@ def order_digests(
 def permutation_key(seed: int, source: int, epoch: int) -> int:
     """
     Return the key of the permutation that orders one epoch of one source (u64 each).
+    """
+
+def split_trained_losses(
+    entries: numpy.typing.NDArray[numpy.uint64],
+) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.uint32], bool]:
+    """
+    Split the entries of a file of row losses, uint64[n], in one pass (docs/ledger.md, section 7).
+
+    Returns:
+        sums: float32[n], summed losses.
+        tokens: uint32[n], the tokens over which they are averaged.
+        are_trained: every row was trained on, and has tokens and a finite sum; if not, the arrays mean
+            nothing.
     """
 
 def token_digests(

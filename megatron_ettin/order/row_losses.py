@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ettin.native import find_losses_above, split_trained_losses
 from megatron_ettin.order.ledger.format import FORKS_FOLDER
 
 LOSSES_FILE = "row_losses.bin"
@@ -165,23 +166,36 @@ class RowLossReader:
         Raises:
             RowLossError: an entry is none that a run writes; the message names its row and byte.
         """
-        # As whole numbers of 8 bytes: fields of records lie apart, which numpy is slow at.
-        entries = self.entries(begin, end).view("<u8")
-        words, sums = np.empty(len(entries), "<u4"), entries.astype("<u4").view("<f4")
-        np.right_shift(entries, 32, out=words, casting="unsafe")
-        all_scored = bool(len(words) and words.min() > TOKENS_END and words.max() < 2 * TOKENS_END)
-        if all_scored:
-            # The rule: all rows were trained on, and have scored positions.
-            states = np.full(len(words), RowState.TRAINED, dtype=np.uint8)
-            tokens = np.bitwise_and(words, TOKENS_END - 1, out=words)
-            is_wrong = ~np.isfinite(sums)
-        else:
-            states = (words >> _STATE_SHIFT).astype(np.uint8)
-            tokens = words & np.uint32(TOKENS_END - 1)
-            is_wrong = _contradictory(sums, tokens, states)
-            sums[states != RowState.TRAINED] = np.nan
-        self._refuse(is_wrong, begin)
-        return RowLosses(sums=sums, tokens=tokens, states=states, all_scored=all_scored)
+        entries = self.entries(begin, end)
+        # The rule: all rows were trained on, and have scored positions.
+        sums, tokens, are_trained = split_trained_losses(entries.view("<u8"))
+        if are_trained and len(entries):
+            states = np.full(len(entries), RowState.TRAINED, dtype=np.uint8)
+            return RowLosses(sums=sums, tokens=tokens, states=states, all_scored=True)
+        words = entries["word"]
+        sums = entries["loss_sum"].copy()
+        tokens = words & np.uint32(TOKENS_END - 1)
+        states = (words >> _STATE_SHIFT).astype(np.uint8)
+        self._refuse(_contradictory(sums, tokens, states), begin)
+        sums[states != RowState.TRAINED] = np.nan
+        return RowLosses(sums=sums, tokens=tokens, states=states)
+
+    def above(
+        self, begin: int, end: int, limits: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the rows [k] of [begin, end) with a mean loss above their limit, and the means.
+
+        They are compared with `limits` [end - begin] in float32. Raises as `read`.
+        """
+        entries = self.entries(begin, end)
+        places, are_trained = find_losses_above(entries.view("<u8"), limits)
+        if not are_trained:
+            read = self.read(begin, end)
+            is_above = read.sums > read.tokens.astype(np.float32) * limits
+            places = np.flatnonzero(is_above & (read.tokens > 0))
+        found = entries[places]
+        tokens = found["word"] & np.uint32(TOKENS_END - 1)
+        return begin + places, found["loss_sum"].astype(np.float64) / tokens
 
     def _refuse(self, is_wrong: NDArray[np.bool_], begin: int) -> None:
         if is_wrong.any():

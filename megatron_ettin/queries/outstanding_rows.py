@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from megatron_ettin.queries.run_losses import CHUNK_ROWS, LossStretch, RunLosses
 SLACK = np.float32(1e-5)
 #: Loss that no row has: the limit of rows that are not judged. Infinity times no tokens is NaN.
 UNREACHABLE = 1e25
+#: Chunks that a thread searches at a time: handing over one costs as much as searching it.
+TASK_CHUNKS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,8 @@ def find_outstanding(losses: RunLosses, begin: int, end: int, *, z: float, num: 
     Raises:
         RowLossError: the file of losses is damaged.
     """
-    g, scores = np.empty(0, dtype=np.int64), np.empty(0)
     count = unjudged = 0
+    highest = _Highest(num)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for stretch in losses.stretches(begin, end):
             first, last = max(begin, stretch.begin), min(end, stretch.end)
@@ -46,13 +49,28 @@ def find_outstanding(losses: RunLosses, begin: int, end: int, *, z: float, num: 
             chunks = [(at, min(at + CHUNK_ROWS, last)) for at in range(first, last, CHUNK_ROWS)]
             # Limits repeat with the blend, and a chunk holds whole periods of it.
             limits = _limits(losses, stretch, chunks[0], z)
-            search = partial(_search, losses, stretch, limits, z)
-            for found, found_scores in threads.map(search, chunks):
-                count += len(found)
-                g, scores = np.append(g, found), np.append(scores, found_scores)
-                highest = np.lexsort((g, -scores))[:num]
-                g, scores = g[highest], scores[highest]
-    return Outstanding(count=count, unjudged=unjudged, g=g)
+            search = partial(_search, losses, stretch, limits, z, num)
+            starts = range(0, len(chunks), TASK_CHUNKS)
+            tasks = [chunks[start : start + TASK_CHUNKS] for start in starts]
+            for found, of_task in threads.map(search, tasks):
+                count += found
+                highest.add(of_task.g, of_task.scores)
+    return Outstanding(count=count, unjudged=unjudged, g=highest.g)
+
+
+class _Highest:
+    """Rows with the highest scores of all that were added, the highest first."""
+
+    def __init__(self, num: int) -> None:
+        self._num = num
+        self.g = np.empty(0, dtype=np.int64)
+        self.scores = np.empty(0)
+
+    def add(self, g: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+        """Add rows [n] with their scores [n]."""
+        g, scores = np.append(self.g, g), np.append(self.scores, scores)
+        highest = np.lexsort((g, -scores))[: self._num]
+        self.g, self.scores = g[highest], scores[highest]
 
 
 def _limits(
@@ -72,19 +90,19 @@ def _search(
     stretch: LossStretch,
     limits: NDArray[np.float32],
     z: float,
-    rows: tuple[int, int],
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the rows of a chunk whose z-score is at least `z`, and their scores."""
-    read = losses.reader.read(*rows)
-    near = np.flatnonzero(read.sums > read.tokens.astype(np.float32) * limits[: len(read.sums)])
-    near = near[read.tokens[near] > 0]
-    if not len(near):
-        return near, np.empty(0)
-    g = rows[0] + near
-    means = read.sums[near].astype(np.float64) / read.tokens[near]
-    scores = losses.typical(stretch).z(means, losses.groups(stretch.phase, g))
-    is_far = scores >= z
-    return g[is_far], scores[is_far]
+    num: int,
+    chunks: Sequence[tuple[int, int]],
+) -> tuple[int, _Highest]:
+    """Count the rows of chunks whose z-score is at least `z`; return `num` of them too."""
+    count, highest = 0, _Highest(num)
+    for begin, end in chunks:
+        g, means = losses.reader.above(begin, end, limits[: end - begin])
+        if len(g):
+            scores = losses.typical(stretch).z(means, losses.groups(stretch.phase, g))
+            is_far = scores >= z
+            count += int(is_far.sum())
+            highest.add(g[is_far], scores[is_far])
+    return count, highest
 
 
 def _count_unjudged(losses: RunLosses, stretch: LossStretch, first: int, last: int) -> int:

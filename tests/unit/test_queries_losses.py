@@ -16,7 +16,7 @@ from PIL import Image
 
 from megatron_ettin.config import load_config
 from megatron_ettin.order.blend import blend_quotas, rows_by_source, sources_of_rows
-from megatron_ettin.order.row_losses import HEADER_BYTES, RowLossError
+from megatron_ettin.order.row_losses import ENTRY, HEADER_BYTES, RowLossError
 from megatron_ettin.queries import run_losses
 from megatron_ettin.queries.answer import FAIL, PASS
 from megatron_ettin.queries.documents import DocumentName
@@ -271,20 +271,16 @@ def test_verify_finds_a_flipped_bit_and_notes_what_is_gone(copied: RecordedRun) 
 
 
 def test_rows_of_an_objective_are_compared_with_their_like(
-    queried: Queried, monkeypatch: pytest.MonkeyPatch
+    queried: Queried, tmp_path: Path
 ) -> None:
     """Of a mixture, in which the second objective's losses are all higher by far."""
-    run = copy_as_mixture(queried)
-    losses = RunLosses(run)
+    run = copy_as_mixture(queried, tmp_path / "run")
     chosen = run.config_for("objectives").objective.choose(np.arange(queried.done), 21)
-    read = losses.reader.read
+    entries = np.memmap(losses_file(run), ENTRY, "r+", HEADER_BYTES, queried.done)
 
-    def higher(begin: int, end: int) -> object:
-        found = read(begin, end)
-        factor = np.where(chosen[begin:end] == 1, np.float32(3.0), np.float32(1.0))
-        return dataclasses.replace(found, sums=found.sums * factor)
-
-    monkeypatch.setattr(losses.reader, "read", higher)
+    entries["loss_sum"] *= np.where(chosen == 1, np.float32(3.0), np.float32(1.0))
+    entries.flush()
+    losses = RunLosses(run)
     found = find_outstanding(losses, 0, queried.done, z=Z, num=1000)
     assert found.count > 10
     assert {g % 37 for g in found.g.tolist()} == {36}
@@ -292,9 +288,13 @@ def test_rows_of_an_objective_are_compared_with_their_like(
     assert math.isfinite(found.unjudged)
 
 
-def copy_as_mixture(queried: Queried) -> RecordedRun:
+def copy_as_mixture(queried: Queried, folder: Path) -> RecordedRun:
     from megatron_ettin.objectives import CausalLM, MaskedLM, Mixture
 
     config = queried.run.config_for("objectives")
     objective = Mixture(objectives=[MaskedLM(), CausalLM()], shares=[1.0, 1.0])
-    return dataclasses.replace(queried.run, config=dataclasses.replace(config, objective=objective))
+    return dataclasses.replace(
+        queried.run,
+        folder=Path(shutil.copytree(queried.folder, folder)),
+        config=dataclasses.replace(config, objective=objective),
+    )
