@@ -1,4 +1,4 @@
-// Python classes TokenFileBuilder, TokenFile and TokenCorpus.
+// Python classes TokenFileBuilder, TokenFile and TokenCorpus, and the headers of Parquet pages.
 #include <pybind11/stl/filesystem.h>
 
 #include <filesystem>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "page_headers.h"
 #include "token_corpus.h"
 #include "token_file.h"
 #include "token_file_builder.h"
@@ -272,12 +273,46 @@ Copy the tokens per document of documents [first, end), as TokenFile.read_length
 Copy tokens of one document, as TokenFile.tokens does.)");
 }
 
+py::array_t<int64_t> ReadPageHeaderArray(const std::filesystem::path& path, int64_t begin,
+                                         int64_t end) {
+  std::vector<PageHeader> headers;
+  {
+    const py::gil_scoped_release release;
+    headers = ReadPageHeaders(path.string(), begin, end);
+  }
+  constexpr py::ssize_t kFields = 5;
+  py::array_t<int64_t> table({static_cast<py::ssize_t>(headers.size()), kFields});
+  int64_t* to = table.mutable_data();
+  for (const PageHeader& header : headers) {
+    for (const int64_t value : {header.offset, header.header_bytes, header.compressed_bytes,
+                                header.uncompressed_bytes, header.num_rows}) {
+      *to++ = value;
+    }
+  }
+  return table;
+}
+
+void BindPageHeaders(py::module_& module) {
+  module.def("page_headers", &ReadPageHeaderArray, py::arg("path"), py::arg("begin"),
+             py::arg("end"), R"(
+Read the headers of the data pages of a column chunk, the bytes [begin, end) of a Parquet file.
+
+Returns:
+    int64[n, 5]: the header's first byte in the file, its bytes, those of the page after it,
+    compressed and not, and the page's rows.
+
+Raises:
+    ValueError: naming the byte where no header of a data page is.
+    OSError: the file cannot be read.)");
+}
+
 }  // namespace
 
 void BindTokenFiles(py::module_& module) {
   BindBuilder(module);
   BindReader(module);
   BindCorpus(module);
+  BindPageHeaders(module);
 }
 
 }  // namespace megatron_ettin

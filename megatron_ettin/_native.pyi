@@ -39,6 +39,7 @@ __all__: list[str] = [
     "mask_digests",
     "mask_tokens",
     "order_digests",
+    "page_headers",
     "permutation_key",
     "split_trained_losses",
     "token_digests",
@@ -711,6 +712,21 @@ def order_digests(
     Raises:
         ValueError: naming the entry that is out of range.
         IndexError: `row` is outside of its plan.
+    """
+
+def page_headers(
+    path: os.PathLike[str] | str, begin: int, end: int
+) -> numpy.typing.NDArray[numpy.int64]:
+    """
+    Read the headers of the data pages of a column chunk, the bytes [begin, end) of a Parquet file.
+
+    Returns:
+        int64[n, 5]: the header's first byte in the file, its bytes, those of the page after it,
+        compressed and not, and the page's rows.
+
+    Raises:
+        ValueError: naming the byte where no header of a data page is.
+        OSError: the file cannot be read.
     """
 
 def permutation_key(seed: int, source: int, epoch: int) -> int:

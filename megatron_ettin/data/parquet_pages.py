@@ -7,28 +7,28 @@ compares checksums, decompresses and decodes as it does with any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import os
+from collections.abc import Sequence
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from megatron_ettin import native
+
 #: Bytes of pages, decompressed, that are decoded at a time.
 BATCH_BYTES = 32 << 20
-#: Bytes that a page's header is expected to fit into; a longer one is read again.
-_HEADER_BYTES = 512
 _MAGIC = b"PAR1"
-# Numbers of the Parquet format (parquet.thrift). A header names the kind of its page in field 1,
-# and describes a data page of either version in another field.
-_DESCRIBED = {0: 5, 3: 8}
+# Numbers of the Parquet format (parquet.thrift).
 _PHYSICAL_TYPES = {"INT64": 2, "BYTE_ARRAY": 6, "FIXED_LEN_BYTE_ARRAY": 7}
 _REQUIRED, _OPTIONAL, _UTF8, _PLAIN, _RLE = 0, 1, 0, 0, 3
 _CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "ZSTD": 6}
-# Numbers of Thrift's compact protocol, in which headers and footer are written.
-_TRUE, _FALSE, _BYTE, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 5, 6, 8, 9, 12
-_WITH_NUMBER = (_I32, _I64, _BINARY)
+# Numbers of Thrift's compact protocol, in which the footer is written.
+_I32, _I64, _BINARY, _LIST, _STRUCT = 5, 6, 8, 9, 12
 
 
 # A value to be written: its type, and its bytes.
@@ -67,7 +67,7 @@ def has_single_pages(chunk: pq.ColumnChunkMetaData) -> bool:
 
 
 def read_values(
-    source: pa.NativeFile,
+    path: Path,
     metadata: pq.FileMetaData,
     place: int,
     wanted: Sequence[tuple[int, NDArray[np.int64]]],
@@ -86,87 +86,61 @@ def read_values(
     batch: list[Page] = []
     rows: list[NDArray[np.int64]] = []
     num_bytes = num_rows = 0
-    for group, of_group in wanted:
-        pages = list(pages_of(source, metadata.row_group(group).column(place)))
-        begins = np.array([page.first_row for page in pages])
-        holder = np.searchsorted(begins, of_group, side="right") - 1
-        for number in np.unique(holder).tolist():
-            page = pages[number]
-            rows.append(of_group[holder == number] - page.first_row + num_rows)
-            batch.append(page)
-            num_rows += page.num_rows
-            num_bytes += page.uncompressed_bytes
-            if num_bytes >= BATCH_BYTES:
-                found += _decode(source, column, batch).take(np.concatenate(rows)).chunks
-                batch, rows, num_bytes, num_rows = [], [], 0, 0
-    if batch:
-        found += _decode(source, column, batch).take(np.concatenate(rows)).chunks
+    with path.open("rb", buffering=0) as file:
+        for group, of_group in wanted:
+            pages = pages_of(path, metadata.row_group(group).column(place))
+            begins = np.array([page.first_row for page in pages])
+            holder = np.searchsorted(begins, of_group, side="right") - 1
+            for number in np.unique(holder).tolist():
+                page = pages[number]
+                rows.append(of_group[holder == number] - page.first_row + num_rows)
+                batch.append(page)
+                num_rows += page.num_rows
+                num_bytes += page.uncompressed_bytes
+                if num_bytes >= BATCH_BYTES:
+                    found += _decode(file, column, batch).take(np.concatenate(rows)).chunks
+                    batch, rows, num_bytes, num_rows = [], [], 0, 0
+        if batch:
+            found += _decode(file, column, batch).take(np.concatenate(rows)).chunks
     return pa.chunked_array(found)
 
 
-def pages_of(source: pa.NativeFile, chunk: pq.ColumnChunkMetaData) -> Iterator[Page]:
-    """Yield the pages of a column chunk; ValueError if they are not those that its footer counts.
+def pages_of(path: Path, chunk: pq.ColumnChunkMetaData) -> list[Page]:
+    """Return the pages of a column chunk; ValueError if they are not those that its footer counts.
 
     No checksum covers a header. A number of rows in one that was altered moves all later rows, so
     their sum is compared.
     """
-    offset, end = chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size
-    first_row = 0
-    while offset < end:
-        header, length = _read_header(source, offset, end)
-        uncompressed, compressed = _number(header, 2), _number(header, 3)
-        num_rows = _number(header, _DESCRIBED.get(_number(header, 1), 0), 1)
-        if min(uncompressed, compressed, num_rows) < 0 or offset + length + compressed > end:
-            raise ValueError(f"byte {offset}: no header of a data page")
-        yield Page(offset, length + compressed, uncompressed, first_row, num_rows)
-        offset += length + compressed
+    begin, end = chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size
+    pages, first_row = [], 0
+    for offset, of_header, of_page, uncompressed, num_rows in native.page_headers(
+        path, begin, end
+    ).tolist():
+        pages.append(Page(offset, of_header + of_page, uncompressed, first_row, num_rows))
         first_row += num_rows
     if first_row != chunk.num_values:
-        raise ValueError(
-            f"byte {chunk.data_page_offset}: pages of {first_row} rows, not {chunk.num_values}"
-        )
+        raise ValueError(f"byte {begin}: pages of {first_row} rows, not {chunk.num_values}")
+    return pages
 
 
-def _number(fields: Any, *path: int) -> int:
-    """Return the integer at a path of field numbers; -1 if there is none."""
-    for number in path:
-        fields = fields.get(number) if isinstance(fields, dict) else None
-    return fields if type(fields) is int else -1
-
-
-def _read_header(source: pa.NativeFile, offset: int, end: int) -> tuple[dict[int, Any], int]:
-    """Return the fields of the header at a byte of the file, and its length."""
-    size = _HEADER_BYTES
-    while True:
-        content = source.read_at(min(size, end - offset), offset)
-        try:
-            return _parse_struct(content, 0)
-        except IndexError:
-            if size >= end - offset or len(content) < size:
-                raise ValueError(f"byte {offset}: a header without end") from None
-            size *= 8
-        except ValueError as error:
-            raise ValueError(f"byte {offset}: no header of a page: {error}") from None
-
-
-def _decode(source: pa.NativeFile, column: _Column, pages: Sequence[Page]) -> pa.ChunkedArray:
+def _decode(file: FileIO, column: _Column, pages: Sequence[Page]) -> pa.ChunkedArray:
     """Return the values of all rows of some pages; ValueError names the one that is damaged."""
     content, places = bytearray(_MAGIC), []
     for page in pages:
         places.append(len(content))
-        content += source.read_at(page.num_bytes, page.offset)
+        content += os.pread(file.fileno(), page.num_bytes, page.offset)
         if len(content) < places[-1] + page.num_bytes:
             raise ValueError(f"byte {page.offset}: the file ends within a page")
     footer = _footer(column, pages, places)
     content += footer + len(footer).to_bytes(4, "little") + _MAGIC
     try:
-        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        return file.read(["value"])["value"]
+        parquet = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        return parquet.read(["value"])["value"]
     except (pa.ArrowException, OSError) as error:
         if len(pages) == 1:
             raise ValueError(f"byte {pages[0].offset}: {error}") from error
         for page in pages:
-            _decode(source, column, [page])
+            _decode(file, column, [page])
         raise
 
 
@@ -244,49 +218,3 @@ def _struct(fields: dict[int, _Value]) -> _Value:
         content += value
         last = number
     return _STRUCT, bytes(content) + b"\x00"
-
-
-def _parse_struct(content: bytes, at: int) -> tuple[dict[int, Any], int]:
-    """Return the fields of a struct, and where it ends; IndexError if `content` ends before.
-
-    A look-up parses some fifty headers, which take most of its time, so numbers of one byte are
-    read here.
-    """
-    fields: dict[int, Any] = {}
-    number = 0
-    while head := content[at]:
-        at += 1
-        kind = head & 0x0F
-        if head > 0x0F:
-            number += head >> 4
-        else:
-            value, at = _parse_varint(content, at)
-            number = value >> 1 ^ -(value & 1)
-        if kind in _WITH_NUMBER:
-            value = content[at]
-            at += 1
-            if value > 0x7F:
-                value, at = _parse_varint(content, at - 1)
-            if kind == _BINARY:
-                at += value
-                content[at - 1]  # IndexError if it is not there
-            else:
-                fields[number] = value >> 1 ^ -(value & 1)
-        elif kind == _STRUCT:
-            fields[number], at = _parse_struct(content, at)
-        elif kind in (_TRUE, _FALSE):
-            fields[number] = kind == _TRUE
-        elif kind == _BYTE:
-            fields[number], at = content[at], at + 1
-        else:
-            raise ValueError(f"a field of type {kind}")
-    return fields, at + 1
-
-
-def _parse_varint(content: bytes, at: int) -> tuple[int, int]:
-    number = shift = 0
-    while (byte := content[at]) & 0x80:
-        number |= (byte & 0x7F) << shift
-        shift += 7
-        at += 1
-    return number | byte << shift, at + 1

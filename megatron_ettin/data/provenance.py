@@ -340,7 +340,7 @@ class Provenance:
     ) -> pa.ChunkedArray:
         place = SCHEMA.get_field_index(name)
         try:
-            return read_values(self._source, self._file.metadata, place, groups)
+            return read_values(self._path, self._file.metadata, place, groups)
         except (ValueError, pa.ArrowException, OSError) as error:
             raise damaged_sidecar(self._path, f"{name}: {error}") from error
 
