@@ -236,7 +236,7 @@ def test_many_stretches_make_few_row_groups(
 ) -> None:
     """Arrow remembers every row group: one for each stretch would let memory grow with a corpus."""
     whole = pq.read_table(report / "documents.parquet").to_pylist()
-    monkeypatch.setattr(corpus_scan, "READ_TOKENS", 500)
+    monkeypatch.setattr(corpus_scan, "READ_TOKENS", 4000)
     nowhere = tmp_path / "nowhere.jsonl"
     nowhere.write_text(json.dumps({"question": NOWHERE, "choices": []}) + "\n")
     # A table that is written has more than group_rows - 1 rows, and is cut into groups.
