@@ -18,7 +18,7 @@ from megatron_ettin.queries.run_losses import CHUNK_ROWS, LossStretch, RunLosses
 SLACK = np.float32(1e-5)
 #: Loss that no row has: the limit of rows that are not judged. Infinity times no tokens is NaN.
 UNREACHABLE = 1e25
-#: Chunks that a thread searches at a time: handing over one costs as much as searching it.
+#: Chunks that a thread searches at a time: one by one, handing them over took a fifth of the time.
 TASK_CHUNKS = 64
 
 
